@@ -1,0 +1,1 @@
+//! analytics-svc: history, endpoints, overview, users, from rollups and counters

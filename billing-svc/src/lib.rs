@@ -1,0 +1,1 @@
+//! billing-svc: accounts, plans, overage ledger, Stripe

@@ -1,0 +1,1 @@
+//! Pure rules: money, plans, periods, quota arithmetic, latency sketches, ids

@@ -1,0 +1,1 @@
+//! What every server shares: configuration, telemetry, serving, authentication, database, status

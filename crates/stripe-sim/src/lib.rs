@@ -1,0 +1,1 @@
+//! A small stateful Stripe over HTTP, for development, demos and fault tests

@@ -1,0 +1,1 @@
+//! Test support: a private database per test, applications on free ports, tokens

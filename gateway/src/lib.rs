@@ -1,0 +1,1 @@
+//! The REST gateway: HTTP in, gRPC out, no SQL

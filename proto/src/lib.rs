@@ -1,0 +1,1 @@
+//! The gRPC contract: generated types, clients, servers and the descriptor set

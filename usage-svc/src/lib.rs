@@ -1,0 +1,1 @@
+//! usage-svc: records usage exactly once, admits against quota, keeps API keys
