@@ -1,1 +1,19 @@
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use nexus_kit::{config::TelemetryArgs, serve};
+
+#[derive(Parser)]
+#[command(name = "billing-svc", version, about)]
+struct Cli {
+    #[command(flatten)]
+    telemetry: TelemetryArgs,
+    #[command(flatten)]
+    config: nexus_billing::Config,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    serve::run("nexus-billing", &cli.telemetry, |shutdown| nexus_billing::start(cli.config, shutdown)).await
+}

@@ -1,1 +1,95 @@
-//! Typed clients of the three services, with a token and a deadline on every call
+//! Typed clients of the three services: a lazily connected channel per service, and requests that carry
+//! credentials and a deadline.
+
+use std::time::Duration;
+
+use nexus_proto::{
+    analytics::v1::analytics_service_client::AnalyticsServiceClient,
+    billing::v1::billing_service_client::BillingServiceClient,
+    usage::v1::usage_service_client::UsageServiceClient,
+};
+use tonic::{
+    Request,
+    metadata::{Ascii, MetadataValue},
+    transport::{Channel, Endpoint},
+};
+
+/// Answers larger than this are refused.
+const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+
+/// An address or credentials that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Not the URL of a server.
+    #[error("`{0}` is not the URL of a server, e.g. http://localhost:50051")]
+    Address(String),
+    /// Not text that a header can carry.
+    #[error("the credentials contain characters that a header cannot carry")]
+    Credentials,
+}
+
+/// A channel that connects when it is first used, and again when it broke.
+pub fn channel(address: &str) -> Result<Channel, ClientError> {
+    let bad = || ClientError::Address(address.to_owned());
+    let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|_| bad())?;
+    if endpoint.uri().host().is_none() || endpoint.uri().scheme_str().is_none() {
+        return Err(bad());
+    }
+    let endpoint = endpoint
+        .connect_timeout(Duration::from_secs(2))
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(5));
+    Ok(endpoint.connect_lazy())
+}
+
+/// A client of usage-svc.
+pub fn usage(channel: Channel) -> UsageServiceClient<Channel> {
+    UsageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// A client of billing-svc.
+pub fn billing(channel: Channel) -> BillingServiceClient<Channel> {
+    BillingServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// A client of analytics-svc.
+pub fn analytics(channel: Channel) -> AnalyticsServiceClient<Channel> {
+    AnalyticsServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// What every call carries. Its `Debug` form hides the credentials.
+#[derive(Clone)]
+pub struct CallOptions {
+    authorization: MetadataValue<Ascii>,
+    timeout: Duration,
+}
+
+impl CallOptions {
+    /// Credentials as the `authorization` header has them (`Bearer …`, `ApiKey …`) and a deadline.
+    pub fn new(authorization: &str, timeout: Duration) -> Result<Self, ClientError> {
+        let mut authorization: MetadataValue<Ascii> =
+            authorization.parse().map_err(|_| ClientError::Credentials)?;
+        authorization.set_sensitive(true);
+        Ok(Self { authorization, timeout })
+    }
+
+    /// A bearer token and a deadline.
+    pub fn bearer(token: &str, timeout: Duration) -> Result<Self, ClientError> {
+        Self::new(&format!("Bearer {token}"), timeout)
+    }
+
+    /// A request with both.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout);
+        request.metadata_mut().insert("authorization", self.authorization.clone());
+        request
+    }
+}
+
+impl std::fmt::Debug for CallOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CallOptions").field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}

@@ -1,1 +1,19 @@
-//! Pure rules: money, plans, periods, quota arithmetic, latency sketches, ids
+//! Pure rules: no async, no I/O, no protobuf. Time and randomness are arguments.
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | [`id`] | account ids, API keys and their secrets |
+//! | [`plan`] | plan families, the terms of a plan version, which terms a subscription status grants |
+//! | [`period`] | monthly billing periods that follow an anchor |
+//! | [`money`] | integer micros, currencies, overage, cents due and the difference to charge |
+//! | [`quota`] | what is consumed, remaining, and the percentage shown |
+//! | [`route`] | route templates: ids in paths become `{id}` |
+//! | [`sketch`] | mergeable latency histogram with relative error |
+
+pub mod id;
+pub mod money;
+pub mod period;
+pub mod plan;
+pub mod quota;
+pub mod route;
+pub mod sketch;

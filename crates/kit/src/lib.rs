@@ -1,1 +1,28 @@
-//! What every server shares: configuration, telemetry, serving, authentication, database, status
+//! What every server shares. A service brings its configuration, its use cases and its gRPC
+//! implementations; this crate does the rest in one way for all.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`config`] | settings from flags and environment that all servers have |
+//! | [`telemetry`] | logs, traces, W3C trace context in and out |
+//! | [`metrics`] | the Prometheus registry of one server and the RPC metrics |
+//! | [`auth`] | who is calling: JWTs, service tokens, API keys; what a caller may do |
+//! | [`layer`] | around every RPC: span, log line, metrics, load limit, authentication |
+//! | [`serve`] | listeners, reflection, health, drain; the operations port |
+//! | [`db`] | migrations, pools that act as one database role, what an error of the database means |
+//! | [`status`] | gRPC statuses with `google.rpc` details |
+//! | [`validate`] | collects every violation of a request |
+//! | [`page`] | page sizes and page tokens bound to their filter |
+//! | [`convert`] | between the contract's types and the core's |
+
+pub mod auth;
+pub mod config;
+pub mod convert;
+pub mod db;
+pub mod layer;
+pub mod metrics;
+pub mod page;
+pub mod serve;
+pub mod status;
+pub mod telemetry;
+pub mod validate;

@@ -1,1 +1,11 @@
-//! Test support: a private database per test, applications on free ports, tokens
+//! Test support, a dev-dependency only: a private database per test, settings and tokens, seeds.
+//!
+//! | module | what it gives |
+//! |---|---|
+//! | [`db`] | [`db::TestDb`]: a fresh migrated database on the server that `./test` starts |
+//! | [`settings`] | settings of a server under test, tokens that it accepts |
+//! | [`seed`] | accounts |
+
+pub mod db;
+pub mod seed;
+pub mod settings;

@@ -1,0 +1,40 @@
+//! What can go wrong, by meaning, and the status each is.
+
+use nexus_kit::{auth::AuthConfigError, db, serve::ServeError, status, validate::Violations};
+use tonic::Status;
+
+/// Why the service could not start or serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Auth(#[from] AuthConfigError),
+    #[error(transparent)]
+    Database(#[from] db::BadUrl),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+/// Why a use case could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Invalid(#[from] Violations),
+    #[error("database: {0}")]
+    Database(#[from] sqlx::Error),
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Invalid(violations) => status::invalid(&violations),
+            Error::Database(e) if db::is_unavailable(&e) => {
+                tracing::warn!(error = %e, "the database is unavailable");
+                status::unavailable("DATABASE_UNAVAILABLE", "the database is unavailable", status::RETRY_SOON)
+            }
+            Error::Database(e) => {
+                tracing::error!(error = %e, "a statement failed");
+                status::internal()
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Settings that all servers have. Each is a flag and an environment variable; clap names the one at
+//! fault when a value is bad.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args;
+use secrecy::SecretString;
+
+/// Logs and traces.
+#[derive(Args, Debug, Clone)]
+pub struct TelemetryArgs {
+    /// Which log lines to write: a level, or directives like `info,sqlx=warn`
+    #[arg(long, env = "NEXUS_LOG", default_value = "info", value_name = "FILTER", global = true)]
+    pub log: String,
+    /// Form of the log lines
+    #[arg(long, env = "NEXUS_LOG_FORMAT", default_value = "json", value_enum, global = true)]
+    pub log_format: LogFormat,
+    /// Where traces go: URL of an OTLP/gRPC collector, e.g. http://localhost:4317; unset: no traces
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", global = true)]
+    pub otlp_endpoint: Option<String>,
+}
+
+/// Form of the log lines.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Who may call.
+#[derive(Args, Debug, Clone)]
+pub struct AuthArgs {
+    /// Secret of users' HS256 tokens, at least 32 bytes
+    #[arg(long, env = "JWT_SECRET", hide_env_values = true, value_name = "SECRET")]
+    pub jwt_secret: Option<SecretString>,
+    /// Issuer that users' tokens must name
+    #[arg(long, env = "JWT_ISSUER", default_value = "nexus", value_name = "ISS")]
+    pub jwt_issuer: String,
+    /// Public keys of users' RS256, ES256 or EdDSA tokens: a JWK set, or the path of a file with one
+    #[arg(long, env = "JWT_JWKS", value_name = "JSON|FILE")]
+    pub jwt_jwks: Option<String>,
+    /// One public key of users' tokens in PEM, or the path of a file with it
+    #[arg(long, env = "JWT_PUBLIC_KEY", value_name = "PEM|FILE")]
+    pub jwt_public_key: Option<String>,
+    /// Accounts whose users are admins, comma separated
+    #[arg(long, env = "ADMIN_ECO_IDS", default_value = "", value_name = "IDS")]
+    pub admin_eco_ids: String,
+    /// Secret of service tokens (HS256), at least 32 bytes, not the users' secret
+    #[arg(long, env = "SERVICE_TOKEN_SECRET", hide_env_values = true, value_name = "SECRET")]
+    pub service_token_secret: SecretString,
+    /// Serve reflection without credentials
+    #[arg(long, env = "OPEN_REFLECTION", default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub open_reflection: bool,
+    /// Serve health without credentials
+    #[arg(long, env = "OPEN_HEALTH", default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub open_health: bool,
+}
+
+/// How to serve.
+#[derive(Args, Debug, Clone)]
+pub struct ServeArgs {
+    /// How long a stopping server may finish what is in flight
+    #[arg(long, env = "SHUTDOWN_GRACE", default_value = "25s", value_parser = parse_duration, value_name = "DURATION")]
+    pub shutdown_grace: Duration,
+    /// Longest time one call may take; a caller's own deadline may be shorter
+    #[arg(long, env = "REQUEST_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    pub request_timeout: Duration,
+    /// Calls in flight beyond which new ones are answered UNAVAILABLE
+    #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    pub max_in_flight: u32,
+    /// Certificate chain in PEM; with TLS_KEY: serve TLS
+    #[arg(long, env = "TLS_CERT", requires = "tls_key", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key in PEM
+    #[arg(long, env = "TLS_KEY", requires = "tls_cert", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// The database.
+#[derive(Args, Debug, Clone)]
+pub struct DbArgs {
+    /// PostgreSQL, e.g. postgres://user@host/nexus; the user must be a member of the service's role
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub database_url: SecretString,
+    /// Connections at most
+    #[arg(long, env = "DATABASE_MAX_CONNECTIONS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=1000), value_name = "N")]
+    pub database_max_connections: u32,
+}
+
+/// A duration such as `500ms`, `25s`, `10m`, `2h`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let expected = || format!("`{text}` is not a duration such as 500ms, 25s, 10m or 2h");
+    let number: u64 = text[..digits].parse().map_err(|_| expected())?;
+    match &text[digits..] {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(expected),
+        "h" => number.checked_mul(3600).map(Duration::from_secs).ok_or_else(expected),
+        _ => Err(expected()),
+    }
+}

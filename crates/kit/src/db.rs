@@ -1,0 +1,116 @@
+//! Migrations, pools that act as one database role, and what an error of the database means.
+
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use sqlx::{
+    Executor, PgPool,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::config::DbArgs;
+
+/// The schema, from the folder `migrations/`.
+pub static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
+
+/// Role a service acts as; each has only its grants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// usage-svc.
+    Usage,
+    /// billing-svc.
+    Billing,
+    /// analytics-svc.
+    Analytics,
+}
+
+impl Role {
+    fn session(self) -> &'static str {
+        // An acknowledgement means durable, whatever the server's default. A lock that is not had and a
+        // transaction that is forgotten end, rather than hold others up.
+        match self {
+            Role::Usage => {
+                "set role nexus_usage; set synchronous_commit = on; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'"
+            }
+            Role::Billing => {
+                "set role nexus_billing; set synchronous_commit = on; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'"
+            }
+            Role::Analytics => {
+                "set role nexus_analytics; set default_transaction_read_only = on; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'"
+            }
+        }
+    }
+
+    fn application(self) -> &'static str {
+        match self {
+            Role::Usage => "nexus usage",
+            Role::Billing => "nexus billing",
+            Role::Analytics => "nexus analytics",
+        }
+    }
+}
+
+/// The database URL cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("DATABASE_URL (--database-url) is not a PostgreSQL URL: {0}")]
+pub struct BadUrl(sqlx::Error);
+
+/// Reads a database URL; the error does not repeat it.
+pub fn options(args: &DbArgs) -> Result<PgConnectOptions, BadUrl> {
+    args.database_url.expose_secret().parse().map_err(BadUrl)
+}
+
+/// A pool whose sessions act as the role. Connects when first used, so that a server starts while the
+/// database is away and is ready when it comes.
+pub fn pool(args: &DbArgs, role: Role) -> Result<PgPool, BadUrl> {
+    let options = options(args)?.application_name(role.application());
+    let pool = PgPoolOptions::new()
+        .max_connections(args.database_max_connections)
+        .acquire_timeout(Duration::from_secs(3))
+        .after_connect(move |connection, _| {
+            Box::pin(async move { connection.execute(role.session()).await.map(|_| ()) })
+        })
+        .connect_lazy_with(options);
+    Ok(pool)
+}
+
+/// Whether the database answers and has the schema this program was built with.
+pub async fn ready(pool: &PgPool) -> Result<(), String> {
+    let newest = MIGRATOR.iter().map(|m| m.version).max().unwrap_or_default();
+    let applied: i64 =
+        sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success")
+            .fetch_one(pool)
+            .await
+            .map_err(|e| e.to_string())?;
+    if applied < newest {
+        return Err(format!(
+            "the database is at migration {applied}, this program needs {newest}: run `nexus migrate`"
+        ));
+    }
+    Ok(())
+}
+
+/// Whether an error means that the database is away, overloaded or restarting: the caller may try again.
+pub fn is_unavailable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::Protocol(_) => true,
+        // 08 connection, 53 resources, 57P0x shutdown, 55P03 lock timeout, 40001/40P01 lost a race, 57014 time-out
+        sqlx::Error::Database(e) => e.code().is_some_and(|code| {
+            ["08", "53", "57P0", "55P03", "40001", "40P01", "57014"]
+                .iter()
+                .any(|class| code.starts_with(class))
+        }),
+        _ => false,
+    }
+}
+
+/// Whether an error is a violation of the named constraint.
+pub fn violates(error: &sqlx::Error, constraint: &str) -> bool {
+    matches!(error, sqlx::Error::Database(e) if e.constraint() == Some(constraint))
+}

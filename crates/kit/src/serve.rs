@@ -1,0 +1,337 @@
+//! Serving: listeners, reflection, health, the operations port, and a drain that ends.
+
+use std::{future::Future, io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use futures::future::BoxFuture;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    service::Routes,
+    transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    auth::Authenticator,
+    config::{ServeArgs, TelemetryArgs},
+    layer::RequestLayer,
+    metrics::Metrics,
+    telemetry,
+};
+
+/// Longest request a server reads; a batch of 10,000 events is about 2 MiB.
+pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a server could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address is taken or not ours.
+    #[error("cannot listen on {address}: {error}")]
+    Bind {
+        /// Address.
+        address: SocketAddr,
+        /// Reason.
+        error: io::Error,
+    },
+    /// A listener broke.
+    #[error("serving failed: {0}")]
+    Io(#[from] io::Error),
+    /// The transport broke, or TLS is misconfigured.
+    #[error("serving gRPC failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// Our descriptors do not hold together.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// A certificate or key cannot be read.
+    #[error("cannot read {path}: {error}")]
+    Tls {
+        /// File.
+        path: String,
+        /// Reason.
+        error: io::Error,
+    },
+}
+
+/// The two ports of a server.
+pub struct Listeners {
+    /// gRPC, or HTTP in the gateway.
+    pub main: TcpListener,
+    /// `/metrics`, `/healthz`, `/readyz`.
+    pub operations: TcpListener,
+}
+
+impl Listeners {
+    /// Listens on both; port 0 takes a free one.
+    pub async fn bind(main: SocketAddr, operations: SocketAddr) -> Result<Self, ServeError> {
+        Ok(Self { main: bind(main).await?, operations: bind(operations).await? })
+    }
+
+    /// Where the main port is.
+    pub fn main_addr(&self) -> io::Result<SocketAddr> {
+        self.main.local_addr()
+    }
+
+    /// Where the operations port is.
+    pub fn operations_addr(&self) -> io::Result<SocketAddr> {
+        self.operations.local_addr()
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|error| ServeError::Bind { address, error })
+}
+
+/// Says whether the dependencies are there, or what is missing.
+pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// A gRPC server, ready to serve.
+pub struct GrpcServer {
+    /// Its services.
+    pub routes: Routes,
+    /// Their full names, for health.
+    pub services: &'static [&'static str],
+    /// Descriptors of services from elsewhere, for reflection beside our own.
+    pub more_descriptors: &'static [&'static [u8]],
+    /// Verifies callers.
+    pub auth: Arc<Authenticator>,
+    /// Its metrics.
+    pub metrics: Metrics,
+    /// How to serve.
+    pub args: ServeArgs,
+    /// Whether it is ready.
+    pub readiness: Readiness,
+}
+
+impl GrpcServer {
+    /// Serves until `shutdown`, then finishes what is in flight within the grace.
+    pub async fn serve(self, listeners: Listeners, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let stop_operations = CancellationToken::new();
+        let operations = tokio::spawn(operations(
+            listeners.operations,
+            self.metrics.clone(),
+            self.readiness.clone(),
+            stop_operations.clone(),
+        ));
+        set_health(&health, self.services, ServingStatus::NotServing).await;
+        let watch =
+            tokio::spawn(watch_readiness(health, self.services, self.readiness.clone(), shutdown.clone()));
+
+        let mut reflection = tonic_reflection::server::Builder::configure();
+        let mut reflection_alpha = tonic_reflection::server::Builder::configure();
+        let ours = [
+            nexus_proto::DESCRIPTOR_SET,
+            nexus_proto::ERROR_DETAILS_DESCRIPTOR_SET,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+        ];
+        for set in ours.iter().chain(self.more_descriptors) {
+            reflection = reflection.register_encoded_file_descriptor_set(set);
+            reflection_alpha = reflection_alpha.register_encoded_file_descriptor_set(set);
+        }
+        let names = || self.services.iter().copied().chain(["grpc.health.v1.Health"]);
+        let reflection = names().fold(reflection, |b, name| b.with_service_name(name)).build_v1()?;
+        let reflection_alpha =
+            names().fold(reflection_alpha, |b, name| b.with_service_name(name)).build_v1alpha()?;
+        let layer =
+            RequestLayer { auth: self.auth, metrics: self.metrics, max_in_flight: self.args.max_in_flight };
+        let routes =
+            self.routes.add_service(health_service).add_service(reflection).add_service(reflection_alpha);
+        let router = server(&self.args)?.layer(layer).add_routes(routes);
+
+        let incoming = TcpIncoming::from(listeners.main).with_nodelay(Some(true));
+        let served = router.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+        let result = drained(served, &shutdown, self.args.shutdown_grace).await;
+        shutdown.cancel();
+        stop_operations.cancel();
+        join(watch).await;
+        join(operations).await;
+        result.transpose().map(|_| ()).map_err(ServeError::Transport)
+    }
+}
+
+fn server(args: &ServeArgs) -> Result<Server, ServeError> {
+    let server = Server::builder()
+        .timeout(args.request_timeout)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .max_concurrent_streams(1024)
+        .http2_max_header_list_size(32 * 1024)
+        .initial_stream_window_size(1024 * 1024)
+        .initial_connection_window_size(4 * 1024 * 1024);
+    match (&args.tls_cert, &args.tls_key) {
+        (Some(cert), Some(key)) => {
+            let read = |path: &std::path::Path| {
+                std::fs::read(path)
+                    .map_err(|error| ServeError::Tls { path: path.display().to_string(), error })
+            };
+            Ok(server
+                .tls_config(ServerTlsConfig::new().identity(Identity::from_pem(read(cert)?, read(key)?)))?)
+        }
+        _ => Ok(server),
+    }
+}
+
+/// Runs `served` to its end; once `shutdown` is called, for `grace` at most. `None`: cut off.
+pub async fn drained<F: Future>(
+    served: F,
+    shutdown: &CancellationToken,
+    grace: Duration,
+) -> Option<F::Output> {
+    let overtime = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(grace).await;
+    };
+    tokio::select! {
+        output = served => Some(output),
+        () = overtime => {
+            tracing::warn!(?grace, "calls still in flight after the grace are cut off");
+            None
+        }
+    }
+}
+
+async fn join(task: tokio::task::JoinHandle<()>) {
+    if let Err(error) = task.await {
+        tracing::error!(%error, "a background task of the server failed");
+    }
+}
+
+async fn set_health(health: &HealthReporter, services: &[&str], status: ServingStatus) {
+    for service in services.iter().chain(&[""]) {
+        health.set_service_status(*service, status).await;
+    }
+}
+
+/// Keeps health in step with readiness; not serving from the moment of shutdown.
+async fn watch_readiness(
+    health: HealthReporter,
+    services: &'static [&'static str],
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) {
+    let mut was: Option<Result<(), String>> = None;
+    loop {
+        let is = checked(&readiness).await;
+        if was.as_ref() != Some(&is) {
+            match &is {
+                Ok(()) => {
+                    tracing::info!("ready");
+                    set_health(&health, services, ServingStatus::Serving).await;
+                }
+                Err(reason) => {
+                    tracing::warn!(reason, "not ready");
+                    set_health(&health, services, ServingStatus::NotServing).await;
+                }
+            }
+            was = Some(is);
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            () = tokio::time::sleep(CHECK_EVERY) => {}
+        }
+    }
+    set_health(&health, services, ServingStatus::NotServing).await;
+}
+
+async fn checked(readiness: &Readiness) -> Result<(), String> {
+    tokio::time::timeout(CHECK_TIMEOUT, readiness())
+        .await
+        .unwrap_or_else(|_| Err("the check took too long".to_owned()))
+}
+
+/// The operations port: `/metrics`, `/healthz` (alive), `/readyz` (dependencies are there).
+pub async fn operations(
+    listener: TcpListener,
+    metrics: Metrics,
+    readiness: Readiness,
+    stop: CancellationToken,
+) {
+    let app = Router::new()
+        .route(
+            "/metrics",
+            get(|State(m): State<Metrics>| async move {
+                ([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], m.render())
+            }),
+        )
+        .with_state(metrics)
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(move || ready(readiness.clone())));
+    if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await {
+        tracing::error!(%error, "the operations port failed");
+    }
+}
+
+/// The answer of `/readyz`.
+pub async fn ready(readiness: Readiness) -> (StatusCode, &'static str) {
+    match checked(&readiness).await {
+        Ok(()) => (StatusCode::OK, "ready\n"),
+        Err(reason) => {
+            tracing::warn!(reason, "not ready");
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+        }
+    }
+}
+
+/// A token that is cancelled by SIGTERM or SIGINT; a second signal ends the process at once.
+pub fn shutdown_on_signals() -> io::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let token = CancellationToken::new();
+    let cancel = token.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::info!("stopping");
+        cancel.cancel();
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::warn!("stopped at once by a second signal");
+        std::process::exit(130);
+    });
+    Ok(token)
+}
+
+/// The body of a server's `main`: telemetry, signals, the server, exit code 1 with the error if it fails.
+pub async fn run<F, E>(
+    name: &'static str,
+    args: &TelemetryArgs,
+    server: impl FnOnce(CancellationToken) -> F,
+) -> ExitCode
+where
+    F: Future<Output = Result<(), E>>,
+    E: std::error::Error,
+{
+    let telemetry = match telemetry::init(args, name) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let shutdown = match shutdown_on_signals() {
+        Ok(token) => token,
+        Err(error) => {
+            eprintln!("{name}: signals: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = server(shutdown).await;
+    // The exporter's last send blocks.
+    let flushed = tokio::task::spawn_blocking(move || telemetry.shutdown()).await;
+    match (result, flushed) {
+        (Ok(()), Ok(())) => ExitCode::SUCCESS,
+        (Ok(()), Err(error)) => {
+            eprintln!("{name}: flushing traces: {error}");
+            ExitCode::SUCCESS
+        }
+        (Err(error), _) => {
+            eprintln!("{name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

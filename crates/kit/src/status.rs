@@ -1,0 +1,93 @@
+//! gRPC statuses with `google.rpc` details. Every one has an `ErrorInfo` with a reason in our domain, so
+//! that a client tells errors apart without reading texts.
+
+use std::{collections::HashMap, time::Duration};
+
+use nexus_proto::ERROR_DOMAIN;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt};
+
+use crate::validate::Violations;
+
+/// Delay after which a caller should try again when a part of the system is away.
+pub const RETRY_SOON: Duration = Duration::from_secs(1);
+
+/// A status with `ErrorInfo` alone.
+pub fn with_reason(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    Status::with_error_details(code, message, error_info(reason, HashMap::new()))
+}
+
+/// Invalid input, with every field at fault.
+pub fn invalid(violations: &Violations) -> Status {
+    let mut details = error_info("INVALID_ARGUMENT", HashMap::new());
+    let fields: Vec<_> =
+        violations.0.iter().map(|v| FieldViolation::new(v.field.clone(), v.message.clone())).collect();
+    details.set_bad_request(fields);
+    Status::with_error_details(Code::InvalidArgument, violations.to_string(), details)
+}
+
+/// No or bad credentials.
+pub fn unauthenticated(message: impl Into<String>) -> Status {
+    with_reason(Code::Unauthenticated, "UNAUTHENTICATED", message)
+}
+
+/// Good credentials that do not suffice.
+pub fn permission_denied(message: impl Into<String>) -> Status {
+    with_reason(Code::PermissionDenied, "PERMISSION_DENIED", message)
+}
+
+/// No such thing.
+pub fn not_found(reason: &str, message: impl Into<String>) -> Status {
+    with_reason(Code::NotFound, reason, message)
+}
+
+/// A dependency is away or we are overloaded: nothing happened, try again.
+pub fn unavailable(reason: &str, message: impl Into<String>, retry: Duration) -> Status {
+    let mut details = error_info(reason, HashMap::new());
+    details.set_retry_info(Some(retry));
+    Status::with_error_details(Code::Unavailable, message, details)
+}
+
+/// Our own fault; the text for the caller says nothing of the inside, the log does.
+pub fn internal() -> Status {
+    with_reason(Code::Internal, "INTERNAL", "internal error")
+}
+
+/// An RPC of the contract that this version does not have.
+pub fn not_implemented(rpc: &str) -> Status {
+    with_reason(Code::Unimplemented, "NOT_IMPLEMENTED", format!("{rpc} is not implemented in this version"))
+}
+
+/// A quota is used up.
+pub struct QuotaExceeded<'a> {
+    /// Account.
+    pub eco_id: &'a str,
+    /// Message for people.
+    pub message: String,
+    /// Figures for programs: `limit`, `current_usage`, `period_start`, `period_end`, `plan`.
+    pub metadata: HashMap<String, String>,
+    /// When units may be had again.
+    pub retry: Duration,
+    /// Where to upgrade.
+    pub upgrade_url: &'a str,
+}
+
+/// `RESOURCE_EXHAUSTED` with `ErrorInfo`, `QuotaFailure`, `RetryInfo` and `Help`.
+pub fn quota_exceeded(q: QuotaExceeded<'_>) -> Status {
+    let mut details = error_info("QUOTA_EXCEEDED", q.metadata);
+    details.set_quota_failure(vec![QuotaViolation::new(format!("account:{}", q.eco_id), q.message.clone())]);
+    details.set_retry_info(Some(q.retry));
+    details.add_help_link("Upgrade the plan", q.upgrade_url);
+    Status::with_error_details(Code::ResourceExhausted, q.message, details)
+}
+
+/// The `reason` of a status made here; empty for one from elsewhere.
+pub fn reason(status: &Status) -> String {
+    status.get_error_details().error_info().map(|i| i.reason.clone()).unwrap_or_default()
+}
+
+fn error_info(reason: &str, metadata: HashMap<String, String>) -> ErrorDetails {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, ERROR_DOMAIN, metadata);
+    details
+}

@@ -1,0 +1,120 @@
+//! Logs, traces, and W3C trace context in and out.
+
+use opentelemetry::{
+    KeyValue,
+    propagation::{Extractor, Injector, TextMapPropagator},
+    trace::TracerProvider as _,
+};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::{
+    EnvFilter, Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt,
+};
+
+use crate::config::{LogFormat, TelemetryArgs};
+
+/// Why telemetry could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// NEXUS_LOG is no filter.
+    #[error("NEXUS_LOG (--log): {0}")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// OTEL_EXPORTER_OTLP_ENDPOINT is no collector.
+    #[error("OTEL_EXPORTER_OTLP_ENDPOINT (--otlp-endpoint): {0}")]
+    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// A subscriber is set already.
+    #[error("telemetry was initialised twice: {0}")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Sends what is left of the traces when it is shut down.
+#[must_use]
+pub struct Telemetry(Option<SdkTracerProvider>);
+
+impl Telemetry {
+    /// Sends the rest of the spans; call it last. Blocks for as long as the exporter takes.
+    pub fn shutdown(self) {
+        if let Some(Err(error)) = self.0.map(|provider| provider.shutdown()) {
+            tracing::warn!(%error, "the last traces were not sent");
+        }
+    }
+}
+
+/// Starts logs and, when a collector is configured, traces. Must run within a tokio runtime.
+pub fn init(args: &TelemetryArgs, service: &'static str) -> Result<Telemetry, TelemetryError> {
+    let filter = EnvFilter::try_new(&args.log)?;
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = match args.log_format {
+        LogFormat::Json => {
+            logs.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
+        }
+        LogFormat::Text => logs.boxed(),
+    };
+    let provider = args.otlp_endpoint.as_deref().map(|endpoint| exporter(endpoint, service)).transpose()?;
+    // Spans go to the collector at INFO whatever the log shows.
+    let traces = provider.as_ref().map(|p| {
+        tracing_opentelemetry::layer().with_tracer(p.tracer("nexus")).with_filter(
+            EnvFilter::new("info,h2=off,hyper=off,tonic=off,tower=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"),
+        )
+    });
+    tracing_subscriber::registry()
+        .with(logs.with_filter(filter))
+        .with(traces)
+        .with(LevelFilter::TRACE)
+        .try_init()?;
+    Ok(Telemetry(provider))
+}
+
+fn exporter(endpoint: &str, service: &'static str) -> Result<SdkTracerProvider, TelemetryError> {
+    let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
+    let resource = Resource::builder()
+        .with_attributes([
+            KeyValue::new("service.name", service),
+            KeyValue::new("service.namespace", "nexus"),
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        ])
+        .build();
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+}
+
+/// Makes the caller's span, if its headers name one, the parent of ours.
+pub fn continue_trace(span: &Span, headers: &http::HeaderMap) {
+    let context = TraceContextPropagator::new().extract(&Headers(headers));
+    // Fails only where no trace layer is installed: then there is nothing to continue.
+    drop(span.set_parent(context));
+}
+
+/// Puts the current span into the headers of an outgoing call.
+pub fn propagate_trace(headers: &mut http::HeaderMap) {
+    TraceContextPropagator::new().inject_context(&Span::current().context(), &mut HeadersMut(headers));
+}
+
+/// The same for an outgoing RPC.
+pub fn propagate_trace_to_rpc(metadata: &mut tonic::metadata::MetadataMap) {
+    let mut headers = std::mem::take(metadata).into_headers();
+    propagate_trace(&mut headers);
+    *metadata = tonic::metadata::MetadataMap::from_headers(headers);
+}
+
+struct Headers<'a>(&'a http::HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|v| v.to_str().ok())
+    }
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+struct HeadersMut<'a>(&'a mut http::HeaderMap);
+
+impl Injector for HeadersMut<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(key), http::HeaderValue::try_from(value)) {
+            self.0.insert(name, value);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! A private database per test, cloned from a migrated template.
+
+use std::{env, thread};
+
+use anyhow::{Context, Result};
+use nexus_kit::{config::DbArgs, db::MIGRATOR};
+use sqlx::{
+    AssertSqlSafe, Connection, Executor, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+/// URL of a superuser on the server that tests use; `./test` (or `with-postgres`) sets it.
+pub const SERVER_VARIABLE: &str = "NEXUS_TEST_DATABASE_URL";
+
+/// A database of one test; dropped with this value.
+pub struct TestDb {
+    name: String,
+    url: String,
+    /// Connections as superuser: for seeds and for looking at tables.
+    pub pool: PgPool,
+}
+
+impl TestDb {
+    /// A fresh migrated database.
+    pub async fn new() -> Result<Self> {
+        let server = server()?;
+        let mut connection =
+            PgConnection::connect_with(&server).await.context("connecting to the test server")?;
+        let template = template(&mut connection, &server).await?;
+        let name = format!("t_{}", uuid::Uuid::new_v4().simple());
+        let create = format!("create database {name} template {template} strategy wal_log");
+        connection.execute(AssertSqlSafe(create)).await.context("cloning the template")?;
+        let pool =
+            PgPoolOptions::new().max_connections(8).connect_with(server.clone().database(&name)).await?;
+        let url = url(&server, &name)?;
+        Ok(Self { name, url, pool })
+    }
+
+    /// Its URL, as superuser: a service takes its own role from there.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Settings of a service that uses it.
+    pub fn args(&self) -> DbArgs {
+        DbArgs { database_url: self.url.clone().into(), database_max_connections: 8 }
+    }
+}
+
+impl Drop for TestDb {
+    fn drop(&mut self) {
+        let name = self.name.clone();
+        let drop_it = move || -> Result<()> {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+                let mut connection = PgConnection::connect_with(&server()?).await?;
+                connection
+                    .execute(AssertSqlSafe(format!("drop database if exists {name} with (force)")))
+                    .await?;
+                Ok(())
+            })
+        };
+        match thread::spawn(drop_it).join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => eprintln!("test database {} stays behind: {error}", self.name),
+            Err(_) => eprintln!("test database {} stays behind", self.name),
+        }
+    }
+}
+
+fn server() -> Result<PgConnectOptions> {
+    let url = env::var(SERVER_VARIABLE).with_context(|| {
+        format!("{SERVER_VARIABLE} is not set: run the tests with ./test, or a single one with `./test NAME`")
+    })?;
+    Ok(url.parse()?)
+}
+
+/// The template of the present migrations, made by whichever test comes first.
+async fn template(connection: &mut PgConnection, server: &PgConnectOptions) -> Result<String> {
+    let digest = MIGRATOR
+        .iter()
+        .flat_map(|m| m.checksum.iter())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, byte| (h ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let name = format!("template_{digest:016x}");
+    let lock = digest as i64;
+    sqlx::query("select pg_advisory_lock($1)").bind(lock).execute(&mut *connection).await?;
+    let made = make_template(connection, server, &name).await;
+    sqlx::query("select pg_advisory_unlock($1)").bind(lock).execute(&mut *connection).await?;
+    made.context("making the template database")?;
+    Ok(name)
+}
+
+async fn make_template(connection: &mut PgConnection, server: &PgConnectOptions, name: &str) -> Result<()> {
+    let exists: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+        .bind(name)
+        .fetch_one(&mut *connection)
+        .await?;
+    if exists {
+        return Ok(());
+    }
+    let raw = format!("{name}_raw");
+    connection.execute(AssertSqlSafe(format!("drop database if exists {raw} with (force)"))).await?;
+    connection.execute(AssertSqlSafe(format!("create database {raw}"))).await?;
+    let mut fresh = PgConnection::connect_with(&server.clone().database(&raw)).await?;
+    MIGRATOR.run_direct(None, &mut fresh, false).await?;
+    fresh.close().await?;
+    connection.execute(AssertSqlSafe(format!("alter database {raw} rename to {name}"))).await?;
+    Ok(())
+}
+
+fn url(server: &PgConnectOptions, database: &str) -> Result<String> {
+    let given = env::var(SERVER_VARIABLE)?;
+    let current = server.get_database().unwrap_or("postgres");
+    let (before, after) = given
+        .split_once(&format!("/{current}"))
+        .filter(|(_, after)| after.is_empty() || after.starts_with('?'))
+        .with_context(|| {
+            format!("{SERVER_VARIABLE} must name its database, e.g. postgres:///postgres?host=/tmp")
+        })?;
+    Ok(format!("{before}/{database}{after}"))
+}
