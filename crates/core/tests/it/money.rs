@@ -1,0 +1,111 @@
+use nexus_core::money::{Currency, MICROS, Micros, OutOfRange, UnitPrice, due, overage_units};
+use proptest::prelude::*;
+
+fn currency(code: &str) -> Currency {
+    code.parse().expect("a currency")
+}
+
+#[test]
+fn a_tenth_of_a_cent_a_call_is_carried_until_it_is_a_cent() {
+    let price = UnitPrice { micros: 1_000, per_units: 1 };
+    let unit = Currency::USD.minor_unit();
+    let cents = |calls| due(price.cost(calls).expect("in range"), unit, false).map(|m| unit.to_minor(m));
+    assert_eq!([cents(9), cents(10), cents(19), cents(5_000)], [Ok(0), Ok(1), Ok(1), Ok(500)]);
+}
+
+#[test]
+fn settlement_rounds_half_a_cent_up() {
+    let unit = Currency::USD.minor_unit();
+    let settle = |micros| due(Micros(micros), unit, true);
+    assert_eq!(
+        [settle(4_999), settle(5_000), settle(15_000)],
+        [Ok(Micros(0)), Ok(Micros(10_000)), Ok(Micros(20_000))]
+    );
+}
+
+#[test]
+fn currencies_without_decimals_are_charged_in_whole_units_and_those_with_three_in_tens() {
+    let yen = currency("JPY").minor_unit();
+    assert_eq!(yen.to_minor(yen.floor(Micros(2_900_000))), 2);
+    let dinar = currency("KWD").minor_unit();
+    assert_eq!(dinar.to_minor(dinar.floor(Micros(1_239_000))), 1_230);
+}
+
+#[test]
+fn currency_codes_are_three_letters() {
+    assert_eq!(currency("eur").as_str(), "EUR");
+    for bad in ["", "EU", "EURO", "E1R", "é1"] {
+        assert!(bad.parse::<Currency>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn amounts_beyond_the_range_are_errors_and_never_wrap() {
+    assert_eq!(UnitPrice { micros: i64::MAX, per_units: 1 }.cost(2), Err(OutOfRange));
+    assert_eq!(Currency::USD.minor_unit().round_half_up(Micros(i64::MAX)), Err(OutOfRange));
+}
+
+#[test]
+fn overage_begins_after_the_included_units_and_after_the_segments_start() {
+    assert_eq!(overage_units(Some(100), 0, 100), 0);
+    assert_eq!(overage_units(Some(100), 0, 105), 5);
+    assert_eq!(
+        overage_units(Some(100), 300, 305),
+        5,
+        "what was counted before the segment is not its overage"
+    );
+    assert_eq!(overage_units(Some(100), 40, 90), 0);
+    assert_eq!(overage_units(None, 0, i64::MAX), 0, "unlimited");
+}
+
+proptest! {
+    /// Charges are differences of what is due to what was charged: whatever the days were like, they sum
+    /// to what is due, and to the half-cent-rounded exact amount once settled.
+    #[test]
+    fn charges_of_any_history_sum_to_what_is_due(
+        days in prop::collection::vec(0i64..50_000, 1..40),
+        micros in 1i64..2_000_000,
+        per_units in prop::sample::select(vec![1i64, 10, 100, 1_000, 1_000_000]),
+        included in 0i64..200_000,
+    ) {
+        let price = UnitPrice { micros, per_units };
+        let unit = Currency::USD.minor_unit();
+        let (mut calls, mut billed) = (0, 0);
+        for day in days {
+            calls += day;
+            let exact = price.cost(overage_units(Some(included), 0, calls)).expect("in range");
+            let owed = due(exact, unit, false).expect("in range");
+            prop_assert!(owed.0 >= billed, "a charge is never negative while calls only grow");
+            billed = owed.0;
+            prop_assert!(exact.0 - billed < 10_000, "less than a cent is carried");
+            prop_assert!(billed <= exact.0, "never more than what is exact while open");
+        }
+        let exact = price.cost(overage_units(Some(included), 0, calls)).expect("in range");
+        let settled = due(exact, unit, true).expect("in range");
+        prop_assert!((settled.0 - exact.0).abs() * 2 <= 10_000, "settled to the nearest cent");
+        prop_assert!(settled.0 - billed == 0 || settled.0 - billed == 10_000);
+    }
+
+    #[test]
+    fn segments_of_one_plan_owe_what_the_whole_period_owes(
+        included in 0i64..1_000, counts in prop::collection::vec(0i64..500, 1..8),
+    ) {
+        let (mut start, mut sum) = (0, 0);
+        for count in &counts {
+            sum += overage_units(Some(included), start, start + count);
+            start += count;
+        }
+        prop_assert_eq!(sum, overage_units(Some(included), 0, start));
+    }
+
+    #[test]
+    fn rounding_stays_within_one_unit(amount in -1_000_000 * MICROS..1_000_000 * MICROS) {
+        for unit in [currency("USD"), currency("JPY"), currency("KWD")].map(|c| c.minor_unit()) {
+            let floor = unit.floor(Micros(amount));
+            let rounded = unit.round_half_up(Micros(amount)).expect("in range");
+            prop_assert!(floor.0 <= amount);
+            prop_assert!(rounded == floor || rounded.0 > amount);
+            prop_assert_eq!(unit.floor(floor), floor);
+        }
+    }
+}

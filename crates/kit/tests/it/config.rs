@@ -1,0 +1,13 @@
+use std::time::Duration;
+
+use nexus_kit::config::parse_duration;
+
+#[test]
+fn durations_have_a_unit() {
+    for (text, expected) in [("500ms", 500), ("25s", 25_000), ("2m", 120_000), ("1h", 3_600_000)] {
+        assert_eq!(parse_duration(text), Ok(Duration::from_millis(expected)));
+    }
+    for bad in ["", "5", "s", "-1s", "1.5s", "5 s", "9999999999999999999h", "1d"] {
+        assert!(parse_duration(bad).is_err_and(|e| e.contains(bad)), "{bad}");
+    }
+}

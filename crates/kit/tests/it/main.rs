@@ -1,0 +1,6 @@
+//! What servers share.
+
+mod auth;
+mod config;
+mod page;
+mod status;
