@@ -254,27 +254,41 @@ async fn sweep(base: &Path, report: Report<'_>) -> Result<(), Error> {
         if !ours {
             continue;
         }
-        // No lock file: its own run is just removing it.
-        let Ok(lock) = File::open(root.join("lock")) else {
-            continue;
-        };
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => continue,
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &root)(error)),
+        // What cannot be cleared is in nobody's way but takes room: say so, and start.
+        if let Err(error) = clear_abandoned(&root, report).await {
+            report(&format!(
+                "cannot clear {}, which a killed run left: {error}",
+                root.display()
+            ));
         }
-        leftover::stop(&root.join("data"), report).await?;
-        let abandoned = Folder {
-            root,
-            ephemeral: true,
-            _lock: lock,
-        };
-        abandoned.clear()?;
-        report(&format!(
-            "removed {}, which a killed run left",
-            abandoned.root.display()
-        ));
     }
+    Ok(())
+}
+
+/// Clears one of them, unless its run is alive.
+async fn clear_abandoned(root: &Path, report: Report<'_>) -> Result<(), Error> {
+    let path = root.join("lock");
+    let lock = match File::open(&path) {
+        // Its own run is just removing it.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(Error::io("open", &path))?,
+    };
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(()),
+        Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+    }
+    leftover::stop(&root.join("data"), report).await?;
+    Folder {
+        root: root.to_owned(),
+        ephemeral: true,
+        _lock: lock,
+    }
+    .clear()?;
+    report(&format!(
+        "removed {}, which a killed run left",
+        root.display()
+    ));
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use nexus_pg::{Error, Options};
 use nix::unistd::geteuid;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 
 #[tokio::test]
 async fn a_path_too_long_for_a_socket_works() -> Result<()> {
@@ -39,6 +40,7 @@ async fn a_path_with_a_comma_or_a_space_works() -> Result<()> {
 #[tokio::test]
 async fn a_closed_parent_folder_is_got_around() -> Result<()> {
     let closed = tempfile::tempdir()?;
+    fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o700))?;
     let fallback = open_tempdir()?;
     let folder = closed.path().join("clone/.nexus/pg");
     let options = || {
