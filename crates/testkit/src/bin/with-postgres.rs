@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The command finds the superuser's URL in `NEXUS_TEST_DATABASE_URL`. The server ends with the command, whose exit
-//! code is passed on (128 + number when a signal ended it). SIGINT and SIGTERM are handed to the command.
+//! code is passed on (128 + number when a signal ended it; 127 when there is none to pass on). SIGINT and SIGTERM are
+//! handed to the command.
 
 use anyhow::{Context, Result, bail};
 use nexus_pg::{Cluster, Options};
@@ -21,8 +22,22 @@ use tokio::signal::unix::{Signal as Arrivals, SignalKind, signal};
 /// Where the command finds the database.
 const URL_VARIABLE: &str = "NEXUS_TEST_DATABASE_URL";
 
+/// The exit code of a shell that cannot run a command.
+const CANNOT_RUN: i32 = 127;
+
 #[tokio::main]
-async fn main() -> Result<ExitCode> {
+async fn main() -> ExitCode {
+    match with_postgres().await {
+        Ok(code) => exit_code(code),
+        Err(error) => {
+            eprintln!("with-postgres: {error:#}");
+            exit_code(CANNOT_RUN)
+        }
+    }
+}
+
+/// The exit code; an error is one of ours, not of the command.
+async fn with_postgres() -> Result<i32> {
     let mut arguments = std::env::args_os()
         .skip(1)
         .skip_while(|argument| argument == "--");
@@ -36,7 +51,7 @@ async fn main() -> Result<ExitCode> {
     let starting = Cluster::start(options(), &|said| eprintln!("with-postgres: {said}"));
     let cluster = tokio::select! {
         started = starting => started?,
-        arrived = signals.next() => return Ok(exit_code(128 + arrived as i32)),
+        arrived = signals.next() => return Ok(128 + arrived as i32),
     };
     let ran = run(&program, arguments.collect(), &cluster, &mut signals).await;
     cluster.stop().await.context("stopping PostgreSQL")?;
