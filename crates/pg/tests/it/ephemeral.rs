@@ -1,6 +1,6 @@
 //! Throw-away clusters leave nothing.
 
-use crate::killed::holder;
+use crate::killed::{holder, postmaster};
 use crate::{Said, connect, open_tempdir, running, socket_dir, start};
 use anyhow::Result;
 use nexus_pg::Options;
@@ -68,12 +68,14 @@ async fn what_a_killed_run_left_goes_with_the_next() -> Result<()> {
     let left = clusters_in(temp.path())?;
     assert_eq!(left.len(), 1, "{left:?}");
     assert!(socket.exists());
+    let old = postmaster(&temp.path().join(&left[0]))?;
+    assert!(running(old));
 
     let (mut next, url) = holder([], &place)?;
     connect(&url).await?;
     let now = clusters_in(temp.path())?;
     assert!(now.len() == 1 && now != left, "{now:?} after {left:?}");
-    assert!(!socket.exists());
+    assert!(!running(old) && !socket.exists());
 
     kill(Pid::from_raw(next.id().cast_signed()), Signal::SIGTERM)?;
     assert!(next.wait()?.success());

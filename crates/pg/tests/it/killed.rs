@@ -27,7 +27,8 @@ pub(crate) fn holder<'a>(
     Ok((child, url.trim().to_owned()))
 }
 
-fn postmaster(folder: &Path) -> Result<i32> {
+/// The process number in the folder's `postmaster.pid`.
+pub(crate) fn postmaster(folder: &Path) -> Result<i32> {
     let text = fs::read_to_string(folder.join("data/postmaster.pid"))?;
     Ok(text
         .lines()

@@ -56,12 +56,10 @@ async fn with_postgres() -> Result<i32> {
     let ran = run(&program, arguments.collect(), &cluster, &mut signals).await;
     cluster.stop().await.context("stopping PostgreSQL")?;
     let status = ran.with_context(|| format!("running {}", program.to_string_lossy()))?;
-    Ok(exit_code(
-        status
-            .code()
-            .or_else(|| status.signal().map(|number| 128 + number))
-            .unwrap_or(1),
-    ))
+    Ok(status
+        .code()
+        .or_else(|| status.signal().map(|number| 128 + number))
+        .unwrap_or(CANNOT_RUN))
 }
 
 /// Many tests at once, each with databases of its own; durable as in production, since that is what is tested.
