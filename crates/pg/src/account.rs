@@ -35,12 +35,9 @@ impl ServerAccount {
                 owner: "root".to_owned(),
                 remedy: "PostgreSQL refuses to run as root: give the folder to another user, or choose another",
             }),
-            Some((uid, gid)) if own_uid.is_root() => Ok(Self {
-                name: user_name(uid),
-                uid,
-                gid,
-                steps_down: true,
-            }),
+            Some((uid, gid)) if own_uid.is_root() => {
+                Ok(Self { name: user_name(uid), uid, gid, steps_down: true })
+            }
             None if own_uid.is_root() => Self::unprivileged(),
             Some((uid, _)) if uid != own_uid.as_raw() => Err(Error::ForeignData {
                 data: data.to_owned(),
@@ -79,10 +76,7 @@ impl ServerAccount {
     pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         // Our own working folder may be closed to that user.
-        command
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .process_group(0);
+        command.current_dir("/").stdin(Stdio::null()).process_group(0);
         if self.steps_down {
             // The standard library drops the supplementary groups along with root.
             command.uid(self.uid).gid(self.gid);
@@ -109,22 +103,13 @@ impl ServerAccount {
         if !self.steps_down {
             return Ok(None);
         }
-        let existing = path
-            .ancestors()
-            .find(|ancestor| ancestor.exists())
-            .unwrap_or(Path::new("/"));
+        let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
         let existing = fs::canonicalize(existing).map_err(Error::io("resolve", existing))?;
         let mut from_root: Vec<_> = existing.ancestors().collect();
         from_root.reverse();
         for folder in from_root {
             let metadata = fs::metadata(folder).map_err(Error::io("look at", folder))?;
-            if !may_enter(
-                metadata.mode(),
-                metadata.uid(),
-                metadata.gid(),
-                self.uid,
-                self.gid,
-            ) {
+            if !may_enter(metadata.mode(), metadata.uid(), metadata.gid(), self.uid, self.gid) {
                 return Ok(Some(folder.to_owned()));
             }
         }
@@ -156,10 +141,7 @@ mod tests {
     #[test]
     fn only_the_bit_of_ones_own_class_counts() {
         assert!(may_enter(0o700, 5, 6, 5, 9));
-        assert!(
-            !may_enter(0o077, 5, 6, 5, 6),
-            "the owner is not let in by the group's or others' bit"
-        );
+        assert!(!may_enter(0o077, 5, 6, 5, 6), "the owner is not let in by the group's or others' bit");
         assert!(may_enter(0o710, 5, 6, 7, 6));
         assert!(!may_enter(0o701, 5, 6, 7, 6));
         assert!(may_enter(0o711, 5, 6, 7, 8));

@@ -37,9 +37,7 @@ impl Version {
     /// From what `postgres --version` prints: `postgres (PostgreSQL) 15.8 (Debian 15.8-0)`. A development version
     /// (`19devel`) has minor 0.
     fn parse(printed: &str) -> Option<Self> {
-        let word = printed
-            .split_whitespace()
-            .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+        let word = printed.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
         let mut numbers = word.split(|c: char| !c.is_ascii_digit()).map(str::parse);
         let major = numbers.next()?.ok()?;
         let minor = numbers.next().and_then(Result::ok).unwrap_or(0);
@@ -57,9 +55,7 @@ pub(crate) async fn find(
     report: Report<'_>,
 ) -> Result<Option<Binaries>, Error> {
     if let Some(dir) = &options.binaries {
-        let named = probe(dir, account)
-            .await
-            .map_err(|reason| Error::UnusableBinaries { reason })?;
+        let named = probe(dir, account).await.map_err(|reason| Error::UnusableBinaries { reason })?;
         return choose(vec![named], Vec::new(), wanted);
     }
     let mut installed = Vec::new();
@@ -78,9 +74,7 @@ pub(crate) async fn cached(cache: &Path, account: &ServerAccount) -> Result<Vec<
     let mut found = Vec::new();
     for entry in subfolders(cache)? {
         // Dotted names are downloads under way, or broken off.
-        let hidden = entry
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let hidden = entry.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
         if hidden {
             continue;
         }
@@ -109,52 +103,28 @@ fn choose(
     let major = wanted.map(|(major, _)| major);
     let chosen = newest(&installed, major).or_else(|| newest(&cached, major));
     match wanted {
-        Some((wanted, data))
-            if chosen.is_none() && !(installed.is_empty() && cached.is_empty()) =>
-        {
-            let mut versions: Vec<_> = installed
-                .iter()
-                .chain(&cached)
-                .map(|it| it.version)
-                .collect();
+        Some((wanted, data)) if chosen.is_none() && !(installed.is_empty() && cached.is_empty()) => {
+            let mut versions: Vec<_> = installed.iter().chain(&cached).map(|it| it.version).collect();
             versions.sort_unstable_by(|a, b| b.cmp(a));
             versions.dedup();
-            let found = versions
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", ");
-            Err(Error::MajorMismatch {
-                data: data.to_owned(),
-                wanted,
-                found,
-            })
+            let found = versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            Err(Error::MajorMismatch { data: data.to_owned(), wanted, found })
         }
         _ => Ok(chosen),
     }
 }
 
 /// Checks programs just fetched against the data.
-pub(crate) fn suits(
-    binaries: Binaries,
-    wanted: Option<(u32, &Path)>,
-) -> Result<Option<Binaries>, Error> {
+pub(crate) fn suits(binaries: Binaries, wanted: Option<(u32, &Path)>) -> Result<Option<Binaries>, Error> {
     choose(Vec::new(), vec![binaries], wanted)
 }
 
 /// `<system>/*/bin`, then the folders of the search path in which both programs really are (links resolved).
 fn installed_dirs(options: &Options) -> Vec<PathBuf> {
     let mut dirs: Vec<PathBuf> = Vec::new();
-    let system = subfolders(&options.system_dir)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|version| version.join("bin"));
-    let path = options
-        .search_path
-        .as_deref()
-        .map(std::env::split_paths)
-        .into_iter()
-        .flatten();
+    let system =
+        subfolders(&options.system_dir).unwrap_or_default().into_iter().map(|version| version.join("bin"));
+    let path = options.search_path.as_deref().map(std::env::split_paths).into_iter().flatten();
     for dir in system.chain(path) {
         // A link in /usr/local/bin does not tell where the programs' own files are; its target does.
         let Ok(postgres) = fs::canonicalize(dir.join("postgres")) else {
@@ -175,10 +145,7 @@ fn installed_dirs(options: &Options) -> Vec<PathBuf> {
 fn has_programs(dir: &Path) -> bool {
     ["postgres", "initdb"].iter().all(|name| {
         let mut start = [0; 2];
-        File::open(dir.join(name))
-            .and_then(|mut file| file.read_exact(&mut start))
-            .is_ok()
-            && &start != b"#!"
+        File::open(dir.join(name)).and_then(|mut file| file.read_exact(&mut start)).is_ok() && &start != b"#!"
     })
 }
 
@@ -218,10 +185,7 @@ fn subfolders(root: &Path) -> Result<Vec<PathBuf>, Error> {
 /// Runs both programs as the server's user; the reason why they cannot serve otherwise.
 pub(crate) async fn probe(dir: &Path, account: &ServerAccount) -> Result<Binaries, String> {
     if !has_programs(dir) {
-        return Err(format!(
-            "{} does not have both `postgres` and `initdb`",
-            dir.display()
-        ));
+        return Err(format!("{} does not have both `postgres` and `initdb`", dir.display()));
     }
     if let Ok(Some(blocked)) = account.blocked_at(dir) {
         return Err(format!(
@@ -234,15 +198,9 @@ pub(crate) async fn probe(dir: &Path, account: &ServerAccount) -> Result<Binarie
     print_version(&dir.join("initdb"), account).await?;
     let version = print_version(&dir.join("postgres"), account).await?;
     if version.major < OLDEST_MAJOR {
-        return Err(format!(
-            "{} is version {version}, older than {OLDEST_MAJOR}",
-            dir.display()
-        ));
+        return Err(format!("{} is version {version}, older than {OLDEST_MAJOR}", dir.display()));
     }
-    Ok(Binaries {
-        dir: dir.to_owned(),
-        version,
-    })
+    Ok(Binaries { dir: dir.to_owned(), version })
 }
 
 async fn print_version(program: &Path, account: &ServerAccount) -> Result<Version, String> {
@@ -257,12 +215,7 @@ async fn print_version(program: &Path, account: &ServerAccount) -> Result<Versio
         Some(version) if output.status.success() => Ok(version),
         _ => {
             let said = String::from_utf8_lossy(&output.stderr);
-            Err(format!(
-                "{} --version fails ({}): {}",
-                program.display(),
-                output.status,
-                said.trim()
-            ))
+            Err(format!("{} --version fails ({}): {}", program.display(), output.status, said.trim()))
         }
     }
 }

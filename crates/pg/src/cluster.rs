@@ -48,16 +48,9 @@ impl Cluster {
             server::init(&folder, &binaries, &account, report).await?;
         }
         let socket_dir = folder.make_socket_dir(&account)?;
-        let mut server =
-            Server::spawn(&folder, &socket_dir, &binaries, &account, &options.settings)?;
+        let mut server = Server::spawn(&folder, &socket_dir, &binaries, &account, &options.settings)?;
         server.until_ready(&folder).await?;
-        Ok(Self {
-            server,
-            folder,
-            socket_dir,
-            version: binaries.version.to_string(),
-            created,
-        })
+        Ok(Self { server, folder, socket_dir, version: binaries.version.to_string(), created })
     }
 
     /// The URL of `database` for the superuser `postgres`, as sqlx and libpq read it. The database need not exist.
@@ -135,28 +128,18 @@ async fn programs(
             return Ok(suitable);
         }
     }
-    Err(Error::NoBinaries {
-        attempts: String::new(),
-    })
+    Err(Error::NoBinaries { attempts: String::new() })
 }
 
 /// The major version that wrote the data; `None` when there is none yet.
 fn data_version(data: &Path) -> Result<Option<u32>, Error> {
     let file = data.join("PG_VERSION");
     match fs::read_to_string(&file) {
-        Ok(text) => text
-            .trim()
-            .parse()
-            .map(Some)
-            .map_err(|_| Error::NotPostgresData {
-                data: data.to_owned(),
-            }),
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io("read", &file)(error))
+        Ok(text) => {
+            text.trim().parse().map(Some).map_err(|_| Error::NotPostgresData { data: data.to_owned() })
         }
-        Err(_) if data.exists() => Err(Error::NotPostgresData {
-            data: data.to_owned(),
-        }),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("read", &file)(error)),
+        Err(_) if data.exists() => Err(Error::NotPostgresData { data: data.to_owned() }),
         Err(_) => Ok(None),
     }
 }

@@ -70,9 +70,7 @@ pub enum Error {
     },
 
     /// Run as root, and no unprivileged user exists to run the server.
-    #[error(
-        "PostgreSQL refuses to run as root, and this machine has neither a user `postgres` nor `nobody`"
-    )]
+    #[error("PostgreSQL refuses to run as root, and this machine has neither a user `postgres` nor `nobody`")]
     NoServerUser,
 
     /// The server's user cannot pass a folder on the way to what it needs.
@@ -147,10 +145,6 @@ impl Error {
     /// For `map_err`: names what was tried on which path.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Self::Io { action, path, source }
     }
 }

@@ -34,19 +34,11 @@ pub(crate) struct Folder {
 
 impl Folder {
     /// Makes (if need be) and locks the persistent folder at `asked`.
-    pub(crate) fn persistent(
-        asked: &Path,
-        fallback: &Path,
-        report: Report<'_>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn persistent(asked: &Path, fallback: &Path, report: Report<'_>) -> Result<Self, Error> {
         let asked = std::path::absolute(asked).map_err(Error::io("resolve", asked))?;
         let root = settle(&asked, fallback, report)?;
         let lock = lock(&root)?;
-        Ok(Self {
-            root,
-            ephemeral: false,
-            _lock: lock,
-        })
+        Ok(Self { root, ephemeral: false, _lock: lock })
     }
 
     /// Makes and locks a throw-away folder, after clearing those that killed runs left.
@@ -58,17 +50,10 @@ impl Folder {
         let lock = lock(&made)?;
         open_to(&made, &account)?;
         // Only now may a sweep of another run see it: the lock says that it is in use.
-        let name = made
-            .file_name()
-            .expect("mkdtemp names a file in its folder")
-            .as_bytes();
+        let name = made.file_name().expect("mkdtemp names a file in its folder").as_bytes();
         let root = base.join(std::ffi::OsStr::from_bytes(&name[1..]));
         fs::rename(&made, &root).map_err(Error::io("rename", &made))?;
-        Ok(Self {
-            root,
-            ephemeral: true,
-            _lock: lock,
-        })
+        Ok(Self { root, ephemeral: true, _lock: lock })
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -96,14 +81,10 @@ impl Folder {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 // Below /tmp anybody could have made it.
                 let metadata = fs::symlink_metadata(&path).map_err(Error::io("look at", &path))?;
-                let private = metadata.is_dir()
-                    && metadata.uid() == account.uid
-                    && metadata.mode() & 0o077 == 0;
+                let private =
+                    metadata.is_dir() && metadata.uid() == account.uid && metadata.mode() & 0o077 == 0;
                 if !private {
-                    return Err(Error::SocketFolderTaken {
-                        folder: path,
-                        user: account.name.clone(),
-                    });
+                    return Err(Error::SocketFolderTaken { folder: path, user: account.name.clone() });
                 }
             }
             Err(error) => return Err(Error::io("make", &path)(error)),
@@ -141,17 +122,13 @@ fn settle(asked: &Path, fallback: &Path, report: Report<'_>) -> Result<PathBuf, 
         let new = !asked.exists();
         make_dirs(asked)?;
         if new && !account.steps_down {
-            fs::set_permissions(asked, Permissions::from_mode(0o700))
-                .map_err(Error::io("close", asked))?;
+            fs::set_permissions(asked, Permissions::from_mode(0o700)).map_err(Error::io("close", asked))?;
         }
         return fs::canonicalize(asked).map_err(Error::io("resolve", asked));
     };
 
-    let unreachable = Error::Unreachable {
-        path: asked.to_owned(),
-        blocked: blocked.clone(),
-        user: account.name.clone(),
-    };
+    let unreachable =
+        Error::Unreachable { path: asked.to_owned(), blocked: blocked.clone(), user: account.name.clone() };
     if account.blocked_at(fallback)?.is_some() {
         return Err(unreachable);
     }
@@ -198,16 +175,12 @@ fn lock(root: &Path) -> Result<File, Error> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            file.read_to_string(&mut holder)
-                .map_err(Error::io("read", &path))?;
+            file.read_to_string(&mut holder).map_err(Error::io("read", &path))?;
             let holder = match holder.trim() {
                 "" => String::new(),
                 pid => format!(" (process {pid})"),
             };
-            return Err(Error::InUse {
-                folder: root.to_owned(),
-                holder,
-            });
+            return Err(Error::InUse { folder: root.to_owned(), holder });
         }
         Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
     }
@@ -221,11 +194,7 @@ fn lock(root: &Path) -> Result<File, Error> {
 fn temporary_base(account: &ServerAccount) -> Result<PathBuf, Error> {
     let asked = std::env::temp_dir();
     let mut blocked = None;
-    for base in [
-        asked.clone(),
-        PathBuf::from("/tmp"),
-        PathBuf::from("/var/tmp"),
-    ] {
+    for base in [asked.clone(), PathBuf::from("/tmp"), PathBuf::from("/var/tmp")] {
         match account.blocked_at(&base)? {
             None if base.is_dir() => {
                 return fs::canonicalize(&base).map_err(Error::io("resolve", &base));
@@ -249,17 +218,13 @@ async fn sweep(base: &Path, report: Report<'_>) -> Result<(), Error> {
         let entry = entry.map_err(Error::io("list", base))?;
         let root = entry.path();
         let ours = entry.file_name().to_string_lossy().starts_with(EPHEMERAL)
-            && fs::symlink_metadata(&root)
-                .is_ok_and(|it| it.is_dir() && it.uid() == geteuid().as_raw());
+            && fs::symlink_metadata(&root).is_ok_and(|it| it.is_dir() && it.uid() == geteuid().as_raw());
         if !ours {
             continue;
         }
         // What cannot be cleared is in nobody's way but takes room: say so, and start.
         if let Err(error) = clear_abandoned(&root, report).await {
-            report(&format!(
-                "cannot clear {}, which a killed run left: {error}",
-                root.display()
-            ));
+            report(&format!("cannot clear {}, which a killed run left: {error}", root.display()));
         }
     }
     Ok(())
@@ -279,16 +244,8 @@ async fn clear_abandoned(root: &Path, report: Report<'_>) -> Result<(), Error> {
         Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
     }
     leftover::stop(&root.join("data"), report).await?;
-    Folder {
-        root: root.to_owned(),
-        ephemeral: true,
-        _lock: lock,
-    }
-    .clear()?;
-    report(&format!(
-        "removed {}, which a killed run left",
-        root.display()
-    ));
+    Folder { root: root.to_owned(), ephemeral: true, _lock: lock }.clear()?;
+    report(&format!("removed {}, which a killed run left", root.display()));
     Ok(())
 }
 
@@ -303,9 +260,7 @@ fn open_to(root: &Path, account: &ServerAccount) -> Result<(), Error> {
 fn socket_dir(root: &Path) -> PathBuf {
     let inside = root.join("socket");
     let bytes = inside.as_os_str().as_bytes();
-    let plain = bytes
-        .iter()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@=~".contains(byte));
+    let plain = bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@=~".contains(byte));
     if plain && bytes.len() + SOCKET_NAME.len() <= LONGEST_SOCKET_PATH {
         return inside;
     }
@@ -320,10 +275,7 @@ fn make_unique(base: &Path, prefix: &str) -> Result<PathBuf, Error> {
 
 /// Makes the missing folders of `path`, passable for everybody whatever the umask.
 pub(crate) fn make_dirs(path: &Path) -> Result<(), Error> {
-    let missing: Vec<_> = path
-        .ancestors()
-        .take_while(|ancestor| !ancestor.exists())
-        .collect();
+    let missing: Vec<_> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
     for folder in missing.into_iter().rev() {
         match fs::create_dir(folder) {
             Ok(()) => fs::set_permissions(folder, Permissions::from_mode(0o755))
@@ -357,11 +309,7 @@ mod tests {
         let short = socket_dir(&too_long);
         assert!(short.starts_with("/tmp"), "{short:?}");
         assert!(short.as_os_str().as_bytes().len() + SOCKET_NAME.len() <= LONGEST_SOCKET_PATH);
-        assert_ne!(
-            short,
-            socket_dir(&too_long.join("other")),
-            "one folder per cluster"
-        );
+        assert_ne!(short, socket_dir(&too_long.join("other")), "one folder per cluster");
     }
 
     #[test]

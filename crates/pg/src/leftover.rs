@@ -25,9 +25,9 @@ pub(crate) async fn stop(data: &Path, report: Report<'_>) -> Result<(), Error> {
     if let Some(&any) = processes.first() {
         // Without its postmaster a backend ends by itself; then there is nobody to signal at first.
         let postmaster = match fs::read_to_string(&pid_file) {
-            Ok(text) => PostmasterPid::parse(&text)
-                .map(|file| file.pid)
-                .filter(|pid| processes.contains(pid)),
+            Ok(text) => {
+                PostmasterPid::parse(&text).map(|file| file.pid).filter(|pid| processes.contains(pid))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(Error::io("read", &pid_file)(error)),
         };
@@ -43,9 +43,7 @@ pub(crate) async fn stop(data: &Path, report: Report<'_>) -> Result<(), Error> {
                 signal(pid, Signal::SIGQUIT)?;
             }
             if !gone(data, IMMEDIATE).await? {
-                return Err(Error::WillNotStop {
-                    pid: postmaster.unwrap_or(any),
-                });
+                return Err(Error::WillNotStop { pid: postmaster.unwrap_or(any) });
             }
         }
     }
@@ -79,11 +77,7 @@ fn processes_in(data: &Path) -> Result<Vec<i32>, Error> {
     let mut found = Vec::new();
     for entry in fs::read_dir(proc).map_err(Error::io("list", proc))? {
         let entry = entry.map_err(Error::io("list", proc))?;
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
         // A process that is gone meanwhile, or another user's, cannot be read: it is none of ours.
@@ -103,8 +97,6 @@ fn processes_in(data: &Path) -> Result<Vec<i32>, Error> {
 fn signal(pid: i32, signal: Signal) -> Result<(), Error> {
     match kill(Pid::from_raw(pid), signal) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
-        Err(error) => Err(Error::io("signal", Path::new(&format!("process {pid}")))(
-            error.into(),
-        )),
+        Err(error) => Err(Error::io("signal", Path::new(&format!("process {pid}")))(error.into())),
     }
 }

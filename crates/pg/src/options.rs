@@ -55,11 +55,7 @@ impl Options {
     }
 
     fn from_env(storage: Storage) -> Self {
-        let folder = |name| {
-            env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
+        let folder = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         Self {
             storage,
             binaries: folder("PG_BIN"),

@@ -23,45 +23,20 @@ impl PostmasterPid {
 mod tests {
     use super::PostmasterPid;
 
-    const FILE: &str =
-        "4711\n/d/data\n1764000000\n5432\n/d/socket\n\n  5432001   98304\nready   \n";
+    const FILE: &str = "4711\n/d/data\n1764000000\n5432\n/d/socket\n\n  5432001   98304\nready   \n";
 
     #[test]
     fn ready_stands_on_line_eight() {
-        assert_eq!(
-            PostmasterPid::parse(FILE),
-            Some(PostmasterPid {
-                pid: 4711,
-                ready: true
-            })
-        );
+        assert_eq!(PostmasterPid::parse(FILE), Some(PostmasterPid { pid: 4711, ready: true }));
         let starting = FILE.replace("ready   ", "starting");
-        assert_eq!(
-            PostmasterPid::parse(&starting),
-            Some(PostmasterPid {
-                pid: 4711,
-                ready: false
-            })
-        );
+        assert_eq!(PostmasterPid::parse(&starting), Some(PostmasterPid { pid: 4711, ready: false }));
     }
 
     #[test]
     fn a_file_in_the_making_is_not_ready() {
         assert_eq!(PostmasterPid::parse(""), None);
-        assert_eq!(
-            PostmasterPid::parse("4711\n/d/data\n"),
-            Some(PostmasterPid {
-                pid: 4711,
-                ready: false
-            })
-        );
+        assert_eq!(PostmasterPid::parse("4711\n/d/data\n"), Some(PostmasterPid { pid: 4711, ready: false }));
         // A folder named `ready` is not the status line.
-        assert_eq!(
-            PostmasterPid::parse("4711\nready\n"),
-            Some(PostmasterPid {
-                pid: 4711,
-                ready: false
-            })
-        );
+        assert_eq!(PostmasterPid::parse("4711\nready\n"), Some(PostmasterPid { pid: 4711, ready: false }));
     }
 }

@@ -31,17 +31,13 @@ pub(crate) async fn init(
 ) -> Result<(), Error> {
     let unfinished = folder.root().join("data.new");
     let mut output = run_initdb(&unfinished, folder, binaries, account, "C.UTF-8").await?;
-    if !output.status.success()
-        && String::from_utf8_lossy(&output.stderr).contains("invalid locale")
-    {
+    if !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("invalid locale") {
         report("this PostgreSQL does not know the locale C.UTF-8: using C");
         output = run_initdb(&unfinished, folder, binaries, account, "C").await?;
     }
     if !output.status.success() {
         let said = [output.stdout, output.stderr].concat();
-        return Err(Error::InitFailed {
-            output: String::from_utf8_lossy(&said).trim().to_owned(),
-        });
+        return Err(Error::InitFailed { output: String::from_utf8_lossy(&said).trim().to_owned() });
     }
     fs::rename(&unfinished, folder.data()).map_err(Error::io("rename", &unfinished))
 }
@@ -54,10 +50,7 @@ async fn run_initdb(
     locale: &str,
 ) -> Result<Output, Error> {
     remove_tree(data)?;
-    DirBuilder::new()
-        .mode(0o700)
-        .create(data)
-        .map_err(Error::io("make", data))?;
+    DirBuilder::new().mode(0o700).create(data).map_err(Error::io("make", data))?;
     account.give(data)?;
     let program = binaries.dir.join("initdb");
     let mut command = tokio::process::Command::from(account.command(&program));
@@ -111,12 +104,8 @@ impl Server {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         // Last, because of two settings of one name the later counts.
-        command
-            .args(["-c", "listen_addresses=", "-p", "5432", "-k"])
-            .arg(socket_dir);
-        command
-            .stdout(out.try_clone().map_err(Error::io("open", &log))?)
-            .stderr(out);
+        command.args(["-c", "listen_addresses=", "-p", "5432", "-k"]).arg(socket_dir);
+        command.stdout(out.try_clone().map_err(Error::io("open", &log))?).stderr(out);
         let child = command.spawn().map_err(Error::io("run", &program))?;
         Ok(Self { child })
     }
@@ -126,34 +115,19 @@ impl Server {
         let pid_file = folder.data().join("postmaster.pid");
         let deadline = Instant::now() + READY_LIMIT;
         loop {
-            if let Some(status) = self
-                .child
-                .try_wait()
-                .map_err(Error::io("wait for", &pid_file))?
-            {
-                return Err(Error::EndedEarly {
-                    status: status.to_string(),
-                    log: tail(&folder.log()),
-                });
+            if let Some(status) = self.child.try_wait().map_err(Error::io("wait for", &pid_file))? {
+                return Err(Error::EndedEarly { status: status.to_string(), log: tail(&folder.log()) });
             }
             let state = match fs::read_to_string(&pid_file) {
                 Ok(text) => PostmasterPid::parse(&text),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
                 Err(error) => return Err(Error::io("read", &pid_file)(error)),
             };
-            if state
-                == Some(PostmasterPid {
-                    pid: self.pid(),
-                    ready: true,
-                })
-            {
+            if state == Some(PostmasterPid { pid: self.pid(), ready: true }) {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(Error::NotReady {
-                    seconds: READY_LIMIT.as_secs(),
-                    log: tail(&folder.log()),
-                });
+                return Err(Error::NotReady { seconds: READY_LIMIT.as_secs(), log: tail(&folder.log()) });
             }
             tokio::time::sleep(POLL).await;
         }
@@ -167,16 +141,12 @@ impl Server {
     /// Shuts the server down: fast (open transactions are rolled back, a checkpoint is written), and if that takes
     /// too long immediately (the next start recovers). Blocks. Does nothing when the server has ended.
     pub(crate) fn shut_down(&mut self) -> Result<(), Error> {
-        for (signal, limit) in [
-            (Signal::SIGINT, FAST_LIMIT),
-            (Signal::SIGQUIT, IMMEDIATE_LIMIT),
-        ] {
+        for (signal, limit) in [(Signal::SIGINT, FAST_LIMIT), (Signal::SIGQUIT, IMMEDIATE_LIMIT)] {
             if self.ended_within(Duration::ZERO)? {
                 return Ok(());
             }
             // The child is not reaped yet, so the number is still its own.
-            kill(Pid::from_raw(self.pid()), signal)
-                .map_err(|error| self.io("signal")(error.into()))?;
+            kill(Pid::from_raw(self.pid()), signal).map_err(|error| self.io("signal")(error.into()))?;
             if self.ended_within(limit)? {
                 return Ok(());
             }
@@ -187,12 +157,7 @@ impl Server {
     fn ended_within(&mut self, limit: Duration) -> Result<bool, Error> {
         let deadline = Instant::now() + limit;
         loop {
-            if self
-                .child
-                .try_wait()
-                .map_err(self.io("wait for"))?
-                .is_some()
-            {
+            if self.child.try_wait().map_err(self.io("wait for"))?.is_some() {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
@@ -203,10 +168,7 @@ impl Server {
     }
 
     fn io(&self, action: &'static str) -> impl FnOnce(std::io::Error) -> Error + use<> {
-        Error::io(
-            action,
-            Path::new(&format!("the PostgreSQL server (process {})", self.pid())),
-        )
+        Error::io(action, Path::new(&format!("the PostgreSQL server (process {})", self.pid())))
     }
 }
 

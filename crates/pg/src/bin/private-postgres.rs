@@ -28,9 +28,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> Result<(), Box<dyn Error>> {
-    let options = std::env::args_os()
-        .nth(1)
-        .map_or_else(Options::ephemeral, Options::persistent);
+    let options = std::env::args_os().nth(1).map_or_else(Options::ephemeral, Options::persistent);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
 

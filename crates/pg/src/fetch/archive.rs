@@ -17,15 +17,11 @@ pub(super) async fn download(place: &Path) -> Result<(), String> {
         .await
         .map_err(|_| format!("no answer within {} s", LIST_LIMIT.as_secs()))?
         .map_err(|error| error.to_string())?;
-    let exact = version
-        .exact_version_req()
-        .map_err(|error| error.to_string())?;
+    let exact = version.exact_version_req().map_err(|error| error.to_string())?;
     let (_, bytes) = timeout(DOWNLOAD_LIMIT, get_archive(theseus::URL, &exact))
         .await
         .map_err(|_| format!("not downloaded after {} s", DOWNLOAD_LIMIT.as_secs()))?
         .map_err(|error| error.to_string())?;
-    extract(theseus::URL, &bytes, place)
-        .await
-        .map_err(|error| error.to_string())?;
+    extract(theseus::URL, &bytes, place).await.map_err(|error| error.to_string())?;
     Ok(())
 }

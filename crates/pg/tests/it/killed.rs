@@ -30,12 +30,7 @@ pub(crate) fn holder<'a>(
 /// The process number in the folder's `postmaster.pid`.
 pub(crate) fn postmaster(folder: &Path) -> Result<i32> {
     let text = fs::read_to_string(folder.join("data/postmaster.pid"))?;
-    Ok(text
-        .lines()
-        .next()
-        .context("line 1 is the process")?
-        .trim()
-        .parse()?)
+    Ok(text.lines().next().context("line 1 is the process")?.trim().parse()?)
 }
 
 #[tokio::test]
@@ -52,11 +47,7 @@ async fn the_server_of_a_killed_run_is_replaced_and_keeps_its_data() -> Result<(
     let said = Said::default();
     let cluster = start(Options::persistent(&folder), &said).await?;
     assert!(!running(old));
-    assert!(
-        said.text().contains(&format!("process {old}")),
-        "{}",
-        said.text()
-    );
+    assert!(said.text().contains(&format!("process {old}")), "{}", said.text());
     assert!(!cluster.created());
     assert_eq!(read_mark(&cluster.url("postgres")).await?, 42);
     cluster.stop().await?;
@@ -71,23 +62,13 @@ async fn a_second_run_on_the_folder_is_refused_and_harms_nothing() -> Result<()>
     write_mark(&url).await?;
 
     let refused = start(Options::persistent(&folder), &Said::default()).await;
-    let Err(error @ Error::InUse { .. }) = refused else {
-        panic!("{refused:?}")
-    };
-    assert!(
-        error
-            .to_string()
-            .contains(&format!("process {}", first.id())),
-        "{error}"
-    );
+    let Err(error @ Error::InUse { .. }) = refused else { panic!("{refused:?}") };
+    assert!(error.to_string().contains(&format!("process {}", first.id())), "{error}");
     assert_eq!(read_mark(&url).await?, 42, "the first one goes on");
 
     drop(first.stdin.take());
     assert!(first.wait()?.success());
-    start(Options::persistent(&folder), &Said::default())
-        .await?
-        .stop()
-        .await?;
+    start(Options::persistent(&folder), &Said::default()).await?.stop().await?;
     Ok(())
 }
 
@@ -95,10 +76,7 @@ async fn a_second_run_on_the_folder_is_refused_and_harms_nothing() -> Result<()>
 async fn a_stale_pid_file_that_names_a_strangers_process_is_no_obstacle() -> Result<()> {
     let dir = open_tempdir()?;
     let folder = dir.path().join("pg");
-    start(Options::persistent(&folder), &Said::default())
-        .await?
-        .stop()
-        .await?;
+    start(Options::persistent(&folder), &Said::default()).await?.stop().await?;
 
     // A process of the server's user: PostgreSQL alone would take it for a server and refuse.
     let owner = fs::metadata(folder.join("data"))?;
@@ -111,11 +89,7 @@ async fn a_stale_pid_file_that_names_a_strangers_process_is_no_obstacle() -> Res
     let pid_file = folder.join("data/postmaster.pid");
     fs::write(
         &pid_file,
-        format!(
-            "{}\n{}\n1\n5432\n/nowhere\n\n 1 1\nready\n",
-            stranger.id(),
-            folder.display()
-        ),
+        format!("{}\n{}\n1\n5432\n/nowhere\n\n 1 1\nready\n", stranger.id(), folder.display()),
     )?;
     chown(&pid_file, Some(owner.uid()), Some(owner.gid()))?;
 
@@ -131,10 +105,7 @@ async fn a_stale_pid_file_that_names_a_strangers_process_is_no_obstacle() -> Res
 async fn a_start_given_up_half_way_leaves_no_server() -> Result<()> {
     let dir = open_tempdir()?;
     let folder = dir.path().join("pg");
-    start(Options::persistent(&folder), &Said::default())
-        .await?
-        .stop()
-        .await?;
+    start(Options::persistent(&folder), &Said::default()).await?.stop().await?;
 
     // A standby that takes no queries is never ready, so the start cannot be faster than this test.
     let standby = folder.join("data/standby.signal");
@@ -150,10 +121,7 @@ async fn a_start_given_up_half_way_leaves_no_server() -> Result<()> {
     assert!(!running(pid), "giving the start up stops the server");
 
     fs::remove_file(&standby)?;
-    start(Options::persistent(&folder), &said)
-        .await?
-        .stop()
-        .await?;
+    start(Options::persistent(&folder), &said).await?.stop().await?;
     assert_eq!(said.text(), "", "nothing was left to clear");
     Ok(())
 }

@@ -34,17 +34,11 @@ struct Said(Mutex<Vec<String>>);
 
 impl Said {
     fn add(&self, line: &str) {
-        self.0
-            .lock()
-            .expect("no test panics while it holds this")
-            .push(line.to_owned());
+        self.0.lock().expect("no test panics while it holds this").push(line.to_owned());
     }
 
     fn text(&self) -> String {
-        self.0
-            .lock()
-            .expect("no test panics while it holds this")
-            .join("\n")
+        self.0.lock().expect("no test panics while it holds this").join("\n")
     }
 }
 
@@ -55,17 +49,13 @@ async fn connect(url: &str) -> Result<PgConnection> {
 /// Writes a row that a later run looks for.
 async fn write_mark(url: &str) -> Result<()> {
     let mut connection = connect(url).await?;
-    sqlx::raw_sql("CREATE TABLE mark (n int); INSERT INTO mark VALUES (42)")
-        .execute(&mut connection)
-        .await?;
+    sqlx::raw_sql("CREATE TABLE mark (n int); INSERT INTO mark VALUES (42)").execute(&mut connection).await?;
     Ok(())
 }
 
 async fn read_mark(url: &str) -> Result<i32> {
     let mut connection = connect(url).await?;
-    Ok(sqlx::query_scalar("SELECT n FROM mark")
-        .fetch_one(&mut connection)
-        .await?)
+    Ok(sqlx::query_scalar("SELECT n FROM mark").fetch_one(&mut connection).await?)
 }
 
 fn running(pid: i32) -> bool {

