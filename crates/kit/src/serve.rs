@@ -70,7 +70,10 @@ pub struct Listeners {
 impl Listeners {
     /// Listens on both; port 0 takes a free one.
     pub async fn bind(main: SocketAddr, operations: SocketAddr) -> Result<Self, ServeError> {
-        Ok(Self { main: bind(main).await?, operations: bind(operations).await? })
+        let listeners = Self { main: bind(main).await?, operations: bind(operations).await? };
+        let (main, operations) = (listeners.main_addr()?, listeners.operations_addr()?);
+        tracing::info!(%main, %operations, "listening");
+        Ok(listeners)
     }
 
     /// Where the main port is.
