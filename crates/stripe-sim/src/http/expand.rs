@@ -1,0 +1,56 @@
+//! `expand[]=…`: an id in the answer becomes the object it names.
+
+use serde_json::Value;
+
+use crate::http::error::ApiError;
+use crate::state::View;
+
+const MAX_DEPTH: usize = 4;
+
+pub(crate) fn expand(view: View<'_>, answer: &mut Value, paths: &[String]) -> Result<(), ApiError> {
+    for path in paths {
+        let steps: Vec<&str> = path.split('.').collect();
+        if steps.len() > MAX_DEPTH {
+            let message = format!("You cannot expand more than {MAX_DEPTH} levels: {path}");
+            return Err(ApiError {
+                executed: false,
+                ..ApiError::refused(message).param("expand")
+            });
+        }
+        expand_path(view, answer, &steps).ok_or_else(|| {
+            let message = format!("This property cannot be expanded ({path}).");
+            ApiError {
+                executed: false,
+                ..ApiError::refused(message).param("expand")
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// `None` when the path does not lead to anything that can be expanded.
+fn expand_path(view: View<'_>, value: &mut Value, steps: &[&str]) -> Option<()> {
+    match value {
+        Value::Array(rows) => {
+            for row in rows {
+                expand_path(view, row, steps)?;
+            }
+            Some(())
+        }
+        Value::Object(fields) => {
+            let (step, rest) = steps.split_first()?;
+            let field = fields.get_mut(*step).filter(|_| *step != "id")?;
+            if let Value::String(id) = field {
+                *field = view.render_by_id(id)?;
+            }
+            if rest.is_empty() {
+                Some(())
+            } else {
+                expand_path(view, field, rest)
+            }
+        }
+        // A reference that is not set stays null.
+        Value::Null => Some(()),
+        _ => None,
+    }
+}
