@@ -58,6 +58,7 @@ pub(crate) enum Outcome {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Failure {
     status: u16,
     #[serde(default, rename = "type")]
@@ -212,6 +213,10 @@ impl Faults {
                 () = self.shutdown.cancelled() => {}
             }
         }
+    }
+
+    pub(crate) async fn shutdown(&self) {
+        self.shutdown.cancelled().await;
     }
 
     /// Lets all held requests go on.

@@ -8,9 +8,10 @@
 //!
 //! - [`serve`] wires everything; [`Config`] is what can be set.
 //! - `connection`: accepts connections that a fault can cut without an answer.
-//! - `http`: the way of a request. `api` drives it (authentication, faults, idempotency keys,
-//!   execution, headers), `brackets` and `forms` read parameters, `routes` finds the endpoint, `lists` pages,
-//!   `expand` expands, `error` is Stripe's error form, `admin` is the `/_sim` part.
+//! - `http`: the way of a request. `api` drives it (authentication, faults, idempotency key,
+//!   execution, headers), `brackets` and `forms` read parameters, `routes` finds the endpoint,
+//!   `lists` pages, `expand` expands, `answer` and `error` are what goes back, `log` remembers
+//!   the requests, `admin` is the `/_sim` part.
 //! - `objects`: one file per resource: what is kept of it, its rules, its JSON form.
 //! - `state`: all objects and stored answers, and transactions over them.
 //! - `store`: the state with its ids and journal; one transaction is one journal line.

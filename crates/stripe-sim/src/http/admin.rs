@@ -35,6 +35,7 @@ pub(crate) fn router() -> Router<Arc<App>> {
         .route("/clock", post(advance_clock).get(clock))
         .route("/state", get(state))
         .route("/requests", get(requests))
+        .route("/idle", get(idle))
 }
 
 /// A plain error: this part is not Stripe's.
@@ -181,4 +182,13 @@ async fn requests(State(app): State<Arc<App>>, Query(filter): Query<RequestFilte
         .filter(|entry| same(&filter.idempotency_key, entry.idempotency_key.as_deref()))
         .collect();
     Ok(Json(json!({ "requests": entries })))
+}
+
+/// Answers once no request is under way, those whose caller has gone away included.
+async fn idle(State(app): State<Arc<App>>) -> Reply {
+    tokio::select! {
+        () = app.log.until_idle() => {}
+        () = app.faults.shutdown() => {}
+    }
+    Ok(Json(json!({})))
 }

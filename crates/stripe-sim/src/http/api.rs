@@ -7,13 +7,13 @@ use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
-use serde_json::Value;
 
 use crate::connection::Link;
-use crate::faults::{Failure, Fault, Outcome, error_of_status};
+use crate::faults::{Fault, Outcome, error_of_status};
+use crate::http::answer::{Answer, failure, header_value, planned_failure, success};
 use crate::http::error::ApiError;
 use crate::http::forms::Params;
-use crate::http::log::Entry;
+use crate::http::log::{Ended, Entry};
 use crate::http::{App, auth, brackets, expand, idempotency, routes};
 use crate::state::{KeySlot, StoredAnswer, Tx};
 use crate::store::Ending;
@@ -26,7 +26,6 @@ const STRIPE_VERSION: HeaderName = HeaderName::from_static("stripe-version");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const ORIGINAL_REQUEST: HeaderName = HeaderName::from_static("original-request");
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("stripe-should-retry");
 const SIM_FAULT: HeaderName = HeaderName::from_static("sim-fault");
 
 /// A request that has arrived whole.
@@ -47,36 +46,24 @@ enum Reply {
     Nothing,
 }
 
-struct Answer {
-    status: StatusCode,
-    body: String,
-    headers: Vec<(HeaderName, HeaderValue)>,
-}
-
 pub(crate) async fn handle(
     State(app): State<Arc<App>>,
     ConnectInfo(link): ConnectInfo<Link>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
+    let body = to_bytes(body, MAX_BODY).await;
     let (id, at) = {
         let mut store = app.store.lock().await;
         (store.new_id("req"), app.now(&store))
     };
-    let key = parts.headers.get(IDEMPOTENCY_KEY);
-    app.log.begin(Entry {
-        request_id: id.clone(),
-        at,
-        method: parts.method.to_string(),
-        path: parts.uri.path().to_owned(),
-        idempotency_key: key.and_then(|key| key.to_str().ok()).map(str::to_owned),
-        status: None,
-        replayed: false,
-        dropped: false,
-    });
-    let version = parts.headers.get(STRIPE_VERSION).cloned();
-    let echoed = [(IDEMPOTENCY_KEY, key.cloned())];
-    let reply = match to_bytes(body, MAX_BODY).await {
+    let echoed = [
+        (REQUEST_ID, header_value(&id)),
+        (STRIPE_VERSION, Some(HeaderValue::from_static(API_VERSION))),
+        (STRIPE_VERSION, parts.headers.get(STRIPE_VERSION).cloned()),
+        (IDEMPOTENCY_KEY, parts.headers.get(IDEMPOTENCY_KEY).cloned()),
+    ];
+    let reply = match body {
         Err(error) => {
             let message = format!("The request body could not be read: {error}");
             Reply::Answer(failure(&ApiError::refused(message), &id, at))
@@ -92,36 +79,28 @@ pub(crate) async fn handle(
                 body,
             };
             // A task of its own: the work goes on when the caller goes away, as it does at Stripe.
-            let work = tokio::spawn({
-                let app = Arc::clone(&app);
-                async move { process(&app, &received).await }
-            });
-            work.await.unwrap_or_else(|error| {
-                tracing::error!(request_id = id, %error, "a request panicked");
-                Reply::Answer(failure(&ApiError::internal("An internal error."), &id, at))
-            })
+            tokio::spawn(logged(Arc::clone(&app), received))
+                .await
+                .unwrap_or_else(|error| {
+                    tracing::error!(request_id = id, %error, "a request panicked");
+                    app.log.end(
+                        &id,
+                        &Ended {
+                            status: Some(500),
+                            replayed: false,
+                        },
+                    );
+                    Reply::Answer(failure(&ApiError::internal("An internal error."), &id, at))
+                })
         }
     };
     let answer = match reply {
-        Reply::Answer(answer) => {
-            let replayed = answer
-                .headers
-                .iter()
-                .any(|(name, _)| *name == IDEMPOTENT_REPLAYED);
-            app.log.end(&id, answer.status.as_u16(), replayed, false);
-            answer
-        }
+        Reply::Answer(answer) => answer,
         Reply::Nothing => {
-            app.log.end(&id, 0, false, true);
             link.cut();
             failure(&ApiError::internal("Never sent."), &id, at)
         }
     };
-    let version = version.unwrap_or(HeaderValue::from_static(API_VERSION));
-    let always = [
-        (REQUEST_ID, header_value(&id)),
-        (STRIPE_VERSION, Some(version)),
-    ];
     let mut response = Response::new(Body::from(answer.body));
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();
@@ -129,13 +108,46 @@ pub(crate) async fn handle(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),
     );
-    for (name, value) in always.into_iter().chain(echoed) {
+    for (name, value) in echoed {
         if let Some(value) = value {
             headers.insert(name, value);
         }
     }
     headers.extend(answer.headers);
     response
+}
+
+async fn logged(app: Arc<App>, received: Received) -> Reply {
+    let key = received
+        .headers
+        .get(IDEMPOTENCY_KEY)
+        .and_then(|key| key.to_str().ok());
+    app.log.begin(Entry {
+        request_id: received.id.clone(),
+        at: received.at,
+        method: received.method.clone(),
+        path: received.path.clone(),
+        idempotency_key: key.map(str::to_owned),
+        status: None,
+        replayed: false,
+        dropped: false,
+    });
+    let reply = process(&app, &received).await;
+    let ended = match &reply {
+        Reply::Answer(answer) => Ended {
+            status: Some(answer.status.as_u16()),
+            replayed: answer
+                .headers
+                .iter()
+                .any(|(name, _)| *name == IDEMPOTENT_REPLAYED),
+        },
+        Reply::Nothing => Ended {
+            status: None,
+            replayed: false,
+        },
+    };
+    app.log.end(&received.id, &ended);
+    reply
 }
 
 async fn process(app: &App, received: &Received) -> Reply {
@@ -150,7 +162,7 @@ async fn process(app: &App, received: &Received) -> Reply {
     let result = match &outcome {
         Outcome::Error(failure) => {
             app.faults.wait_for(fault.as_ref()).await;
-            return Reply::Answer(planned_failure(failure, received));
+            return Reply::Answer(planned_failure(failure, &received.id, received.at));
         }
         Outcome::Drop { effect: false } => {
             app.faults.wait_for(fault.as_ref()).await;
@@ -353,46 +365,4 @@ fn refused_unexecuted(message: impl Into<Box<str>>) -> ApiError {
         executed: false,
         ..ApiError::refused(message)
     }
-}
-
-fn success(value: &Value) -> Answer {
-    Answer {
-        status: StatusCode::OK,
-        body: value.to_string(),
-        headers: Vec::new(),
-    }
-}
-
-fn failure(error: &ApiError, request_id: &str, now: i64) -> Answer {
-    let mut headers = Vec::new();
-    if error.status == StatusCode::UNAUTHORIZED {
-        let realm = HeaderValue::from_static("Basic realm=\"Stripe\"");
-        headers.push((header::WWW_AUTHENTICATE, realm));
-    }
-    if error.code.as_deref() == Some("idempotency_key_in_use") {
-        headers.push((SHOULD_RETRY, HeaderValue::from_static("true")));
-    }
-    Answer {
-        status: error.status,
-        body: error.body(request_id, now).to_string(),
-        headers,
-    }
-}
-
-fn planned_failure(planned: &Failure, received: &Received) -> Answer {
-    let mut answer = failure(&planned.error(), &received.id, received.at);
-    if let Some(seconds) = planned.retry_after {
-        answer
-            .headers
-            .push((header::RETRY_AFTER, HeaderValue::from(seconds)));
-    }
-    if let Some(retry) = planned.should_retry {
-        let value = HeaderValue::from_static(if retry { "true" } else { "false" });
-        answer.headers.push((SHOULD_RETRY, value));
-    }
-    answer
-}
-
-fn header_value(text: &str) -> Option<HeaderValue> {
-    HeaderValue::from_str(text).ok()
 }

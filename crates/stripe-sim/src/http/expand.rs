@@ -7,6 +7,17 @@ use crate::state::View;
 
 const MAX_DEPTH: usize = 4;
 
+/// The fields that hold ids of other objects, set or not.
+const REFERENCES: [&str; 7] = [
+    "customer",
+    "default_price",
+    "invoice",
+    "latest_invoice",
+    "price",
+    "product",
+    "subscription",
+];
+
 pub(crate) fn expand(view: View<'_>, answer: &mut Value, paths: &[String]) -> Result<(), ApiError> {
     for path in paths {
         let steps: Vec<&str> = path.split('.').collect();
@@ -39,12 +50,13 @@ fn expand_path(view: View<'_>, value: &mut Value, steps: &[&str]) -> Option<()> 
         }
         Value::Object(fields) => {
             let (step, rest) = steps.split_first()?;
-            let field = fields.get_mut(*step).filter(|_| *step != "id")?;
+            let field = fields.get_mut(*step)?;
+            let is_reference = REFERENCES.contains(step);
             if let Value::String(id) = field {
-                *field = view.render_by_id(id)?;
+                *field = view.render_by_id(id).filter(|_| is_reference)?;
             }
             if rest.is_empty() {
-                Some(())
+                is_reference.then_some(())
             } else {
                 expand_path(view, field, rest)
             }

@@ -1,6 +1,7 @@
 //! The way of a request.
 
 mod admin;
+mod answer;
 mod api;
 mod auth;
 mod brackets;
@@ -47,7 +48,7 @@ impl App {
             store: tokio::sync::Mutex::new(store),
             faults: Faults::new(shutdown),
             keys_in_use: KeysInUse::default(),
-            log: RequestLog::default(),
+            log: RequestLog::new(),
         }
     }
 
