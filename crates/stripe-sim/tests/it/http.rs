@@ -126,12 +126,14 @@ async fn an_error_has_stripes_form() -> Result<()> {
     sim.stop().await
 }
 
+type Form<'a> = &'a [(&'a str, &'a str)];
+
 #[tokio::test]
 async fn a_wrong_parameter_is_named() -> Result<()> {
     let sim = Sim::start().await?;
     let customer = sim.customer().await?;
     let customer = customer.as_str();
-    let cases: &[(&str, &[(&str, &str)], &str, Option<&str>)] = &[
+    let cases: &[(&str, Form<'_>, &str, Option<&str>)] = &[
         (
             "customers",
             &[("emial", "a@b")],
