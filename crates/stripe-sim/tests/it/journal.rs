@@ -79,6 +79,7 @@ async fn a_torn_last_line_is_dropped_and_written_over() -> Result<()> {
     sim.stop().await?;
 
     let sim = start(&file).await?;
+    assert_eq!(sim.get(&path(&first)).send().await?.status(), 200);
     assert_eq!(sim.get(&path(&third)).send().await?.status(), 200);
     sim.stop().await
 }
