@@ -12,6 +12,9 @@
 \getenv billing_password BILLING_DB_PASSWORD
 \getenv analytics_password ANALYTICS_DB_PASSWORD
 
+-- no notice for what was granted before
+SET client_min_messages = warning;
+
 BEGIN;
 
 SELECT format('CREATE ROLE %I NOINHERIT', login)
