@@ -1,0 +1,7 @@
+//! End to end: the real processes on free ports, a private database, stripe-sim over HTTP.
+
+mod drain;
+mod line;
+mod reflection;
+mod suite;
+mod trace;
