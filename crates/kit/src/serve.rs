@@ -26,6 +26,7 @@ use crate::{
 /// Longest request a server reads; a batch of 10,000 events is about 2 MiB.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 
+const CONNECTION_AGE: Duration = Duration::from_secs(300);
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -164,6 +165,9 @@ fn server(args: &ServeArgs) -> Result<Server, ServeError> {
         .timeout(args.request_timeout)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        // Clients come back over a new connection, so that load spreads over replicas that joined later.
+        .max_connection_age(CONNECTION_AGE)
+        .max_connection_age_grace(args.request_timeout)
         .max_concurrent_streams(1024)
         .http2_max_header_list_size(32 * 1024)
         .initial_stream_window_size(1024 * 1024)
