@@ -27,10 +27,10 @@ async fn recording_an_admitted_call_does_not_consume_twice() -> Result<()> {
     assert_eq!(position(&server, "eco_a").await?, (0, 3));
     let event = admitted("eco_a", &admission, 2);
     record(&server, event.clone()).await?;
-    record(&server, event).await?; // a repeat books nothing
+    record(&server, event.clone()).await?; // a repeat books nothing
     assert_eq!(position(&server, "eco_a").await?, (2, 3));
-    // One unit of the lease is left: of four units three are beyond it.
-    record(&server, admitted("eco_a", &admission, 4)).await?;
+    // One unit of the lease is left. A repeat beside it takes nothing of it: of four units three are beyond.
+    record_batch(&server, vec![event, admitted("eco_a", &admission, 4)]).await?;
     assert_eq!(position(&server, "eco_a").await?, (6, 6));
     // It is used up.
     record(&server, admitted("eco_a", &admission, 1)).await?;

@@ -153,3 +153,24 @@ async fn rebuild_is_waited_for(db: &TestDb) -> Result<()> {
         }
     }
 }
+
+#[tokio::test]
+async fn a_caller_that_goes_away_cancels_no_flush() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let mut rebuild = db.pool.begin().await?;
+    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
+        .execute(&mut *rebuild)
+        .await?;
+    let mut call = Box::pin(record(&server, event("eco_a")));
+    tokio::select! {
+        answer = &mut call => anyhow::bail!("answered before the commit: {answer:?}"),
+        waited = rebuild_is_waited_for(&db) => waited?,
+    }
+    drop(call);
+    rebuild.commit().await?;
+    // Written before the server ends.
+    server.stop().await?;
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(1));
+    Ok(())
+}
