@@ -66,9 +66,9 @@ impl Metrics {
         }
     }
 
-    /// Adds metrics of a service's own.
-    pub fn register(&self, add: impl FnOnce(&mut Registry)) {
-        add(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Adds metrics of a service's own; passes on what `add` returns.
+    pub fn register<T>(&self, add: impl FnOnce(&mut Registry) -> T) -> T {
+        add(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The text that Prometheus scrapes.
