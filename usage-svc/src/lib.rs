@@ -61,15 +61,12 @@ pub async fn serve(
     let pool = db::pool(&config.db, Role::Usage)?;
     let writer_pool = db::pool(&DbArgs { database_max_connections: 1, ..config.db.clone() }, Role::Usage)?;
     let metrics = Metrics::new();
-    let mut writer_metrics = None;
-    metrics.register(|registry| writer_metrics = Some(WriterMetrics::register(registry)));
-    let writer_metrics = writer_metrics.expect("registering calls back at once");
+    let writer_metrics = metrics.register(WriterMetrics::register);
 
-    let stop_writer = CancellationToken::new();
+    let stop = CancellationToken::new();
     let (recorder, writer) =
-        writer::start(writer_pool, config.ingest_queue as usize, writer_metrics, stop_writer.clone());
-    let maintenance =
-        tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, shutdown.clone()));
+        writer::start(writer_pool, config.ingest_queue as usize, writer_metrics, stop.clone());
+    let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
     let service = grpc::Service {
         pool: pool.clone(),
         recorder,
@@ -89,8 +86,8 @@ pub async fn serve(
         }),
     };
     let served = server.serve(listeners, shutdown).await;
-    // What was taken is written before the process ends.
-    stop_writer.cancel();
+    // Only now: what was taken is written before the process ends.
+    stop.cancel();
     for task in [writer, maintenance] {
         if let Err(error) = task.await {
             tracing::error!(%error, "a background task failed");

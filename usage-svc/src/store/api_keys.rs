@@ -19,6 +19,8 @@ pub struct ApiKeyRow {
     pub active: bool,
     pub created_time: DateTime<Utc>,
     pub last_used_time: Option<DateTime<Utc>>,
+    /// Its last use was noted too long ago (or never) to leave it at that.
+    pub use_is_stale: bool,
 }
 
 /// A key to store.
@@ -53,7 +55,8 @@ pub async fn by_id(connection: &mut PgConnection, key_id: &str) -> sqlx::Result<
     sqlx::query_as!(
         ApiKeyRow,
         r#"select key_id, eco_id, secret_sha256, name, scopes, test_mode, status = 'active' as "active!",
-                  created_time, last_used_time
+                  created_time, last_used_time,
+                  (last_used_time is null or last_used_time < now() - interval '1 minute') as "use_is_stale!"
            from eco_api_keys where key_id = $1"#,
         key_id,
     )
@@ -79,7 +82,7 @@ pub async fn insert(connection: &mut PgConnection, key: NewApiKey<'_>) -> sqlx::
     Ok(done.rows_affected() == 1)
 }
 
-/// Notes that a key was used, at most once a minute so that a busy key costs no write per call.
+/// Notes that a key was used, unless a concurrent call just did.
 #[tracing::instrument(name = "db.eco_api_keys.update", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn note_use(connection: &mut PgConnection, key_id: &str) -> sqlx::Result<()> {
     sqlx::query!(

@@ -5,6 +5,7 @@ mod admission;
 mod api_keys;
 mod current_usage;
 mod exactly_once;
+mod group_commit;
 mod outages;
 mod quota;
 mod rebuild;

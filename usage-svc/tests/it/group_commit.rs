@@ -1,0 +1,90 @@
+//! The writer: calls that gather share a transaction, and none spoils the others.
+
+use anyhow::Result;
+use futures::future::join_all;
+use nexus_core::{id::EcoId, plan::Plan};
+use nexus_kit::db::{self, Role};
+use nexus_testkit::db::TestDb;
+use nexus_usage::{
+    Error,
+    app::{
+        flush::FlushError,
+        record_usage::Recorder,
+        writer::{self, WriterMetrics},
+    },
+    domain::event::{Event, Outcome, Payload},
+};
+use prometheus_client::registry::Registry;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::support::*;
+
+/// A writer alone. On a test's one thread it takes its turn after all calls that were made together.
+fn start(db: &TestDb, stop: &CancellationToken) -> Result<(Recorder, JoinHandle<()>)> {
+    let pool = db::pool(&db.args(), Role::Usage)?;
+    Ok(writer::start(pool, 10_000, WriterMetrics::register(&mut Registry::default()), stop.clone()))
+}
+
+fn event_on(endpoint: &str) -> Result<Event> {
+    Ok(Event {
+        event_id: Uuid::now_v7(),
+        eco_id: EcoId::parse("eco_a")?,
+        payload: Payload {
+            event_time: now(),
+            endpoint: endpoint.to_owned(),
+            method: "GET".to_owned(),
+            status_code: 200,
+            response_time_ms: 1,
+            units_count: 1,
+            api_key_id: None,
+            admission: None,
+        },
+    })
+}
+
+async fn transactions(db: &TestDb) -> Result<i64> {
+    Ok(sqlx::query_scalar("select count(distinct xmin::text) from eco_api_usage").fetch_one(&db.pool).await?)
+}
+
+#[tokio::test]
+async fn calls_that_gather_share_a_transaction() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let stop = CancellationToken::new();
+    let (recorder, writer) = start(&db, &stop)?;
+    let events = (0..100).map(|_| event_on("/v1/a")).collect::<Result<Vec<_>>>()?;
+    for outcomes in join_all(events.into_iter().map(|e| recorder.record(vec![e]))).await {
+        assert_eq!(outcomes?, [Outcome::Accepted]);
+    }
+    assert_eq!(transactions(&db).await?, 1);
+    // Nobody is waited for: a lone event is written at once.
+    assert_eq!(recorder.record(vec![event_on("/v1/a")?]).await?, [Outcome::Accepted]);
+    assert_eq!(transactions(&db).await?, 2);
+    stop.cancel();
+    writer.await?;
+    let refused = recorder.record(vec![event_on("/v1/a")?]).await;
+    assert!(matches!(refused, Err(Error::Stopping)), "{refused:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_written_fails_only_its_own_call() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    sqlx::query("alter table eco_api_usage add check (endpoint <> '/poison')").execute(&db.pool).await?;
+    let stop = CancellationToken::new();
+    let (recorder, writer) = start(&db, &stop)?;
+    let (before, poison, after) = tokio::join!(
+        recorder.record(vec![event_on("/v1/a")?]),
+        recorder.record(vec![event_on("/poison")?]),
+        recorder.record(vec![event_on("/v1/b")?]),
+    );
+    assert_eq!((before?, after?), (vec![Outcome::Accepted], vec![Outcome::Accepted]));
+    assert!(matches!(poison, Err(Error::Flush(FlushError::Failed))), "{poison:?}");
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(2));
+    stop.cancel();
+    writer.await?;
+    Ok(())
+}
