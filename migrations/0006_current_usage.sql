@@ -16,5 +16,7 @@ from eco_identities i
          on p.plan = s.plan and p.version = s.plan_version and p.currency_code = i.currency_code
      left join eco_usage_records r
          on r.eco_id = i.eco_id and r.period_start = nexus_period_start(s.anchor_time, now())
+            and r.period_end > now()  -- so that the cost does not grow with the periods that are over
 where i.status = 'active';
 grant select on eco_current_usage to nexus_analytics;
+create index eco_usage_records_period_end on eco_usage_records (period_end);
