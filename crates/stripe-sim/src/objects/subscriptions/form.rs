@@ -1,0 +1,114 @@
+//! The JSON form of a subscription.
+
+use serde_json::{Value, json};
+
+use crate::http::lists::list;
+use crate::objects::prices::Price;
+use crate::objects::subscriptions::{Item, Subscription};
+use crate::objects::{Kind, Object, Resource, form};
+use crate::state::View;
+
+/// Fields that no subscription here has.
+const UNSET: [&str; 18] = [
+    "application",
+    "application_fee_percent",
+    "billing_cycle_anchor_config",
+    "billing_thresholds",
+    "default_payment_method",
+    "default_source",
+    "latest_invoice",
+    "next_pending_invoice_item_invoice",
+    "on_behalf_of",
+    "pause_collection",
+    "pending_invoice_item_interval",
+    "pending_setup_intent",
+    "pending_update",
+    "schedule",
+    "test_clock",
+    "transfer_data",
+    "trial_end",
+    "trial_start",
+];
+
+impl Resource for Subscription {
+    const KIND: Kind = Kind::Subscription;
+
+    fn from_object(object: &Object) -> Option<&Self> {
+        Self::variant_of(object)
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn render(&self, view: &View<'_>) -> Value {
+        let ended_at = self.ended(view.now);
+        let items = self
+            .items
+            .iter()
+            .map(|item| self.render_item(item, view))
+            .collect();
+        let items_url = format!("/v1/subscription_items?subscription={}", self.id);
+        let reason = self.canceled_at.map(|_| "cancellation_requested");
+        let own = json!({
+            "id": self.id,
+            "object": "subscription",
+            "automatic_tax": { "disabled_reason": null, "enabled": false, "liability": null },
+            "billing_cycle_anchor": self.billing_cycle_anchor,
+            "billing_mode": { "flexible": null, "type": "classic" },
+            "billing_schedules": [],
+            "cancel_at": self.cancel_at,
+            "cancel_at_period_end": self.cancel_at.is_some() && ended_at.is_none(),
+            "canceled_at": self.canceled_at,
+            "cancellation_details": {
+                "comment": self.cancellation_comment,
+                "feedback": self.cancellation_feedback,
+                "reason": reason,
+            },
+            "collection_method": self.collection_method,
+            "created": self.created,
+            "currency": self.currency,
+            "customer": self.customer,
+            "days_until_due": self.days_until_due,
+            "default_tax_rates": [],
+            "description": self.description,
+            "discounts": [],
+            "ended_at": ended_at,
+            "invoice_settings": { "account_tax_ids": null, "issuer": { "type": "self" } },
+            "items": list(&items_url, items, false),
+            "livemode": false,
+            "metadata": self.metadata,
+            "payment_settings": {
+                "payment_method_options": null,
+                "payment_method_types": null,
+                "save_default_payment_method": "off",
+            },
+            "start_date": self.created,
+            "status": if ended_at.is_some() { "canceled" } else { "active" },
+            "trial_settings": { "end_behavior": { "missing_payment_method": "create_invoice" } },
+        });
+        form(&UNSET, [own])
+    }
+}
+
+impl Subscription {
+    fn render_item(&self, item: &Item, view: &View<'_>) -> Value {
+        let (start, end) = self.period(view.now);
+        let price = view.state.get::<Price>(&item.price);
+        json!({
+            "id": item.id,
+            "object": "subscription_item",
+            "billing_thresholds": null,
+            "created": self.created,
+            "current_period_end": end,
+            "current_period_start": start,
+            "discounts": [],
+            "metadata": item.metadata,
+            "plan": price.map(|price| price.render_plan(&self.recurring)),
+            "price": price.map(|price| price.render(view)),
+            "quantity": item.quantity,
+            "subscription": self.id,
+            "tax_rates": [],
+        })
+    }
+}

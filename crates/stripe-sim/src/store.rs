@@ -1,0 +1,84 @@
+//! The state with its ids and journal. One transaction is one journal line.
+
+use std::io;
+use std::path::Path;
+
+use crate::error::Error;
+use crate::ids::Ids;
+use crate::journal::Journal;
+use crate::state::{Change, State, StoredAnswer, Tx};
+
+pub(crate) struct Store {
+    pub(crate) state: State,
+    ids: Ids,
+    journal: Option<Journal>,
+}
+
+/// What a transaction leaves behind.
+pub(crate) enum Ending {
+    /// Its changes, and the answer to keep for an idempotency key, if any.
+    Commit(Option<StoredAnswer>),
+    /// No change, but perhaps an answer to keep.
+    RollBack(Option<StoredAnswer>),
+}
+
+impl Store {
+    pub(crate) fn open(path: Option<&Path>, ids: Ids) -> Result<Self, Error> {
+        let mut state = State::default();
+        let journal = path
+            .map(|path| Journal::open(path, &mut state))
+            .transpose()?;
+        Ok(Self {
+            state,
+            ids,
+            journal,
+        })
+    }
+
+    pub(crate) fn new_id(&mut self, prefix: &str) -> String {
+        self.ids.next(prefix)
+    }
+
+    /// Runs `work`; what it changed and the answer to keep become durable together or not at all.
+    ///
+    /// # Errors
+    /// When the journal cannot be written. Nothing has changed then.
+    pub(crate) fn transact<T>(
+        &mut self,
+        now: i64,
+        work: impl FnOnce(&mut Tx<'_>) -> (T, Ending),
+    ) -> io::Result<T> {
+        let mut tx = Tx::begin(&mut self.state, &mut self.ids, now);
+        let (result, ending) = work(&mut tx);
+        let answer = match ending {
+            Ending::Commit(answer) => answer,
+            Ending::RollBack(answer) => {
+                tx.roll_back();
+                answer
+            }
+        };
+        let mut line = tx.changes().to_vec();
+        line.extend(answer.clone().map(Change::Remember));
+        if let Some(journal) = &mut self.journal
+            && !line.is_empty()
+            && let Err(error) = journal.append(&line)
+        {
+            tx.roll_back();
+            return Err(error);
+        }
+        if let Some(answer) = answer {
+            self.state.apply(Change::Remember(answer));
+        }
+        Ok(result)
+    }
+
+    /// Moves the clock ahead.
+    pub(crate) fn advance_clock(&mut self, seconds: i64) -> io::Result<()> {
+        let change = Change::AdvanceClock(seconds);
+        if let Some(journal) = &mut self.journal {
+            journal.append(std::slice::from_ref(&change))?;
+        }
+        self.state.apply(change);
+        Ok(())
+    }
+}
