@@ -17,9 +17,12 @@ use nexus_kit::{
     status::RETRY_SOON,
     validate::{Violation, Violations},
 };
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use crate::{format, problem};
+use crate::{
+    format,
+    problem::{self, Members},
+};
 
 /// Where an account's owner gets a larger plan.
 const UPGRADE_URL: &str = "/dashboard/billing";
@@ -72,6 +75,8 @@ pub enum Error {
     NoCronSecret,
     #[error("not an admin")]
     Forbidden,
+    #[error("the account is closed")]
+    AccountClosed,
     #[error("{0}")]
     NotFound(&'static str),
     #[error("the method is not allowed")]
@@ -103,6 +108,7 @@ impl Error {
             Error::InvalidApiKey => (StatusCode::UNAUTHORIZED, "Invalid API key"),
             Error::NoCronSecret => (StatusCode::INTERNAL_SERVER_ERROR, "CRON_SECRET not configured"),
             Error::Forbidden => (StatusCode::FORBIDDEN, "Forbidden"),
+            Error::AccountClosed => (StatusCode::FORBIDDEN, "Account closed"),
             Error::NotFound(what) => (StatusCode::NOT_FOUND, what),
             Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"),
             Error::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Payload too large"),
@@ -113,24 +119,24 @@ impl Error {
     }
 
     /// Members of the body beside `error`.
-    fn members(&self) -> Map<String, Value> {
-        let members = match self {
+    fn members(&self) -> Members {
+        match self {
             Error::BadRequest(violations) => bad_request(&violations.0),
-            Error::LimitExceeded(over) => json!({
-                "message": format!(
-                    "All {} API calls of this billing period are used. Upgrade the plan to make more calls now.",
-                    format::thousands(over.limit),
+            Error::LimitExceeded(over) => vec![
+                (
+                    "message",
+                    format!(
+                        "All {} API calls of this billing period are used. Upgrade the plan to make more calls now.",
+                        format::thousands(over.limit),
+                    )
+                    .into(),
                 ),
-                "current_usage": over.current_usage,
-                "limit": over.limit,
-                "period_end": format::time(over.period_end),
-                "upgrade_url": UPGRADE_URL,
-            }),
-            _ => Value::Null,
-        };
-        match members {
-            Value::Object(members) => members,
-            _ => Map::new(),
+                ("current_usage", over.current_usage.into()),
+                ("limit", over.limit.into()),
+                ("period_end", format::time(over.period_end).into()),
+                ("upgrade_url", UPGRADE_URL.into()),
+            ],
+            _ => Vec::new(),
         }
     }
 
@@ -157,12 +163,15 @@ fn challenge(headers: &mut HeaderMap, scheme: Scheme) {
     headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(value));
 }
 
-fn bad_request(violations: &[Violation]) -> Value {
+/// The first violation, as clients know it, and all of them.
+fn bad_request(violations: &[Violation]) -> Members {
     let all: Vec<_> = violations.iter().map(|v| json!({"field": v.field, "message": v.message})).collect();
-    match violations.first() {
-        Some(first) => json!({"field": first.field, "message": first.message, "violations": all}),
-        None => json!({"violations": all}),
-    }
+    let first = violations.first();
+    first
+        .into_iter()
+        .flat_map(|v| [("field", v.field.as_str().into()), ("message", v.message.as_str().into())])
+        .chain([("violations", all.into())])
+        .collect()
 }
 
 impl IntoResponse for Error {

@@ -32,7 +32,7 @@ pub const MAX_BODY_BYTES: usize = 1024 * 1024;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID: usize = 128;
 /// What a request is logged and counted as whose client did not wait for the answer.
-const CLIENT_CLOSED_REQUEST: &str = "499";
+const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// When a request arrived.
 #[derive(Debug, Clone, Copy)]
@@ -124,24 +124,24 @@ struct Record {
 impl Record {
     fn finish(mut self, response: &Response) {
         let reason = response.extensions().get::<Failure>().map(|f| f.reason.as_str());
-        self.write(response.status().as_str(), Some(response.status()), reason);
+        self.write(response.status().as_u16(), reason);
     }
 
-    fn write(&mut self, code: &str, status: Option<StatusCode>, reason: Option<&str>) {
+    fn write(&mut self, status: u16, reason: Option<&str>) {
         self.done = true;
         let took = self.arrival.elapsed();
         let labels =
-            RpcLabels { service: "http".to_owned(), method: self.route.clone(), code: code.to_owned() };
+            RpcLabels { service: "http".to_owned(), method: self.route.clone(), code: status.to_string() };
         self.metrics.observe(labels, took);
-        self.span.record("http.response.status_code", code);
+        self.span.record("http.response.status_code", status);
         let _in_span = self.span.enter();
         let duration_ms = took.as_secs_f64() * 1e3;
-        if status == Some(StatusCode::INTERNAL_SERVER_ERROR) {
-            tracing::error!(status = code, duration_ms, reason, "request");
+        if status == StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
+            tracing::error!(status, duration_ms, reason, "request");
         } else if self.route == "/healthz" || self.route == "/readyz" {
-            tracing::debug!(status = code, duration_ms, reason, "request");
+            tracing::debug!(status, duration_ms, reason, "request");
         } else {
-            tracing::info!(status = code, duration_ms, reason, "request");
+            tracing::info!(status, duration_ms, reason, "request");
         }
     }
 }
@@ -149,7 +149,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         if !self.done {
-            self.write(CLIENT_CLOSED_REQUEST, None, Some("the client went away"));
+            self.write(CLIENT_CLOSED_REQUEST, Some("the client went away"));
         }
     }
 }

@@ -3,18 +3,21 @@
 
 use axum::{
     Json,
-    body::Body,
     response::{IntoResponse, Response},
 };
 use http::{
     HeaderMap, HeaderValue, StatusCode,
     header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE},
 };
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 const PROBLEM_JSON: &str = "application/problem+json";
 /// Registered by the IETF draft "RateLimit header fields for HTTP".
 const QUOTA_EXCEEDED: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
+
+/// Members of an object, in their order.
+pub type Members = Vec<(&'static str, Value)>;
 
 /// What an error answer says; it travels beside the answer, so that the outermost layer can log the reason
 /// and choose the form.
@@ -25,17 +28,16 @@ pub struct Failure {
     /// Short text.
     pub error: &'static str,
     /// Members beside it.
-    pub members: Map<String, Value>,
+    pub members: Members,
     /// For the log only.
     pub reason: String,
 }
 
 /// The answer in its plain form.
 pub fn answer(failure: Failure) -> Response {
-    let mut body = Map::new();
-    body.insert("error".to_owned(), failure.error.into());
-    body.extend(failure.members.clone());
-    let mut response = (failure.status, Json(body)).into_response();
+    let mut body = vec![("error", failure.error.into())];
+    body.extend(failure.members.iter().cloned());
+    let mut response = (failure.status, Json(InOrder(body))).into_response();
     response.extensions_mut().insert(failure);
     response
 }
@@ -61,22 +63,34 @@ pub fn convert(response: Response) -> Response {
     let Some(failure) = response.extensions().get::<Failure>().cloned() else {
         return response;
     };
-    let (mut parts, _) = response.into_parts();
-    parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-    parts.headers.remove(CONTENT_LENGTH);
-    Response::from_parts(parts, Body::from(Value::Object(problem(&failure)).to_string()))
+    let headers = response.headers().clone();
+    let mut problem = (failure.status, Json(InOrder(problem(&failure)))).into_response();
+    problem.headers_mut().extend(headers);
+    problem.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+    problem.headers_mut().remove(CONTENT_LENGTH);
+    problem.extensions_mut().insert(failure);
+    problem
 }
 
-fn problem(failure: &Failure) -> Map<String, Value> {
+fn problem(failure: &Failure) -> Members {
     let over_quota = failure.status == StatusCode::TOO_MANY_REQUESTS;
-    let phrase = failure.status.canonical_reason().unwrap_or_default();
-    let detail = failure.members.get("message").cloned().unwrap_or_else(|| failure.error.into());
-    let mut problem = Map::new();
-    problem.insert("type".to_owned(), if over_quota { QUOTA_EXCEEDED } else { "about:blank" }.into());
-    problem.insert("title".to_owned(), phrase.into());
-    problem.insert("status".to_owned(), failure.status.as_u16().into());
-    problem.insert("detail".to_owned(), detail);
-    problem.insert("error".to_owned(), failure.error.into());
-    problem.extend(failure.members.clone());
+    let told = failure.members.iter().find(|(name, _)| *name == "message");
+    let mut problem = vec![
+        ("type", if over_quota { QUOTA_EXCEEDED } else { "about:blank" }.into()),
+        ("title", failure.status.canonical_reason().unwrap_or_default().into()),
+        ("status", failure.status.as_u16().into()),
+        ("detail", told.map_or_else(|| failure.error.into(), |(_, message)| message.clone())),
+        ("error", failure.error.into()),
+    ];
+    problem.extend(failure.members.iter().cloned());
     problem
+}
+
+/// An object whose members stay in their order.
+struct InOrder(Members);
+
+impl Serialize for InOrder {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
 }

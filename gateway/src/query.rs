@@ -3,7 +3,7 @@
 
 use std::{convert::Infallible, str::FromStr};
 
-use axum::extract::{FromRequestParts, Query};
+use axum::extract::FromRequestParts;
 use http::request::Parts;
 use nexus_kit::validate::Violations;
 
@@ -14,7 +14,8 @@ pub const MAX_DAYS: i32 = 365;
 /// Longest page.
 pub const MAX_LIMIT: i32 = 100;
 
-const MAX_TEXT: usize = 200;
+/// An email address has at most so many (RFC 5321).
+const MAX_TEXT: usize = 320;
 
 /// The parameters of a request, and what is wrong with those read so far.
 pub struct Params {
@@ -32,9 +33,8 @@ impl<S: Sync> FromRequestParts<S> for Params {
 
 impl Params {
     fn of(query: &str) -> Self {
-        let uri = http::Uri::builder().path_and_query(format!("/?{query}")).build();
-        let pairs = uri.ok().and_then(|uri| Query::try_from_uri(&uri).ok()).map(|Query(pairs)| pairs);
-        Self { pairs: pairs.unwrap_or_default(), violations: Violations::new() }
+        let pairs = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+        Self { pairs, violations: Violations::new() }
     }
 
     /// The text of a parameter that is given once.

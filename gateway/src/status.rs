@@ -37,6 +37,7 @@ pub fn rest(status: &Status, credentials: Credentials, not_found: &'static str) 
         return unavailable(status);
     }
     match (status.code(), credentials) {
+        (Code::FailedPrecondition, _) if reason(status) == "ACCOUNT_CLOSED" => Error::AccountClosed,
         (Code::NotFound, _) => Error::NotFound(not_found),
         (Code::Unauthenticated, Credentials::User) => Error::Unauthorized,
         (Code::PermissionDenied, Credentials::User) => Error::Forbidden,
@@ -107,7 +108,7 @@ fn internal(status: &Status) -> Error {
 }
 
 fn describe(status: &Status) -> String {
-    format!("{:?} {}: {}", status.code(), reason(status), status.message())
+    format!("{:?} ({}): {}", status.code(), reason(status), status.message())
 }
 
 fn bad_request(status: &Status) -> Error {
