@@ -88,8 +88,9 @@ begin
     for name in
         select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
         where i.inhparent = 'public.eco_api_usage'::regclass
-          and to_date(right(c.relname, 8), 'YYYYMMDD') < p_before
     loop
+        -- Not in the query: there it might be asked of other relations, whose names end in no day.
+        continue when to_date(right(name, 8), 'YYYYMMDD') >= p_before;
         execute format('drop table public.%I', name);
         dropped := dropped + 1;
     end loop;

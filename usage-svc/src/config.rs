@@ -17,6 +17,12 @@ pub struct Config {
         value_name = "ADDR"
     )]
     pub metrics_addr: SocketAddr,
+    /// Days the raw log is kept, at least 40; the rollups stay
+    #[arg(long = "raw-retention-days", env = "RAW_RETENTION_DAYS", default_value_t = 45, value_parser = clap::value_parser!(u16).range(40..), value_name = "DAYS")]
+    pub raw_retention_days: u16,
+    /// Events that may wait to be written; more are answered UNAVAILABLE
+    #[arg(long = "ingest-queue", env = "INGEST_QUEUE_EVENTS", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(10_000..=10_000_000), value_name = "EVENTS")]
+    pub ingest_queue: u32,
     #[command(flatten)]
     pub auth: AuthArgs,
     #[command(flatten)]

@@ -1,7 +1,16 @@
 //! What can go wrong, by meaning, and the status each is.
 
-use nexus_kit::{auth::AuthConfigError, db, serve::ServeError, status, validate::Violations};
-use tonic::Status;
+use chrono::NaiveDate;
+use nexus_kit::{
+    auth::AuthConfigError,
+    db,
+    serve::ServeError,
+    status::{self, RETRY_SOON},
+    validate::Violations,
+};
+use tonic::{Code, Status};
+
+use crate::{app::flush::FlushError, domain::judge::Refusal};
 
 /// Why the service could not start or serve.
 #[derive(Debug, thiserror::Error)]
@@ -17,19 +26,88 @@ pub enum StartError {
 /// Why a use case could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The request is at fault.
     #[error(transparent)]
     Invalid(#[from] Violations),
+    /// There is no such account.
+    #[error("there is no such account")]
+    UnknownAccount,
+    /// The account takes nothing any more.
+    #[error("the account is closed")]
+    ClosedAccount,
+    /// An event's time is out of reach.
+    #[error("the event is older than 35 days")]
+    EventTooOld,
+    /// An event's time is out of reach.
+    #[error("the event is more than 5 minutes ahead of the server's clock")]
+    EventInTheFuture,
+    /// An event's identity was used for another payload.
+    #[error("another event was recorded under this event_id, account and day")]
+    EventConflict,
+    /// An API key is unknown, wrong or revoked; which, the caller does not learn.
+    #[error("the API key is invalid")]
+    InvalidApiKey,
+    /// The raw log of a day was dropped, at least in part.
+    #[error("the raw log of {0} is not wholly retained")]
+    DayNotRetained(NaiveDate),
+    /// The queue of the writer is full; nothing was taken.
+    #[error("too many events are waiting to be written")]
+    Overloaded,
+    /// The server stops; whether the events were written is unknown.
+    #[error("the server is stopping")]
+    Stopping,
+    /// A flush failed, and said so in the log.
+    #[error(transparent)]
+    Flush(#[from] FlushError),
+    /// A statement failed.
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
 }
 
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::UnknownAccount => Error::UnknownAccount,
+            Refusal::ClosedAccount => Error::ClosedAccount,
+            Refusal::TooOld => Error::EventTooOld,
+            Refusal::InTheFuture => Error::EventInTheFuture,
+            Refusal::ForeignKey => {
+                Error::Invalid(Violations::one("event.api_key_id", "must be a key of the event's account"))
+            }
+        }
+    }
+}
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
+        Status::from(&error)
+    }
+}
+
+impl From<&Error> for Status {
+    fn from(error: &Error) -> Self {
+        let precondition = |reason| status::with_reason(Code::FailedPrecondition, reason, error.to_string());
+        let unavailable = |reason| status::unavailable(reason, error.to_string(), RETRY_SOON);
         match error {
-            Error::Invalid(violations) => status::invalid(&violations),
-            Error::Database(e) if db::is_unavailable(&e) => {
+            Error::Invalid(violations) => status::invalid(violations),
+            Error::UnknownAccount => status::not_found("ACCOUNT_NOT_FOUND", error.to_string()),
+            Error::ClosedAccount => precondition("ACCOUNT_CLOSED"),
+            Error::EventTooOld => precondition("EVENT_TOO_OLD"),
+            Error::EventInTheFuture => precondition("EVENT_IN_THE_FUTURE"),
+            Error::EventConflict => {
+                status::with_reason(Code::AlreadyExists, "EVENT_CONFLICT", error.to_string())
+            }
+            Error::InvalidApiKey => {
+                status::with_reason(Code::Unauthenticated, "INVALID_API_KEY", error.to_string())
+            }
+            Error::DayNotRetained(_) => precondition("DAY_NOT_RETAINED"),
+            Error::Overloaded => unavailable("OVERLOADED"),
+            Error::Stopping => unavailable("STOPPING"),
+            Error::Flush(FlushError::Unavailable) => unavailable("DATABASE_UNAVAILABLE"),
+            Error::Flush(FlushError::Failed) => status::internal(),
+            Error::Database(e) if db::is_unavailable(e) => {
                 tracing::warn!(error = %e, "the database is unavailable");
-                status::unavailable("DATABASE_UNAVAILABLE", "the database is unavailable", status::RETRY_SOON)
+                status::unavailable("DATABASE_UNAVAILABLE", "the database is unavailable", RETRY_SOON)
             }
             Error::Database(e) => {
                 tracing::error!(error = %e, "a statement failed");

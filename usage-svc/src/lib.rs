@@ -1,4 +1,12 @@
-//! usage-svc
+//! usage-svc: records usage exactly once, admits calls against quotas, keeps API keys.
+//!
+//! Rules that hold everywhere in it:
+//!
+//! * An acknowledged event is committed, once, in the raw log, the counters and the rollups
+//!   ([`app::flush`]); whether an event is new, the database decides, never a memory of ours.
+//! * A hard limit is exact over all replicas: the row of the account's period is locked and checked
+//!   ([`app::check_quota`]).
+//! * The database's clock decides periods, ages and grants.
 //!
 //! The way of a request is a straight line:
 //!
@@ -20,8 +28,13 @@ pub mod store;
 
 use std::sync::Arc;
 
+use app::{
+    maintenance,
+    writer::{self, WriterMetrics},
+};
 use nexus_kit::{
     auth::Authenticator,
+    config::DbArgs,
     db::{self, Role},
     metrics::Metrics,
     serve::{GrpcServer, Listeners},
@@ -46,18 +59,42 @@ pub async fn serve(
 ) -> Result<(), StartError> {
     let auth = Arc::new(Authenticator::new(&config.auth)?);
     let pool = db::pool(&config.db, Role::Usage)?;
-    let service = grpc::Service { pool: pool.clone() };
+    let writer_pool = db::pool(&DbArgs { database_max_connections: 1, ..config.db.clone() }, Role::Usage)?;
+    let metrics = Metrics::new();
+    let mut writer_metrics = None;
+    metrics.register(|registry| writer_metrics = Some(WriterMetrics::register(registry)));
+    let writer_metrics = writer_metrics.expect("registering calls back at once");
+
+    let stop_writer = CancellationToken::new();
+    let (recorder, writer) =
+        writer::start(writer_pool, config.ingest_queue as usize, writer_metrics, stop_writer.clone());
+    let maintenance =
+        tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, shutdown.clone()));
+    let service = grpc::Service {
+        pool: pool.clone(),
+        recorder,
+        quota_memory: Default::default(),
+        key_secret: config.auth.service_token_secret.clone(),
+    };
     let server = GrpcServer {
-        routes: Routes::new(grpc::server(service)),
+        routes: Routes::new(grpc::server(service)).add_service(grpc::envoy::server()),
         services: &["nexus.usage.v1.UsageService"],
         more_descriptors: &[],
         auth,
-        metrics: Metrics::new(),
+        metrics,
         args: config.serve,
         readiness: Arc::new(move || {
             let pool = pool.clone();
             Box::pin(async move { db::ready(&pool).await })
         }),
     };
-    Ok(server.serve(listeners, shutdown).await?)
+    let served = server.serve(listeners, shutdown).await;
+    // What was taken is written before the process ends.
+    stop_writer.cancel();
+    for task in [writer, maintenance] {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "a background task failed");
+        }
+    }
+    Ok(served?)
 }

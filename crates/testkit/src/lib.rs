@@ -3,9 +3,11 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`db`] | [`db::TestDb`]: a fresh migrated database on the server that `./test` starts |
+//! | [`proxy`] | a proxy before the database that cuts its connections |
 //! | [`settings`] | settings of a server under test, tokens that it accepts |
 //! | [`seed`] | accounts |
 
 pub mod db;
+pub mod proxy;
 pub mod seed;
 pub mod settings;

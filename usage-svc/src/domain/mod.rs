@@ -1,1 +1,15 @@
 //! Types and rules; pure.
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | [`event`] | what an event is, and which two are the same |
+//! | [`judge`] | whether an event is taken, and the period it counts in |
+//! | [`admission`] | which units of a flush were admitted before |
+//! | [`delta`] | what the new rows of a flush add to counters, rollups and leases |
+//! | [`quota`] | an account's terms and where it stands |
+
+pub mod admission;
+pub mod delta;
+pub mod event;
+pub mod judge;
+pub mod quota;

@@ -1,17 +1,40 @@
 //! The gRPC side: each RPC says who may call, parses, runs one use case and converts the answer.
 
-use nexus_kit::{serve::MAX_MESSAGE_BYTES, status};
+mod answer;
+mod caller;
+pub mod envoy;
+mod parse;
+
+use nexus_core::id::ApiKeyText;
+use nexus_kit::{
+    auth::{Caller, Scope},
+    serve::MAX_MESSAGE_BYTES,
+    status,
+    validate::Violations,
+};
 use nexus_proto::usage::v1::{
     usage_service_server::{UsageService, UsageServiceServer},
     *,
 };
+use secrecy::SecretString;
 use sqlx::PgPool;
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
+
+use crate::{
+    app::{self, record_usage::Recorder},
+    error::Error,
+};
 
 /// The service.
 pub struct Service {
     /// Connections that act as the service's role.
     pub pool: PgPool,
+    /// The way to the writer.
+    pub recorder: Recorder,
+    /// Answers of CheckQuota to repeated requests.
+    pub quota_memory: app::check_quota::Memory,
+    /// Derives the keys of repeatable CreateApiKey requests.
+    pub key_secret: SecretString,
 }
 
 /// The tonic server: message sizes bounded, compressed requests accepted.
@@ -27,16 +50,27 @@ pub fn server(service: Service) -> UsageServiceServer<Service> {
 impl UsageService for Service {
     async fn record_usage(
         &self,
-        _request: Request<RecordUsageRequest>,
+        request: Request<RecordUsageRequest>,
     ) -> Result<Response<RecordUsageResponse>, Status> {
-        Err(status::not_implemented("RecordUsage"))
+        let key = self.metering_caller(&request, Scope::UsageWrite).await?;
+        let event = request.into_inner().event;
+        let event = event.ok_or_else(|| status::invalid(&Violations::one("event", "is required")))?;
+        caller::own_events_only(key.as_ref(), std::slice::from_ref(&event))?;
+        let event = parse::event(event, key.as_ref()).map_err(parse::within_event)?;
+        let outcomes = self.recorder.record(vec![event]).await?;
+        Ok(Response::new(answer::recorded(&outcomes)?))
     }
 
     async fn batch_record_usage(
         &self,
-        _request: Request<BatchRecordUsageRequest>,
+        request: Request<BatchRecordUsageRequest>,
     ) -> Result<Response<BatchRecordUsageResponse>, Status> {
-        Err(status::not_implemented("BatchRecordUsage"))
+        let key = self.metering_caller(&request, Scope::UsageWrite).await?;
+        let events = request.into_inner().events;
+        caller::own_events_only(key.as_ref(), &events)?;
+        let batch = parse::batch(events, key.as_ref()).map_err(Error::Invalid)?;
+        let outcomes = self.recorder.record(batch.events).await?;
+        Ok(Response::new(answer::batch_recorded(batch.ids, batch.places, outcomes)))
     }
 
     type StreamUsageStream = tokio_stream::Empty<Result<StreamUsageResponse, Status>>;
@@ -50,9 +84,22 @@ impl UsageService for Service {
 
     async fn check_quota(
         &self,
-        _request: Request<CheckQuotaRequest>,
+        request: Request<CheckQuotaRequest>,
     ) -> Result<Response<CheckQuotaResponse>, Status> {
-        Err(status::not_implemented("CheckQuota"))
+        let key = self.metering_caller(&request, Scope::UsageCheck).await?;
+        let check = parse::check(request.into_inner(), key.as_ref())?;
+        if key.is_some_and(|key| key.test_mode) {
+            // Metered apart: neither limited nor consuming.
+            let mut connection = self.pool.acquire().await.map_err(Error::Database)?;
+            let standing = app::check_quota::standing(&mut connection, &check.eco_id).await?;
+            return Ok(Response::new(answer::unlimited(&standing)));
+        }
+        let decision = match check.request_id {
+            Some(id) => self.quota_memory.run(&self.pool, &check.eco_id, check.units, id).await,
+            None => app::check_quota::run(&self.pool, &check.eco_id, check.units).await.map_err(Into::into),
+        };
+        let decision = decision.map_err(|e| Status::from(e.as_ref()))?;
+        Ok(Response::new(answer::checked(&check.eco_id, &decision)?))
     }
 
     type LeaseQuotaStream = tokio_stream::Empty<Result<LeaseQuotaResponse, Status>>;
@@ -66,16 +113,23 @@ impl UsageService for Service {
 
     async fn get_current_usage(
         &self,
-        _request: Request<GetCurrentUsageRequest>,
+        request: Request<GetCurrentUsageRequest>,
     ) -> Result<Response<GetCurrentUsageResponse>, Status> {
-        Err(status::not_implemented("GetCurrentUsage"))
+        let eco_id = self.reading_caller(&request, &request.get_ref().eco_id).await?;
+        let standing = app::current_usage::run(&self.pool, &eco_id).await?;
+        Ok(Response::new(answer::current_usage(&eco_id, &standing)))
     }
 
     async fn create_api_key(
         &self,
-        _request: Request<CreateApiKeyRequest>,
+        request: Request<CreateApiKeyRequest>,
     ) -> Result<Response<CreateApiKeyResponse>, Status> {
-        Err(status::not_implemented("CreateApiKey"))
+        let caller = Caller::of(&request)?;
+        let eco_id = caller.account(&request.get_ref().eco_id, &[Scope::AccountsWrite])?;
+        let new = parse::new_key(request.into_inner(), eco_id, &self.key_secret)?;
+        let stored = app::api_keys::create(&self.pool, &new).await?;
+        let key = new.text.expose();
+        Ok(Response::new(CreateApiKeyResponse { api_key: Some(answer::api_key(stored)), key }))
     }
 
     async fn list_api_keys(
@@ -101,15 +155,27 @@ impl UsageService for Service {
 
     async fn verify_api_key(
         &self,
-        _request: Request<VerifyApiKeyRequest>,
+        request: Request<VerifyApiKeyRequest>,
     ) -> Result<Response<VerifyApiKeyResponse>, Status> {
-        Err(status::not_implemented("VerifyApiKey"))
+        Caller::of(&request)?.require_scope(Scope::UsageCheck)?;
+        let text = request.into_inner().key;
+        if text.is_empty() {
+            return Err(status::invalid(&Violations::one("key", "is required")));
+        }
+        let text = ApiKeyText::parse(&text).map_err(|_| Error::InvalidApiKey)?;
+        let key = app::api_keys::verify(&self.pool, &text).await?;
+        Ok(Response::new(answer::verified(key)))
     }
 
     async fn register_import(
         &self,
-        _request: Request<RegisterImportRequest>,
+        request: Request<RegisterImportRequest>,
     ) -> Result<Response<RegisterImportResponse>, Status> {
-        Err(status::not_implemented("RegisterImport"))
+        Caller::of(&request)?.require_scope(Scope::UsageWrite)?;
+        let RegisterImportRequest { file_digest, proposed_shift_ms } = request.into_inner();
+        parse::file_digest(&file_digest).map_err(Error::Invalid)?;
+        let (shift_ms, already_registered) =
+            app::register_import::run(&self.pool, &file_digest, proposed_shift_ms).await?;
+        Ok(Response::new(RegisterImportResponse { shift_ms, already_registered }))
     }
 }

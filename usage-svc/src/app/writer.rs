@@ -1,0 +1,144 @@
+//! The one task that writes. While a flush commits, the next one gathers: group commit without a linger,
+//! so that a lone event waits for nobody and a crowd shares the cost.
+
+use prometheus_client::{
+    metrics::{counter::Counter, histogram::Histogram},
+    registry::Registry,
+};
+use sqlx::PgPool;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::{
+    flush::{self, FlushError, Slot},
+    record_usage::{Recorder, Submission},
+};
+use crate::domain::event::{Event, Outcome};
+
+/// Events a flush takes at most, unless a single call brings more.
+const MAX_FLUSH: usize = 10_000;
+
+/// What the writer counts.
+#[derive(Clone)]
+pub struct WriterMetrics {
+    events: Counter,
+    failures: Counter,
+    sizes: Histogram,
+}
+
+impl WriterMetrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let all = Self {
+            events: Counter::default(),
+            failures: Counter::default(),
+            sizes: Histogram::new([1.0, 10.0, 100.0, 1_000.0, 10_000.0]),
+        };
+        registry.register("nexus_usage_flushed_events", "Events judged and committed", all.events.clone());
+        registry.register("nexus_usage_flush_failures", "Flushes that failed", all.failures.clone());
+        registry.register("nexus_usage_flush_size_events", "Events of a flush", all.sizes.clone());
+        all
+    }
+}
+
+/// Starts the writer. `pool` is its own, so that reads never keep it waiting for a connection. After
+/// `stop` it writes what is queued and ends.
+pub fn start(
+    pool: PgPool,
+    capacity: usize,
+    metrics: WriterMetrics,
+    stop: CancellationToken,
+) -> (Recorder, tokio::task::JoinHandle<()>) {
+    let (recorder, queue) = Recorder::new(capacity);
+    let writer = Writer { pool, queue, next: None, slot: Slot::default(), metrics };
+    (recorder, tokio::spawn(writer.run(stop)))
+}
+
+struct Writer {
+    pool: PgPool,
+    queue: mpsc::Receiver<Submission>,
+    /// Taken from the queue, but too large for the flush at hand.
+    next: Option<Submission>,
+    slot: Slot,
+    metrics: WriterMetrics,
+}
+
+impl Writer {
+    async fn run(mut self, stop: CancellationToken) {
+        while let Some(first) = self.first(&stop).await {
+            let group = self.gather(first);
+            self.flush(group).await;
+        }
+    }
+
+    async fn first(&mut self, stop: &CancellationToken) -> Option<Submission> {
+        if let Some(next) = self.next.take() {
+            return Some(next);
+        }
+        tokio::select! {
+            biased;
+            first = self.queue.recv() => first,
+            () = stop.cancelled() => {
+                self.queue.close();
+                self.queue.recv().await
+            }
+        }
+    }
+
+    /// All that waits, up to the bound.
+    fn gather(&mut self, first: Submission) -> Vec<Submission> {
+        let mut events = first.events.len();
+        let mut group = vec![first];
+        while let Ok(next) = self.queue.try_recv() {
+            events += next.events.len();
+            if events > MAX_FLUSH {
+                self.next = Some(next);
+                break;
+            }
+            group.push(next);
+        }
+        group
+    }
+
+    /// Writes a group and answers each of its calls. Where the group fails by a fault of ours, each call is
+    /// written alone, so that one that cannot be written does not fail the others.
+    async fn flush(&mut self, group: Vec<Submission>) {
+        let result = self.write(&group).await;
+        if result == Err(FlushError::Failed) && group.len() > 1 {
+            for alone in group {
+                let result = self.write(std::slice::from_ref(&alone)).await;
+                answer(vec![alone], result);
+            }
+        } else {
+            answer(group, result);
+        }
+    }
+
+    async fn write(&mut self, group: &[Submission]) -> Result<Vec<Outcome>, FlushError> {
+        let events: Vec<&Event> = group.iter().flat_map(|s| &s.events).collect();
+        let span = tracing::info_span!(parent: &group[0].span, "usage.flush", events = events.len());
+        for other in &group[1..] {
+            span.follows_from(&other.span);
+        }
+        let result = flush::run(&self.pool, &mut self.slot, &events).instrument(span).await;
+        self.metrics.sizes.observe(events.len() as f64);
+        match &result {
+            Ok(outcomes) => self.metrics.events.inc_by(outcomes.len() as u64),
+            Err(_) => self.metrics.failures.inc(),
+        };
+        result
+    }
+}
+
+/// A caller that went away does not hear its answer; its events are written all the same.
+fn answer(group: Vec<Submission>, result: Result<Vec<Outcome>, FlushError>) {
+    let mut outcomes = result.map(Vec::into_iter);
+    for submission in group {
+        let count = submission.events.len();
+        let own = outcomes.as_mut().map(|all| all.take(count).collect()).map_err(|e| *e);
+        if submission.answer.send(own).is_err() {
+            tracing::debug!(events = count, "a caller went away before its answer");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Which units of a flush were admitted before: an event names the lease its call was admitted under, and
+//! the lease covers what is left of its grant. A lease that is unknown, another account's, used up, or of
+//! a period already settled covers nothing, so that an admission can be neither forged nor used twice.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use nexus_core::period::{Period, SETTLEMENT_GRACE};
+use uuid::Uuid;
+
+use super::{
+    event::{Event, Identity},
+    judge::Placement,
+};
+
+/// A lease, as far as recording asks.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    /// Account it was granted to.
+    pub eco_id: String,
+    /// Period it was granted in.
+    pub period: Period,
+    /// Granted units that no event is booked against.
+    pub unbooked: i64,
+}
+
+/// A row about to be written.
+#[derive(Debug, Clone)]
+pub struct Row<'a> {
+    /// The event.
+    pub event: &'a Event,
+    /// Where it counts.
+    pub placement: Placement,
+    /// Units of it that its lease covers.
+    pub admitted_units: i64,
+}
+
+/// Covers the rows, in their order, by their leases. A row that is covered, if in part, counts in its
+/// lease's period. Rows known to be `stored` already take nothing.
+pub fn cover(
+    rows: &mut [Row<'_>],
+    leases: &mut HashMap<Uuid, Lease>,
+    stored: &HashSet<Identity>,
+    now: DateTime<Utc>,
+) {
+    for row in rows.iter_mut().filter(|row| !row.placement.test_mode) {
+        let Some(lease) = row.event.payload.admission.and_then(|id| leases.get_mut(&id)) else { continue };
+        let holds = lease.eco_id == row.event.eco_id.as_str() && now < lease.period.end + SETTLEMENT_GRACE;
+        let units = row.event.payload.units_count.min(lease.unbooked);
+        if !holds || units == 0 || stored.contains(&row.event.identity()) {
+            continue;
+        }
+        lease.unbooked -= units;
+        row.admitted_units = units;
+        row.placement.period_start = lease.period.start;
+        row.placement.late = false;
+    }
+}

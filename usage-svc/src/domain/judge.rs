@@ -1,0 +1,98 @@
+//! Whether an event is taken, and where it counts.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Duration, Utc};
+use nexus_core::{
+    id::EcoId,
+    period::{SETTLEMENT_GRACE, counting_period},
+};
+
+use super::event::Event;
+
+/// Events older than this are refused.
+pub const MAX_AGE: Duration = Duration::days(35);
+/// Events further ahead of the database's clock than this are refused.
+pub const MAX_AHEAD: Duration = Duration::minutes(5);
+
+/// Why an event is not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such account.
+    UnknownAccount,
+    /// The account was closed when the call happened, or its settlement is over.
+    ClosedAccount,
+    /// Older than [`MAX_AGE`].
+    TooOld,
+    /// Further ahead than [`MAX_AHEAD`].
+    InTheFuture,
+    /// The API key is unknown or another account's.
+    ForeignKey,
+}
+
+/// What the database says about the accounts and keys of a flush, at one instant.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// The database's clock.
+    pub now: DateTime<Utc>,
+    /// Accounts by id; one that is missing does not exist.
+    pub accounts: HashMap<EcoId, Account>,
+    /// API keys by id; one that is missing does not exist.
+    pub keys: HashMap<String, Key>,
+}
+
+/// An account, as far as recording asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Account {
+    /// Begins its periods.
+    pub anchor: DateTime<Utc>,
+    /// When it was closed.
+    pub closed: Option<DateTime<Utc>>,
+}
+
+/// An API key, as far as recording asks.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// Account it belongs to.
+    pub eco_id: String,
+    /// Metered apart.
+    pub test_mode: bool,
+}
+
+/// Where an event counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// Start of the period.
+    pub period_start: DateTime<Utc>,
+    /// It came after the settlement grace of the period of its own time.
+    pub late: bool,
+    /// Metered apart.
+    pub test_mode: bool,
+}
+
+/// Judges one event by the database's clock. A closed account still takes the calls from before its
+/// closure until the settlement grace is over. The state of a key does not matter: the call happened.
+pub fn judge(event: &Event, facts: &Facts) -> Result<Placement, Refusal> {
+    let at = event.payload.event_time;
+    let account = facts.accounts.get(&event.eco_id).ok_or(Refusal::UnknownAccount)?;
+    if at < facts.now - MAX_AGE {
+        return Err(Refusal::TooOld);
+    }
+    if at > facts.now + MAX_AHEAD {
+        return Err(Refusal::InTheFuture);
+    }
+    if account.closed.is_some_and(|closed| at >= closed || facts.now >= closed + SETTLEMENT_GRACE) {
+        return Err(Refusal::ClosedAccount);
+    }
+    let test_mode = match &event.payload.api_key_id {
+        None => false,
+        Some(id) => facts
+            .keys
+            .get(id)
+            .filter(|key| key.eco_id == event.eco_id.as_str())
+            .map(|key| key.test_mode)
+            .ok_or(Refusal::ForeignKey)?,
+    };
+    let (period, late) = counting_period(account.anchor, at, facts.now);
+    Ok(Placement { period_start: period.start, late, test_mode })
+}

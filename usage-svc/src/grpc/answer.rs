@@ -1,0 +1,187 @@
+//! From the domain's types to the contract's answers.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use nexus_core::{id::EcoId, quota};
+use nexus_kit::{
+    convert::{plan_to_proto, timestamp},
+    status,
+    validate::Violations,
+};
+use nexus_proto::usage::v1::{
+    ApiKey, ApiKeyStatus, BatchRecordUsageResponse, CheckQuotaResponse, EventOutcome, EventResult,
+    GetCurrentUsageResponse, RecordUsageResponse, VerifyApiKeyResponse,
+};
+use tonic::Status;
+
+use crate::{
+    app::check_quota::Decision,
+    domain::{event::Outcome, judge::Refusal, quota::Standing},
+    error::Error,
+    store::api_keys::ApiKeyRow,
+};
+
+const UPGRADE_URL: &str = "/dashboard/billing";
+
+/// The answer to one event: an outcome that is no success is an error of the call.
+pub(super) fn recorded(outcomes: &[Outcome]) -> Result<RecordUsageResponse, Error> {
+    match outcomes {
+        [Outcome::Accepted] => {
+            Ok(RecordUsageResponse { outcome: EventOutcome::Accepted.into(), duplicate_count: 0 })
+        }
+        [Outcome::Duplicate] => {
+            Ok(RecordUsageResponse { outcome: EventOutcome::Duplicate.into(), duplicate_count: 1 })
+        }
+        [Outcome::Conflict] => Err(Error::EventConflict),
+        [Outcome::Refused(refusal)] => Err(Error::from(*refusal)),
+        _ => unreachable!("the writer answers each event once"),
+    }
+}
+
+/// The answer to a batch: counts, and a result for every event that was not simply accepted.
+pub(super) fn batch_recorded(
+    ids: Vec<String>,
+    places: Vec<Result<usize, Violations>>,
+    outcomes: Vec<Outcome>,
+) -> BatchRecordUsageResponse {
+    let mut answer = BatchRecordUsageResponse::default();
+    for (index, (event_id, place)) in ids.into_iter().zip(places).enumerate() {
+        let (outcome, field, message) = match place {
+            Err(violations) => {
+                let field = violations.0.first().map(|v| v.field.clone()).unwrap_or_default();
+                (EventOutcome::Invalid, field, violations.to_string())
+            }
+            Ok(place) => {
+                let (outcome, field, message) = described(outcomes[place]);
+                (outcome, field.to_owned(), message.to_owned())
+            }
+        };
+        match outcome {
+            EventOutcome::Accepted => {
+                answer.accepted_count += 1;
+                continue;
+            }
+            EventOutcome::Duplicate => answer.duplicate_count += 1,
+            _ => answer.rejected_count += 1,
+        }
+        let index = i32::try_from(index).expect("a batch has at most 10,000 events");
+        answer.results.push(EventResult { index, event_id, outcome: outcome.into(), field, message });
+    }
+    answer
+}
+
+/// An outcome, the field at fault and the reason in words.
+fn described(outcome: Outcome) -> (EventOutcome, &'static str, &'static str) {
+    match outcome {
+        Outcome::Accepted => (EventOutcome::Accepted, "", ""),
+        Outcome::Duplicate => (EventOutcome::Duplicate, "", "was recorded before"),
+        Outcome::Conflict => {
+            (EventOutcome::Conflict, "", "another event was recorded under this event_id, account and day")
+        }
+        Outcome::Refused(refusal) => match refusal {
+            Refusal::UnknownAccount => (EventOutcome::UnknownAccount, "", "there is no such account"),
+            Refusal::ClosedAccount => (EventOutcome::ClosedAccount, "", "the account is closed"),
+            Refusal::TooOld => (EventOutcome::TooOld, "", "is older than 35 days"),
+            Refusal::InTheFuture => {
+                (EventOutcome::InTheFuture, "", "is more than 5 minutes ahead of the server's clock")
+            }
+            Refusal::ForeignKey => {
+                (EventOutcome::Invalid, "api_key_id", "api_key_id: must be a key of the event's account")
+            }
+        },
+    }
+}
+
+/// The answer to a check; a refusal is the error of a quota that is used up.
+pub(super) fn checked(eco_id: &EcoId, decision: &Decision) -> Result<CheckQuotaResponse, Status> {
+    let Some(admission) = decision.admission else { return Err(exceeded(eco_id, decision)) };
+    Ok(CheckQuotaResponse {
+        admission: admission.to_string(),
+        ..position(&decision.standing, decision.consumed)
+    })
+}
+
+/// The answer to a test-mode key: no admission is needed.
+pub(super) fn unlimited(standing: &Standing) -> CheckQuotaResponse {
+    position(standing, standing.consumption.consumed())
+}
+
+fn position(standing: &Standing, consumed: i64) -> CheckQuotaResponse {
+    CheckQuotaResponse {
+        admission: String::new(),
+        limit_count: quota::shown_limit(standing.terms.included),
+        remaining_count: quota::remaining(standing.terms.included, consumed),
+        consumed_count: consumed,
+        period_start_time: Some(timestamp(standing.period.start)),
+        period_end_time: Some(timestamp(standing.period.end)),
+        plan: plan_to_proto(standing.terms.plan).into(),
+    }
+}
+
+fn exceeded(eco_id: &EcoId, decision: &Decision) -> Status {
+    let standing = &decision.standing;
+    let limit = quota::shown_limit(standing.terms.included);
+    let rfc3339 = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::AutoSi, true);
+    let end = rfc3339(standing.period.end);
+    let metadata = HashMap::from([
+        ("limit".to_owned(), limit.to_string()),
+        ("current_usage".to_owned(), decision.consumed.to_string()),
+        ("period_start".to_owned(), rfc3339(standing.period.start)),
+        ("period_end".to_owned(), end.clone()),
+        ("plan".to_owned(), standing.terms.plan.to_string()),
+    ]);
+    status::quota_exceeded(status::QuotaExceeded {
+        eco_id: eco_id.as_str(),
+        message: format!(
+            "{} of {limit} units are used and {} more do not fit; the period ends at {end}",
+            decision.consumed, decision.units
+        ),
+        metadata,
+        retry: (standing.period.end - standing.now).to_std().unwrap_or_default(),
+        upgrade_url: UPGRADE_URL,
+    })
+}
+
+/// An account's usage now.
+pub(super) fn current_usage(eco_id: &EcoId, standing: &Standing) -> GetCurrentUsageResponse {
+    let included = standing.terms.included;
+    GetCurrentUsageResponse {
+        eco_id: eco_id.as_str().to_owned(),
+        api_calls_count: standing.recorded,
+        limit_count: quota::shown_limit(included),
+        remaining_count: quota::remaining(included, standing.recorded),
+        overage_count: standing.terms.overage(standing.recorded),
+        usage_percentage: quota::percentage(included, standing.recorded),
+        period_start_time: Some(timestamp(standing.period.start)),
+        period_end_time: Some(timestamp(standing.period.end)),
+        plan: plan_to_proto(standing.terms.plan).into(),
+        consumed_count: standing.consumption.consumed(),
+        forfeited_count: standing.forfeited,
+    }
+}
+
+/// A key, without its secret.
+pub(super) fn api_key(row: ApiKeyRow) -> ApiKey {
+    let status = if row.active { ApiKeyStatus::Active } else { ApiKeyStatus::Revoked };
+    ApiKey {
+        key_id: row.key_id,
+        eco_id: row.eco_id,
+        name: row.name,
+        scopes: row.scopes,
+        test_mode: row.test_mode,
+        status: status.into(),
+        create_time: Some(timestamp(row.created_time)),
+        last_used_time: row.last_used_time.map(timestamp),
+    }
+}
+
+/// Whose key it is.
+pub(super) fn verified(row: ApiKeyRow) -> VerifyApiKeyResponse {
+    VerifyApiKeyResponse {
+        eco_id: row.eco_id,
+        key_id: row.key_id,
+        scopes: row.scopes,
+        test_mode: row.test_mode,
+    }
+}

@@ -1,0 +1,185 @@
+//! From the contract's requests to the domain's types, with every violation at once.
+
+use chrono::{DateTime, Utc};
+use nexus_core::id::{ApiKeyText, EcoId, is_api_key_id};
+use nexus_kit::{
+    convert, status,
+    validate::{Violation, Violations},
+};
+use nexus_proto::usage::v1::{CheckQuotaRequest, CreateApiKeyRequest, UsageEvent};
+use secrecy::{ExposeSecret, SecretString};
+use tonic::Status;
+use uuid::Uuid;
+
+use super::caller::CallingKey;
+use crate::{
+    app::api_keys::NewKey,
+    domain::event::{Event, Payload},
+};
+
+const MAX_BATCH: usize = 10_000;
+const MAX_UNITS: i64 = 1_000_000;
+const MAX_ENDPOINT_BYTES: usize = 512;
+const MAX_METHOD_LETTERS: usize = 16;
+const MAX_RESPONSE_TIME_MS: i32 = 86_400_000;
+const MAX_NAME_CHARACTERS: usize = 100;
+const MAX_SCOPES: usize = 32;
+const MAX_SCOPE_BYTES: usize = 100;
+
+/// A batch, as far as it is valid.
+pub(super) struct Batch {
+    /// Ids as they were sent.
+    pub(super) ids: Vec<String>,
+    /// For each event as it was sent: its place in `events`, or what is wrong with it.
+    pub(super) places: Vec<Result<usize, Violations>>,
+    /// The valid events.
+    pub(super) events: Vec<Event>,
+}
+
+pub(super) fn batch(sent: Vec<UsageEvent>, key: Option<&CallingKey>) -> Result<Batch, Violations> {
+    if sent.is_empty() || sent.len() > MAX_BATCH {
+        return Err(Violations::one("events", format!("must be 1 to {MAX_BATCH} events")));
+    }
+    let mut batch = Batch {
+        ids: Vec::with_capacity(sent.len()),
+        places: Vec::with_capacity(sent.len()),
+        events: Vec::with_capacity(sent.len()),
+    };
+    for pb in sent {
+        batch.ids.push(pb.event_id.clone());
+        let place = event(pb, key).map(|event| {
+            batch.events.push(event);
+            batch.events.len() - 1
+        });
+        batch.places.push(place);
+    }
+    Ok(batch)
+}
+
+/// The violations of the one event of a request.
+pub(super) fn within_event(violations: Violations) -> Status {
+    let prefixed = violations.0.into_iter().map(|v| Violation { field: format!("event.{}", v.field), ..v });
+    status::invalid(&Violations(prefixed.collect()))
+}
+
+/// An event. What an API key leaves out is its own: the account, and the key the call was made with.
+pub(super) fn event(pb: UsageEvent, key: Option<&CallingKey>) -> Result<Event, Violations> {
+    let mut v = Violations::new();
+    let eco_id = match key {
+        Some(key) if pb.eco_id.is_empty() => Some(key.eco_id.clone()),
+        _ => v.eco_id("eco_id", &pb.eco_id),
+    };
+    let event_id = v.take("event_id", pb.event_id.parse::<Uuid>().map_err(|_| "must be a UUID"));
+    let event_time = match &pb.event_time {
+        Some(time) => v.take("event_time", convert::datetime(time)),
+        None => event_id.and_then(|id| {
+            v.take("event_time", uuid_time(id).ok_or("is required, as event_id is not a UUIDv7"))
+        }),
+    };
+    check_endpoint(&mut v, &pb.endpoint);
+    let letters = pb.method.bytes().all(|c| c.is_ascii_alphabetic());
+    let method = letters && (1..=MAX_METHOD_LETTERS).contains(&pb.method.len());
+    v.require(method, "method", format!("must be 1 to {MAX_METHOD_LETTERS} letters"));
+    let status_code = i16::try_from(pb.status_code).ok().filter(|code| (100..=599).contains(code));
+    let status_code = v.take("status_code", status_code.ok_or("must be 100 to 599"));
+    let latency = (0..=MAX_RESPONSE_TIME_MS).contains(&pb.response_time_ms);
+    v.require(latency, "response_time_ms", format!("must be 0 to {MAX_RESPONSE_TIME_MS}"));
+    let units_count = units(&mut v, pb.units_count);
+    let api_key_id = Some(pb.api_key_id).filter(|id| !id.is_empty());
+    v.require(api_key_id.as_deref().is_none_or(is_api_key_id), "api_key_id", "must be the id of an API key");
+    let admission = Some(pb.admission.as_str()).filter(|text| !text.is_empty());
+    let admission = admission.and_then(|text| {
+        v.take("admission", text.parse::<Uuid>().map_err(|_| "must be an admission from CheckQuota"))
+    });
+    match (eco_id, event_id, event_time, status_code, v.finish()) {
+        (Some(eco_id), Some(event_id), Some(event_time), Some(status_code), Ok(())) => Ok(Event {
+            event_id,
+            eco_id,
+            payload: Payload {
+                event_time,
+                endpoint: pb.endpoint,
+                method: pb.method.to_ascii_uppercase(),
+                status_code,
+                response_time_ms: pb.response_time_ms,
+                units_count,
+                api_key_id: api_key_id.or_else(|| key.map(|key| key.key_id.clone())),
+                admission,
+            },
+        }),
+        (.., finished) => Err(finished.expect_err("a field that is missing was said to be")),
+    }
+}
+
+fn check_endpoint(v: &mut Violations, endpoint: &str) {
+    let length = (1..=MAX_ENDPOINT_BYTES).contains(&endpoint.len());
+    v.require(length, "endpoint", format!("must be 1 to {MAX_ENDPOINT_BYTES} bytes"));
+    v.require(!endpoint.chars().any(char::is_control), "endpoint", "must have no control characters");
+    v.require(!endpoint.starts_with(['?', '#']), "endpoint", "must have a path before the query");
+}
+
+/// The time in a UUIDv7, in whole milliseconds.
+fn uuid_time(id: Uuid) -> Option<DateTime<Utc>> {
+    let (seconds, nanos) = id.get_timestamp().filter(|_| id.get_version_num() == 7)?.to_unix();
+    DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)
+}
+
+/// Units; 0 is the default, 1.
+fn units(v: &mut Violations, count: i64) -> i64 {
+    v.require((0..=MAX_UNITS).contains(&count), "units_count", format!("must be 1 to {MAX_UNITS}"));
+    count.max(1)
+}
+
+/// A quota check.
+pub(super) struct Check {
+    pub(super) eco_id: EcoId,
+    pub(super) units: i64,
+    pub(super) request_id: Option<Uuid>,
+}
+
+pub(super) fn check(pb: CheckQuotaRequest, key: Option<&CallingKey>) -> Result<Check, Status> {
+    let mut v = Violations::new();
+    let eco_id = match key {
+        Some(key) => Some(key.account(&pb.eco_id)?),
+        None => v.eco_id("eco_id", &pb.eco_id),
+    };
+    let units = units(&mut v, pb.units_count);
+    let request_id = v.optional_uuid("request_id", &pb.request_id);
+    match (eco_id, v.finish()) {
+        (Some(eco_id), Ok(())) => Ok(Check { eco_id, units, request_id }),
+        (_, finished) => Err(status::invalid(&finished.expect_err("a field that is missing was said to be"))),
+    }
+}
+
+/// A key to make. With a request id it is derived, so that a repeat makes the same one.
+pub(super) fn new_key(
+    pb: CreateApiKeyRequest,
+    eco_id: EcoId,
+    server_secret: &SecretString,
+) -> Result<NewKey, Status> {
+    let mut v = Violations::new();
+    let length = (1..=MAX_NAME_CHARACTERS).contains(&pb.name.chars().count());
+    v.require(length, "name", format!("must be 1 to {MAX_NAME_CHARACTERS} characters"));
+    v.require(!pb.name.chars().any(char::is_control), "name", "must have no control characters");
+    v.require(pb.scopes.len() <= MAX_SCOPES, "scopes", format!("must be at most {MAX_SCOPES}"));
+    for (i, scope) in pb.scopes.iter().enumerate() {
+        let word =
+            scope.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"_.:-".contains(&c));
+        let length = (1..=MAX_SCOPE_BYTES).contains(&scope.len());
+        let message = format!("must be 1 to {MAX_SCOPE_BYTES} characters of [a-z0-9_.:-]");
+        v.require(word && length, &format!("scopes[{i}]"), message);
+    }
+    let request_id = v.optional_uuid("request_id", &pb.request_id);
+    v.finish().map_err(|violations| status::invalid(&violations))?;
+    let text = match request_id {
+        Some(id) => ApiKeyText::derive(server_secret.expose_secret().as_bytes(), &eco_id, id),
+        None => ApiKeyText::random(&mut rand::rng()),
+    };
+    Ok(NewKey { eco_id, name: pb.name, scopes: pb.scopes, test_mode: pb.test_mode, text })
+}
+
+pub(super) fn file_digest(text: &str) -> Result<(), Violations> {
+    let mut v = Violations::new();
+    let digest = text.len() == 64 && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+    v.require(digest, "file_digest", "must be 64 lower-case hexadecimal digits");
+    v.finish()
+}

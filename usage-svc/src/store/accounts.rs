@@ -1,0 +1,118 @@
+//! `eco_identities` with `eco_subscriptions` and the plans: billing-svc's tables, read only.
+
+use std::{collections::HashMap, str::FromStr};
+
+use nexus_core::{
+    id::EcoId,
+    period::Period,
+    plan::{Plan, SubscriptionStatus},
+    quota::Consumption,
+};
+use sqlx::PgConnection;
+
+use crate::domain::{
+    judge::Account,
+    quota::{Standing, Terms},
+};
+
+/// The accounts that exist of these, as recording needs them. A closed account's last subscription holds
+/// its anchor.
+#[tracing::instrument(name = "db.eco_identities.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn for_recording(
+    connection: &mut PgConnection,
+    ids: &[&str],
+) -> sqlx::Result<HashMap<EcoId, Account>> {
+    let rows = sqlx::query!(
+        r#"select distinct on (i.eco_id) i.eco_id, i.closed_time, s.anchor_time
+           from eco_identities i join eco_subscriptions s using (eco_id)
+           where i.eco_id = any($1)
+           order by i.eco_id, s.ended_time desc nulls first, s.subscription_id desc"#,
+        ids as &[&str],
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let id = EcoId::parse(&row.eco_id).map_err(decode)?;
+            Ok((id, Account { anchor: row.anchor_time, closed: row.closed_time }))
+        })
+        .collect()
+}
+
+/// Whether the account exists, and if so, whether it is closed.
+#[tracing::instrument(name = "db.eco_identities.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn is_closed(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<Option<bool>> {
+    sqlx::query_scalar!(
+        r#"select status = 'closed' as "closed!" from eco_identities where eco_id = $1"#,
+        eco_id.as_str()
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+/// Where the account stands in the period that contains the database's now; `None`: unknown.
+#[tracing::instrument(name = "db.eco_identities.standing", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<Option<Standing>> {
+    // The newest free plan has the limits of a subscription that does not grant its own plan.
+    let row = sqlx::query!(
+        r#"with account as (
+               select i.eco_id, i.closed_time, i.currency_code, s.plan, s.plan_version, s.status,
+                      nexus_period_start(s.anchor_time, now()) as period_start,
+                      nexus_period_end(s.anchor_time, now()) as period_end
+               from eco_identities i join eco_subscriptions s using (eco_id)
+               where i.eco_id = $1
+               order by s.ended_time desc nulls first, s.subscription_id desc
+               limit 1
+           ), free as (
+               select included_units, hard_limit from eco_plans
+               where plan = 'free' order by version desc limit 1
+           )
+           select now() as "now!", a.closed_time is not null as "closed!", a.plan, a.status,
+                  p.included_units, p.hard_limit, coalesce(price.overage_micros, 0) > 0 as "priced!",
+                  free.included_units as free_included, free.hard_limit as free_hard,
+                  a.period_start as "period_start!", a.period_end as "period_end!",
+                  coalesce(c.recorded, 0) as "recorded!", coalesce(c.unadmitted, 0) as "unadmitted!",
+                  coalesce(q.granted_units, 0) as "granted!", coalesce(q.returned_units, 0) as "returned!",
+                  coalesce(q.forfeited_units, 0) as "forfeited!"
+           from account a
+           join eco_plans p on p.plan = a.plan and p.version = a.plan_version
+           cross join free
+           left join eco_plan_prices price on price.plan = a.plan and price.version = a.plan_version
+                                          and price.currency_code = a.currency_code
+           left join eco_quota_usage q on q.eco_id = a.eco_id and q.period_start = a.period_start
+           left join lateral (select sum(recorded_units)::bigint as recorded,
+                                     sum(unadmitted_units)::bigint as unadmitted
+                              from eco_usage_counters u
+                              where u.eco_id = a.eco_id and u.period_start = a.period_start) c on true"#,
+        eco_id.as_str(),
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| {
+        let plan = Plan::from_str(&row.plan).map_err(decode)?;
+        let status = SubscriptionStatus::from_str(&row.status).map_err(decode)?;
+        let terms = if status.grants_plan() {
+            Terms { plan, included: row.included_units, hard: row.hard_limit, priced: row.priced }
+        } else {
+            Terms { plan, included: row.free_included, hard: row.free_hard, priced: false }
+        };
+        Ok(Standing {
+            now: row.now,
+            closed: row.closed,
+            terms,
+            period: Period { start: row.period_start, end: row.period_end },
+            recorded: row.recorded,
+            consumption: Consumption {
+                granted: row.granted,
+                returned: row.returned,
+                unadmitted: row.unadmitted,
+            },
+            forfeited: row.forfeited,
+        })
+    })
+    .transpose()
+}
+
+fn decode(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
+    sqlx::Error::Decode(Box::new(error))
+}

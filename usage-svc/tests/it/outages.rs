@@ -1,0 +1,155 @@
+//! Connections that die and a database that goes away: what was acknowledged is counted, what was not can
+//! be sent again.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, ensure};
+use futures::future::{join_all, try_join_all};
+use nexus_core::plan::Plan;
+use nexus_proto::usage::v1::{CheckQuotaRequest, UsageEvent};
+use nexus_testkit::{db::TestDb, proxy::Proxy, settings};
+use nexus_usage::Config;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::support::*;
+
+/// Sends until it is acknowledged; returns how often it was not.
+async fn insist(server: &Server, event: UsageEvent) -> Result<u32> {
+    let mut failures = 0;
+    loop {
+        match record(server, event.clone()).await {
+            Ok(_) => return Ok(failures),
+            Err(status) if status.code() == Code::Unavailable => {
+                has_retry_info(&status)?;
+                failures += 1;
+            }
+            Err(status) => return Err(status.into()),
+        }
+    }
+}
+
+fn has_retry_info(status: &Status) -> Result<()> {
+    let delay = status.get_error_details().retry_info().and_then(|r| r.retry_delay);
+    ensure!(delay.is_some_and(|d| !d.is_zero()), "no RetryInfo: {status:?}");
+    Ok(())
+}
+
+/// Ends backends of the service that are in a transaction, until so many were ended or `stop` is set.
+async fn kill_backends(db: &TestDb, times: i64, stop: &AtomicBool) -> Result<i64> {
+    let mut killed = 0;
+    while killed < times && !stop.load(Ordering::Relaxed) {
+        killed += sqlx::query_scalar::<_, i64>(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity
+             where datname = current_database() and application_name = 'nexus usage' and xact_start is not null",
+        )
+        .fetch_one(&db.pool)
+        .await?;
+    }
+    Ok(killed)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_killed_in_flushes_lose_and_double_nothing() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let stop = AtomicBool::new(false);
+    let senders = (0..16).map(|_| async {
+        let mut failures = 0;
+        for _ in 0..25 {
+            failures += insist(&server, event("eco_a")).await?;
+        }
+        anyhow::Ok(failures)
+    });
+    let sending = async {
+        let failures = try_join_all(senders).await?;
+        stop.store(true, Ordering::Relaxed);
+        anyhow::Ok(failures.into_iter().sum::<u32>())
+    };
+    let (failures, killed) = tokio::join!(sending, kill_backends(&db, 20, &stop));
+    let (failures, killed) = (failures?, killed?);
+    assert!(killed > 0 && failures > 0, "{killed} killed, {failures} failed: nothing was tried");
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(16 * 25));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_away_is_unavailable_and_comes_back() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    let proxy = Proxy::before(&db).await?;
+    let server = Server::start(proxy.args(&db)?).await?;
+    record(&server, event("eco_a")).await?;
+    proxy.cut();
+    let lost = event("eco_a");
+    let mut client = server.client()?;
+    let request = CheckQuotaRequest { eco_id: "eco_a".to_owned(), ..CheckQuotaRequest::default() };
+    let (recorded, batch, checked, key) = tokio::join!(
+        record(&server, lost.clone()),
+        record_batch(&server, vec![event("eco_a")]),
+        client.check_quota(service()?.request(request)),
+        make_key(&server, "eco_a", false),
+    );
+    let key = key.expect_err("the database is away").downcast::<Status>()?;
+    for status in [recorded.err(), batch.err(), checked.err(), Some(key)] {
+        let status = refused(status.map_or(Ok(()), Err), Code::Unavailable, "DATABASE_UNAVAILABLE");
+        has_retry_info(&status)?;
+    }
+    proxy.mend();
+    insist(&server, lost).await?;
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(2));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_is_unavailable_and_what_was_taken_is_written_before_the_end() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let server = Server::start_with(Config {
+        grpc_addr: settings::ANY_PORT,
+        metrics_addr: settings::ANY_PORT,
+        raw_retention_days: 45,
+        ingest_queue: 10_000,
+        auth: settings::auth_args(),
+        serve: settings::serve_args(),
+        db: db.args(),
+    })
+    .await?;
+    // A flush waits for the rebuild of its day; the queue fills behind it.
+    let mut rebuild = db.pool.begin().await?;
+    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
+        .execute(&mut *rebuild)
+        .await?;
+    let batches = (0..4).map(|_| record_batch(&server, (0..4000).map(|_| event("eco_a")).collect()));
+    let let_go = async {
+        // Two of the four fit, and the first that does not is refused while the others wait.
+        rebuild_is_waited_for(&db).await?;
+        rebuild.commit().await?;
+        anyhow::Ok(())
+    };
+    let (answers, let_go) = tokio::join!(join_all(batches), let_go);
+    let_go?;
+    let (taken, full): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+    assert_eq!((taken.len(), full.len()), (2, 2));
+    for result in full {
+        has_retry_info(&refused(result, Code::Unavailable, "OVERLOADED"))?;
+    }
+    server.stop().await?;
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(8000));
+    Ok(())
+}
+
+/// Returns once a flush waits for an advisory lock.
+async fn rebuild_is_waited_for(db: &TestDb) -> Result<()> {
+    loop {
+        let waiting: bool = sqlx::query_scalar(
+            "select exists (select from pg_locks l join pg_database d on d.oid = l.database
+                            where d.datname = current_database() and l.locktype = 'advisory' and not l.granted)",
+        )
+        .fetch_one(&db.pool)
+        .await?;
+        if waiting {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Rebuilding a day, and the upkeep of partitions and leases.
+
+use anyhow::Result;
+use chrono::{NaiveDate, TimeDelta};
+use nexus_core::plan::Plan;
+use nexus_kit::db::{self, Role};
+use nexus_proto::usage::v1::UsageEvent;
+use nexus_usage::{
+    Error,
+    app::{maintenance, rebuild_day},
+};
+
+use crate::support::*;
+
+#[tokio::test]
+async fn a_day_is_rebuilt_from_the_raw_log() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let at = now() - TimeDelta::days(2);
+    let events = (0..50).map(|i| UsageEvent { response_time_ms: i * 13, ..event_at("eco_a", at) }).collect();
+    record_batch(&server, events).await?;
+    let rollup = async || {
+        anyhow::Ok(
+            sqlx::query_scalar::<_, String>("select d::text from eco_usage_daily d order by 1")
+                .fetch_all(&db.pool)
+                .await?,
+        )
+    };
+    let right = rollup().await?;
+    sqlx::query("update eco_usage_daily set units_count = 1, latency_sketch = '{}'")
+        .execute(&db.pool)
+        .await?;
+    let pool = db::pool(&db.args(), Role::Usage)?;
+    assert_eq!(rebuild_day::run(&pool, at.date_naive()).await?, 1);
+    assert_eq!(rollup().await?, right);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_day_that_is_not_retained_is_refused() -> Result<()> {
+    let (db, _server) = server().await?;
+    let pool = db::pool(&db.args(), Role::Usage)?;
+    let day = now().date_naive() - TimeDelta::days(60);
+    sqlx::query("insert into eco_usage_daily values ('eco_a', $1, '/', 'GET', 2, 1, 1, 1, '{}')")
+        .bind(day)
+        .execute(&db.pool)
+        .await?;
+    let refusal = rebuild_day::run(&pool, day).await;
+    assert!(matches!(refusal, Err(Error::DayNotRetained(d)) if d == day), "{refusal:?}");
+    let kept: i64 = sqlx::query_scalar("select count(*) from eco_usage_daily").fetch_one(&db.pool).await?;
+    assert_eq!(kept, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn maintenance_makes_and_drops_partitions_and_deletes_settled_leases() -> Result<()> {
+    let db = nexus_testkit::db::TestDb::new().await?;
+    let today = now().date_naive();
+    let days = |back: i64| today - TimeDelta::days(back);
+    sqlx::query("select nexus_ensure_usage_partitions($1, $1)").bind(days(50)).execute(&db.pool).await?;
+    let of = |day: NaiveDate| format!("eco_api_usage_p{}", day.format("%Y%m%d"));
+    let ahead = of(days(-7));
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop table {ahead}"))).execute(&db.pool).await?;
+    sqlx::query(
+        "insert into eco_quota_leases (lease_id, eco_id, period_start, period_end, granted_units)
+         values (gen_random_uuid(), 'eco_old', now() - interval '33 days', now() - interval '49 hours', 1),
+                (gen_random_uuid(), 'eco_new', now() - interval '31 days', now() - interval '47 hours', 1)",
+    )
+    .execute(&db.pool)
+    .await?;
+    maintenance::once(&db::pool(&db.args(), Role::Usage)?, 45).await?;
+
+    let exists = async |name: String| {
+        sqlx::query_scalar::<_, bool>("select to_regclass($1) is not null")
+            .bind(name)
+            .fetch_one(&db.pool)
+            .await
+    };
+    assert!(exists(ahead).await?);
+    assert!(!exists(of(days(50))).await?);
+    assert!(exists(of(days(36))).await?);
+    let leases: Vec<String> =
+        sqlx::query_scalar("select eco_id from eco_quota_leases").fetch_all(&db.pool).await?;
+    assert_eq!(leases, ["eco_new"]);
+    Ok(())
+}

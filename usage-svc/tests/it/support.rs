@@ -1,0 +1,213 @@
+//! A server under test, its callers, and what the database says afterwards.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context, Result};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use nexus_client::CallOptions;
+use nexus_core::plan::Plan;
+use nexus_kit::{auth::Scope, config::DbArgs, convert::timestamp, serve::Listeners};
+use nexus_proto::usage::v1::{usage_service_client::UsageServiceClient, *};
+use nexus_testkit::{
+    db::TestDb,
+    seed,
+    settings::{self, ANY_PORT},
+};
+use nexus_usage::{Config, StartError};
+use sqlx::PgPool;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::StatusExt;
+use uuid::Uuid;
+
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A usage-svc of its own; stops when dropped.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), StartError>>,
+}
+
+impl Server {
+    pub(crate) async fn start(db: DbArgs) -> Result<Self> {
+        let config = Config {
+            grpc_addr: ANY_PORT,
+            metrics_addr: ANY_PORT,
+            raw_retention_days: 45,
+            ingest_queue: 100_000,
+            auth: settings::auth_args(),
+            serve: settings::serve_args(),
+            db,
+        };
+        Self::start_with(config).await
+    }
+
+    pub(crate) async fn start_with(config: Config) -> Result<Self> {
+        let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
+        let address = listeners.main_addr()?;
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(nexus_usage::serve(config, listeners, stop.clone()));
+        Ok(Self { address, stop, task })
+    }
+
+    pub(crate) fn channel(&self) -> Result<Channel> {
+        Ok(nexus_client::channel(&format!("http://{}", self.address))?)
+    }
+
+    pub(crate) fn client(&self) -> Result<UsageServiceClient<Channel>> {
+        Ok(nexus_client::usage(self.channel()?))
+    }
+
+    /// Stops it and waits for its end.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        self.stop.cancel();
+        Ok((&mut self.task).await??)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A database and one server on it.
+pub(crate) async fn server() -> Result<(TestDb, Server)> {
+    let db = TestDb::new().await?;
+    let server = Server::start(db.args()).await?;
+    Ok((db, server))
+}
+
+/// A service that may record and check.
+pub(crate) fn service() -> Result<CallOptions> {
+    with_scopes(&[Scope::UsageWrite, Scope::UsageCheck])
+}
+
+pub(crate) fn with_scopes(scopes: &[Scope]) -> Result<CallOptions> {
+    Ok(CallOptions::bearer(&settings::service_token(scopes)?, TIMEOUT)?)
+}
+
+pub(crate) fn user(eco_id: &str) -> Result<CallOptions> {
+    Ok(CallOptions::bearer(&settings::user_token(eco_id)?, TIMEOUT)?)
+}
+
+pub(crate) fn api_key(key: &str) -> Result<CallOptions> {
+    Ok(CallOptions::new(&format!("ApiKey {key}"), TIMEOUT)?)
+}
+
+/// Now, as the database keeps times.
+pub(crate) fn now() -> DateTime<Utc> {
+    Utc::now().trunc_subsecs(6)
+}
+
+/// An account whose period began ten days ago.
+pub(crate) async fn account(db: &TestDb, eco_id: &str, plan: Plan) -> Result<()> {
+    seed::account(&db.pool, eco_id, plan, now() - TimeDelta::days(10)).await
+}
+
+/// An event of now.
+pub(crate) fn event(eco_id: &str) -> UsageEvent {
+    event_at(eco_id, now())
+}
+
+pub(crate) fn event_at(eco_id: &str, at: DateTime<Utc>) -> UsageEvent {
+    UsageEvent {
+        eco_id: eco_id.to_owned(),
+        event_id: Uuid::now_v7().to_string(),
+        event_time: Some(timestamp(at)),
+        endpoint: "/v1/things/42?page=1".to_owned(),
+        method: "get".to_owned(),
+        status_code: 200,
+        response_time_ms: 7,
+        ..UsageEvent::default()
+    }
+}
+
+/// Makes a key as the account's user.
+pub(crate) async fn make_key(server: &Server, eco_id: &str, test_mode: bool) -> Result<CreateApiKeyResponse> {
+    let request =
+        CreateApiKeyRequest { name: "tests".to_owned(), test_mode, ..CreateApiKeyRequest::default() };
+    Ok(server.client()?.create_api_key(user(eco_id)?.request(request)).await?.into_inner())
+}
+
+pub(crate) async fn record(server: &Server, event: UsageEvent) -> Result<RecordUsageResponse, Status> {
+    let options = service().map_err(|e| Status::internal(e.to_string()))?;
+    let mut client = server.client().map_err(|e| Status::internal(e.to_string()))?;
+    let request = RecordUsageRequest { event: Some(event) };
+    Ok(client.record_usage(options.request(request)).await?.into_inner())
+}
+
+pub(crate) async fn record_batch(
+    server: &Server,
+    events: Vec<UsageEvent>,
+) -> Result<BatchRecordUsageResponse, Status> {
+    let options = service().map_err(|e| Status::internal(e.to_string()))?;
+    let mut client = server.client().map_err(|e| Status::internal(e.to_string()))?;
+    let request = BatchRecordUsageRequest { events };
+    Ok(client.batch_record_usage(options.request(request)).await?.into_inner())
+}
+
+pub(crate) async fn check(
+    server: &Server,
+    eco_id: &str,
+    units_count: i64,
+) -> Result<CheckQuotaResponse, Status> {
+    let options = service().map_err(|e| Status::internal(e.to_string()))?;
+    let mut client = server.client().map_err(|e| Status::internal(e.to_string()))?;
+    let request = CheckQuotaRequest { eco_id: eco_id.to_owned(), units_count, ..Default::default() };
+    Ok(client.check_quota(options.request(request)).await?.into_inner())
+}
+
+pub(crate) async fn current(server: &Server, eco_id: &str) -> Result<GetCurrentUsageResponse> {
+    let request = GetCurrentUsageRequest { eco_id: eco_id.to_owned() };
+    Ok(server.client()?.get_current_usage(service()?.request(request)).await?.into_inner())
+}
+
+/// The status of a call that must fail with this code and reason.
+#[track_caller]
+pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, reason: &str) -> Status {
+    let status = result.expect_err("the call must be refused");
+    assert_eq!((status.code(), nexus_kit::status::reason(&status).as_str()), (code, reason), "{status:?}");
+    status
+}
+
+/// The fields of a `BadRequest`.
+pub(crate) fn fields(status: &Status) -> Vec<String> {
+    let details = status.get_error_details();
+    details.bad_request().iter().flat_map(|b| b.field_violations.iter().map(|f| f.field.clone())).collect()
+}
+
+/// Units in the raw log, the counters and the rollup; test-mode units of the first two apart.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) raw: i64,
+    pub(crate) counted: i64,
+    pub(crate) daily: i64,
+    pub(crate) unadmitted: i64,
+    pub(crate) test_raw: i64,
+    pub(crate) test_counted: i64,
+}
+
+pub(crate) async fn sums(pool: &PgPool, eco_id: &str) -> Result<Sums> {
+    let row: (i64, i64, i64, i64, i64, i64) = sqlx::query_as(
+        "select coalesce((select sum(units_count) from eco_api_usage where eco_id = $1 and not test_mode), 0)::bigint,
+                coalesce((select sum(recorded_units) from eco_usage_counters where eco_id = $1), 0)::bigint,
+                coalesce((select sum(units_count) from eco_usage_daily where eco_id = $1), 0)::bigint,
+                coalesce((select sum(unadmitted_units) from eco_usage_counters where eco_id = $1), 0)::bigint,
+                coalesce((select sum(units_count) from eco_api_usage where eco_id = $1 and test_mode), 0)::bigint,
+                coalesce((select sum(test_units) from eco_usage_counters where eco_id = $1), 0)::bigint",
+    )
+    .bind(eco_id)
+    .fetch_one(pool)
+    .await
+    .context("summing up")?;
+    let (raw, counted, daily, unadmitted, test_raw, test_counted) = row;
+    Ok(Sums { raw, counted, daily, unadmitted, test_raw, test_counted })
+}
+
+/// So many units everywhere, none admitted, none of test keys.
+pub(crate) fn plain(units: i64) -> Sums {
+    Sums { raw: units, counted: units, daily: units, unadmitted: units, test_raw: 0, test_counted: 0 }
+}
