@@ -1,0 +1,63 @@
+//! `POST /api/cron/process-overage`.
+
+use anyhow::Result;
+use nexus_core::plan::Plan;
+
+use crate::{
+    answer::{Answer, assert_answer},
+    suite::{CRON_SECRET, Suite, event},
+};
+
+const ROUTE: &str = "/api/cron/process-overage";
+
+#[tokio::test]
+async fn a_run_charges_once_and_lists_who_could_not_be() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_owes", Plan::Pro).await?;
+    suite.stripe_customer("eco_owes").await?;
+    suite.account("eco_stranger", Plan::Pro).await?;
+    suite
+        .record(vec![event("eco_owes", "/v1/x", 200, 112_500), event("eco_stranger", "/v1/x", 200, 101_000)])
+        .await?;
+    assert_answer!(suite.run_overage().await?);
+    assert_answer!(suite.get_as("eco_owes", "/api/usage/overage").await?);
+    let again = suite.run_overage().await?;
+    assert_eq!(again.body["results"]["charged"], 0, "{}", again.body);
+    assert_eq!(again.body["results"]["total_usd"], "0.00", "{}", again.body);
+
+    suite.record(vec![event("eco_owes", "/v1/x", 200, 2_500)]).await?;
+    assert_answer!(suite.get_as("eco_owes", "/api/usage/overage").await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_the_secret_opens() -> Result<()> {
+    let suite = Suite::start().await?;
+    let long = format!("{CRON_SECRET}x");
+    for authorization in [
+        format!("Bearer {long}"),
+        format!("Bearer {}", &CRON_SECRET[1..]),
+        format!("Basic {CRON_SECRET}"),
+        CRON_SECRET.to_owned(),
+        format!("Bearer {}", nexus_testkit::settings::admin_token()?),
+        "Bearer ".to_owned(),
+    ] {
+        let answer =
+            Answer::of(suite.request("POST", ROUTE)?.header("authorization", &authorization)).await?;
+        assert_eq!(answer.status, 401, "{authorization}");
+        assert_eq!(answer.body, serde_json::json!({"error": "Unauthorized"}));
+    }
+    assert_answer!(Answer::of(suite.request("POST", ROUTE)?).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_configured_secret_nothing_opens() -> Result<()> {
+    for secret in [None, Some("".into())] {
+        let suite = Suite::start_with(|config| config.cron_secret = secret).await?;
+        let answer = Answer::of(suite.request("POST", ROUTE)?.header("authorization", "Bearer ")).await?;
+        assert_eq!(answer.status, 500);
+        assert_eq!(answer.body, serde_json::json!({"error": "CRON_SECRET not configured"}));
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! The REST contract as a client sees it: the gateway, the three services and the stand-in Stripe run for
+//! real on free ports, over a database of each test's own.
+
+mod access;
+mod admin;
+mod answer;
+mod cron;
+mod outage;
+mod problem;
+mod requests;
+mod secure;
+mod suite;
+mod usage;

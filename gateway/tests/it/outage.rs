@@ -1,0 +1,135 @@
+//! A part is away: 503 with `Retry-After`, at once, and no word of the inside.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nexus_core::plan::Plan;
+
+use crate::{
+    answer::{Answer, assert_answer},
+    suite::Suite,
+};
+
+const USAGE: [&str; 1] = ["/api/usage/current"];
+const BILLING: [&str; 1] = ["/api/usage/overage"];
+const ANALYTICS: [&str; 2] = ["/api/usage/history", "/api/usage/endpoints"];
+const ADMIN: [&str; 2] = ["/api/admin/analytics/overview", "/api/admin/analytics/users"];
+
+fn assert_unavailable(answer: &Answer, what: &str) -> Result<()> {
+    assert_eq!(answer.status, 503, "{what}: {answer:?}");
+    assert_eq!(answer.body, serde_json::json!({"error": "Service unavailable"}), "{what}");
+    assert!((1..=60).contains(&answer.number("retry-after")?), "{what}");
+    Ok(())
+}
+
+/// An account with a key on a suite that works.
+async fn working() -> Result<(Suite, String)> {
+    let suite = Suite::start().await?;
+    suite.account("eco_pro", Plan::Pro).await?;
+    let key = suite.api_key("eco_pro", false).await?;
+    assert_eq!(suite.get("/api/secure/ping", &key).await?.status, 200);
+    Ok((suite, key))
+}
+
+#[tokio::test]
+async fn without_the_database_every_route_says_so_and_all_go_on_when_it_is_back() -> Result<()> {
+    let (suite, key) = working().await?;
+    suite.cut_database();
+    let began = Instant::now();
+    for path in USAGE.iter().chain(&BILLING).chain(&ANALYTICS) {
+        assert_unavailable(&suite.get_as("eco_pro", path).await?, path)?;
+    }
+    for path in ADMIN {
+        assert_unavailable(&suite.get_as_admin(path).await?, path)?;
+    }
+    assert_unavailable(&suite.run_overage().await?, "the scheduler's")?;
+    assert_unavailable(&suite.get("/api/secure/ping", &key).await?, "a tracked one")?;
+    assert_answer!(suite.get_as("eco_pro", "/api/usage/current").await?);
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+
+    suite.mend_database();
+    let back = async |path: &str| {
+        suite.until(async |suite| suite.get_as("eco_pro", path).await, |answer| answer.status == 200).await
+    };
+    let current = back("/api/usage/current").await?;
+    assert_eq!(current.body["api_calls"], 1, "what was refused is not counted");
+    back("/api/usage/history").await?;
+    back("/api/usage/overage").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_usage_svc_its_routes_alone_are_away() -> Result<()> {
+    let (mut suite, key) = working().await?;
+    suite.stop_usage().await?;
+    assert_unavailable(&suite.get_as("eco_pro", USAGE[0]).await?, USAGE[0])?;
+    assert_unavailable(&suite.get("/api/secure/ping", &key).await?, "ping")?;
+    for path in BILLING.iter().chain(&ANALYTICS) {
+        assert_eq!(suite.get_as("eco_pro", path).await?.status, 200, "{path}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_billing_svc_its_routes_alone_are_away() -> Result<()> {
+    let (mut suite, key) = working().await?;
+    suite.stop_billing().await?;
+    assert_unavailable(&suite.get_as("eco_pro", BILLING[0]).await?, BILLING[0])?;
+    assert_unavailable(&suite.run_overage().await?, "the scheduler's")?;
+    assert_eq!(suite.get("/api/secure/ping", &key).await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_analytics_svc_its_routes_alone_are_away() -> Result<()> {
+    let (mut suite, key) = working().await?;
+    suite.stop_analytics().await?;
+    for path in ANALYTICS {
+        assert_unavailable(&suite.get_as("eco_pro", path).await?, path)?;
+    }
+    for path in ADMIN {
+        assert_unavailable(&suite.get_as_admin(path).await?, path)?;
+    }
+    assert_eq!(suite.get("/api/secure/ping", &key).await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_service_that_accepts_and_never_answers_is_given_up_at_the_deadline() -> Result<()> {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = format!("http://{}", silent.local_addr()?);
+    let suite = Suite::start_with(|config| {
+        config.usage_addr = address;
+        config.backend_timeout = Duration::from_millis(300);
+    })
+    .await?;
+    let began = Instant::now();
+    assert_unavailable(&suite.get_as("eco_pro", USAGE[0]).await?, "a silent service")?;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn ready_once_all_services_are_reached_and_while_one_is() -> Result<()> {
+    let mut suite = Suite::start().await?;
+    let ready = async |suite: &Suite| Answer::of(suite.request("GET", "/readyz")?).await;
+    suite.until(ready, |answer| answer.status == 200).await?;
+    suite.stop_billing().await?;
+    assert_eq!(ready(&suite).await?.status, 200, "the other services' routes go on");
+    suite.stop_usage().await?;
+    suite.stop_analytics().await?;
+    assert_eq!(ready(&suite).await?.status, 503);
+    assert_eq!(Answer::of(suite.request("GET", "/healthz")?).await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn never_ready_where_a_service_was_never_reached() -> Result<()> {
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+    let suite = Suite::start_with(|config| config.billing_addr = format!("http://{closed}")).await?;
+    let answer = Answer::of(suite.request("GET", "/readyz")?).await?;
+    assert_eq!(answer.status, 503);
+    let operations = reqwest::get(format!("{}/readyz", suite.operations)).await.context("operations")?;
+    assert_eq!(operations.status(), 503);
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! `GET /api/secure/ping`: a tracked endpoint.
+
+use anyhow::Result;
+use nexus_core::plan::Plan;
+use sqlx::Row;
+
+use crate::{
+    answer::{Answer, assert_answer},
+    suite::{Suite, event},
+};
+
+const PING: &str = "/api/secure/ping";
+
+impl Suite {
+    /// Units recorded of an account.
+    async fn recorded(&self, eco_id: &str) -> Result<i64> {
+        let query = "select coalesce(sum(units_count), 0)::bigint from eco_api_usage where eco_id = $1";
+        Ok(sqlx::query_scalar(query).bind(eco_id).fetch_one(&self.db.pool).await?)
+    }
+}
+
+#[tokio::test]
+async fn an_answered_call_is_metered() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_free", Plan::Free).await?;
+    let key = suite.api_key("eco_free", false).await?;
+    let answer = suite.get(&format!("{PING}?x=1"), &key).await?;
+    assert_answer!(answer);
+    let key_id = key.trim_start_matches("ApiKey ").split('.').next().map(str::to_owned);
+    assert_eq!(answer.body["apiKeyId"].as_str(), key_id.as_deref());
+    let row = sqlx::query("select * from eco_api_usage").fetch_one(&suite.db.pool).await?;
+    let shown = (
+        row.try_get::<String, _>("eco_id")?,
+        row.try_get::<String, _>("endpoint")?,
+        row.try_get::<String, _>("method")?,
+        row.try_get::<i16, _>("status_code")?,
+        row.try_get::<i64, _>("units_count")?,
+        row.try_get::<Option<String>, _>("api_key_id")?,
+    );
+    assert_eq!(shown, ("eco_free".into(), PING.into(), "GET".into(), 200, 1, key_id));
+    let current = suite.get_as("eco_free", "/api/usage/current").await?;
+    assert_eq!(current.body["api_calls"], 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn over_a_hard_limit_a_call_is_refused_and_not_recorded() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_free", Plan::Free).await?;
+    suite.record(vec![event("eco_free", "/v1/x", 200, 999)]).await?;
+    let key = suite.api_key("eco_free", false).await?;
+    let last = suite.get(PING, &key).await?;
+    assert_eq!((last.status.as_u16(), last.number("x-ratelimit-remaining")?), (200, 0));
+    let refused = suite.get(PING, &key).await?;
+    let reset: chrono::DateTime<chrono::Utc> =
+        refused.header("x-ratelimit-reset").unwrap_or_default().parse()?;
+    let until_reset = (reset - chrono::Utc::now()).num_seconds();
+    let retry_after = refused.number("retry-after")?;
+    assert!((until_reset..=until_reset + 62).contains(&retry_after), "{retry_after} for {until_reset}");
+    let mut shown = refused.shown();
+    shown["headers"]["retry-after"] = "[seconds]".into();
+    insta::assert_json_snapshot!(shown, {
+        ".body.period_end" => crate::answer::time(),
+        ".headers[\"x-ratelimit-reset\"]" => crate::answer::time(),
+        ".headers[\"ratelimit-policy\"]" => crate::answer::seconds(),
+        ".headers.ratelimit" => crate::answer::seconds(),
+    });
+    assert_eq!(suite.recorded("eco_free").await?, 1_000);
+    let current = suite.get_as("eco_free", "/api/usage/current").await?;
+    assert_eq!((&current.body["api_calls"], &current.body["remaining"]), (&1_000.into(), &0.into()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn beyond_a_soft_limit_calls_go_on() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_pro", Plan::Pro).await?;
+    suite.record(vec![event("eco_pro", "/v1/x", 200, 100_000)]).await?;
+    let key = suite.api_key("eco_pro", false).await?;
+    assert_answer!(suite.get(PING, &key).await?);
+    let overage = suite.get_as("eco_pro", "/api/usage/overage").await?;
+    assert_eq!(overage.body["overage_calls"], 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unlimited_plan_shows_no_limit() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_big", Plan::Enterprise).await?;
+    let key = suite.api_key("eco_big", false).await?;
+    assert_answer!(suite.get(PING, &key).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_test_mode_key_is_metered_apart_and_never_limited() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_free", Plan::Free).await?;
+    suite.record(vec![event("eco_free", "/v1/x", 200, 1_000)]).await?;
+    let key = suite.api_key("eco_free", true).await?;
+    assert_answer!(suite.get(PING, &key).await?);
+    let current = suite.get_as("eco_free", "/api/usage/current").await?;
+    assert_eq!(current.body["api_calls"], 1_000);
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_good_key_nothing_is_answered() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_free", Plan::Free).await?;
+    let key = suite.api_key("eco_free", false).await?;
+    assert_answer!(Answer::of(suite.request("GET", PING)?).await?);
+    let jwt = suite.get_as("eco_free", PING).await?;
+    assert_eq!((jwt.status.as_u16(), &jwt.body["error"]), (401, &"Missing API key".into()));
+
+    let (id, _) = key.split_once('.').unwrap_or_default();
+    let wrong_secret = format!("{id}.0123456789012345678901");
+    let unknown = "ApiKey eco_api_0123456789012345678901.0123456789012345678901".to_owned();
+    for bad in [wrong_secret, unknown, id.to_owned(), "ApiKey x".to_owned(), format!("{key}x")] {
+        let answer = suite.get(PING, &bad).await?;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.body["error"]),
+            (401, &"Invalid API key".into()),
+            "{bad}"
+        );
+    }
+    assert_answer!(suite.get(PING, "ApiKey x").await?);
+    assert_eq!(suite.recorded("eco_free").await?, 0);
+    Ok(())
+}

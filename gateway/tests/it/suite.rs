@@ -1,0 +1,294 @@
+//! Everything that runs in a test.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use anyhow::{Context, Result};
+use chrono::{DateTime, TimeDelta, Utc};
+use nexus_client::CallOptions;
+use nexus_core::plan::Plan;
+use nexus_kit::{auth::Scope, config::DbArgs, convert::timestamp, serve::Listeners};
+use nexus_proto::usage::v1::{
+    BatchRecordUsageRequest, CreateApiKeyRequest, UsageEvent, usage_service_client::UsageServiceClient,
+};
+use nexus_testkit::{
+    db::TestDb,
+    proxy::Proxy,
+    seed,
+    settings::{self, ANY_PORT, service_token, user_token},
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_rustls::rustls;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::transport::Channel;
+use uuid::Uuid;
+
+use crate::answer::Answer;
+
+pub(crate) const CRON_SECRET: &str = "cron-secret-in-tests-0123456789";
+const STRIPE_KEY: &str = "sk_test_gateway";
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A server of ours, running in this process.
+struct Running {
+    stop: CancellationToken,
+    task: JoinHandle<Result<()>>,
+}
+
+impl Running {
+    fn start<E>(server: impl FnOnce(CancellationToken) -> E) -> Self
+    where
+        E: Future<Output = Result<()>> + Send + 'static,
+    {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(server(stop.clone()));
+        Self { stop, task }
+    }
+
+    async fn stop(self) -> Result<()> {
+        self.stop.cancel();
+        self.task.await?
+    }
+}
+
+/// The gateway, the services behind it, Stripe and the database.
+pub(crate) struct Suite {
+    pub(crate) db: TestDb,
+    pub(crate) gateway: String,
+    pub(crate) operations: String,
+    stripe: String,
+    http: reqwest::Client,
+    usage_client: UsageServiceClient<Channel>,
+    database: Proxy,
+    usage: Option<Running>,
+    billing: Option<Running>,
+    analytics: Option<Running>,
+    _others: [DropGuard; 2],
+}
+
+impl Suite {
+    pub(crate) async fn start() -> Result<Self> {
+        Self::start_with(|_| {}).await
+    }
+
+    /// With other settings of the gateway.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut nexus_gateway::Config)) -> Result<Self> {
+        let db = TestDb::new().await?;
+        let database = Proxy::before(&db).await?;
+        let db_args = database.args(&db)?;
+        let (stripe, stripe_stop) = stripe().await?;
+        let (usage_addr, usage) = usage(db_args.clone()).await?;
+        let (billing_addr, billing) = billing(db_args.clone(), stripe.clone()).await?;
+        let (analytics_addr, analytics) = analytics(db_args).await?;
+        let mut config = nexus_gateway::Config {
+            http_addr: ANY_PORT,
+            metrics_addr: ANY_PORT,
+            usage_addr: usage_addr.clone(),
+            billing_addr,
+            analytics_addr,
+            backend_timeout: Duration::from_secs(5),
+            cron_secret: Some(CRON_SECRET.into()),
+            auth: settings::auth_args(),
+            serve: settings::serve_args(),
+        };
+        change(&mut config);
+        let listeners = Listeners::bind(config.http_addr, config.metrics_addr).await?;
+        let gateway = format!("http://{}", listeners.main_addr()?);
+        let operations = format!("http://{}", listeners.operations_addr()?);
+        let stop = CancellationToken::new();
+        tokio::spawn(nexus_gateway::serve(config, listeners, stop.clone()));
+        Ok(Self {
+            db,
+            gateway,
+            operations,
+            stripe,
+            http: http_client(),
+            usage_client: nexus_client::usage(nexus_client::channel(&usage_addr)?),
+            database,
+            usage: Some(usage),
+            billing: Some(billing),
+            analytics: Some(analytics),
+            _others: [stripe_stop.drop_guard(), stop.drop_guard()],
+        })
+    }
+
+    pub(crate) fn cut_database(&self) {
+        self.database.cut();
+    }
+
+    pub(crate) fn mend_database(&self) {
+        self.database.mend();
+    }
+
+    pub(crate) async fn stop_usage(&mut self) -> Result<()> {
+        self.usage.take().context("usage-svc was stopped before")?.stop().await
+    }
+
+    pub(crate) async fn stop_billing(&mut self) -> Result<()> {
+        self.billing.take().context("billing-svc was stopped before")?.stop().await
+    }
+
+    pub(crate) async fn stop_analytics(&mut self) -> Result<()> {
+        self.analytics.take().context("analytics-svc was stopped before")?.stop().await
+    }
+
+    /// A request to be completed and sent.
+    pub(crate) fn request(&self, method: &str, path: &str) -> Result<reqwest::RequestBuilder> {
+        Ok(self.http.request(method.parse()?, format!("{}{path}", self.gateway)))
+    }
+
+    /// The answer to a GET with these credentials.
+    pub(crate) async fn get(&self, path: &str, authorization: &str) -> Result<Answer> {
+        Answer::of(self.request("GET", path)?.header("authorization", authorization)).await
+    }
+
+    /// The answer to a GET of an account's user.
+    pub(crate) async fn get_as(&self, eco_id: &str, path: &str) -> Result<Answer> {
+        self.get(path, &format!("Bearer {}", user_token(eco_id)?)).await
+    }
+
+    /// The answer to a GET of the admin.
+    pub(crate) async fn get_as_admin(&self, path: &str) -> Result<Answer> {
+        self.get_as(settings::ADMIN, path).await
+    }
+
+    /// The answer to the scheduler.
+    pub(crate) async fn run_overage(&self) -> Result<Answer> {
+        Answer::of(self.request("POST", "/api/cron/process-overage")?.bearer_auth(CRON_SECRET)).await
+    }
+
+    /// An account whose period began ten days ago.
+    pub(crate) async fn account(&self, eco_id: &str, plan: Plan) -> Result<()> {
+        seed::account(&self.db.pool, eco_id, plan, Utc::now() - TimeDelta::days(10)).await
+    }
+
+    /// Makes a customer at Stripe for an account.
+    pub(crate) async fn stripe_customer(&self, eco_id: &str) -> Result<()> {
+        let request = self.http.post(format!("{}v1/customers", self.stripe)).bearer_auth(STRIPE_KEY);
+        let customer: serde_json::Value = request.send().await?.error_for_status()?.json().await?;
+        let id = customer["id"].as_str().context("the customer's id")?;
+        seed::stripe_ids(&self.db.pool, eco_id, id, None).await
+    }
+
+    /// A key of an account, made by its user: what the client sends.
+    pub(crate) async fn api_key(&self, eco_id: &str, test_mode: bool) -> Result<String> {
+        let message = CreateApiKeyRequest { name: "tests".to_owned(), test_mode, ..Default::default() };
+        let options = CallOptions::bearer(&user_token(eco_id)?, TIMEOUT)?;
+        let made = self.usage_client.clone().create_api_key(options.request(message)).await?.into_inner();
+        Ok(format!("ApiKey {}", made.key))
+    }
+
+    /// Records events of now; `units_count` of each is what the caller gave.
+    pub(crate) async fn record(&self, events: Vec<UsageEvent>) -> Result<()> {
+        let wanted = i32::try_from(events.len())?;
+        let options = CallOptions::bearer(&service_token(&[Scope::UsageWrite])?, TIMEOUT)?;
+        let request = options.request(BatchRecordUsageRequest { events });
+        let answer = self.usage_client.clone().batch_record_usage(request).await?.into_inner();
+        anyhow::ensure!(answer.accepted_count == wanted, "{:?}", answer.results);
+        Ok(())
+    }
+
+    /// Asks until the answer is as wished: figures that are brought up to date in the background.
+    pub(crate) async fn until(
+        &self,
+        ask: impl AsyncFn(&Self) -> Result<Answer>,
+        wished: impl Fn(&Answer) -> bool,
+    ) -> Result<Answer> {
+        let asking = async {
+            loop {
+                let answer = ask(self).await?;
+                if wished(&answer) {
+                    return anyhow::Ok(answer);
+                }
+            }
+        };
+        tokio::time::timeout(TIMEOUT, asking).await.context("the answer never came")?
+    }
+}
+
+/// An event of now.
+pub(crate) fn event(eco_id: &str, endpoint: &str, status_code: i32, units_count: i64) -> UsageEvent {
+    event_at(eco_id, endpoint, status_code, units_count, Utc::now())
+}
+
+pub(crate) fn event_at(
+    eco_id: &str,
+    endpoint: &str,
+    status_code: i32,
+    units_count: i64,
+    at: DateTime<Utc>,
+) -> UsageEvent {
+    UsageEvent {
+        eco_id: eco_id.to_owned(),
+        event_id: Uuid::now_v7().to_string(),
+        event_time: Some(timestamp(at)),
+        endpoint: endpoint.to_owned(),
+        method: "GET".to_owned(),
+        status_code,
+        response_time_ms: 150,
+        units_count,
+        ..Default::default()
+    }
+}
+
+/// A client of HTTP. Its TLS takes the process's provider, which some dependency's features leave open.
+fn http_client() -> reqwest::Client {
+    // Fails only where another test of this process has installed it.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    reqwest::Client::new()
+}
+
+async fn stripe() -> Result<(String, CancellationToken)> {
+    let listener = TcpListener::bind(ANY_PORT).await?;
+    let address = format!("http://{}/", listener.local_addr()?);
+    let stop = CancellationToken::new();
+    tokio::spawn(stripe_sim::serve(stripe_sim::Config::default(), listener, stop.clone()));
+    Ok((address, stop))
+}
+
+async fn usage(db: DbArgs) -> Result<(String, Running)> {
+    let config = nexus_usage::Config {
+        grpc_addr: ANY_PORT,
+        metrics_addr: ANY_PORT,
+        raw_retention_days: 45,
+        ingest_queue: 100_000,
+        auth: settings::auth_args(),
+        serve: settings::serve_args(),
+        db,
+    };
+    let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
+    let address = format!("http://{}", listeners.main_addr()?);
+    Ok((address, Running::start(|stop| async { Ok(nexus_usage::serve(config, listeners, stop).await?) })))
+}
+
+async fn billing(db: DbArgs, stripe: String) -> Result<(String, Running)> {
+    let config = nexus_billing::Config {
+        grpc_addr: ANY_PORT,
+        metrics_addr: ANY_PORT,
+        auth: settings::auth_args(),
+        serve: settings::serve_args(),
+        db,
+        stripe: nexus_billing::config::StripeArgs {
+            stripe_secret_key: STRIPE_KEY.into(),
+            stripe_api_base: stripe,
+            stripe_rate_per_second: NonZeroU32::new(1_000).context("a rate")?,
+            stripe_timeout: TIMEOUT,
+        },
+        overage_concurrency: 4,
+    };
+    let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
+    let address = format!("http://{}", listeners.main_addr()?);
+    Ok((address, Running::start(|stop| async { Ok(nexus_billing::serve(config, listeners, stop).await?) })))
+}
+
+async fn analytics(db: DbArgs) -> Result<(String, Running)> {
+    let config = nexus_analytics::Config {
+        grpc_addr: ANY_PORT,
+        metrics_addr: ANY_PORT,
+        auth: settings::auth_args(),
+        serve: settings::serve_args(),
+        db,
+    };
+    let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
+    let address = format!("http://{}", listeners.main_addr()?);
+    Ok((address, Running::start(|stop| async { Ok(nexus_analytics::serve(config, listeners, stop).await?) })))
+}
