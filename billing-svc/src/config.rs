@@ -1,7 +1,8 @@
-use std::net::SocketAddr;
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use clap::Args;
-use nexus_kit::config::{AuthArgs, DbArgs, ServeArgs};
+use nexus_kit::config::{AuthArgs, DbArgs, ServeArgs, parse_duration};
+use secrecy::SecretString;
 
 /// Settings of billing-svc.
 #[derive(Args, Debug, Clone)]
@@ -28,4 +29,26 @@ pub struct Config {
     pub serve: ServeArgs,
     #[command(flatten)]
     pub db: DbArgs,
+    #[command(flatten)]
+    pub stripe: StripeArgs,
+    /// Accounts a run of ProcessOverage works on at once
+    #[arg(long, env = "OVERAGE_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "N")]
+    pub overage_concurrency: u32,
+}
+
+/// How Stripe is reached.
+#[derive(Args, Debug, Clone)]
+pub struct StripeArgs {
+    /// Secret key of Stripe's API
+    #[arg(long, env = "STRIPE_SECRET_KEY", hide_env_values = true, value_name = "KEY")]
+    pub stripe_secret_key: SecretString,
+    /// Where Stripe's API is; http:// is for stand-ins and refused with a live key
+    #[arg(long, env = "STRIPE_API_BASE", default_value = "https://api.stripe.com/", value_name = "URL")]
+    pub stripe_api_base: String,
+    /// Requests a second at most; Stripe allows 25 per endpoint unless agreed otherwise
+    #[arg(long, env = "STRIPE_RATE_PER_SECOND", default_value = "25", value_name = "N")]
+    pub stripe_rate_per_second: NonZeroU32,
+    /// Longest time one request may take; what became of it is then in doubt
+    #[arg(long, env = "STRIPE_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "DURATION")]
+    pub stripe_timeout: Duration,
 }

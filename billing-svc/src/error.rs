@@ -1,7 +1,10 @@
 //! What can go wrong, by meaning, and the status each is.
 
+use nexus_core::{id::EcoId, money::OutOfRange};
 use nexus_kit::{auth::AuthConfigError, db, serve::ServeError, status, validate::Violations};
-use tonic::Status;
+use tonic::{Code, Status};
+
+use crate::payments::stripe::StripeConfigError;
 
 /// Why the service could not start or serve.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +15,8 @@ pub enum StartError {
     Database(#[from] db::BadUrl),
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[error(transparent)]
+    Stripe(#[from] StripeConfigError),
 }
 
 /// Why a use case could not be done.
@@ -19,6 +24,12 @@ pub enum StartError {
 pub enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
+    #[error("account {0} does not exist")]
+    AccountNotFound(EcoId),
+    #[error("{0} belongs to another account")]
+    Taken(&'static str),
+    #[error(transparent)]
+    OutOfRange(#[from] OutOfRange),
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
 }
@@ -27,6 +38,17 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         match error {
             Error::Invalid(violations) => status::invalid(&violations),
+            Error::AccountNotFound(_) => status::not_found("ACCOUNT_NOT_FOUND", error.to_string()),
+            Error::Taken("eco_id") => status::with_reason(
+                Code::AlreadyExists,
+                "ACCOUNT_EXISTS",
+                "an account with this eco_id exists",
+            ),
+            Error::Taken(_) => status::with_reason(Code::AlreadyExists, "STRIPE_ID_TAKEN", error.to_string()),
+            Error::OutOfRange(e) => {
+                tracing::error!(error = %e, "an amount cannot be computed");
+                status::internal()
+            }
             Error::Database(e) if db::is_unavailable(&e) => {
                 tracing::warn!(error = %e, "the database is unavailable");
                 status::unavailable("DATABASE_UNAVAILABLE", "the database is unavailable", status::RETRY_SOON)

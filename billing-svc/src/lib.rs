@@ -7,6 +7,7 @@
 //! | [`grpc`] | the tonic trait: who is calling, parse (all violations at once), one use case, the answer |
 //! | [`app`] | one use case a file; owns the transaction |
 //! | [`domain`] | types and rules; pure |
+//! | [`payments`] | the port to Stripe: over HTTP, and in memory for tests |
 //! | [`store`] | the only SQL; one file a table; every function takes a connection |
 //! | [`error`] | what can go wrong, and the status each is |
 //! | [`config`] | flags and environment |
@@ -16,6 +17,7 @@ pub mod config;
 pub mod domain;
 pub mod error;
 pub mod grpc;
+pub mod payments;
 pub mod store;
 
 use std::sync::Arc;
@@ -46,6 +48,8 @@ pub async fn serve(
 ) -> Result<(), StartError> {
     let auth = Arc::new(Authenticator::new(&config.auth)?);
     let pool = db::pool(&config.db, Role::Billing)?;
+    let refresher = tokio::spawn(app::refresh::refresher(pool.clone(), shutdown.clone()));
+    let _stop_with_us = AbortOnDrop(refresher);
     let service = grpc::Service { pool: pool.clone() };
     let server = GrpcServer {
         routes: Routes::new(grpc::server(service)),
@@ -60,4 +64,13 @@ pub async fn serve(
         }),
     };
     Ok(server.serve(listeners, shutdown).await?)
+}
+
+/// Ends a task with its owner, so that nothing of a server outlives it.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }

@@ -1,1 +1,18 @@
-//! Use cases, one a file; each owns its transaction.
+//! One use case a file; each owns its transaction.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`create_account`], [`get_account`], [`list_accounts`] | accounts |
+//! | [`list_plans`] | plans |
+//! | [`get_overage`], [`list_charges`] | what an account owes and was charged |
+//! | [`refresh`] | keeps the summary `eco_usage_records` in step with the counters |
+//! | [`process_overage`] | charges what is owed: the run, and one account in it |
+
+pub mod create_account;
+pub mod get_account;
+pub mod get_overage;
+pub mod list_accounts;
+pub mod list_charges;
+pub mod list_plans;
+pub mod process_overage;
+pub mod refresh;

@@ -1,1 +1,15 @@
-//! Types and rules; pure.
+//! Types and rules of accounts, plans and money; pure.
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | [`account`] | an account with its subscription; what a new one must be |
+//! | [`plan`] | a plan's newest version and its prices |
+//! | [`overage`] | what an account owes for a period, and the difference to charge |
+//! | [`charge`] | an entry of the ledger: its key, its exact payload, the text on the invoice |
+//! | [`run`] | the figures of a run over many accounts |
+
+pub mod account;
+pub mod charge;
+pub mod overage;
+pub mod plan;
+pub mod run;

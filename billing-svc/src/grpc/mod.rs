@@ -1,12 +1,22 @@
 //! The gRPC side: each RPC says who may call, parses, runs one use case and converts the answer.
 
-use nexus_kit::{serve::MAX_MESSAGE_BYTES, status};
+mod accounts;
+mod overage;
+
+use nexus_kit::{
+    auth::{Caller, Scope},
+    page,
+    serve::MAX_MESSAGE_BYTES,
+    status,
+};
 use nexus_proto::billing::v1::{
     billing_service_server::{BillingService, BillingServiceServer},
     *,
 };
 use sqlx::PgPool;
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
+
+use crate::{app, error::Error};
 
 /// The service.
 pub struct Service {
@@ -34,16 +44,28 @@ impl BillingService for Service {
 
     async fn get_overage(
         &self,
-        _request: Request<GetOverageRequest>,
+        request: Request<GetOverageRequest>,
     ) -> Result<Response<GetOverageResponse>, Status> {
-        Err(status::not_implemented("GetOverage"))
+        let caller = Caller::of(&request)?;
+        let eco_id = caller.account(&request.get_ref().eco_id, &[Scope::BillingRun])?;
+        let facts = app::get_overage::get_overage(&self.pool, &eco_id).await?;
+        Ok(Response::new(overage::overage(facts)?))
     }
 
     async fn list_charges(
         &self,
-        _request: Request<ListChargesRequest>,
+        request: Request<ListChargesRequest>,
     ) -> Result<Response<ListChargesResponse>, Status> {
-        Err(status::not_implemented("ListCharges"))
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let eco_id = caller.account(&request.eco_id, &[Scope::BillingRun])?;
+        let (size, after) = overage::charge_page(&request, &eco_id).map_err(Error::from)?;
+        let (charges, next) =
+            app::list_charges::list_charges(&self.pool, &eco_id, after.as_ref(), size).await?;
+        Ok(Response::new(ListChargesResponse {
+            charges: charges.into_iter().map(overage::charge).collect(),
+            next_page_token: next.map(|cursor| page::encode(&eco_id, &cursor)).unwrap_or_default(),
+        }))
     }
 
     async fn explain_charge(
@@ -76,23 +98,36 @@ impl BillingService for Service {
 
     async fn create_account(
         &self,
-        _request: Request<CreateAccountRequest>,
+        request: Request<CreateAccountRequest>,
     ) -> Result<Response<CreateAccountResponse>, Status> {
-        Err(status::not_implemented("CreateAccount"))
+        Caller::of(&request)?.require_admin_or(&[Scope::AccountsWrite])?;
+        let new = accounts::new_account(request.get_ref(), &mut rand::rng()).map_err(Error::from)?;
+        let account = app::create_account::create_account(&self.pool, &new).await?;
+        Ok(Response::new(CreateAccountResponse { account: Some(accounts::account(account)) }))
     }
 
     async fn get_account(
         &self,
-        _request: Request<GetAccountRequest>,
+        request: Request<GetAccountRequest>,
     ) -> Result<Response<GetAccountResponse>, Status> {
-        Err(status::not_implemented("GetAccount"))
+        let eco_id = Caller::of(&request)?.account(&request.get_ref().eco_id, &[Scope::AccountsWrite])?;
+        let account = app::get_account::get_account(&self.pool, &eco_id).await?;
+        Ok(Response::new(GetAccountResponse { account: Some(accounts::account(account)) }))
     }
 
     async fn list_accounts(
         &self,
-        _request: Request<ListAccountsRequest>,
+        request: Request<ListAccountsRequest>,
     ) -> Result<Response<ListAccountsResponse>, Status> {
-        Err(status::not_implemented("ListAccounts"))
+        Caller::of(&request)?.require_admin_or(&[Scope::AccountsWrite])?;
+        let asked = accounts::account_page(request.get_ref()).map_err(Error::from)?;
+        let (found, next) =
+            app::list_accounts::list_accounts(&self.pool, asked.plan, asked.after.as_ref(), asked.size)
+                .await?;
+        Ok(Response::new(ListAccountsResponse {
+            accounts: found.into_iter().map(accounts::account).collect(),
+            next_page_token: next.map(|cursor| page::encode(&asked.plan, &cursor)).unwrap_or_default(),
+        }))
     }
 
     async fn close_account(
@@ -118,9 +153,17 @@ impl BillingService for Service {
 
     async fn list_plans(
         &self,
-        _request: Request<ListPlansRequest>,
+        request: Request<ListPlansRequest>,
     ) -> Result<Response<ListPlansResponse>, Status> {
-        Err(status::not_implemented("ListPlans"))
+        if let Caller::ApiKey(_) = Caller::of(&request)? {
+            return Err(status::permission_denied("this call takes no API key"));
+        }
+        let (size, after) = accounts::plan_page(request.get_ref()).map_err(Error::from)?;
+        let (plans, next) = app::list_plans::list_plans(&self.pool, after, size).await?;
+        Ok(Response::new(ListPlansResponse {
+            plans: plans.into_iter().map(accounts::plan_version).collect(),
+            next_page_token: next.map(|plan| page::encode(&"plans", &plan)).unwrap_or_default(),
+        }))
     }
 
     async fn upsert_plan(

@@ -1,1 +1,15 @@
-//! The only SQL of the service, one file a table. Functions take a connection; the use case owns the transaction.
+//! The only SQL; one file a table. Every function takes a connection: the use case owns the transaction.
+
+pub mod accounts;
+pub mod changes;
+pub mod charges;
+pub mod facts;
+pub mod lease;
+pub mod plans;
+pub mod records;
+pub mod runs;
+
+/// A word of the database that the code does not know.
+fn unknown_word(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
+    sqlx::Error::Decode(Box::new(error))
+}

@@ -1,0 +1,12 @@
+//! Reads an account.
+
+use nexus_core::id::EcoId;
+use sqlx::PgPool;
+
+use crate::{domain::account::Account, error::Error, store::accounts};
+
+/// The account, with the subscription it has or had last.
+pub async fn get_account(pool: &PgPool, eco_id: &EcoId) -> Result<Account, Error> {
+    let mut connection = pool.acquire().await?;
+    accounts::get(&mut connection, eco_id).await?.ok_or_else(|| Error::AccountNotFound(eco_id.clone()))
+}

@@ -1,0 +1,25 @@
+//! Lists accounts, newest first.
+
+use chrono::{DateTime, Utc};
+use nexus_core::plan::Plan;
+use sqlx::PgPool;
+
+use crate::{domain::account::Account, error::Error, store::accounts};
+
+/// Place in the order: created, then id.
+pub type Cursor = (DateTime<Utc>, String);
+
+/// A page of accounts, and the place after it where there is more.
+pub async fn list_accounts(
+    pool: &PgPool,
+    plan: Option<Plan>,
+    after: Option<&Cursor>,
+    size: i64,
+) -> Result<(Vec<Account>, Option<Cursor>), Error> {
+    let mut connection = pool.acquire().await?;
+    let mut page = accounts::list(&mut connection, plan, after, size + 1).await?;
+    let more = page.len() as i64 > size;
+    page.truncate(size as usize);
+    let next = page.last().filter(|_| more).map(|last| (last.created_time, last.eco_id.clone()));
+    Ok((page, next))
+}

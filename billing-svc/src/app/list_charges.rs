@@ -1,0 +1,33 @@
+//! The ledger of an account, newest charge first.
+
+use chrono::{DateTime, Utc};
+use nexus_core::id::EcoId;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::{
+    domain::charge::Charge,
+    error::Error,
+    store::{accounts, charges},
+};
+
+/// Place in the order: written down, then id, then attempt.
+pub type Cursor = (DateTime<Utc>, Uuid, i32);
+
+/// A page of charges, and the place after it where there is more.
+pub async fn list_charges(
+    pool: &PgPool,
+    eco_id: &EcoId,
+    after: Option<&Cursor>,
+    size: i64,
+) -> Result<(Vec<Charge>, Option<Cursor>), Error> {
+    let mut connection = pool.acquire().await?;
+    if accounts::get(&mut connection, eco_id).await?.is_none() {
+        return Err(Error::AccountNotFound(eco_id.clone()));
+    }
+    let mut page = charges::list(&mut connection, eco_id, after, size + 1).await?;
+    let more = page.len() as i64 > size;
+    page.truncate(size as usize);
+    let next = page.last().filter(|_| more).map(|last| (last.created_time, last.charge_id, last.attempt));
+    Ok((page, next))
+}

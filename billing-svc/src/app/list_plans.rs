@@ -1,0 +1,22 @@
+//! Lists the plans.
+
+use nexus_core::plan::Plan;
+use sqlx::PgPool;
+
+use crate::{domain::plan::PlanVersion, error::Error, store::plans};
+
+/// A page of plans in their newest version, cheapest first, and the last plan of it where there is more.
+/// There are as many plans as [`Plan`] has values, so all are read.
+pub async fn list_plans(
+    pool: &PgPool,
+    after: Option<Plan>,
+    size: i64,
+) -> Result<(Vec<PlanVersion>, Option<Plan>), Error> {
+    let mut connection = pool.acquire().await?;
+    let mut page = plans::list_newest(&mut connection).await?;
+    page.retain(|version| after.is_none_or(|after| version.plan > after));
+    let more = page.len() as i64 > size;
+    page.truncate(size as usize);
+    let next = page.last().filter(|_| more).map(|last| last.plan);
+    Ok((page, next))
+}

@@ -1,0 +1,85 @@
+//! Keeps the summary `eco_usage_records` in step with the counters. billing-svc alone writes it.
+//!
+//! A flush of usage-svc notes in a queue which periods it changed, in the transaction that changed them.
+//! Here entries are taken off and the periods computed anew by a later statement of one transaction: what
+//! the entries stand for is committed by then, and what comes later has entries of its own.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgPool};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::Error,
+    store::{
+        changes,
+        facts::{self, PeriodKey},
+        lease, records,
+    },
+};
+
+const EVERY: Duration = Duration::from_millis(500);
+/// Entries a transaction takes.
+const BATCH: i64 = 2_000;
+
+/// Refreshes twice a second until `shutdown`; of several replicas, one at a time does.
+pub async fn refresher(pool: PgPool, shutdown: CancellationToken) {
+    let mut failed = false;
+    while !shutdown.is_cancelled() {
+        match refresh_if_free(&pool).await {
+            Ok(()) => failed = false,
+            Err(error) if failed => tracing::debug!(%error, "the summary could still not be refreshed"),
+            Err(error) => {
+                tracing::warn!(%error, "the summary could not be refreshed");
+                failed = true;
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+async fn refresh_if_free(pool: &PgPool) -> Result<(), Error> {
+    loop {
+        let mut transaction = pool.begin().await?;
+        if !lease::try_refresh(&mut transaction).await? {
+            return Ok(());
+        }
+        let more = refresh_batch(&mut transaction).await?;
+        transaction.commit().await?;
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+/// Empties the queue: afterwards the summary has everything that was committed before the call.
+pub async fn drain(pool: &PgPool) -> Result<(), Error> {
+    loop {
+        let mut transaction = pool.begin().await?;
+        // Waits for a refresher that has taken entries and not yet committed what they stand for.
+        lease::refresh(&mut transaction).await?;
+        let more = refresh_batch(&mut transaction).await?;
+        transaction.commit().await?;
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+async fn refresh_batch(db: &mut PgConnection) -> Result<bool, Error> {
+    let (taken, periods) = changes::take(db, BATCH).await?;
+    refresh(db, &periods).await?;
+    Ok(taken as i64 == BATCH)
+}
+
+/// Computes the summary of these periods anew.
+pub async fn refresh(db: &mut PgConnection, periods: &[PeriodKey]) -> Result<(), Error> {
+    if periods.is_empty() {
+        return Ok(());
+    }
+    let facts = facts::read(db, periods).await?;
+    Ok(records::upsert(db, &facts).await?)
+}

@@ -1,0 +1,228 @@
+//! An entry of the ledger: its key, its exact payload, the text on the invoice.
+
+use std::{collections::BTreeMap, str::FromStr};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use nexus_core::period::Period;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::overage::{Difference, Facts};
+
+/// Names of charges are made within this namespace.
+const NAMESPACE: Uuid = Uuid::from_u128(0x6a1d_41f0_5c0e_4a55_9d5c_0d3a_7f3e_11b2);
+
+/// A charge as it is written down before it is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Intent {
+    /// The same for all attempts.
+    pub charge_id: Uuid,
+    /// From 1; the next one replaces it.
+    pub attempt: i32,
+    /// Account.
+    pub eco_id: String,
+    /// Period.
+    pub period: Period,
+    /// Number within the period, from 1.
+    pub sequence: i32,
+    /// Amount and units.
+    pub difference: Difference,
+    /// What is sent.
+    pub item: InvoiceItem,
+}
+
+/// An invoice item, exactly as it is sent: every attempt of a key sends the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InvoiceItem {
+    /// Customer at Stripe.
+    pub customer: String,
+    /// Subscription at Stripe; none: the item is on the customer alone.
+    pub subscription: Option<String>,
+    /// Amount in minor units; negative: a credit.
+    pub amount_minor: i64,
+    /// ISO 4217, in capitals.
+    pub currency: String,
+    /// Text on the invoice.
+    pub description: String,
+    /// Tells what the item stands for; `charge_id` names it.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// State of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChargeStatus {
+    /// Written down; whether Stripe has it is not known yet.
+    Pending,
+    /// At Stripe.
+    Succeeded,
+    /// Refused by Stripe for good.
+    Failed,
+    /// Replaced by a later attempt.
+    Superseded,
+}
+
+/// A text that names no status.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown status of a charge `{0}`")]
+pub struct UnknownStatus(String);
+
+impl FromStr for ChargeStatus {
+    type Err = UnknownStatus;
+    fn from_str(text: &str) -> Result<Self, UnknownStatus> {
+        match text {
+            "pending" => Ok(Self::Pending),
+            "succeeded" => Ok(Self::Succeeded),
+            "failed" => Ok(Self::Failed),
+            "superseded" => Ok(Self::Superseded),
+            _ => Err(UnknownStatus(text.to_owned())),
+        }
+    }
+}
+
+/// An attempt as the ledger has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Charge {
+    /// The same for all attempts.
+    pub charge_id: Uuid,
+    /// From 1.
+    pub attempt: i32,
+    /// Account.
+    pub eco_id: String,
+    /// Period.
+    pub period: Period,
+    /// Number within the period.
+    pub sequence: i32,
+    /// Amount and units.
+    pub difference: Difference,
+    /// ISO 4217.
+    pub currency_code: String,
+    /// State.
+    pub status: ChargeStatus,
+    /// Item at Stripe.
+    pub stripe_invoice_item_id: Option<String>,
+    /// Why it failed.
+    pub failure_reason: Option<String>,
+    /// When it was written down.
+    pub created_time: DateTime<Utc>,
+}
+
+/// Metadata key that names the charge an item stands for.
+pub const CHARGE_ID: &str = "charge_id";
+
+impl Intent {
+    /// The next charge of a period.
+    pub fn new(facts: &Facts, customer: &str, difference: Difference) -> Self {
+        let sequence = facts.ledger.last_sequence + 1;
+        let name = format!("{}/{}/{sequence}", facts.eco_id, facts.period.start.timestamp_micros());
+        let charge_id = Uuid::new_v5(&NAMESPACE, name.as_bytes());
+        let calls = difference.units_to - difference.units_from;
+        let metadata = [
+            ("eco_id", facts.eco_id.clone()),
+            ("overage_calls", calls.to_string()),
+            ("billing_period_start", rfc3339(facts.period.start)),
+            ("billing_period_end", rfc3339(facts.period.end)),
+            (CHARGE_ID, charge_id.to_string()),
+        ];
+        let item = InvoiceItem {
+            customer: customer.to_owned(),
+            subscription: facts.stripe_subscription_id.clone(),
+            amount_minor: facts.currency.minor_unit().to_minor(difference.amount),
+            currency: facts.currency.to_string(),
+            description: description(difference, facts.included.unwrap_or_default()),
+            metadata: metadata.map(|(key, value)| (key.to_owned(), value)).into(),
+        };
+        Self {
+            charge_id,
+            attempt: 1,
+            eco_id: facts.eco_id.clone(),
+            period: facts.period,
+            sequence,
+            difference,
+            item,
+        }
+    }
+
+    /// Idempotency key at Stripe: the same account, period, sequence and attempt always have the same.
+    pub fn key(&self) -> String {
+        let start = self.period.start.timestamp_micros();
+        format!("nexus-overage-{}-{start}-{}-{}", self.eco_id, self.sequence, self.attempt)
+    }
+}
+
+/// `API overage: 5,000 calls beyond 100k limit`, of the calls of this charge alone.
+fn description(difference: Difference, included: i64) -> String {
+    let limit = short(included);
+    match difference.units_to - difference.units_from {
+        0 => format!(
+            "API overage: final rounding of {} calls beyond {limit} limit",
+            grouped(difference.units_to)
+        ),
+        calls if calls < 0 => {
+            format!("API overage: correction of {} calls beyond {limit} limit", grouped(calls))
+        }
+        calls => format!("API overage: {} calls beyond {limit} limit", grouped(calls)),
+    }
+}
+
+/// A number as short as it can be said exactly: `100k`, `1.5M`, `1,234`.
+fn short(n: i64) -> String {
+    for (unit, suffix) in [(1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")] {
+        let tenth = unit / 10;
+        if n >= unit && n % tenth == 0 {
+            let (whole, tenths) = (n / unit, n % unit / tenth);
+            return if tenths == 0 {
+                format!("{}{suffix}", grouped(whole))
+            } else {
+                format!("{}.{tenths}{suffix}", grouped(whole))
+            };
+        }
+    }
+    grouped(n)
+}
+
+/// A number with thousands separators.
+fn grouped(n: i64) -> String {
+    let digits = n.unsigned_abs().to_string();
+    let mut text = String::from(if n < 0 { "-" } else { "" });
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_core::money::Micros;
+
+    use super::*;
+
+    fn text(from: i64, to: i64, included: i64) -> String {
+        description(Difference { amount: Micros(10_000), units_from: from, units_to: to }, included)
+    }
+
+    #[test]
+    fn the_text_on_the_invoice_says_the_calls_of_this_charge_and_the_limit() {
+        assert_eq!(text(0, 5_000, 100_000), "API overage: 5,000 calls beyond 100k limit");
+        assert_eq!(text(5_000, 1_239_567, 1_500_000), "API overage: 1,234,567 calls beyond 1.5M limit");
+        assert_eq!(text(0, 7, 1_234), "API overage: 7 calls beyond 1,234 limit");
+        assert_eq!(text(0, 7, 0), "API overage: 7 calls beyond 0 limit");
+        assert_eq!(text(15, 15, 100_000), "API overage: final rounding of 15 calls beyond 100k limit");
+        assert_eq!(text(1_000, 0, 100_000), "API overage: correction of -1,000 calls beyond 100k limit");
+    }
+
+    #[test]
+    fn limits_are_short_only_where_that_is_exact() {
+        assert_eq!(short(100_000), "100k");
+        assert_eq!(short(2_000_000_000), "2B");
+        assert_eq!(short(1_250_000), "1,250k");
+        assert_eq!(short(100_001), "100,001");
+        assert_eq!(short(999), "999");
+    }
+}

@@ -1,0 +1,134 @@
+//! Requests and answers about accounts and plans.
+
+use nexus_core::{id::EcoId, money::Currency, plan::Plan};
+use nexus_kit::{
+    convert::{datetime, plan_from_proto, plan_to_proto, status_to_proto, timestamp},
+    page,
+    validate::Violations,
+};
+use nexus_proto::billing::v1 as pb;
+use rand::RngCore;
+
+use crate::{
+    app::list_accounts::Cursor,
+    domain::{
+        account::{Account, NewAccount, check_email, check_stripe_id},
+        plan::PlanVersion,
+    },
+};
+
+/// Reads a request to create an account; without an id it gets a random one.
+pub(super) fn new_account(
+    request: &pb::CreateAccountRequest,
+    rng: &mut impl RngCore,
+) -> Result<NewAccount, Violations> {
+    let mut v = Violations::new();
+    let eco_id = match request.eco_id.as_str() {
+        "" => Some(EcoId::random(rng)),
+        text => v.eco_id("eco_id", text),
+    };
+    let email = optional(&mut v, "email", &request.email, check_email);
+    let plan = v.take("plan", plan_from_proto(request.plan)).flatten();
+    let stripe_customer_id =
+        optional(&mut v, "stripe_customer_id", &request.stripe_customer_id, check_stripe_id);
+    let stripe_subscription_id =
+        optional(&mut v, "stripe_subscription_id", &request.stripe_subscription_id, check_stripe_id);
+    v.require(
+        request.stripe_subscription_id.is_empty() || !request.stripe_customer_id.is_empty(),
+        "stripe_customer_id",
+        "is needed with a stripe_subscription_id",
+    );
+    let anchor_time =
+        request.billing_anchor_time.as_ref().and_then(|at| v.take("billing_anchor_time", datetime(at)));
+    let currency = match request.currency_code.as_str() {
+        "" => Some(Currency::USD),
+        code => v.take("currency_code", code.parse()),
+    };
+    let request_id = v.optional_uuid("request_id", &request.request_id);
+    let (Some(eco_id), Some(currency)) = (eco_id, currency) else { return Err(v) };
+    v.finish()?;
+    Ok(NewAccount {
+        eco_id,
+        email,
+        plan: plan.unwrap_or(Plan::Free),
+        stripe_customer_id,
+        stripe_subscription_id,
+        anchor_time,
+        currency,
+        request_id,
+    })
+}
+
+fn optional(
+    v: &mut Violations,
+    field: &str,
+    text: &str,
+    check: fn(&str) -> Result<String, &'static str>,
+) -> Option<String> {
+    if text.is_empty() { None } else { v.take(field, check(text)) }
+}
+
+/// Which accounts are asked for.
+pub(super) struct AccountPage {
+    pub(super) plan: Option<Plan>,
+    pub(super) size: i64,
+    pub(super) after: Option<Cursor>,
+}
+
+/// Reads a request to list accounts.
+pub(super) fn account_page(request: &pb::ListAccountsRequest) -> Result<AccountPage, Violations> {
+    let mut v = Violations::new();
+    let plan = v.take("plan", plan_from_proto(request.plan)).flatten();
+    let size = v.take("page_size", page::size(request.page_size, 50, 1_000));
+    let after = v.take("page_token", page::decode(&plan, &request.page_token)).flatten();
+    v.finish()?;
+    Ok(AccountPage { plan, size: size.unwrap_or_default(), after })
+}
+
+/// An account for the wire.
+pub(super) fn account(account: Account) -> pb::Account {
+    let status = match account.closed_time {
+        None => pb::AccountStatus::Active,
+        Some(_) => pb::AccountStatus::Closed,
+    };
+    pb::Account {
+        eco_id: account.eco_id,
+        email: account.email.unwrap_or_default(),
+        status: status.into(),
+        plan: plan_to_proto(account.plan).into(),
+        subscription_status: status_to_proto(account.subscription_status).into(),
+        stripe_customer_id: account.stripe_customer_id.unwrap_or_default(),
+        stripe_subscription_id: account.stripe_subscription_id.unwrap_or_default(),
+        billing_anchor_time: Some(timestamp(account.anchor_time)),
+        currency_code: account.currency_code,
+        create_time: Some(timestamp(account.created_time)),
+        close_time: account.closed_time.map(timestamp),
+    }
+}
+
+/// Reads a request to list plans: the page size and the plan it goes on after.
+pub(super) fn plan_page(request: &pb::ListPlansRequest) -> Result<(i64, Option<Plan>), Violations> {
+    let mut v = Violations::new();
+    let size = v.take("page_size", page::size(request.page_size, 50, 100));
+    let after = v.take("page_token", page::decode(&"plans", &request.page_token)).flatten();
+    v.finish()?;
+    Ok((size.unwrap_or_default(), after))
+}
+
+/// A plan for the wire.
+pub(super) fn plan_version(version: PlanVersion) -> pb::PlanVersion {
+    let prices = version.prices.into_iter().map(|price| pb::PlanPrice {
+        currency_code: price.currency_code,
+        monthly_micros: price.monthly_micros,
+        overage_micros: price.overage_micros,
+        overage_per_count: price.overage_per_units,
+    });
+    pb::PlanVersion {
+        plan: plan_to_proto(version.plan).into(),
+        version: version.version,
+        included_count: version.included_units.unwrap_or(-1),
+        hard_limit: version.hard_limit,
+        prices: prices.collect(),
+        create_time: Some(timestamp(version.created_time)),
+    }
+}

@@ -1,0 +1,131 @@
+//! [`Payments`] in memory, for tests of the engine: keys, items and refusals behave as at Stripe, and what
+//! goes wrong can be said beforehand.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use uuid::Uuid;
+
+use super::{Advice, Doubt, Outcome, Payments, Refusal, Search};
+use crate::domain::charge::{CHARGE_ID, InvoiceItem};
+
+/// What goes wrong with a call that creates an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The request is lost on its way.
+    Lost,
+    /// The item is made, the answer is lost.
+    AnswerLost,
+    /// The item is made, an answer never comes.
+    NoAnswer,
+    /// An error of the other side's own, kept for the key; the item is not made.
+    StoredError,
+}
+
+/// Items by customer.
+#[derive(Debug, Default)]
+pub struct Memory {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    customers: HashSet<String>,
+    items: Vec<(String, InvoiceItem)>,
+    answers: HashMap<String, (InvoiceItem, Outcome)>,
+    faults: VecDeque<Fault>,
+}
+
+impl Memory {
+    /// No customers yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a customer.
+    pub fn add_customer(&self, customer: &str) {
+        self.state().customers.insert(customer.to_owned());
+    }
+
+    /// Lets the next call that creates an item go wrong.
+    pub fn fail_next(&self, fault: Fault) {
+        self.state().faults.push_back(fault);
+    }
+
+    /// All items, with their ids.
+    pub fn items(&self) -> Vec<(String, InvoiceItem)> {
+        self.state().items.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn create(&mut self, item: &InvoiceItem, key: &str, fault: Option<Fault>) -> Outcome {
+        if let Some((sent, answer)) = self.answers.get(key) {
+            return match answer {
+                _ if sent != item => unknown(Advice::Look, "the key was used with other parameters"),
+                Outcome::Unknown(doubt) => Outcome::Unknown(Doubt { advice: Advice::Look, ..doubt.clone() }),
+                answer => answer.clone(),
+            };
+        }
+        if !self.customers.contains(&item.customer) {
+            return Outcome::FailedForGood(Refusal {
+                reason: "RESOURCE_MISSING".to_owned(),
+                message: format!("no such customer: {}", item.customer),
+            });
+        }
+        let answer = if fault == Some(Fault::StoredError) {
+            unknown(Advice::Again, "an error of the other side's own")
+        } else {
+            let item_id = format!("ii_{}", self.items.len() + 1);
+            self.items.push((item_id.clone(), item.clone()));
+            Outcome::Succeeded { item_id }
+        };
+        self.answers.insert(key.to_owned(), (item.clone(), answer.clone()));
+        answer
+    }
+}
+
+impl Payments for Memory {
+    fn create_invoice_item<'a>(&'a self, item: &'a InvoiceItem, key: &'a str) -> BoxFuture<'a, Outcome> {
+        let call = async move {
+            let fault = self.state().faults.pop_front();
+            if fault == Some(Fault::Lost) {
+                return unknown(Advice::Again, "the request was lost");
+            }
+            let answer = self.state().create(item, key, fault);
+            match fault {
+                Some(Fault::AnswerLost) => unknown(Advice::Again, "the answer was lost"),
+                Some(Fault::NoAnswer) => futures::future::pending().await,
+                _ => answer,
+            }
+        };
+        call.boxed()
+    }
+
+    fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid) -> BoxFuture<'a, Search> {
+        let wanted = charge_id.to_string();
+        let state = self.state();
+        let found = state
+            .items
+            .iter()
+            .find(|(_, item)| item.customer == customer && item.metadata.get(CHARGE_ID) == Some(&wanted));
+        let search = match found {
+            Some((item_id, item)) => {
+                Search::Found { item_id: item_id.clone(), amount_minor: item.amount_minor }
+            }
+            None => Search::Absent,
+        };
+        futures::future::ready(search).boxed()
+    }
+}
+
+fn unknown(advice: Advice, message: &str) -> Outcome {
+    Outcome::Unknown(Doubt { advice, retry_after: None, message: message.to_owned() })
+}

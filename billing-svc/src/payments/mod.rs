@@ -1,0 +1,85 @@
+//! The port to whoever holds the customers' invoices, and its two implementations: [`stripe`] over HTTP,
+//! and [`memory`] for tests of the engine. One contract test holds them together.
+
+pub mod memory;
+pub mod stripe;
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use uuid::Uuid;
+
+use crate::domain::charge::InvoiceItem;
+
+/// Invoice items of customers.
+///
+/// Both calls end; neither tries again by itself. A call that is dropped may still take effect.
+pub trait Payments: Send + Sync {
+    /// Creates a pending invoice item. The same key never creates two; with the same key the item must be
+    /// the same.
+    fn create_invoice_item<'a>(&'a self, item: &'a InvoiceItem, key: &'a str) -> BoxFuture<'a, Outcome>;
+
+    /// Looks through a customer's invoice items for the one of a charge.
+    fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid) -> BoxFuture<'a, Search>;
+}
+
+/// What became of creating an item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is there.
+    Succeeded {
+        /// Its id.
+        item_id: String,
+    },
+    /// It is not there, and sending it again would not change that.
+    FailedForGood(Refusal),
+    /// It may or may not be there.
+    Unknown(Doubt),
+}
+
+/// Why an item was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// As a word, e.g. `CARD_DECLINED`.
+    pub reason: String,
+    /// In a sentence.
+    pub message: String,
+}
+
+/// Why it is not known what became of a request, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doubt {
+    /// What to do.
+    pub advice: Advice,
+    /// How long to leave everything alone, if the other side says so.
+    pub retry_after: Option<Duration>,
+    /// For the log.
+    pub message: String,
+}
+
+/// What to do about a doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advice {
+    /// Send the same again, with the same key.
+    Again,
+    /// Sending the same again brings the same answer: look whether the item is there.
+    Look,
+    /// Nothing now: the next run may.
+    Later,
+}
+
+/// What a search brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Search {
+    /// The item is there.
+    Found {
+        /// Its id.
+        item_id: String,
+        /// Its amount in minor units.
+        amount_minor: i64,
+    },
+    /// No item of the charge is there.
+    Absent,
+    /// Not known.
+    Unknown(Doubt),
+}

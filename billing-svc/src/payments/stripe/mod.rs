@@ -1,0 +1,170 @@
+//! [`Payments`] at Stripe, by async-stripe's requests over a client of ours.
+
+mod client;
+
+use std::collections::HashMap;
+
+use futures::future::BoxFuture;
+use stripe_billing::{
+    InvoiceItem as StripeItem,
+    invoice_item::{CreateInvoiceItem, ListInvoiceItem},
+};
+use stripe_client_core::{IdempotencyKey, RequestStrategy, StripeRequest};
+use tracing::Instrument;
+use uuid::Uuid;
+
+pub use client::{ErrorAnswer, ErrorObject, HttpClient, RequestError, StripeConfigError};
+
+use super::{Advice, Doubt, Outcome, Payments, Refusal, Search};
+use crate::{
+    config::StripeArgs,
+    domain::charge::{CHARGE_ID, InvoiceItem},
+};
+
+/// Items a page of a listing has at most.
+const PAGE: i64 = 100;
+
+/// Stripe.
+#[derive(Debug, Clone)]
+pub struct Stripe {
+    client: HttpClient,
+}
+
+impl Stripe {
+    /// Reads the settings; connects when first used.
+    pub fn new(args: &StripeArgs) -> Result<Self, StripeConfigError> {
+        Ok(Self { client: HttpClient::new(args)? })
+    }
+
+    async fn create(&self, item: &InvoiceItem, key: &str) -> Result<StripeItem, RequestError> {
+        let key = IdempotencyKey::new(key).map_err(|e| RequestError::Unreadable(e.to_string()))?;
+        request(item)?.customize().request_strategy(RequestStrategy::Idempotent(key)).send(&self.client).await
+    }
+
+    async fn find(&self, customer: &str, charge_id: &str) -> Result<Option<StripeItem>, RequestError> {
+        let mut list = ListInvoiceItem::new().customer(customer).limit(PAGE);
+        loop {
+            let page = list.send(&self.client).await?;
+            let last = page.data.last().map(|item| item.id.to_string());
+            let is_it = |item: &StripeItem| {
+                item.metadata.as_ref().and_then(|m| m.get(CHARGE_ID)).is_some_and(|id| id == charge_id)
+            };
+            if let Some(item) = page.data.into_iter().find(is_it) {
+                return Ok(Some(item));
+            }
+            match last.filter(|_| page.has_more) {
+                Some(last) => list = list.starting_after(last),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+impl Payments for Stripe {
+    fn create_invoice_item<'a>(&'a self, item: &'a InvoiceItem, key: &'a str) -> BoxFuture<'a, Outcome> {
+        let span = tracing::info_span!(
+            "stripe.create_invoice_item",
+            otel.kind = "client",
+            server.address = "stripe"
+        );
+        let call = async move {
+            match self.create(item, key).await {
+                Ok(created) => Outcome::Succeeded { item_id: created.id.to_string() },
+                Err(RequestError::Answer(answer)) if is_final(&answer) => {
+                    tracing::warn!(
+                        request_id = answer.request_id,
+                        status = answer.status,
+                        code = answer.error.code,
+                        "Stripe refused an item"
+                    );
+                    Outcome::FailedForGood(refusal(&answer))
+                }
+                Err(error) => Outcome::Unknown(doubt(&error)),
+            }
+        };
+        Box::pin(call.instrument(span))
+    }
+
+    fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid) -> BoxFuture<'a, Search> {
+        let span =
+            tracing::info_span!("stripe.list_invoice_items", otel.kind = "client", server.address = "stripe");
+        let call = async move {
+            match self.find(customer, &charge_id.to_string()).await {
+                Ok(Some(item)) => Search::Found { item_id: item.id.to_string(), amount_minor: item.amount },
+                Ok(None) => Search::Absent,
+                Err(error) => Search::Unknown(doubt(&error)),
+            }
+        };
+        Box::pin(call.instrument(span))
+    }
+}
+
+fn request(item: &InvoiceItem) -> Result<CreateInvoiceItem, RequestError> {
+    let currency: stripe_types::Currency = item
+        .currency
+        .to_lowercase()
+        .parse()
+        .map_err(|_| RequestError::Unreadable(format!("unknown currency {}", item.currency)))?;
+    // One order of the metadata would be as good as another: Stripe compares parameters, not bytes.
+    let metadata: HashMap<String, String> = item.metadata.clone().into_iter().collect();
+    let mut request = CreateInvoiceItem::new()
+        .customer(&item.customer)
+        .amount(item.amount_minor)
+        .currency(currency)
+        .description(&item.description)
+        .metadata(metadata);
+    if let Some(subscription) = &item.subscription {
+        request = request.subscription(subscription);
+    }
+    Ok(request)
+}
+
+/// Whether Stripe has not made the item and never will. A refused key of ours (401, 403) says nothing about
+/// the account, a conflict of keys says that something was made with this key, and a rate limit or an error
+/// of Stripe's own passes.
+fn is_final(answer: &ErrorAnswer) -> bool {
+    matches!(answer.status, 400 | 402 | 404)
+        && answer.error.kind.as_deref() != Some("idempotency_error")
+        && answer.should_retry != Some(true)
+}
+
+fn refusal(answer: &ErrorAnswer) -> Refusal {
+    let error = &answer.error;
+    let word = error.code.as_ref().or(error.kind.as_ref()).map_or("REFUSED", String::as_str);
+    Refusal {
+        reason: word.to_ascii_uppercase(),
+        message: format!(
+            "Stripe refused the charge: {}",
+            error.message.as_deref().unwrap_or("it did not say why")
+        ),
+    }
+}
+
+fn doubt(error: &RequestError) -> Doubt {
+    let (advice, retry_after) = match error {
+        RequestError::Connection(_) | RequestError::Timeout | RequestError::Unreadable(_) => {
+            (Advice::Again, None)
+        }
+        RequestError::Answer(answer) => (advice(answer), answer.retry_after),
+    };
+    if let RequestError::Answer(answer) = error {
+        tracing::debug!(
+            request_id = answer.request_id,
+            status = answer.status,
+            "Stripe left an outcome open"
+        );
+    }
+    Doubt { advice, retry_after, message: error.to_string() }
+}
+
+fn advice(answer: &ErrorAnswer) -> Advice {
+    let same_again = answer.status >= 500 && answer.replayed;
+    let other_parameters = answer.status == 400 && answer.error.kind.as_deref() == Some("idempotency_error");
+    if same_again || other_parameters {
+        Advice::Look
+    } else if matches!(answer.status, 401 | 403) || answer.should_retry == Some(false) {
+        Advice::Later
+    } else {
+        Advice::Again
+    }
+}

@@ -1,0 +1,140 @@
+//! `eco_identities` with `eco_subscriptions`: always read together, written together at creation.
+
+use chrono::{DateTime, Utc};
+use nexus_core::{id::EcoId, plan::Plan};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::unknown_word;
+use crate::domain::account::{Account, NewAccount};
+
+struct Row {
+    eco_id: String,
+    email: Option<String>,
+    closed_time: Option<DateTime<Utc>>,
+    plan: String,
+    status: String,
+    stripe_customer_id: Option<String>,
+    stripe_subscription_id: Option<String>,
+    anchor_time: DateTime<Utc>,
+    currency_code: String,
+    created_time: DateTime<Utc>,
+}
+
+impl TryFrom<Row> for Account {
+    type Error = sqlx::Error;
+    fn try_from(row: Row) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            plan: row.plan.parse().map_err(unknown_word)?,
+            subscription_status: row.status.parse().map_err(unknown_word)?,
+            eco_id: row.eco_id,
+            email: row.email,
+            closed_time: row.closed_time,
+            stripe_customer_id: row.stripe_customer_id,
+            stripe_subscription_id: row.stripe_subscription_id,
+            anchor_time: row.anchor_time,
+            currency_code: row.currency_code,
+            created_time: row.created_time,
+        })
+    }
+}
+
+/// Writes the account and its subscription, to the given version of its plan.
+#[tracing::instrument(name = "db.eco_identities.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn insert(db: &mut PgConnection, new: &NewAccount, plan_version: i32) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into eco_identities (eco_id, email, currency_code, stripe_customer_id, create_request_id)
+         values ($1, $2, $3, $4, $5)",
+        new.eco_id.as_str(),
+        new.email,
+        new.currency.as_str(),
+        new.stripe_customer_id,
+        new.request_id,
+    )
+    .execute(&mut *db)
+    .await?;
+    sqlx::query!(
+        "insert into eco_subscriptions (eco_id, plan, plan_version, status, anchor_time, stripe_subscription_id)
+         values ($1, $2, $3, 'active', coalesce($4, now()), $5)",
+        new.eco_id.as_str(),
+        new.plan.as_str(),
+        plan_version,
+        new.anchor_time,
+        new.stripe_subscription_id,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// An account, with the subscription it has or had last.
+#[tracing::instrument(name = "db.eco_identities.get", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn get(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<Option<Account>> {
+    sqlx::query_as!(
+        Row,
+        "select i.eco_id, i.email, i.closed_time, s.plan, s.status, i.stripe_customer_id,
+                s.stripe_subscription_id, s.anchor_time, i.currency_code, i.created_time
+         from eco_identities i
+         join eco_subscriptions s on s.eco_id = i.eco_id
+         where i.eco_id = $1
+         order by s.ended_time desc nulls first
+         limit 1",
+        eco_id.as_str(),
+    )
+    .fetch_optional(db)
+    .await?
+    .map(Account::try_from)
+    .transpose()
+}
+
+/// The account that was created by a request.
+#[tracing::instrument(name = "db.eco_identities.find_by_request", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn find_by_request(db: &mut PgConnection, request_id: Uuid) -> sqlx::Result<Option<Account>> {
+    sqlx::query_as!(
+        Row,
+        "select i.eco_id, i.email, i.closed_time, s.plan, s.status, i.stripe_customer_id,
+                s.stripe_subscription_id, s.anchor_time, i.currency_code, i.created_time
+         from eco_identities i
+         join eco_subscriptions s on s.eco_id = i.eco_id
+         where i.create_request_id = $1
+         order by s.ended_time desc nulls first
+         limit 1",
+        request_id,
+    )
+    .fetch_optional(db)
+    .await?
+    .map(Account::try_from)
+    .transpose()
+}
+
+/// Accounts, newest first, after a place in that order.
+#[tracing::instrument(name = "db.eco_identities.list", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn list(
+    db: &mut PgConnection,
+    plan: Option<Plan>,
+    after: Option<&(DateTime<Utc>, String)>,
+    limit: i64,
+) -> sqlx::Result<Vec<Account>> {
+    sqlx::query_as!(
+        Row,
+        "select i.eco_id, i.email, i.closed_time, s.plan, s.status, i.stripe_customer_id,
+                s.stripe_subscription_id, s.anchor_time, i.currency_code, i.created_time
+         from eco_identities i
+         join lateral (select * from eco_subscriptions s where s.eco_id = i.eco_id
+                       order by s.ended_time desc nulls first limit 1) s on true
+         where ($1::text is null or s.plan = $1)
+           and ($2::timestamptz is null
+                or (i.created_time <= $2 and (i.created_time < $2 or i.eco_id > $3)))
+         order by i.created_time desc, i.eco_id
+         limit $4",
+        plan.map(Plan::as_str),
+        after.map(|(time, _)| *time),
+        after.map(|(_, eco_id)| eco_id.as_str()),
+        limit,
+    )
+    .fetch_all(db)
+    .await?
+    .into_iter()
+    .map(Account::try_from)
+    .collect()
+}

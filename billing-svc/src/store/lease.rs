@@ -1,0 +1,29 @@
+//! Advisory locks: who refreshes the summary, who runs the billing.
+
+use sqlx::PgConnection;
+
+/// Locks of this service, apart from those of others by their first number.
+const CLASS: i32 = 0x6e78_6269;
+const REFRESH: i32 = 1;
+const RUN: i32 = 2;
+
+/// Takes the refresher's lock until the transaction ends, if nobody has it.
+#[tracing::instrument(name = "db.lease.try_refresh", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn try_refresh(db: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1, $2) as "taken!""#, CLASS, REFRESH)
+        .fetch_one(db)
+        .await
+}
+
+/// Waits for the refresher's lock and takes it until the transaction ends.
+#[tracing::instrument(name = "db.lease.refresh", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn refresh(db: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!("select pg_advisory_xact_lock($1, $2)", CLASS, REFRESH).execute(db).await?;
+    Ok(())
+}
+
+/// Takes the lease of a run for as long as the connection lives, if nobody has it.
+#[tracing::instrument(name = "db.lease.try_run", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn try_run(db: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"select pg_try_advisory_lock($1, $2) as "taken!""#, CLASS, RUN).fetch_one(db).await
+}

@@ -1,0 +1,228 @@
+//! `eco_usage_records`: the summary per account and period.
+
+use chrono::{DateTime, Utc};
+use nexus_core::{
+    money::{Currency, Micros, OutOfRange},
+    period::SETTLEMENT_GRACE,
+};
+use sqlx::PgConnection;
+
+use super::{facts::PeriodKey, unknown_word};
+use crate::domain::overage::Facts;
+
+/// A period that a run may have to look at, as the summary shows it.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// Account and start of the period.
+    pub key: PeriodKey,
+    /// Currency of the amounts.
+    pub currency: Currency,
+    /// Exact cost of the overage.
+    pub overage: Micros,
+    /// Σ of the ledger.
+    pub billed: Micros,
+    /// Whether a charge is in doubt.
+    pub pending: bool,
+    /// Whether the period is past its settlement time.
+    pub settling: bool,
+}
+
+/// Writes what the facts say of usage, in the order of the keys. A settled period whose count has changed
+/// after all is open again.
+#[tracing::instrument(name = "db.eco_usage_records.upsert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn upsert(db: &mut PgConnection, facts: &[Facts]) -> sqlx::Result<()> {
+    let mut columns = Columns::default();
+    for fact in facts {
+        columns.push(fact).map_err(unknown_word)?;
+    }
+    sqlx::query!(
+        "insert into eco_usage_records as r
+             (eco_id, period_start, period_end, plan, plan_version, currency_code, api_calls, overage_units,
+              overage_micros, last_event_time)
+         select * from unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::text[], $5::int[],
+                              $6::text[], $7::bigint[], $8::bigint[], $9::bigint[], $10::timestamptz[])
+             as u (eco_id, period_start, period_end, plan, plan_version, currency_code, api_calls, overage_units,
+                   overage_micros, last_event_time)
+         order by u.eco_id, u.period_start
+         on conflict (eco_id, period_start) do update set
+             plan            = excluded.plan,
+             plan_version    = excluded.plan_version,
+             api_calls       = excluded.api_calls,
+             overage_units   = excluded.overage_units,
+             overage_micros  = excluded.overage_micros,
+             last_event_time = excluded.last_event_time,
+             settled_time    = case when r.api_calls = excluded.api_calls then r.settled_time end
+         where (r.plan, r.plan_version, r.api_calls, r.overage_units, r.overage_micros, r.last_event_time)
+               is distinct from (excluded.plan, excluded.plan_version, excluded.api_calls, excluded.overage_units,
+                                 excluded.overage_micros, excluded.last_event_time)",
+        &columns.eco_ids,
+        &columns.starts,
+        &columns.ends,
+        &columns.plans as &[&str],
+        &columns.plan_versions,
+        &columns.currencies,
+        &columns.api_calls,
+        &columns.overage_units,
+        &columns.overage_micros,
+        &columns.last_event_times as &[Option<DateTime<Utc>>],
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+#[derive(Default)]
+struct Columns {
+    eco_ids: Vec<String>,
+    starts: Vec<DateTime<Utc>>,
+    ends: Vec<DateTime<Utc>>,
+    plans: Vec<&'static str>,
+    plan_versions: Vec<i32>,
+    currencies: Vec<String>,
+    api_calls: Vec<i64>,
+    overage_units: Vec<i64>,
+    overage_micros: Vec<i64>,
+    last_event_times: Vec<Option<DateTime<Utc>>>,
+}
+
+impl Columns {
+    fn push(&mut self, facts: &Facts) -> Result<(), OutOfRange> {
+        let overage = facts.overage()?;
+        self.eco_ids.push(facts.eco_id.clone());
+        self.starts.push(facts.period.start);
+        self.ends.push(facts.period.end);
+        self.plans.push(facts.plan.as_str());
+        self.plan_versions.push(facts.plan_version);
+        self.currencies.push(facts.currency.to_string());
+        self.api_calls.push(facts.api_calls());
+        self.overage_units.push(overage.units);
+        self.overage_micros.push(overage.exact.0);
+        self.last_event_times.push(facts.last_event_time);
+        Ok(())
+    }
+}
+
+/// Locks the row of a period until the transaction ends: who charges it has it alone.
+#[tracing::instrument(name = "db.eco_usage_records.lock", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn lock(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<bool> {
+    let row = sqlx::query_scalar!(
+        "select eco_id from eco_usage_records where eco_id = $1 and period_start = $2 for update",
+        key.0,
+        key.1,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.is_some())
+}
+
+/// Periods that are neither settled nor parked (a period parked for want of a customer comes back once
+/// there is one, for want of a price likewise), by account and in order.
+#[tracing::instrument(name = "db.eco_usage_records.candidates", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn candidates(db: &mut PgConnection, accounts: Option<&[String]>) -> sqlx::Result<Vec<Candidate>> {
+    let rows = sqlx::query!(
+        r#"select r.eco_id, r.period_start, r.currency_code, r.overage_micros, r.billed_micros,
+                  r.period_end + $2::interval <= now() as "settling!",
+                  exists (select from eco_overage_charges h where h.eco_id = r.eco_id
+                          and h.period_start = r.period_start and h.status = 'pending') as "pending!"
+           from eco_usage_records r
+           join eco_identities i on i.eco_id = r.eco_id
+           where r.settled_time is null
+             and ($1::text[] is null or r.eco_id = any ($1))
+             and (r.parked_reason is null
+                  or (r.parked_reason = 'NO_STRIPE_CUSTOMER' and i.stripe_customer_id is not null)
+                  or (r.parked_reason = 'NO_PRICE_IN_CURRENCY'
+                      and exists (select from eco_plan_prices p where p.plan = r.plan
+                                  and p.version = r.plan_version and p.currency_code = r.currency_code)))
+           order by r.eco_id, r.period_start"#,
+        accounts as Option<&[String]>,
+        SETTLEMENT_GRACE as _,
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Candidate {
+                currency: row.currency_code.parse().map_err(unknown_word)?,
+                key: (row.eco_id, row.period_start),
+                overage: Micros(row.overage_micros),
+                billed: Micros(row.billed_micros),
+                pending: row.pending,
+                settling: row.settling,
+            })
+        })
+        .collect()
+}
+
+/// Settles every period past its settlement time in which nothing was ever owed; returns how many.
+#[tracing::instrument(name = "db.eco_usage_records.settle_empty", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn settle_empty(db: &mut PgConnection) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        "update eco_usage_records r
+         set settled_time = now(), parked_reason = null, parked_time = null
+         where settled_time is null and period_end + $1::interval <= now()
+           and overage_units = 0 and billed_micros = 0
+           and not exists (select from eco_overage_charges h where h.eco_id = r.eco_id
+                           and h.period_start = r.period_start and h.status in ('pending', 'succeeded'))",
+        SETTLEMENT_GRACE as _,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Marks a period as settled for good.
+#[tracing::instrument(name = "db.eco_usage_records.settle", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn settle(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_usage_records set settled_time = now() where eco_id = $1 and period_start = $2",
+        key.0,
+        key.1,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Parks a period with a reason, or takes it out of the park.
+#[tracing::instrument(name = "db.eco_usage_records.park", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn park(db: &mut PgConnection, key: &PeriodKey, reason: Option<&str>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_usage_records
+         set parked_reason = $3, parked_time = case when $3::text is not null then now() end
+         where eco_id = $1 and period_start = $2",
+        key.0,
+        key.1,
+        reason,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Brings the row's copy of the ledger's sum up to date.
+#[tracing::instrument(name = "db.eco_usage_records.set_billed", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn set_billed(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_usage_records
+         set billed_micros = (select coalesce(sum(h.amount_micros), 0) from eco_overage_charges h
+                              where h.eco_id = $1 and h.period_start = $2 and h.status in ('pending', 'succeeded'))
+         where eco_id = $1 and period_start = $2",
+        key.0,
+        key.1,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Whether another period of the account waits for a customer already, so that it was listed.
+#[tracing::instrument(name = "db.eco_usage_records.waits_for_customer", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn waits_for_customer(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (select from eco_usage_records where eco_id = $1 and settled_time is null
+                          and parked_reason = 'NO_STRIPE_CUSTOMER') as "waits!""#,
+        eco_id,
+    )
+    .fetch_one(db)
+    .await
+}
