@@ -31,30 +31,39 @@ create unique index eco_subscriptions_current on eco_subscriptions (eco_id) wher
 grant select on eco_identities, eco_subscriptions to nexus_usage, nexus_analytics;
 grant select, insert, update on eco_identities, eco_subscriptions to nexus_billing;
 
--- Start of the monthly period that contains an instant. Periods follow the anchor: its day of month,
--- clamped to the month's last day (31 Jan, 28 Feb, 31 Mar), its time of day, in UTC, half-open.
--- nexus_core::period is the same rule; a test holds the two together.
-create function nexus_period_start(p_anchor timestamptz, p_at timestamptz) returns timestamptz
-language sql immutable strict parallel safe
-set timezone = 'UTC'
+-- Monthly periods follow the anchor: its day of month, clamped to the month's last day (31 Jan, 28 Feb,
+-- 31 Mar), its time of day, in UTC, half-open. nexus_core::period is the same rule; a test holds the two
+-- together. Plain expressions, so that the planner inlines them: lists of all accounts need them for each.
+
+-- Calendar months from the anchor's month to that of an instant.
+create function nexus_period_months(p_anchor timestamptz, p_at timestamptz) returns int
+language sql immutable parallel safe
 as $$
-    select case when (a + make_interval(months => n)) <= t
-                then (a + make_interval(months => n)) at time zone 'UTC'
-                else (a + make_interval(months => n - 1)) at time zone 'UTC' end
-    from (select p_anchor at time zone 'UTC' as a, p_at at time zone 'UTC' as t) as instants,
-         lateral (select ((extract(year from t) - extract(year from a)) * 12
-                          + extract(month from t) - extract(month from a))::int as n) as months
+    select ((date_part('year', p_at at time zone 'UTC') - date_part('year', p_anchor at time zone 'UTC')) * 12
+            + date_part('month', p_at at time zone 'UTC') - date_part('month', p_anchor at time zone 'UTC'))::int
+$$;
+
+-- Number of the period that contains an instant; the anchor begins number 0.
+create function nexus_period_number(p_anchor timestamptz, p_at timestamptz) returns int
+language sql immutable parallel safe
+as $$
+    select nexus_period_months(p_anchor, p_at)
+           - case when (p_anchor at time zone 'UTC') + make_interval(months => nexus_period_months(p_anchor, p_at))
+                       > p_at at time zone 'UTC' then 1 else 0 end
+$$;
+
+-- Start of the period that contains an instant.
+create function nexus_period_start(p_anchor timestamptz, p_at timestamptz) returns timestamptz
+language sql immutable parallel safe
+as $$
+    select ((p_anchor at time zone 'UTC') + make_interval(months => nexus_period_number(p_anchor, p_at)))
+           at time zone 'UTC'
 $$;
 
 -- End of that period, exclusive.
 create function nexus_period_end(p_anchor timestamptz, p_at timestamptz) returns timestamptz
-language sql immutable strict parallel safe
-set timezone = 'UTC'
+language sql immutable parallel safe
 as $$
-    select case when (a + make_interval(months => n)) <= t
-                then (a + make_interval(months => n + 1)) at time zone 'UTC'
-                else (a + make_interval(months => n)) at time zone 'UTC' end
-    from (select p_anchor at time zone 'UTC' as a, p_at at time zone 'UTC' as t) as instants,
-         lateral (select ((extract(year from t) - extract(year from a)) * 12
-                          + extract(month from t) - extract(month from a))::int as n) as months
+    select ((p_anchor at time zone 'UTC') + make_interval(months => nexus_period_number(p_anchor, p_at) + 1))
+           at time zone 'UTC'
 $$;

@@ -1,5 +1,6 @@
 //! What can go wrong, by meaning, and the status each is.
 
+use nexus_core::id::EcoId;
 use nexus_kit::{auth::AuthConfigError, db, serve::ServeError, status, validate::Violations};
 use tonic::Status;
 
@@ -19,6 +20,8 @@ pub enum StartError {
 pub enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
+    #[error("there is no account {0}")]
+    UnknownAccount(EcoId),
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
 }
@@ -27,6 +30,9 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         match error {
             Error::Invalid(violations) => status::invalid(&violations),
+            Error::UnknownAccount(eco_id) => {
+                status::not_found("UNKNOWN_ACCOUNT", format!("there is no account {eco_id}"))
+            }
             Error::Database(e) if db::is_unavailable(&e) => {
                 tracing::warn!(error = %e, "the database is unavailable");
                 status::unavailable("DATABASE_UNAVAILABLE", "the database is unavailable", status::RETRY_SOON)

@@ -1,4 +1,13 @@
-//! analytics-svc
+//! analytics-svc answers what an account used and what the business earns. It only reads, and never the raw
+//! log, so that its cost does not grow with events:
+//!
+//! * History and endpoints come from the daily rollup, which the flush that commits an event updates in the
+//!   same transaction: an acknowledged event is in them.
+//! * Overview and users come from one source, the summary of each account's current period
+//!   (`eco_usage_records`), so that their calls, overage and order agree; billing-svc keeps it within a second
+//!   of the counters. A summary of an earlier period is not current: such an account shows zeros.
+//!
+//! The figures of one answer are of one snapshot; the database's clock says what is today and current.
 //!
 //! The way of a request is a straight line:
 //!

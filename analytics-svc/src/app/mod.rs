@@ -1,1 +1,34 @@
 //! Use cases, one a file; each owns its transaction.
+
+pub mod get_overview;
+pub mod get_usage_history;
+pub mod list_endpoint_stats;
+pub mod list_users;
+
+use nexus_core::id::EcoId;
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+
+use crate::{error::Error, store};
+
+/// A transaction whose statements all see the same state, so that the figures of an answer fit together.
+async fn snapshot(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
+    pool.begin_with("begin isolation level repeatable read read only").await
+}
+
+/// Refuses an account that does not exist. A closed one still has its history.
+async fn require_account(connection: &mut PgConnection, eco_id: &EcoId) -> Result<(), Error> {
+    if store::eco_identities::exists(connection, eco_id).await? {
+        Ok(())
+    } else {
+        Err(Error::UnknownAccount(eco_id.clone()))
+    }
+}
+
+/// Cuts a page that was read one row too long, and says after which row the next begins, if there is one.
+fn cut<T, C>(rows: &mut Vec<T>, size: i64, cursor: impl Fn(&T) -> C) -> Option<C> {
+    if (rows.len() as i64) <= size {
+        return None;
+    }
+    rows.truncate(size as usize);
+    rows.last().map(cursor)
+}

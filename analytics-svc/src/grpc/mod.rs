@@ -1,12 +1,28 @@
 //! The gRPC side: each RPC says who may call, parses, runs one use case and converts the answer.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`parse`] | requests into the domain's types, all violations at once |
+//! | [`answer`] | the domain's types into responses |
 
-use nexus_kit::{serve::MAX_MESSAGE_BYTES, status};
+mod answer;
+mod parse;
+
+use nexus_kit::{auth::Caller, page, serve::MAX_MESSAGE_BYTES, status};
 use nexus_proto::analytics::v1::{
     analytics_service_server::{AnalyticsService, AnalyticsServiceServer},
     *,
 };
 use sqlx::PgPool;
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
+
+use crate::{
+    app::{
+        get_overview::get_overview, get_usage_history::get_usage_history,
+        list_endpoint_stats::list_endpoint_stats, list_users::list_users,
+    },
+    error::Error,
+};
 
 /// The service.
 pub struct Service {
@@ -27,30 +43,43 @@ pub fn server(service: Service) -> AnalyticsServiceServer<Service> {
 impl AnalyticsService for Service {
     async fn get_usage_history(
         &self,
-        _request: Request<GetUsageHistoryRequest>,
+        request: Request<GetUsageHistoryRequest>,
     ) -> Result<Response<GetUsageHistoryResponse>, Status> {
-        Err(status::not_implemented("GetUsageHistory"))
+        let caller = Caller::of(&request)?;
+        let (eco_id, days) = parse::usage_history(&caller, request.get_ref())?;
+        let history = get_usage_history(&self.pool, &eco_id, days).await?;
+        Ok(Response::new(answer::usage_history(history, days)))
     }
 
     async fn list_endpoint_stats(
         &self,
-        _request: Request<ListEndpointStatsRequest>,
+        request: Request<ListEndpointStatsRequest>,
     ) -> Result<Response<ListEndpointStatsResponse>, Status> {
-        Err(status::not_implemented("ListEndpointStats"))
+        let caller = Caller::of(&request)?;
+        let (filter, after, size) = parse::endpoint_stats(&caller, request.get_ref())?;
+        let (endpoints, next) = list_endpoint_stats(&self.pool, &filter, after.as_ref(), size).await?;
+        let next = next.map(|cursor| page::encode(&filter, &cursor));
+        Ok(Response::new(answer::endpoint_stats(endpoints, filter.days, next)))
     }
 
     async fn get_overview(
         &self,
-        _request: Request<GetOverviewRequest>,
+        request: Request<GetOverviewRequest>,
     ) -> Result<Response<GetOverviewResponse>, Status> {
-        Err(status::not_implemented("GetOverview"))
+        Caller::of(&request)?.require_admin_or(&[])?;
+        let overview = get_overview(&self.pool).await?;
+        Ok(Response::new(answer::overview(overview)))
     }
 
     async fn list_users(
         &self,
-        _request: Request<ListUsersRequest>,
+        request: Request<ListUsersRequest>,
     ) -> Result<Response<ListUsersResponse>, Status> {
-        Err(status::not_implemented("ListUsers"))
+        Caller::of(&request)?.require_admin_or(&[])?;
+        let (filter, start, size) = parse::users(request.get_ref()).map_err(Error::Invalid)?;
+        let found = list_users(&self.pool, &filter, &start, size).await?;
+        let next = found.next.map(|cursor| page::encode(&filter, &cursor));
+        Ok(Response::new(answer::users(found.users, found.total, next)))
     }
 
     async fn list_top_users(

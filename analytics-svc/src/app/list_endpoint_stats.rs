@@ -1,0 +1,24 @@
+use sqlx::PgPool;
+
+use super::{cut, require_account, snapshot};
+use crate::{
+    domain::endpoints::{EndpointCursor, EndpointFilter, EndpointStats},
+    error::Error,
+    store,
+};
+
+/// A page of an account's endpoints, busiest first, and where the next page begins.
+pub async fn list_endpoint_stats(
+    pool: &PgPool,
+    filter: &EndpointFilter,
+    after: Option<&EndpointCursor>,
+    size: i64,
+) -> Result<(Vec<EndpointStats>, Option<EndpointCursor>), Error> {
+    let mut tx = snapshot(pool).await?;
+    require_account(&mut tx, &filter.eco_id).await?;
+    let mut endpoints = store::eco_usage_daily::endpoints(&mut tx, filter, after, size + 1).await?;
+    let next = cut(&mut endpoints, size, EndpointStats::cursor);
+    store::eco_usage_daily::add_sketches(&mut tx, filter, &mut endpoints).await?;
+    tx.commit().await?;
+    Ok((endpoints, next))
+}

@@ -1,0 +1,121 @@
+//! The domain's types into responses.
+
+use nexus_kit::convert::{plan_to_proto, status_to_proto, timestamp};
+use nexus_proto::analytics::v1 as pb;
+
+use crate::domain::{
+    endpoints::EndpointStats,
+    history::{DailyUsage, EndpointUsage},
+    overview::{CURRENCY, Overview, PlanTotals, TopUser},
+    users::User,
+};
+
+pub(super) fn usage_history(days: Vec<DailyUsage>, days_count: i64) -> pb::GetUsageHistoryResponse {
+    pb::GetUsageHistoryResponse {
+        days: days.into_iter().map(daily_usage).collect(),
+        days_count: small(days_count),
+    }
+}
+
+fn daily_usage(day: DailyUsage) -> pb::DailyUsage {
+    pb::DailyUsage {
+        date: day.day.to_string(),
+        total_count: day.total_units,
+        successful_count: day.successful_units,
+        failed_count: day.failed_units,
+        avg_response_time_ms: day.latency.mean_ms(),
+        top_endpoints: day.top_endpoints.into_iter().map(endpoint_count).collect(),
+    }
+}
+
+fn endpoint_count(endpoint: EndpointUsage) -> pb::EndpointCount {
+    pb::EndpointCount {
+        avg_response_time_ms: endpoint.latency.mean_ms(),
+        endpoint: endpoint.route,
+        method: endpoint.method,
+        calls_count: endpoint.units,
+    }
+}
+
+pub(super) fn endpoint_stats(
+    endpoints: Vec<EndpointStats>,
+    days_count: i64,
+    next: Option<String>,
+) -> pb::ListEndpointStatsResponse {
+    pb::ListEndpointStatsResponse {
+        endpoints: endpoints.into_iter().map(endpoint).collect(),
+        days_count: small(days_count),
+        next_page_token: next.unwrap_or_default(),
+    }
+}
+
+fn endpoint(stats: EndpointStats) -> pb::EndpointStats {
+    pb::EndpointStats {
+        success_rate: stats.success_rate(),
+        total_count: stats.usage.units,
+        avg_response_time_ms: stats.usage.latency.mean_ms(),
+        p50_response_time_ms: stats.sketch.quantile(0.50),
+        p95_response_time_ms: stats.sketch.quantile(0.95),
+        p99_response_time_ms: stats.sketch.quantile(0.99),
+        endpoint: stats.usage.route,
+        method: stats.usage.method,
+    }
+}
+
+pub(super) fn overview(overview: Overview) -> pb::GetOverviewResponse {
+    let mrr_micros = overview.sum(|p| p.mrr.0);
+    let overage_revenue_micros = overview.sum(|p| p.overage.0);
+    pb::GetOverviewResponse {
+        total_users_count: overview.sum(|p| p.users),
+        total_api_calls_count: overview.sum(|p| p.api_calls),
+        mrr_micros,
+        overage_revenue_micros,
+        total_revenue_micros: mrr_micros + overage_revenue_micros,
+        currency_code: CURRENCY.to_string(),
+        as_of_time: Some(timestamp(overview.as_of)),
+        users_by_plan: overview.plans.iter().map(plan_count).collect(),
+        top_users: overview.top_users.into_iter().map(top_user).collect(),
+    }
+}
+
+fn plan_count(totals: &PlanTotals) -> pb::PlanCount {
+    pb::PlanCount { plan: plan_to_proto(totals.plan).into(), users_count: totals.users }
+}
+
+fn top_user(user: TopUser) -> pb::TopUser {
+    pb::TopUser {
+        eco_id: user.eco_id.into(),
+        api_calls_count: user.api_calls,
+        plan: plan_to_proto(user.plan).into(),
+    }
+}
+
+pub(super) fn users(users: Vec<User>, total_size: i64, next: Option<String>) -> pb::ListUsersResponse {
+    pb::ListUsersResponse {
+        users: users.into_iter().map(user).collect(),
+        next_page_token: next.unwrap_or_default(),
+        total_size,
+    }
+}
+
+fn user(user: User) -> pb::User {
+    pb::User {
+        eco_id: user.cursor.eco_id.into(),
+        email: user.email.unwrap_or_default(),
+        plan: plan_to_proto(user.plan).into(),
+        status: status_to_proto(user.status).into(),
+        api_calls_count: user.api_calls,
+        overage_count: user.overage_units,
+        overage_cost_micros: user.overage.0,
+        subscription_revenue_micros: user.subscription.0,
+        total_revenue_micros: user.overage.0 + user.subscription.0,
+        currency_code: user.currency_code,
+        create_time: Some(timestamp(user.created)),
+        last_api_call_time: user.last_event.map(timestamp),
+    }
+}
+
+/// A number of days, which parsing has capped.
+fn small(days: i64) -> i32 {
+    i32::try_from(days).expect("days are capped at 365")
+}

@@ -1,0 +1,95 @@
+//! The private PostgreSQL of a run: its defaults, durable, thrown away at the end.
+
+use anyhow::{Context, Result, ensure};
+use chrono::{DateTime, Utc};
+use nexus_kit::db::MIGRATOR;
+use nexus_pg::{Cluster, Options};
+use sqlx::{Connection, Executor, PgConnection};
+
+/// A running, migrated database with accounts on the plan `pro`, which is limited but never refused.
+pub(crate) struct Database {
+    cluster: Cluster,
+    connection: PgConnection,
+}
+
+impl Database {
+    pub(crate) async fn start(accounts: u32) -> Result<Self> {
+        let cluster = Cluster::start(Options::ephemeral(), &|said| eprintln!("{said}")).await?;
+        let mut connection = PgConnection::connect(&cluster.url("postgres")).await?;
+        MIGRATOR.run_direct(None, &mut connection, false).await.context("migrating")?;
+        let mut database = Self { cluster, connection };
+        database.ensure_accounts(accounts).await?;
+        Ok(database)
+    }
+
+    /// URL as superuser; a service takes its own role from there.
+    pub(crate) fn url(&self) -> String {
+        self.cluster.url("postgres")
+    }
+
+    /// The server's version.
+    pub(crate) fn version(&self) -> &str {
+        self.cluster.version()
+    }
+
+    /// Makes the first so many accounts, where they are missing, all with one anchor.
+    pub(crate) async fn ensure_accounts(&mut self, accounts: u32) -> Result<()> {
+        let accounts = i32::try_from(accounts)?;
+        let ids = "select 'eco_bench_' || lpad(n::text, 6, '0') from generate_series(0, $1 - 1) as n";
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "insert into eco_identities (eco_id) {ids} on conflict do nothing"
+        )))
+        .bind(accounts)
+        .execute(&mut self.connection)
+        .await?;
+        sqlx::query(
+            "insert into eco_subscriptions (eco_id, plan, plan_version, status, anchor_time)
+             select eco_id, 'pro', 1, 'active', date_trunc('day', now()) - interval '10 days'
+             from eco_identities i
+             where not exists (select from eco_subscriptions s where s.eco_id = i.eco_id)",
+        )
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Start of the period that all accounts are in.
+    pub(crate) async fn period_start(&mut self) -> Result<DateTime<Utc>> {
+        let query = "select nexus_period_start(anchor_time, now()) from eco_subscriptions limit 1";
+        Ok(sqlx::query_scalar(query).fetch_one(&mut self.connection).await?)
+    }
+
+    /// Empties what usage-svc writes, so that every round starts from the same state.
+    pub(crate) async fn clear_usage(&mut self) -> Result<()> {
+        self.connection
+            .execute(
+                "truncate eco_api_usage, eco_usage_counters, eco_usage_changes, eco_usage_daily, eco_quota_usage,
+                          eco_quota_leases",
+            )
+            .await?;
+        for statement in ["vacuum analyze", "checkpoint"] {
+            self.connection.execute(statement).await?;
+        }
+        Ok(())
+    }
+
+    /// Fails unless exactly so many units are in the raw log, in the counters and in the rollup: a figure of
+    /// lost or doubled events would be worth nothing.
+    pub(crate) async fn ensure_counted(&mut self, units: u64) -> Result<()> {
+        let counted: (i64, i64, i64) = sqlx::query_as(
+            "select (select coalesce(sum(units_count), 0)::bigint from eco_api_usage),
+                    (select coalesce(sum(recorded_units), 0)::bigint from eco_usage_counters),
+                    (select coalesce(sum(units_count), 0)::bigint from eco_usage_daily)",
+        )
+        .fetch_one(&mut self.connection)
+        .await?;
+        let units = i64::try_from(units)?;
+        ensure!(counted == (units, units, units), "{units} were acknowledged, counted are {counted:?}");
+        Ok(())
+    }
+
+    pub(crate) async fn stop(self) -> Result<()> {
+        self.connection.close().await?;
+        Ok(self.cluster.stop().await?)
+    }
+}

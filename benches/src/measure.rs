@@ -1,0 +1,92 @@
+//! Latencies, what a load generator reports, and the tables people read.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// What a load generator measured.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// Requests or events that were answered within the measured time.
+    pub(crate) done: u64,
+    /// The measured time.
+    pub(crate) seconds: f64,
+    /// Median time of a call in milliseconds.
+    pub(crate) p50_ms: f64,
+    /// 99th percentile of the time of a call in milliseconds.
+    pub(crate) p99_ms: f64,
+}
+
+impl Report {
+    pub(crate) fn new(done: u64, took: Duration, latencies: &Latencies) -> Self {
+        let ms = |q| latencies.0.value_at_quantile(q) as f64 / 1e3;
+        Self { done, seconds: took.as_secs_f64(), p50_ms: ms(0.50), p99_ms: ms(0.99) }
+    }
+
+    /// Requests or events a second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.done as f64 / self.seconds
+    }
+
+    /// The report whose rate is the median; of an even number the lower one.
+    pub(crate) fn median(mut reports: Vec<Report>) -> Report {
+        reports.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
+        reports[(reports.len() - 1) / 2]
+    }
+}
+
+/// Times of calls, in microseconds with three digits.
+pub(crate) struct Latencies(Histogram<u64>);
+
+impl Latencies {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(Histogram::new(3)?))
+    }
+
+    pub(crate) fn record(&mut self, took: Duration) -> Result<()> {
+        Ok(self.0.record(u64::try_from(took.as_micros())?.max(1))?)
+    }
+
+    pub(crate) fn merge(&mut self, other: &Latencies) -> Result<()> {
+        Ok(self.0.add(&other.0)?)
+    }
+}
+
+/// Prints ours and the references. `of` says what is counted.
+pub(crate) fn print_table(title: &str, of: &str, ours: (&str, Report), references: &[(&str, Report)]) {
+    println!("\n{title}");
+    println!(
+        "{:<34} {:>14} {:>10} {:>10} {:>13} {:>12}",
+        "",
+        format!("{of}/s"),
+        "p50 ms",
+        "p99 ms",
+        "ours / this",
+        "p99 of ours"
+    );
+    println!("{}", row(ours.0, &ours.1));
+    for (name, reference) in references {
+        let ratio = ours.1.rate() / reference.rate();
+        let p99 = ours.1.p99_ms / reference.p99_ms;
+        println!("{} {ratio:>13.3} {:>12}", row(name, reference), format!("{p99:.2}x"));
+    }
+}
+
+fn row(name: &str, report: &Report) -> String {
+    format!("{name:<34} {:>14} {:>10.3} {:>10.3}", thousands(report.rate()), report.p50_ms, report.p99_ms)
+}
+
+/// A whole number with separators.
+pub(crate) fn thousands(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

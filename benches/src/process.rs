@@ -1,0 +1,91 @@
+//! The children of a run: this program again, as a server or as a load generator. They get a clean
+//! environment, so that the caller's settings do not change what is measured.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, ChildStdin, Command},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Variable that carries the load generator's token.
+pub(crate) const TOKEN_VARIABLE: &str = "NEXUS_BENCH_TOKEN";
+
+/// Settings of a child, beside its arguments.
+pub(crate) type Environment = Vec<(&'static str, String)>;
+
+/// A server in a process of its own. Its log goes to /dev/null: written, and nowhere else.
+pub(crate) struct ServerProcess {
+    child: Child,
+    /// Held open while the server is to run.
+    stdin: ChildStdin,
+    /// Its URL.
+    pub(crate) url: String,
+}
+
+impl ServerProcess {
+    /// Starts it and waits until it listens.
+    pub(crate) async fn start(arguments: &[&str], environment: &Environment) -> Result<Self> {
+        let mut child = command(arguments, environment)?
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("starting {arguments:?}"))?;
+        let stdin = child.stdin.take().context("the child's input")?;
+        let stdout = child.stdout.take().context("the child's output")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).await?;
+        ensure!(line.starts_with("http"), "{arguments:?} ended before it listened");
+        Ok(Self { child, stdin, url: line.trim().to_owned() })
+    }
+
+    /// Asks it to end, and waits for that.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        drop(self.stdin);
+        let status = self.child.wait().await?;
+        ensure!(status.success(), "a server ended with {status}");
+        Ok(())
+    }
+}
+
+/// The server's side: says where it listens, and stops it when the parent lets go of its input.
+pub(crate) fn listening(address: std::net::SocketAddr) -> CancellationToken {
+    println!("http://{address}");
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    std::thread::spawn(move || {
+        // End of input and a broken pipe mean the same: the parent is gone.
+        let _ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        stop.cancel();
+    });
+    shutdown
+}
+
+/// Runs a load generator to its end and reads its report.
+pub(crate) async fn load<T: DeserializeOwned>(arguments: &[&str], environment: &Environment) -> Result<T> {
+    let child = command(arguments, environment)?.stdin(Stdio::null()).spawn()?;
+    let output = child.wait_with_output().await?;
+    ensure!(output.status.success(), "{arguments:?} ended with {}", output.status);
+    serde_json::from_slice(&output.stdout).with_context(|| format!("the report of {arguments:?}"))
+}
+
+/// The load generator's side.
+pub(crate) fn report(report: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(report)?);
+    Ok(())
+}
+
+fn command(arguments: &[&str], environment: &Environment) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .arg("child")
+        .args(arguments)
+        .env_clear()
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    Ok(command)
+}
