@@ -1,1 +1,112 @@
-//! The REST gateway: HTTP in, gRPC out, no SQL
+//! The gateway: REST in, gRPC out, no SQL.
+//!
+//! The way of a request is a straight line:
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`server`] | connections: bounds, TLS, drain |
+//! | [`layer`] | around every request: id, span, log line, metrics, time limit, headers |
+//! | [`auth`] | who is calling, as extractors |
+//! | [`query`] | query parameters, all violations at once |
+//! | [`routes`] | one file a group of endpoints: parse, call the service, convert the answer |
+//! | [`metering`] | around a tracked endpoint: whose key, quota, record |
+//! | [`backend`] | the clients of the three services: credentials, deadline, trace context |
+//! | [`token`] | the gateway's own service tokens |
+//! | [`status`] | what a service's status means over REST |
+//! | [`error`], [`problem`] | what can go wrong, the answer each is, and its two forms |
+//! | [`ratelimit`] | quota in headers |
+//! | [`convert`], [`format`](mod@format) | words and times of the services; money, numbers and times in JSON |
+//! | [`readiness`] | whether the services are there |
+//! | [`config`] | flags and environment |
+
+pub mod auth;
+pub mod backend;
+pub mod config;
+pub mod convert;
+pub mod error;
+pub mod format;
+pub mod layer;
+pub mod metering;
+pub mod problem;
+pub mod query;
+pub mod ratelimit;
+pub mod readiness;
+pub mod routes;
+pub mod server;
+pub mod status;
+pub mod token;
+
+use std::sync::Arc;
+
+use nexus_kit::{
+    auth::Authenticator,
+    config::ServeArgs,
+    metrics::Metrics,
+    serve::{self, Listeners},
+};
+use tokio_util::sync::CancellationToken;
+
+use auth::SecretDigest;
+use backend::Backend;
+
+pub use config::Config;
+pub use error::{Error, StartError};
+
+/// What all handlers share.
+pub type App = Arc<Gateway>;
+
+/// The parts of a running gateway.
+pub struct Gateway {
+    /// Verifies users.
+    pub auth: Authenticator,
+    /// The services.
+    pub backend: Arc<Backend>,
+    /// What the scheduler must show; nothing: not configured.
+    pub cron_secret: Option<SecretDigest>,
+    /// Counts requests.
+    pub metrics: Metrics,
+    /// How many requests at once, and how long each may take.
+    pub limits: ServeArgs,
+    /// Whether the services are there.
+    pub readiness: serve::Readiness,
+}
+
+/// Listens where the configuration says, and serves until `shutdown`.
+pub async fn start(config: Config, shutdown: CancellationToken) -> Result<(), StartError> {
+    let listeners = Listeners::bind(config.http_addr, config.metrics_addr).await?;
+    serve(config, listeners, shutdown).await
+}
+
+/// Wires the gateway and serves until `shutdown`: the only place that knows all parts.
+pub async fn serve(
+    config: Config,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+) -> Result<(), StartError> {
+    let backend = Arc::new(Backend::new(&config)?);
+    let tls = server::tls(&config.serve)?;
+    let grace = config.serve.shutdown_grace;
+    let app = Arc::new(Gateway {
+        auth: Authenticator::new(&config.auth)?,
+        readiness: readiness::readiness(backend.clone()),
+        backend,
+        cron_secret: config.cron_secret.as_ref().and_then(SecretDigest::of),
+        metrics: Metrics::new(),
+        limits: config.serve,
+    });
+    let stop_operations = CancellationToken::new();
+    let operations = tokio::spawn(serve::operations(
+        listeners.operations,
+        app.metrics.clone(),
+        app.readiness.clone(),
+        stop_operations.clone(),
+    ));
+    let served = server::serve(listeners.main, routes::router(app), tls, shutdown.clone());
+    // Nothing to report of a drain that was cut off: it is logged.
+    let _drained = serve::drained(served, &shutdown, grace).await;
+    stop_operations.cancel();
+    if let Err(error) = operations.await {
+        tracing::error!(%error, "the operations port failed");
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! Who is calling a route, as extractors: a [`User`], an [`Admin`], an API client ([`ApiKey`]), the
+//! [`Scheduler`].
+
+use axum::extract::FromRequestParts;
+use http::{HeaderMap, header::AUTHORIZATION, request::Parts};
+use nexus_core::id::ApiKeyText;
+use nexus_kit::auth::{AuthError, Caller};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tracing::Span;
+
+use crate::{App, error::Error};
+
+/// A person with a valid JWT. The services verify it again: what a user may see is theirs to decide.
+pub struct User {
+    authorization: String,
+    admin: bool,
+}
+
+impl User {
+    /// The header as the user sent it.
+    pub fn authorization(&self) -> &str {
+        &self.authorization
+    }
+}
+
+impl FromRequestParts<App> for User {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        let header = authorization(&parts.headers).map_err(|_| Error::Unauthorized)?;
+        match app.auth.authenticate(Some(header)) {
+            Ok(Caller::User { eco_id, admin, .. }) => {
+                Span::current().record("caller", eco_id.as_str());
+                Ok(User { authorization: header.to_owned(), admin })
+            }
+            Ok(Caller::Service { .. } | Caller::ApiKey(_)) | Err(_) => Err(Error::Unauthorized),
+        }
+    }
+}
+
+/// A user whose account is listed as an admin's.
+pub struct Admin(pub User);
+
+impl FromRequestParts<App> for Admin {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        let user = User::from_request_parts(parts, app).await?;
+        if user.admin { Ok(Admin(user)) } else { Err(Error::Forbidden) }
+    }
+}
+
+/// A well-formed API key; whether it is good, usage-svc knows.
+pub struct ApiKey(pub ApiKeyText);
+
+impl FromRequestParts<App> for ApiKey {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        let header = authorization(&parts.headers).map_err(|error| match error {
+            AuthError::Missing => Error::MissingApiKey,
+            AuthError::Invalid => Error::InvalidApiKey,
+        })?;
+        match app.auth.authenticate(Some(header)) {
+            Ok(Caller::ApiKey(key)) => {
+                Span::current().record("caller", key.key_id());
+                Ok(ApiKey(key))
+            }
+            // Other credentials are no API key; a bad API key is one.
+            Ok(Caller::User { .. } | Caller::Service { .. }) => Err(Error::MissingApiKey),
+            Err(_) if is_bearer(header) => Err(Error::MissingApiKey),
+            Err(_) => Err(Error::InvalidApiKey),
+        }
+    }
+}
+
+/// The scheduler, by the secret it shares with the gateway.
+pub struct Scheduler;
+
+impl FromRequestParts<App> for Scheduler {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        let secret = app.cron_secret.as_ref().ok_or(Error::NoCronSecret)?;
+        let header = authorization(&parts.headers).map_err(|_| Error::Unauthorized)?;
+        let shown = header.split_once(' ').filter(|_| is_bearer(header)).ok_or(Error::Unauthorized)?.1;
+        if secret.matches(shown.trim()) {
+            Span::current().record("caller", "scheduler");
+            Ok(Scheduler)
+        } else {
+            Err(Error::Unauthorized)
+        }
+    }
+}
+
+/// The digest of a secret: compared instead of it, so that the time tells neither content nor length.
+pub struct SecretDigest([u8; 32]);
+
+impl SecretDigest {
+    /// Of a configured secret; an empty one is none.
+    pub fn of(secret: &SecretString) -> Option<Self> {
+        let secret = secret.expose_secret();
+        (!secret.is_empty()).then(|| Self(Sha256::digest(secret.as_bytes()).into()))
+    }
+
+    fn matches(&self, shown: &str) -> bool {
+        let shown: [u8; 32] = Sha256::digest(shown.as_bytes()).into();
+        self.0.ct_eq(&shown).into()
+    }
+}
+
+/// The one `authorization` header.
+fn authorization(headers: &HeaderMap) -> Result<&str, AuthError> {
+    let mut all = headers.get_all(AUTHORIZATION).iter();
+    let header = all.next().ok_or(AuthError::Missing)?;
+    if all.next().is_some() {
+        return Err(AuthError::Invalid);
+    }
+    header.to_str().map_err(|_| AuthError::Invalid)
+}
+
+fn is_bearer(header: &str) -> bool {
+    header.split_once(' ').is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+}

@@ -1,0 +1,247 @@
+//! The three services behind the gateway: one method an RPC, each with credentials, a deadline and the
+//! trace context. What their statuses mean over REST is in [`status`](crate::status).
+
+use std::{future::Future, time::Duration};
+
+use chrono::Utc;
+use nexus_client::CallOptions;
+use nexus_core::id::ApiKeyText;
+use nexus_kit::telemetry;
+use nexus_proto::{
+    analytics::v1::{self as analytics, analytics_service_client::AnalyticsServiceClient},
+    billing::v1::{self as billing, billing_service_client::BillingServiceClient},
+    usage::v1::{self as usage, usage_service_client::UsageServiceClient},
+};
+use tonic::{Code, Request, Response, Status, transport::Channel};
+use tracing::{Instrument, Span};
+
+use crate::{
+    auth::User,
+    config::Config,
+    error::{Error, StartError},
+    status::{self, Credentials},
+    token::ServiceTokens,
+};
+
+/// The scheduler's answer comes within 55 s, so the run's answer is wanted before.
+const OVERAGE_TIMEOUT: Duration = Duration::from_secs(54);
+/// Pause before a failed recording is sent again; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Clients of the three services.
+pub struct Backend {
+    usage: UsageServiceClient<Channel>,
+    billing: BillingServiceClient<Channel>,
+    analytics: AnalyticsServiceClient<Channel>,
+    channels: [(&'static str, Channel); 3],
+    tokens: ServiceTokens,
+    timeout: Duration,
+}
+
+impl Backend {
+    /// Reads the addresses; connects when first used.
+    pub fn new(config: &Config) -> Result<Self, StartError> {
+        let channel = |variable, flag, address: &str| {
+            nexus_client::channel(address).map_err(|error| StartError::Address { variable, flag, error })
+        };
+        let usage = channel("USAGE_ADDR", "usage-addr", &config.usage_addr)?;
+        let billing = channel("BILLING_ADDR", "billing-addr", &config.billing_addr)?;
+        let analytics = channel("ANALYTICS_ADDR", "analytics-addr", &config.analytics_addr)?;
+        Ok(Self {
+            usage: nexus_client::usage(usage.clone()),
+            billing: nexus_client::billing(billing.clone()),
+            analytics: nexus_client::analytics(analytics.clone()),
+            channels: [("usage-svc", usage), ("billing-svc", billing), ("analytics-svc", analytics)],
+            tokens: ServiceTokens::new(config.auth.service_token_secret.clone()),
+            timeout: config.backend_timeout,
+        })
+    }
+
+    /// The services' names and channels, for readiness.
+    pub fn channels(&self) -> &[(&'static str, Channel); 3] {
+        &self.channels
+    }
+
+    /// What a call of the gateway's own carries.
+    pub fn own(&self, timeout: Duration) -> Result<CallOptions, Error> {
+        let token = self.tokens.get(Utc::now())?;
+        CallOptions::bearer(&token, timeout).map_err(|e| Error::Internal(e.to_string()))
+    }
+
+    /// What a call in a user's name carries: the header the user sent.
+    fn user(&self, user: &User) -> Result<CallOptions, Error> {
+        CallOptions::new(user.authorization(), self.timeout).map_err(|_| Error::Unauthorized)
+    }
+
+    /// A user's usage of the current period.
+    pub async fn current_usage(&self, user: &User) -> Result<usage::GetCurrentUsageResponse, Error> {
+        let mut client = self.usage.clone();
+        let request = usage::GetCurrentUsageRequest { eco_id: String::new() };
+        let send = |r| async move { client.get_current_usage(r).await };
+        call("UsageService.GetCurrentUsage", self.user(user)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::User, "No usage record found"))
+    }
+
+    /// A user's usage by day.
+    pub async fn history(
+        &self,
+        user: &User,
+        days_count: i32,
+    ) -> Result<analytics::GetUsageHistoryResponse, Error> {
+        let mut client = self.analytics.clone();
+        let request = analytics::GetUsageHistoryRequest { eco_id: String::new(), days_count };
+        let send = |r| async move { client.get_usage_history(r).await };
+        call("AnalyticsService.GetUsageHistory", self.user(user)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+    }
+
+    /// A user's busiest endpoints.
+    pub async fn endpoints(
+        &self,
+        user: &User,
+        days_count: i32,
+    ) -> Result<analytics::ListEndpointStatsResponse, Error> {
+        let mut client = self.analytics.clone();
+        let request = analytics::ListEndpointStatsRequest { days_count, ..Default::default() };
+        let send = |r| async move { client.list_endpoint_stats(r).await };
+        call("AnalyticsService.ListEndpointStats", self.user(user)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+    }
+
+    /// A user's overage.
+    pub async fn overage(&self, user: &User) -> Result<billing::GetOverageResponse, Error> {
+        let mut client = self.billing.clone();
+        let request = billing::GetOverageRequest { eco_id: String::new() };
+        let send = |r| async move { client.get_overage(r).await };
+        call("BillingService.GetOverage", self.user(user)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+    }
+
+    /// The business at a glance, for an admin.
+    pub async fn overview(&self, admin: &User) -> Result<analytics::GetOverviewResponse, Error> {
+        let mut client = self.analytics.clone();
+        let send = |r| async move { client.get_overview(r).await };
+        let request = analytics::GetOverviewRequest {};
+        call("AnalyticsService.GetOverview", self.user(admin)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::User, "Not found"))
+    }
+
+    /// A page of accounts, for an admin.
+    pub async fn users(
+        &self,
+        admin: &User,
+        request: analytics::ListUsersRequest,
+    ) -> Result<analytics::ListUsersResponse, Error> {
+        let mut client = self.analytics.clone();
+        let send = |r| async move { client.list_users(r).await };
+        call("AnalyticsService.ListUsers", self.user(admin)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::User, "Not found"))
+    }
+
+    /// Runs billing for all accounts.
+    pub async fn process_overage(&self) -> Result<billing::ProcessOverageResponse, Error> {
+        let mut client = self.billing.clone();
+        let send = |r| async move { client.process_overage(r).await };
+        let request = billing::ProcessOverageRequest::default();
+        call("BillingService.ProcessOverage", self.own(OVERAGE_TIMEOUT)?, OVERAGE_TIMEOUT, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::Gateway, "Not found"))
+    }
+
+    /// Whose API key this is.
+    pub async fn verify_api_key(&self, key: &ApiKeyText) -> Result<usage::VerifyApiKeyResponse, Error> {
+        let mut client = self.usage.clone();
+        let send = |r| async move { client.verify_api_key(r).await };
+        let request = usage::VerifyApiKeyRequest { key: key.expose() };
+        call("UsageService.VerifyApiKey", self.own(self.timeout)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::of_api_key(&s))
+    }
+
+    /// Admits one unit for an account.
+    pub async fn check_quota(&self, eco_id: &str) -> Result<usage::CheckQuotaResponse, Error> {
+        let mut client = self.usage.clone();
+        let send = |r| async move { client.check_quota(r).await };
+        let request =
+            usage::CheckQuotaRequest { eco_id: eco_id.to_owned(), units_count: 1, request_id: String::new() };
+        call("UsageService.CheckQuota", self.own(self.timeout)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::of_quota(&s, Utc::now(), &mut rand::rng()))
+    }
+
+    /// An account's usage of the current period, whoever asks.
+    pub async fn usage_of(&self, eco_id: &str) -> Result<usage::GetCurrentUsageResponse, Error> {
+        let mut client = self.usage.clone();
+        let send = |r| async move { client.get_current_usage(r).await };
+        let request = usage::GetCurrentUsageRequest { eco_id: eco_id.to_owned() };
+        call("UsageService.GetCurrentUsage", self.own(self.timeout)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::Gateway, "Account not found"))
+    }
+
+    /// Records an event. While the service is away it is sent again, the same event each time, until the
+    /// deadline.
+    pub async fn record(&self, event: usage::UsageEvent) -> Result<(), Error> {
+        let attempts = async {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                let mut client = self.usage.clone();
+                let send = |r| async move { client.record_usage(r).await };
+                let request = usage::RecordUsageRequest { event: Some(event.clone()) };
+                let options = self.own(self.timeout)?;
+                match call("UsageService.RecordUsage", options, self.timeout, request, send).await {
+                    Ok(_) => return Ok(()),
+                    Err(failed) if status::is_unavailable(&failed) => {
+                        tracing::warn!(code = ?failed.code(), "the event is not recorded yet");
+                        tokio::time::sleep(pause).await;
+                        pause *= 2;
+                    }
+                    Err(failed) => {
+                        return Err(status::rest(&failed, Credentials::Gateway, "Account not found"));
+                    }
+                }
+            }
+        };
+        tokio::time::timeout(self.timeout, attempts)
+            .await
+            .unwrap_or_else(|_| Err(Error::unavailable("the event could not be recorded in time")))
+    }
+}
+
+/// One call: its span, the trace context for the service, and a deadline that holds whatever the
+/// transport does.
+async fn call<M, T, F>(
+    rpc: &'static str,
+    options: CallOptions,
+    timeout: Duration,
+    message: M,
+    send: impl FnOnce(Request<M>) -> F,
+) -> Result<T, Status>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    let span = tracing::info_span!(
+        "call",
+        otel.name = rpc,
+        otel.kind = "client",
+        rpc.system = "grpc",
+        rpc.grpc.status_code = tracing::field::Empty,
+    );
+    let work = async {
+        let mut request = options.request(message);
+        telemetry::propagate_trace_to_rpc(request.metadata_mut());
+        let answer = tokio::time::timeout(timeout, send(request))
+            .await
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer within the deadline")));
+        let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        Span::current().record("rpc.grpc.status_code", code as i32);
+        answer.map(Response::into_inner)
+    };
+    work.instrument(span).await
+}

@@ -1,0 +1,45 @@
+use std::{net::SocketAddr, time::Duration};
+
+use clap::Args;
+use nexus_kit::config::{AuthArgs, ServeArgs, parse_duration};
+use secrecy::SecretString;
+
+/// Settings of the gateway.
+#[derive(Args, Debug, Clone)]
+pub struct Config {
+    /// Address of the HTTP server; port 0: a free one
+    #[arg(
+        long = "http-addr",
+        env = "GATEWAY_HTTP_ADDR",
+        default_value = "0.0.0.0:8080",
+        value_name = "ADDR"
+    )]
+    pub http_addr: SocketAddr,
+    /// Address of /metrics, /healthz and /readyz; port 0: a free one
+    #[arg(
+        long = "metrics-addr",
+        env = "GATEWAY_METRICS_ADDR",
+        default_value = "0.0.0.0:9150",
+        value_name = "ADDR"
+    )]
+    pub metrics_addr: SocketAddr,
+    /// Where usage-svc is
+    #[arg(long, env = "USAGE_ADDR", default_value = "http://localhost:50051", value_name = "URL")]
+    pub usage_addr: String,
+    /// Where billing-svc is
+    #[arg(long, env = "BILLING_ADDR", default_value = "http://localhost:50052", value_name = "URL")]
+    pub billing_addr: String,
+    /// Where analytics-svc is
+    #[arg(long, env = "ANALYTICS_ADDR", default_value = "http://localhost:50053", value_name = "URL")]
+    pub analytics_addr: String,
+    /// Longest time one call of a service may take
+    #[arg(long, env = "BACKEND_TIMEOUT", default_value = "5s", value_parser = parse_duration, value_name = "DURATION")]
+    pub backend_timeout: Duration,
+    /// What the scheduler shows to run billing; unset: its endpoint answers 500
+    #[arg(long, env = "CRON_SECRET", hide_env_values = true, value_name = "SECRET")]
+    pub cron_secret: Option<SecretString>,
+    #[command(flatten)]
+    pub auth: AuthArgs,
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}

@@ -1,0 +1,43 @@
+//! Words and times that the services send. One that is missing or unknown is a fault of ours, not of the
+//! client.
+
+use chrono::{DateTime, Utc};
+use nexus_core::plan::Plan;
+use nexus_kit::convert;
+use prost_types::Timestamp;
+
+use crate::error::Error;
+
+/// A time that a service always sends.
+pub fn required_time(field: &'static str, at: Option<&Timestamp>) -> Result<DateTime<Utc>, Error> {
+    optional_time(field, at)?.ok_or_else(|| Error::Internal(format!("the service left out {field}")))
+}
+
+/// A time that a service may leave out.
+pub fn optional_time(field: &'static str, at: Option<&Timestamp>) -> Result<Option<DateTime<Utc>>, Error> {
+    at.map(convert::datetime)
+        .transpose()
+        .map_err(|error| Error::Internal(format!("the service sent a bad {field}: {error}")))
+}
+
+/// A plan.
+pub fn plan(value: i32) -> Result<Plan, Error> {
+    convert::plan_from_proto(value)
+        .ok()
+        .flatten()
+        .ok_or_else(|| Error::Internal(format!("the service sent no known plan: {value}")))
+}
+
+/// A plan's word.
+pub fn plan_word(value: i32) -> Result<&'static str, Error> {
+    plan(value).map(Plan::as_str)
+}
+
+/// The word of a subscription's status.
+pub fn status_word(value: i32) -> Result<&'static str, Error> {
+    convert::status_from_proto(value)
+        .ok()
+        .flatten()
+        .map(|status| status.as_str())
+        .ok_or_else(|| Error::Internal(format!("the service sent no known status: {value}")))
+}

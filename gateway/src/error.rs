@@ -1,0 +1,189 @@
+//! What can go wrong, by meaning, and the answer each is.
+//!
+//! The body is `{"error": "<short>", …}`; for a client that asks for it the same members come as a
+//! problem of RFC 9457 (see [`problem`](crate::problem)).
+
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{RETRY_AFTER, WWW_AUTHENTICATE},
+};
+use nexus_kit::{
+    auth::AuthConfigError,
+    serve::ServeError,
+    status::RETRY_SOON,
+    validate::{Violation, Violations},
+};
+use serde_json::json;
+
+use crate::{
+    format,
+    problem::{self, Members},
+};
+
+/// Where an account's owner gets a larger plan.
+const UPGRADE_URL: &str = "/dashboard/billing";
+
+/// Why the gateway could not start or serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Auth(#[from] AuthConfigError),
+    #[error("{variable} (--{flag}): {error}")]
+    Address { variable: &'static str, flag: &'static str, error: nexus_client::ClientError },
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+/// A hard limit is reached.
+#[derive(Debug)]
+pub struct LimitExceeded {
+    /// Units consumed in the period.
+    pub current_usage: i64,
+    /// Units included in it.
+    pub limit: i64,
+    /// When it ends.
+    pub period_end: DateTime<Utc>,
+    /// Quota headers and `Retry-After`.
+    pub headers: HeaderMap,
+}
+
+/// Credentials a route takes, for `WWW-Authenticate`.
+#[derive(Debug, Clone, Copy)]
+pub enum Scheme {
+    /// `Bearer`
+    Bearer,
+    /// `ApiKey`
+    ApiKey,
+}
+
+/// Why a request is not answered as its sender wished.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("bad request: {0}")]
+    BadRequest(#[from] Violations),
+    #[error("credentials are missing or bad")]
+    Unauthorized,
+    #[error("the API key is missing")]
+    MissingApiKey,
+    #[error("the API key is bad")]
+    InvalidApiKey,
+    #[error("CRON_SECRET is not configured")]
+    NoCronSecret,
+    #[error("not an admin")]
+    Forbidden,
+    #[error("the account is closed")]
+    AccountClosed,
+    #[error("{0}")]
+    NotFound(&'static str),
+    #[error("the method is not allowed")]
+    MethodNotAllowed,
+    #[error("the body is too large")]
+    PayloadTooLarge,
+    #[error("over the limit")]
+    LimitExceeded(Box<LimitExceeded>),
+    /// A service is away, or we are overloaded; `reason` is for the log.
+    #[error("{reason}")]
+    Unavailable { retry: Duration, reason: String },
+    /// Our own fault; the text is for the log.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// Try again in a moment; the reason is for the log.
+    pub fn unavailable(reason: &str) -> Self {
+        Error::Unavailable { retry: RETRY_SOON, reason: reason.to_owned() }
+    }
+
+    /// Status and short text.
+    fn kind(&self) -> (StatusCode, &'static str) {
+        match self {
+            Error::BadRequest(_) => (StatusCode::BAD_REQUEST, "Bad request"),
+            Error::Unauthorized => (StatusCode::UNAUTHORIZED, "Unauthorized"),
+            Error::MissingApiKey => (StatusCode::UNAUTHORIZED, "Missing API key"),
+            Error::InvalidApiKey => (StatusCode::UNAUTHORIZED, "Invalid API key"),
+            Error::NoCronSecret => (StatusCode::INTERNAL_SERVER_ERROR, "CRON_SECRET not configured"),
+            Error::Forbidden => (StatusCode::FORBIDDEN, "Forbidden"),
+            Error::AccountClosed => (StatusCode::FORBIDDEN, "Account closed"),
+            Error::NotFound(what) => (StatusCode::NOT_FOUND, what),
+            Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"),
+            Error::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Payload too large"),
+            Error::LimitExceeded(_) => (StatusCode::TOO_MANY_REQUESTS, "API limit exceeded"),
+            Error::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "Service unavailable"),
+            Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "Internal server error"),
+        }
+    }
+
+    /// Members of the body beside `error`.
+    fn members(&self) -> Members {
+        match self {
+            Error::BadRequest(violations) => bad_request(&violations.0),
+            Error::LimitExceeded(over) => vec![
+                (
+                    "message",
+                    format!(
+                        "All {} API calls of this billing period are used. Upgrade the plan to make more calls now.",
+                        format::thousands(over.limit),
+                    )
+                    .into(),
+                ),
+                ("current_usage", over.current_usage.into()),
+                ("limit", over.limit.into()),
+                ("period_end", format::time(over.period_end).into()),
+                ("upgrade_url", UPGRADE_URL.into()),
+            ],
+            _ => Vec::new(),
+        }
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        match self {
+            Error::Unauthorized => challenge(&mut headers, Scheme::Bearer),
+            Error::MissingApiKey | Error::InvalidApiKey => challenge(&mut headers, Scheme::ApiKey),
+            Error::LimitExceeded(over) => headers = over.headers.clone(),
+            Error::Unavailable { retry, .. } => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(format::seconds_up(*retry).max(1)));
+            }
+            _ => {}
+        }
+        headers
+    }
+}
+
+fn challenge(headers: &mut HeaderMap, scheme: Scheme) {
+    let value = match scheme {
+        Scheme::Bearer => r#"Bearer realm="nexus""#,
+        Scheme::ApiKey => r#"ApiKey realm="nexus""#,
+    };
+    headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(value));
+}
+
+/// The first violation, as clients know it, and all of them.
+fn bad_request(violations: &[Violation]) -> Members {
+    let all: Vec<_> = violations.iter().map(|v| json!({"field": v.field, "message": v.message})).collect();
+    let first = violations.first();
+    first
+        .into_iter()
+        .flat_map(|v| [("field", v.field.as_str().into()), ("message", v.message.as_str().into())])
+        .chain([("violations", all.into())])
+        .collect()
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let (status, error) = self.kind();
+        let mut response = problem::answer(problem::Failure {
+            status,
+            error,
+            members: self.members(),
+            reason: self.to_string(),
+        });
+        response.headers_mut().extend(self.headers());
+        response
+    }
+}

@@ -1,0 +1,155 @@
+//! What happens around every request, in this order: an id, a span that continues the caller's trace, a
+//! place among the requests in flight, the handler with a time limit and panics caught; then the headers
+//! that every answer has, one log line, and the metrics.
+
+use std::{panic::AssertUnwindSafe, time::Instant};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+        header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS},
+    },
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use futures::FutureExt;
+use nexus_kit::{
+    metrics::{Metrics, RpcLabels},
+    telemetry,
+};
+use tracing::{Instrument, Span};
+
+use crate::{
+    App,
+    error::Error,
+    problem::{self, Failure},
+};
+
+/// Largest body a request may have.
+pub const MAX_BODY_BYTES: usize = 1024 * 1024;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const MAX_REQUEST_ID: usize = 128;
+/// What a request is logged and counted as whose client did not wait for the answer.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// When a request arrived.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival(pub Instant);
+
+/// Answers a request within all that surrounds it.
+pub async fn around(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let arrival = Instant::now();
+    let id = request_id(request.headers());
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let wants_problem = problem::is_wanted(request.headers());
+    let span = http_span(request.method(), &route, request.uri().path(), &id);
+    telemetry::continue_trace(&span, request.headers());
+    request.extensions_mut().insert(Arrival(arrival));
+    let record = Record { arrival, route, metrics: app.metrics.clone(), span: span.clone(), done: false };
+    let work = async {
+        let response = limited(&app, request, next).await;
+        let response = if wants_problem { problem::convert(response) } else { response };
+        record.finish(&response);
+        response
+    };
+    let mut response = work.instrument(span).await;
+    add_headers(response.headers_mut(), &id);
+    response
+}
+
+async fn limited(app: &App, request: Request, next: Next) -> Response {
+    let Some(_place) = app.metrics.enter(app.limits.max_in_flight) else {
+        return Error::unavailable("too many requests in flight").into_response();
+    };
+    if declared_length(request.headers()).is_some_and(|length| length > MAX_BODY_BYTES as u64) {
+        return Error::PayloadTooLarge.into_response();
+    }
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+    match tokio::time::timeout(app.limits.request_timeout, answer).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(_panic)) => Error::Internal("the handler panicked".to_owned()).into_response(),
+        Err(_elapsed) => Error::unavailable("the request took too long").into_response(),
+    }
+}
+
+fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn http_span(method: &Method, route: &str, path: &str, id: &str) -> Span {
+    tracing::info_span!(
+        "http",
+        otel.name = format!("{method} {route}"),
+        otel.kind = "server",
+        http.request.method = %method,
+        http.route = route,
+        url.path = path,
+        http.response.status_code = tracing::field::Empty,
+        request_id = id,
+        caller = tracing::field::Empty,
+    )
+}
+
+/// The client's id of the request where it is one that can be logged, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || b"-_.:+/=".contains(&c);
+    headers
+        .get(REQUEST_ID)
+        .and_then(|v| v.to_str().ok())
+        .filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.bytes().all(allowed))
+        .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
+}
+
+fn add_headers(headers: &mut HeaderMap, id: &str) {
+    headers.insert(REQUEST_ID, HeaderValue::try_from(id).expect("checked or made here: plain ASCII"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(
+        CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
+    );
+}
+
+/// A request until it is answered. Dropped before: the client went away.
+struct Record {
+    arrival: Instant,
+    route: String,
+    metrics: Metrics,
+    span: Span,
+    done: bool,
+}
+
+impl Record {
+    fn finish(mut self, response: &Response) {
+        let reason = response.extensions().get::<Failure>().map(|f| f.reason.as_str());
+        self.write(response.status().as_u16(), reason);
+    }
+
+    fn write(&mut self, status: u16, reason: Option<&str>) {
+        self.done = true;
+        let took = self.arrival.elapsed();
+        let labels =
+            RpcLabels { service: "http".to_owned(), method: self.route.clone(), code: status.to_string() };
+        self.metrics.observe(labels, took);
+        self.span.record("http.response.status_code", status);
+        let _in_span = self.span.enter();
+        let duration_ms = took.as_secs_f64() * 1e3;
+        if status == StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
+            tracing::error!(status, duration_ms, reason, "request");
+        } else if self.route == "/healthz" || self.route == "/readyz" {
+            tracing::debug!(status, duration_ms, reason, "request");
+        } else {
+            tracing::info!(status, duration_ms, reason, "request");
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.done {
+            self.write(CLIENT_CLOSED_REQUEST, Some("the client went away"));
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Query parameters. What is malformed is collected, all of it, with the names a client knows; parameters
+//! a route does not have are passed over.
+
+use std::{convert::Infallible, str::FromStr};
+
+use axum::extract::FromRequestParts;
+use http::request::Parts;
+use nexus_kit::validate::Violations;
+
+use crate::error::Error;
+
+/// Longest period that is looked at.
+pub const MAX_DAYS: i32 = 365;
+/// Longest page.
+pub const MAX_LIMIT: i32 = 100;
+
+/// An email address has at most so many (RFC 5321).
+const MAX_TEXT: usize = 320;
+
+/// The parameters of a request, and what is wrong with those read so far.
+pub struct Params {
+    pairs: Vec<(String, String)>,
+    violations: Violations,
+}
+
+impl<S: Sync> FromRequestParts<S> for Params {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(parts.uri.query().unwrap_or_default()))
+    }
+}
+
+impl Params {
+    fn of(query: &str) -> Self {
+        let pairs = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+        Self { pairs, violations: Violations::new() }
+    }
+
+    /// The text of a parameter that is given once.
+    fn text(&mut self, name: &str) -> Option<String> {
+        let mut values = self.pairs.iter().filter(|(n, _)| n == name).map(|(_, v)| v);
+        let value = values.next()?.clone();
+        if values.next().is_some() {
+            self.violations.add(name, "must be given once");
+            return None;
+        }
+        Some(value)
+    }
+
+    /// Days up to today, above 365 cut to it.
+    pub fn days(&mut self, default: i32) -> i32 {
+        self.positive("days", default, MAX_DAYS)
+    }
+
+    /// Rows a page, above 100 cut to it.
+    pub fn limit(&mut self, default: i32) -> i32 {
+        self.positive("limit", default, MAX_LIMIT)
+    }
+
+    /// Number of a page, from 1.
+    pub fn page(&mut self) -> i32 {
+        self.positive("page", 1, i32::MAX)
+    }
+
+    /// A whole number from 1, cut to `max`.
+    fn positive(&mut self, name: &str, default: i32, max: i32) -> i32 {
+        let Some(text) = self.text(name) else {
+            return default;
+        };
+        if text.is_empty() || !text.bytes().all(|c| c.is_ascii_digit()) || text.bytes().all(|c| c == b'0') {
+            self.violations.add(name, "must be a whole number of at least 1");
+            return default;
+        }
+        // Digits only: what does not fit is too large.
+        text.parse::<i32>().map_or(max, |number| number.min(max))
+    }
+
+    /// One of the words of a type.
+    pub fn word<T: FromStr>(&mut self, name: &str, expected: &str) -> Option<T> {
+        let text = self.text(name)?;
+        let word = text.parse().ok();
+        if word.is_none() {
+            self.violations.add(name, format!("must be one of {expected}"));
+        }
+        word
+    }
+
+    /// A short text without control characters.
+    pub fn short_text(&mut self, name: &str) -> String {
+        let text = self.text(name).unwrap_or_default();
+        let fits = text.len() <= MAX_TEXT;
+        self.violations.require(fits, name, format!("must be at most {MAX_TEXT} bytes"));
+        let plain = !text.chars().any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER);
+        self.violations.require(plain, name, "must be UTF-8 text without control characters");
+        text
+    }
+
+    /// All violations, if there are any.
+    pub fn finish(self) -> Result<(), Error> {
+        Ok(self.violations.finish()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn days(query: &str) -> Result<i32, String> {
+        let mut params = Params::of(query);
+        let days = params.days(30);
+        params.finish().map_err(|e| e.to_string())?;
+        Ok(days)
+    }
+
+    #[test]
+    fn days_are_capped_and_must_be_positive() {
+        assert_eq!(days(""), Ok(30));
+        assert_eq!(days("days=7&other=x"), Ok(7));
+        assert_eq!(days("days=365"), Ok(365));
+        assert_eq!(days("days=366"), Ok(365));
+        assert_eq!(days("days=99999999999999999999"), Ok(365));
+        for bad in [
+            "days=",
+            "days=0",
+            "days=00",
+            "days=-1",
+            "days=1.5",
+            "days=7d",
+            "days=%2B7",
+            "days=%FF",
+            "days=1&days=2",
+        ] {
+            assert!(days(bad).is_err_and(|e| e.contains("days: ")), "{bad}");
+        }
+    }
+
+    #[test]
+    fn all_violations_are_collected() {
+        let mut params = Params::of("page=0&limit=x&plan=gold&q=%00");
+        params.page();
+        params.limit(50);
+        params.word::<nexus_core::plan::Plan>("plan", "free, pro, enterprise");
+        params.short_text("q");
+        let violations = params.violations.0.iter().map(|v| v.field.as_str()).collect::<Vec<_>>();
+        assert_eq!(violations, ["page", "limit", "plan", "q"]);
+    }
+}

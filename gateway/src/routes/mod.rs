@@ -1,0 +1,45 @@
+//! The endpoints.
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, State},
+    http::StatusCode,
+    middleware,
+    routing::{get, post},
+};
+use nexus_kit::serve;
+
+use crate::{
+    App,
+    error::Error,
+    layer::{self, MAX_BODY_BYTES},
+};
+
+mod admin;
+mod cron;
+mod secure;
+mod usage;
+
+/// All endpoints, within the layer of every request.
+pub fn router(app: App) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/api/usage/current", get(usage::current))
+        .route("/api/usage/history", get(usage::history))
+        .route("/api/usage/endpoints", get(usage::endpoints))
+        .route("/api/usage/overage", get(usage::overage))
+        .route("/api/admin/analytics/overview", get(admin::overview))
+        .route("/api/admin/analytics/users", get(admin::users))
+        .route("/api/cron/process-overage", post(cron::process_overage))
+        .route("/api/secure/ping", get(secure::ping))
+        .fallback(|| async { Error::NotFound("Not found") })
+        .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(app.clone(), layer::around))
+        .with_state(app)
+}
+
+async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
+    serve::ready(app.readiness.clone()).await
+}

@@ -1,0 +1,237 @@
+//! `/api/usage/*`: a user's own usage. No request names an account; the service takes the token's.
+
+use axum::{Json, extract::State};
+use nexus_core::money::Micros;
+use nexus_proto::{analytics::v1 as analytics, billing::v1 as billing};
+use serde::Serialize;
+
+use crate::{App, auth::User, convert, error::Error, format, query::Params};
+
+#[derive(Serialize)]
+pub(super) struct Current {
+    api_calls: i64,
+    limit: i64,
+    remaining: i64,
+    overage_calls: i64,
+    usage_percentage: f64,
+    period_start: String,
+    period_end: String,
+    plan: &'static str,
+}
+
+pub(super) async fn current(State(app): State<App>, user: User) -> Result<Json<Current>, Error> {
+    let usage = app.backend.current_usage(&user).await?;
+    Ok(Json(Current {
+        api_calls: usage.api_calls_count,
+        limit: usage.limit_count,
+        remaining: usage.remaining_count,
+        overage_calls: usage.overage_count,
+        usage_percentage: usage.usage_percentage,
+        period_start: format::time(convert::required_time("period_start", usage.period_start_time.as_ref())?),
+        period_end: format::time(convert::required_time("period_end", usage.period_end_time.as_ref())?),
+        plan: convert::plan_word(usage.plan)?,
+    }))
+}
+
+#[derive(Serialize)]
+pub(super) struct History {
+    history: Vec<Day>,
+    period_days: i32,
+}
+
+#[derive(Serialize)]
+struct Day {
+    date: String,
+    total_calls: i64,
+    successful_calls: i64,
+    failed_calls: i64,
+    avg_response_time_ms: i64,
+    top_endpoints: Vec<TopEndpoint>,
+}
+
+#[derive(Serialize)]
+struct TopEndpoint {
+    endpoint: String,
+    method: String,
+    count: i64,
+    avg_response_time_ms: i64,
+}
+
+pub(super) async fn history(
+    State(app): State<App>,
+    user: User,
+    mut params: Params,
+) -> Result<Json<History>, Error> {
+    let days = params.days(30);
+    params.finish()?;
+    let history = app.backend.history(&user, days).await?;
+    Ok(Json(History {
+        history: history.days.into_iter().map(Day::from).collect(),
+        period_days: history.days_count,
+    }))
+}
+
+impl From<analytics::DailyUsage> for Day {
+    fn from(day: analytics::DailyUsage) -> Self {
+        let top_endpoints = day.top_endpoints.into_iter().map(|e| TopEndpoint {
+            endpoint: e.endpoint,
+            method: e.method,
+            count: e.calls_count,
+            avg_response_time_ms: format::millis(e.avg_response_time_ms),
+        });
+        Day {
+            date: day.date,
+            total_calls: day.total_count,
+            successful_calls: day.successful_count,
+            failed_calls: day.failed_count,
+            avg_response_time_ms: format::millis(day.avg_response_time_ms),
+            top_endpoints: top_endpoints.collect(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Endpoints {
+    endpoints: Vec<Endpoint>,
+    period_days: i32,
+}
+
+#[derive(Serialize)]
+struct Endpoint {
+    endpoint: String,
+    method: String,
+    total_calls: i64,
+    avg_response_time_ms: i64,
+    p50_response_time_ms: i64,
+    p95_response_time_ms: i64,
+    p99_response_time_ms: i64,
+    success_rate: f64,
+}
+
+pub(super) async fn endpoints(
+    State(app): State<App>,
+    user: User,
+    mut params: Params,
+) -> Result<Json<Endpoints>, Error> {
+    let days = params.days(7);
+    params.finish()?;
+    let stats = app.backend.endpoints(&user, days).await?;
+    Ok(Json(Endpoints {
+        endpoints: stats.endpoints.into_iter().map(Endpoint::from).collect(),
+        period_days: stats.days_count,
+    }))
+}
+
+impl From<analytics::EndpointStats> for Endpoint {
+    fn from(stats: analytics::EndpointStats) -> Self {
+        Endpoint {
+            endpoint: stats.endpoint,
+            method: stats.method,
+            total_calls: stats.total_count,
+            avg_response_time_ms: format::millis(stats.avg_response_time_ms),
+            p50_response_time_ms: format::millis(stats.p50_response_time_ms),
+            p95_response_time_ms: format::millis(stats.p95_response_time_ms),
+            p99_response_time_ms: format::millis(stats.p99_response_time_ms),
+            success_rate: stats.success_rate,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Overage {
+    has_overage: bool,
+    overage_calls: i64,
+    overage_cost_usd: f64,
+    invoiced: bool,
+    period_end: Option<String>,
+    message: String,
+}
+
+pub(super) async fn overage(State(app): State<App>, user: User) -> Result<Json<Overage>, Error> {
+    let overage = app.backend.overage(&user).await?;
+    Ok(Json(Overage {
+        has_overage: overage.overage_count > 0,
+        overage_calls: overage.overage_count,
+        overage_cost_usd: format::decimal(Micros(overage.overage_micros)),
+        invoiced: overage.invoiced,
+        period_end: convert::optional_time("period_end", overage.period_end_time.as_ref())?.map(format::time),
+        message: message(&overage)?,
+    }))
+}
+
+/// What an account's owner should expect on the next invoice. What is still to come is what the period
+/// will be settled at, half a cent rounded up, less what was charged.
+fn message(overage: &billing::GetOverageResponse) -> Result<String, Error> {
+    let calls = format::thousands(overage.overage_count);
+    let billed = Micros(overage.billed_micros);
+    if overage.overage_count == 0 && billed.0 == 0 {
+        return Ok("No overage this period.".to_owned());
+    }
+    let settled = Micros(format::cents(Micros(overage.overage_micros))? * format::MICROS_PER_CENT);
+    if billed.0 == 0 {
+        let cost = format::dollars(settled)?;
+        return Ok(format!(
+            "You will be charged {cost} for {calls} overage calls at the end of your billing period."
+        ));
+    }
+    let charged = format::dollars(billed)?;
+    if overage.invoiced || settled == billed {
+        return Ok(format!("You have been charged {charged} for {calls} overage calls this period."));
+    }
+    let difference = Micros(settled.0 - billed.0);
+    if difference.0 < 0 {
+        let credit = format::dollars(Micros(-difference.0))?;
+        return Ok(format!("You have been charged {charged}; {credit} of it will be credited."));
+    }
+    let more = format::dollars(difference)?;
+    Ok(format!("You have been charged {charged}; {more} more will follow at the end of your billing period."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(calls: i64, micros: i64, billed_micros: i64) -> Option<String> {
+        let due_micros = micros / format::MICROS_PER_CENT * format::MICROS_PER_CENT;
+        message(&billing::GetOverageResponse {
+            overage_count: calls,
+            overage_micros: micros,
+            due_micros,
+            billed_micros,
+            invoiced: billed_micros > 0 && billed_micros == due_micros,
+            ..Default::default()
+        })
+        .ok()
+    }
+
+    #[test]
+    fn the_message_says_what_is_charged_and_what_is_to_come() {
+        let cases = [
+            ((0, 0, 0), "No overage this period."),
+            (
+                (5_000, 5_000_000, 0),
+                "You will be charged $5.00 for 5,000 overage calls at the end of your billing period.",
+            ),
+            (
+                (5, 5_000, 0),
+                "You will be charged $0.01 for 5 overage calls at the end of your billing period.",
+            ),
+            (
+                (5_000, 5_000_000, 5_000_000),
+                "You have been charged $5.00 for 5,000 overage calls this period.",
+            ),
+            (
+                (5_001, 5_001_000, 5_000_000),
+                "You have been charged $5.00 for 5,001 overage calls this period.",
+            ),
+            (
+                (7_500, 7_500_000, 5_000_000),
+                "You have been charged $5.00; $2.50 more will follow at the end of your billing period.",
+            ),
+            ((1_000, 1_000_000, 5_000_000), "You have been charged $5.00; $4.00 of it will be credited."),
+        ];
+        for ((calls, micros, billed), expected) in cases {
+            assert_eq!(shown(calls, micros, billed).as_deref(), Some(expected));
+        }
+    }
+}

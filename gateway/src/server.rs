@@ -1,0 +1,151 @@
+//! The HTTP server: HTTP/1.1 and HTTP/2, bounds on what a client may send and how long it may take for it,
+//! TLS where configured, and a drain.
+
+use std::{error::Error as StdError, io, path::Path, pin::pin, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use nexus_kit::{config::ServeArgs, serve::ServeError};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, ServerConfig,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    },
+};
+use tokio_util::sync::CancellationToken;
+
+type AnyError = Box<dyn StdError + Send + Sync>;
+
+/// Longest a client may take for its TLS handshake, and for the headers of a request.
+const PATIENCE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const MAX_HEADERS: usize = 100;
+const MAX_HEADER_BYTES: u32 = 32 * 1024;
+/// After an accept that failed, e.g. for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until `shutdown`, then until the last request in flight is answered. Dropped before, it cuts
+/// them off.
+pub async fn serve(
+    listener: TcpListener,
+    app: Router,
+    tls: Option<TlsAcceptor>,
+    shutdown: CancellationToken,
+) {
+    let builder = connection_builder();
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(_ended) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let connection = Connection { app: app.clone(), builder: builder.clone() };
+                let (tls, shutdown) = (tls.clone(), shutdown.clone());
+                connections.spawn(async move {
+                    if let Err(error) = connection.accepted(stream, tls, shutdown).await {
+                        tracing::debug!(error, "a connection broke");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+fn connection_builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEADER_BYTES as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_concurrent_streams(256)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(PATIENCE);
+    builder
+}
+
+struct Connection {
+    app: Router,
+    builder: auto::Builder<TokioExecutor>,
+}
+
+impl Connection {
+    async fn accepted(
+        self,
+        stream: TcpStream,
+        tls: Option<TlsAcceptor>,
+        shutdown: CancellationToken,
+    ) -> Result<(), String> {
+        stream.set_nodelay(true).map_err(|e| e.to_string())?;
+        let served = match tls {
+            None => self.serve(stream, shutdown).await,
+            Some(tls) => {
+                let handshake = timeout(PATIENCE, tls.accept(stream)).await;
+                let stream = handshake.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+                self.serve(stream, shutdown).await
+            }
+        };
+        served.map_err(|e| e.to_string())
+    }
+
+    async fn serve(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        shutdown: CancellationToken,
+    ) -> Result<(), AnyError> {
+        let service = TowerToHyperService::new(self.app);
+        let mut connection = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            served = connection.as_mut() => return served,
+            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    }
+}
+
+/// TLS, if the settings ask for it.
+pub fn tls(args: &ServeArgs) -> Result<Option<TlsAcceptor>, ServeError> {
+    let (Some(certificates), Some(key)) = (&args.tls_cert, &args.tls_key) else {
+        return Ok(None);
+    };
+    let unreadable = |path: &Path, error: String| ServeError::Tls {
+        path: path.display().to_string(),
+        error: io::Error::new(io::ErrorKind::InvalidData, error),
+    };
+    let chain: Vec<_> = CertificateDer::pem_file_iter(certificates)
+        .and_then(Iterator::collect)
+        .map_err(|e| unreadable(certificates, e.to_string()))?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|e| unreadable(key, e.to_string()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
+        .map_err(|e| unreadable(key, e.to_string()))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Some(TlsAcceptor::from(Arc::new(config))))
+}

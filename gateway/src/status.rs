@@ -1,0 +1,126 @@
+//! What the services' statuses mean over REST. Texts of a service are for the log; what a caller reads is
+//! ours.
+
+use std::{error::Error as _, time::Duration};
+
+use chrono::{DateTime, Utc};
+use nexus_core::period::Period;
+use nexus_kit::{
+    status::{RETRY_SOON, reason},
+    validate::Violations,
+};
+use rand::Rng;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::{
+    error::{Error, LimitExceeded},
+    ratelimit::{self, Quota},
+};
+
+/// Whose credentials a call carried, and so whose fault it is when they do not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credentials {
+    /// The user's own.
+    User,
+    /// The gateway's.
+    Gateway,
+}
+
+/// Names of fields over REST that are called otherwise over gRPC.
+const FIELDS: [(&str, &str); 4] =
+    [("days_count", "days"), ("page_size", "limit"), ("skip_count", "page"), ("query", "q")];
+
+/// The meaning of a status; `not_found` is the text for an unknown thing.
+pub fn rest(status: &Status, credentials: Credentials, not_found: &'static str) -> Error {
+    if is_unavailable(status) {
+        return unavailable(status);
+    }
+    match (status.code(), credentials) {
+        (Code::FailedPrecondition, _) if reason(status) == "ACCOUNT_CLOSED" => Error::AccountClosed,
+        (Code::NotFound, _) => Error::NotFound(not_found),
+        (Code::Unauthenticated, Credentials::User) => Error::Unauthorized,
+        (Code::PermissionDenied, Credentials::User) => Error::Forbidden,
+        (Code::InvalidArgument, Credentials::User) => bad_request(status),
+        _ => internal(status),
+    }
+}
+
+/// The meaning of a refusal of `VerifyApiKey`.
+pub fn of_api_key(status: &Status) -> Error {
+    match reason(status).as_str() {
+        "INVALID_API_KEY" => Error::InvalidApiKey,
+        _ => rest(status, Credentials::Gateway, "Account not found"),
+    }
+}
+
+/// The meaning of a refusal of `CheckQuota`.
+pub fn of_quota(status: &Status, now: DateTime<Utc>, rng: &mut impl Rng) -> Error {
+    if status.code() != Code::ResourceExhausted || reason(status) != "QUOTA_EXCEEDED" {
+        return rest(status, Credentials::Gateway, "Account not found");
+    }
+    match over_limit(status, now, rng) {
+        Some(over) => Error::LimitExceeded(Box::new(over)),
+        None => internal(status),
+    }
+}
+
+fn over_limit(status: &Status, now: DateTime<Utc>, rng: &mut impl Rng) -> Option<LimitExceeded> {
+    let details = status.get_error_details();
+    let figures = &details.error_info()?.metadata;
+    let number = |key: &str| figures.get(key)?.parse::<i64>().ok();
+    let time = |key: &str| figures.get(key)?.parse::<DateTime<Utc>>().ok();
+    let quota = Quota {
+        policy: ratelimit::policy_name(figures.get("plan")?.parse().ok()?),
+        limit: number("limit")?,
+        remaining: 0,
+        period: Period { start: time("period_start")?, end: time("period_end")? },
+    };
+    let retry = details.retry_info().and_then(|i| i.retry_delay);
+    let mut headers = ratelimit::headers(&quota, now);
+    ratelimit::add_retry_after(&mut headers, quota.period.end, retry, now, rng);
+    Some(LimitExceeded {
+        current_usage: number("current_usage")?,
+        limit: quota.limit,
+        period_end: quota.period.end,
+        headers,
+    })
+}
+
+/// Whether the service is away, overloaded or late: the same call may succeed in a moment.
+pub fn is_unavailable(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Aborted => true,
+        // Made on this side: the connection broke, or the transport's own deadline passed.
+        Code::Unknown | Code::Cancelled | Code::Internal => status.source().is_some(),
+        _ => false,
+    }
+}
+
+fn unavailable(status: &Status) -> Error {
+    let told = status.get_error_details().retry_info().and_then(|i| i.retry_delay);
+    let retry = told.unwrap_or(RETRY_SOON).clamp(RETRY_SOON, Duration::from_secs(60));
+    Error::Unavailable { retry, reason: describe(status) }
+}
+
+fn internal(status: &Status) -> Error {
+    Error::Internal(describe(status))
+}
+
+fn describe(status: &Status) -> String {
+    format!("{:?} ({}): {}", status.code(), reason(status), status.message())
+}
+
+fn bad_request(status: &Status) -> Error {
+    let details = status.get_error_details();
+    let Some(fields) = details.bad_request() else {
+        return internal(status);
+    };
+    let mut violations = Violations::new();
+    for violation in &fields.field_violations {
+        let renamed = FIELDS.iter().find(|(theirs, _)| *theirs == violation.field);
+        violations
+            .add(renamed.map_or(violation.field.as_str(), |(_, ours)| ours), violation.description.as_str());
+    }
+    Error::BadRequest(violations)
+}
