@@ -16,7 +16,9 @@ pub(crate) fn text(ready: &Ready, addresses: &Addresses, database: &Database, fo
     row("metrics", &format!("http://{}/metrics (and of each service)", addresses.gateway.operations));
     row("Stripe", &ready.stripe_url);
     match database.cluster() {
-        Some(cluster) => row("PostgreSQL", &format!("{} (private, {})", ready.database_url, cluster.version())),
+        Some(cluster) => {
+            row("PostgreSQL", &format!("{} (private, {})", ready.database_url, cluster.version()))
+        }
         None => row("PostgreSQL", "the one that DATABASE_URL names"),
     }
     match folder.root() {

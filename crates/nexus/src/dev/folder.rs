@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rand::{Rng, distr::Alphanumeric};
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::DevArgs;
 
@@ -32,19 +32,19 @@ pub(crate) struct Folder {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Secrets {
     /// Signs users' tokens.
-    #[serde(default = "random", serialize_with = "exposed")]
+    #[serde(default = "random", with = "exposed")]
     pub(crate) jwt: SecretString,
     /// Signs service tokens.
-    #[serde(default = "random", serialize_with = "exposed")]
+    #[serde(default = "random", with = "exposed")]
     pub(crate) service_token: SecretString,
     /// What the scheduler shows.
-    #[serde(default = "random", serialize_with = "exposed")]
+    #[serde(default = "random", with = "exposed")]
     pub(crate) cron: SecretString,
     /// The demo accounts' API keys come from it.
-    #[serde(default = "random", serialize_with = "exposed")]
+    #[serde(default = "random", with = "exposed")]
     pub(crate) demo_api_keys: SecretString,
     /// Key of the stand-in Stripe.
-    #[serde(default = "random_stripe_key", serialize_with = "exposed")]
+    #[serde(default = "random_stripe_key", with = "exposed")]
     pub(crate) stripe_key: SecretString,
 }
 
@@ -138,8 +138,17 @@ fn random_stripe_key() -> SecretString {
     format!("sk_test_{}", random().expose_secret()).into()
 }
 
-fn exposed<S: Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(secret.expose_secret())
+/// A secret as it stands in the private file.
+mod exposed {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(secret: &SecretString, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(secret.expose_secret())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SecretString, D::Error> {
+        String::deserialize(from).map(SecretString::from)
+    }
 }
 
 #[cfg(test)]

@@ -42,7 +42,8 @@ async fn serving(address: SocketAddr) -> Result<()> {
 async fn gateway_ready(operations: SocketAddr, deadline: Instant) -> Result<()> {
     let url = format!("http://{operations}/readyz");
     loop {
-        let response = timeout_at(deadline, reqwest::get(&url)).await.context("the gateway did not answer")?;
+        let response =
+            timeout_at(deadline, reqwest::get(&url)).await.context("the gateway did not answer")?;
         if response.context("asking whether the gateway is ready")?.status().is_success() {
             return Ok(());
         }

@@ -14,11 +14,8 @@ pub(super) fn id(caller: &str) -> Result<EcoId, IdError> {
     if caller.len() <= LONGEST && caller.chars().all(allowed) {
         return EcoId::parse(&format!("eco_{caller}"));
     }
-    let clean: String = caller
-        .chars()
-        .map(|c| if allowed(c) { c } else { '-' })
-        .take(LONGEST - DIGEST_CHARS - 1)
-        .collect();
+    let clean: String =
+        caller.chars().map(|c| if allowed(c) { c } else { '-' }).take(LONGEST - DIGEST_CHARS - 1).collect();
     let digest = hex(&Sha256::digest(caller.as_bytes())[..DIGEST_CHARS / 2]);
     EcoId::parse(&format!("eco_{clean}-{digest}"))
 }

@@ -68,8 +68,7 @@ impl Lines {
     fn skip_rest(&mut self) -> io::Result<()> {
         loop {
             self.buffer.clear();
-            let read =
-                (&mut self.file).take(LONGEST_LINE as u64).read_until(b'\n', &mut self.buffer)?;
+            let read = (&mut self.file).take(LONGEST_LINE as u64).read_until(b'\n', &mut self.buffer)?;
             self.take(read);
             if read == 0 || self.buffer.last() == Some(&b'\n') {
                 return Ok(());

@@ -59,7 +59,10 @@ pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
     let sent = services.record(&args, &parser, &survey, &times, &accounts, &bar).await?;
     bar.finish_and_clear();
     let plans = services.plans().await?;
-    print!("{}", Report { args: &args, survey: &survey, times: &times, last, accounts: &accounts, sent, plans });
+    print!(
+        "{}",
+        Report { args: &args, survey: &survey, times: &times, last, accounts: &accounts, sent, plans }
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -70,7 +73,8 @@ fn whole_seconds(delta: TimeDelta) -> TimeDelta {
 
 /// A bar over the bytes of the file; silent where the output is no terminal.
 fn progress(bytes: u64, what: &'static str) -> Result<ProgressBar> {
-    let style = ProgressStyle::with_template("{msg:>9} [{bar:40}] {percent:>3} %  {bytes}/{total_bytes}  {eta}")?;
+    let style =
+        ProgressStyle::with_template("{msg:>9} [{bar:40}] {percent:>3} %  {bytes}/{total_bytes}  {eta}")?;
     Ok(ProgressBar::new(bytes).with_style(style).with_message(what))
 }
 

@@ -93,12 +93,9 @@ impl Parser {
 }
 
 fn ncsa(form: &'static str, line: &Regex, text: &str) -> Result<Call, Malformed> {
-    let (_, [caller, time, request, status]) =
-        line.captures(text).ok_or(Malformed::Form(form))?.extract();
-    let time =
-        DateTime::parse_from_str(time, TIME_FORMAT).map_err(|_| Malformed::Time(time.to_owned()))?;
-    let (method, path) =
-        method_and_path(request).ok_or_else(|| Malformed::Request(shortened(request)))?;
+    let (_, [caller, time, request, status]) = line.captures(text).ok_or(Malformed::Form(form))?.extract();
+    let time = DateTime::parse_from_str(time, TIME_FORMAT).map_err(|_| Malformed::Time(time.to_owned()))?;
+    let (method, path) = method_and_path(request).ok_or_else(|| Malformed::Request(shortened(request)))?;
     Ok(Call {
         caller: caller.to_owned(),
         time: time.to_utc(),
@@ -168,9 +165,7 @@ impl JsonFields {
     fn status(&self, object: &Map<String, Value>) -> Result<i32, Malformed> {
         let bad = || Malformed::Value(self.status.clone());
         match self.field(object, &self.status)? {
-            Value::Number(number) => {
-                number.as_i64().and_then(|n| i32::try_from(n).ok()).ok_or_else(bad)
-            }
+            Value::Number(number) => number.as_i64().and_then(|n| i32::try_from(n).ok()).ok_or_else(bad),
             Value::String(text) => text.parse().map_err(|_| bad()),
             _ => Err(bad()),
         }
@@ -224,8 +219,10 @@ mod tests {
     fn combined_lines() {
         let line = r#"192.0.2.7 - ann [17/May/2015:12:05:03 +0200] "GET /docs/a%20b?q=1 HTTP/1.1" 200 2326 "http://x.example/" "Agent \"7\"""#;
         let call = call(&[], line).expect("a line");
-        assert_eq!((call.caller.as_str(), call.method.as_str(), call.path.as_str(), call.status),
-                   ("192.0.2.7", "GET", "/docs/a%20b", 200));
+        assert_eq!(
+            (call.caller.as_str(), call.method.as_str(), call.path.as_str(), call.status),
+            ("192.0.2.7", "GET", "/docs/a%20b", 200)
+        );
         assert_eq!(call.time.to_rfc3339(), "2015-05-17T10:05:03+00:00");
     }
 
@@ -254,10 +251,14 @@ mod tests {
 
     #[test]
     fn json_lines() {
-        let json = &["--format", "json", "--account-by", "tenant", "--latency-field", "took", "--latency-unit", "s"];
+        let json =
+            &["--format", "json", "--account-by", "tenant", "--latency-field", "took", "--latency-unit", "s"];
         let line = r#"{"tenant":"acme","time":"2026-01-02T03:04:05.5Z","method":"GET","path":"/v1/x?y","status":201,"took":0.0126}"#;
         let read = call(json, line).expect("a line");
-        assert_eq!((read.caller.as_str(), read.path.as_str(), read.status, read.latency_ms), ("acme", "/v1/x", 201, 13));
+        assert_eq!(
+            (read.caller.as_str(), read.path.as_str(), read.status, read.latency_ms),
+            ("acme", "/v1/x", 201, 13)
+        );
         let epoch = r#"{"tenant":7,"time":1767323045.5,"method":"GET","path":"/","status":"200"}"#;
         let other = call(json, epoch).expect("a line");
         assert_eq!((other.time, other.caller.as_str(), other.latency_ms), (read.time, "7", 0));

@@ -42,25 +42,31 @@ impl fmt::Display for Report<'_> {
         let Self { survey, sent, accounts, times, .. } = self;
         writeln!(f, "{}", self.args.file.display())?;
         let mut row = |what: &str, value: String| writeln!(f, "  {what:<11} {value}");
-        row("calls", format!(
-            "{} ({} new, {} recorded before)",
-            thousands(survey.calls),
-            thousands(sent.new),
-            thousands(sent.duplicates)
-        ))?;
+        row(
+            "calls",
+            format!(
+                "{} ({} new, {} recorded before)",
+                thousands(survey.calls),
+                thousands(sent.new),
+                thousands(sent.duplicates)
+            ),
+        )?;
         if survey.malformed > 0 {
             row("malformed", format!("{} lines, skipped", thousands(survey.malformed)))?;
         }
         for (reason, count) in &sent.refused {
             row("refused", format!("{}: {reason}", thousands(*count)))?;
         }
-        row("accounts", format!(
-            "{} ({} new, {} existing{})",
-            thousands(survey.accounts.len() as u64),
-            thousands(accounts.created as u64),
-            thousands(accounts.existing as u64),
-            if accounts.missing > 0 { format!(", {} unknown", accounts.missing) } else { String::new() }
-        ))?;
+        row(
+            "accounts",
+            format!(
+                "{} ({} new, {} existing{})",
+                thousands(survey.accounts.len() as u64),
+                thousands(accounts.created as u64),
+                thousands(accounts.existing as u64),
+                if accounts.missing > 0 { format!(", {} unknown", accounts.missing) } else { String::new() }
+            ),
+        )?;
         row("times", format!("{} to {}", show(times.anchor), show(self.last + times.shift)))?;
         if !times.shift.is_zero() {
             row("moved by", format!("{} s", times.shift.num_seconds()))?;
@@ -106,7 +112,8 @@ impl Report<'_> {
         writeln!(f, "Were all {} accounts on one plan:", thousands(self.survey.accounts.len() as u64))?;
         for version in &self.plans {
             let Ok(Some(plan)) = convert::plan_from_proto(version.plan) else { continue };
-            let Some(price) = version.prices.iter().find(|p| p.currency_code == Currency::USD.as_str()) else {
+            let Some(price) = version.prices.iter().find(|p| p.currency_code == Currency::USD.as_str())
+            else {
                 continue;
             };
             writeln!(f, "  {:<11} {}", plan.as_str(), Outlook::of(self, version, price).text(version))?;
@@ -126,7 +133,8 @@ struct Outlook<'a> {
 impl<'a> Outlook<'a> {
     fn of(report: &Report<'_>, version: &PlanVersion, price: &'a PlanPrice) -> Self {
         let included = (version.included_count >= 0).then_some(version.included_count);
-        let unit_price = UnitPrice { micros: price.overage_micros, per_units: price.overage_per_count.max(1) };
+        let unit_price =
+            UnitPrice { micros: price.overage_micros, per_units: price.overage_per_count.max(1) };
         let mut over: BTreeMap<&str, ()> = BTreeMap::new();
         let (mut units, mut micros) = (0_i64, 0_i64);
         for ((eco_id, _), calls) in &report.sent.calls {

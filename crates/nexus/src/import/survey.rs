@@ -46,14 +46,8 @@ impl Survey {
     pub(super) fn of(args: &ImportArgs, parser: &Parser, bar: &ProgressBar) -> Result<Self> {
         let context = || format!("reading {}", args.file.display());
         let mut lines = Lines::open(&args.file).with_context(context)?;
-        let mut found = Self {
-            digest: [0; 32],
-            span: None,
-            accounts: BTreeSet::new(),
-            calls: 0,
-            malformed: 0,
-            empty: 0,
-        };
+        let mut found =
+            Self { digest: [0; 32], span: None, accounts: BTreeSet::new(), calls: 0, malformed: 0, empty: 0 };
         while let Some(line) = lines.next().with_context(context)? {
             match read(parser, line.text) {
                 None => found.empty += 1,

@@ -95,7 +95,10 @@ fn pro(n: usize, now: DateTime<Utc>, rng: &mut StdRng) -> Account {
 fn enterprise(n: usize, now: DateTime<Utc>, rng: &mut StdRng) -> Account {
     // The companies after the pro ones.
     let mut account = account(
-        Who { eco_id: if n == 0 { ENTERPRISE.to_owned() } else { company(45 + n, "").eco_id }, ..company(45 + n, "") },
+        Who {
+            eco_id: if n == 0 { ENTERPRISE.to_owned() } else { company(45 + n, "").eco_id },
+            ..company(45 + n, "")
+        },
         Plan::Enterprise,
         now,
         rng,

@@ -95,9 +95,7 @@ impl Endpoint {
 
     /// A path of this route as a caller writes it; `None`: the route itself.
     pub(super) fn path(&self, rng: &mut StdRng) -> Option<String> {
-        self.route
-            .strip_suffix("{id}")
-            .map(|before| format!("{before}{}", rng.random_range(1_000..500_000)))
+        self.route.strip_suffix("{id}").map(|before| format!("{before}{}", rng.random_range(1_000..500_000)))
     }
 }
 

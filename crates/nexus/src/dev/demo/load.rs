@@ -143,10 +143,10 @@ async fn count(connection: &mut PgConnection) -> Result<()> {
 
 /// Rollups of every day that has raw events.
 async fn roll_up(connection: &mut PgConnection) -> Result<()> {
-    sqlx::query!(
-        "select aggregate_daily_usage(day) from (select distinct event_day as day from eco_api_usage) as days"
+    sqlx::query_scalar!(
+        "select sum(aggregate_daily_usage(day))::bigint from (select distinct event_day as day from eco_api_usage) as days"
     )
-    .execute(connection)
+    .fetch_one(connection)
     .await?;
     Ok(())
 }
@@ -157,9 +157,7 @@ async fn copy_rollups(
     connection: &mut PgConnection,
     rollups: Vec<(&Account, HashMap<RollupKey, Rollup>)>,
 ) -> Result<()> {
-    connection
-        .execute("create temporary table earlier_usage (like eco_usage_daily) on commit drop")
-        .await?;
+    connection.execute("create temporary table earlier_usage (like eco_usage_daily) on commit drop").await?;
     let mut copy = Copy::begin(connection, "earlier_usage").await?;
     for (account, rows) in rollups {
         // By key, so that the same seed gives the same table.

@@ -82,7 +82,9 @@ async fn seed(connection: &mut PgConnection, stripe: &Stripe, secrets: &Secrets)
             .fetch_one(&mut *connection)
             .await?;
     if used {
-        eprintln!("nexus: no demo data: the database already has accounts of yours (a new --data-dir gives some)");
+        eprintln!(
+            "nexus: no demo data: the database already has accounts of yours (a new --data-dir gives some)"
+        );
         return Ok(false);
     }
     let accounts = accounts::all(now);

@@ -5,18 +5,59 @@ const FIRST: [&str; 24] = [
     "Maya", "Nadia", "Omar", "Priya", "Quinn", "Rosa", "Sven", "Tomas", "Uma", "Viktor", "Wanda", "Yuki",
 ];
 const LAST: [&str; 23] = [
-    "Andersson", "Baptiste", "Castillo", "Dvorak", "Eriksen", "Fontaine", "Gruber", "Haddad", "Ivanova",
-    "Jansen", "Kowalski", "Lindqvist", "Moreau", "Nakamura", "Okafor", "Petrov", "Quiroga", "Rossi", "Sato",
-    "Tanaka", "Ullmann", "Varga", "Weber",
+    "Andersson",
+    "Baptiste",
+    "Castillo",
+    "Dvorak",
+    "Eriksen",
+    "Fontaine",
+    "Gruber",
+    "Haddad",
+    "Ivanova",
+    "Jansen",
+    "Kowalski",
+    "Lindqvist",
+    "Moreau",
+    "Nakamura",
+    "Okafor",
+    "Petrov",
+    "Quiroga",
+    "Rossi",
+    "Sato",
+    "Tanaka",
+    "Ullmann",
+    "Varga",
+    "Weber",
 ];
 const COMPANY: [&str; 25] = [
-    "Amberline", "Bluecove", "Copperfield", "Driftwood", "Eastbridge", "Fernhill", "Granite", "Harborview",
-    "Ironwood", "Juniper", "Kestrel", "Lakeside", "Meridian", "Northgate", "Oakmont", "Pinecrest", "Quarry",
-    "Ridgeway", "Silverpine", "Tidewater", "Umbra", "Vantage", "Westbrook", "Yellowtail", "Zephyr",
+    "Amberline",
+    "Bluecove",
+    "Copperfield",
+    "Driftwood",
+    "Eastbridge",
+    "Fernhill",
+    "Granite",
+    "Harborview",
+    "Ironwood",
+    "Juniper",
+    "Kestrel",
+    "Lakeside",
+    "Meridian",
+    "Northgate",
+    "Oakmont",
+    "Pinecrest",
+    "Quarry",
+    "Ridgeway",
+    "Silverpine",
+    "Tidewater",
+    "Umbra",
+    "Vantage",
+    "Westbrook",
+    "Yellowtail",
+    "Zephyr",
 ];
-const TRADE: [&str; 9] = [
-    "Analytics", "Freight", "Health", "Labs", "Logistics", "Media", "Payments", "Robotics", "Travel",
-];
+const TRADE: [&str; 9] =
+    ["Analytics", "Freight", "Health", "Labs", "Logistics", "Media", "Payments", "Robotics", "Travel"];
 
 /// The n-th person's first and last name. 24 and 23 have no common divisor: 552 pairs before one repeats.
 pub(super) fn person(n: usize) -> (&'static str, &'static str) {

@@ -76,7 +76,8 @@ fn current_events(
         let mut random = [0; 10];
         rng.fill(&mut random);
         Event {
-            id: Builder::from_unix_timestamp_millis(time.timestamp_millis().unsigned_abs(), &random).into_uuid(),
+            id: Builder::from_unix_timestamp_millis(time.timestamp_millis().unsigned_abs(), &random)
+                .into_uuid(),
             account: account.eco_id.clone(),
             time,
             period_start: account.period.start,
