@@ -29,6 +29,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // The one TLS provider of this process; clients that name none ask for it.
+    if tokio_rustls::rustls::crypto::ring::default_provider().install_default().is_err() {
+        unreachable!("nothing has run before");
+    }
     let Cli { telemetry, command } = cli::parse();
     let done = match command {
         Command::Dev(args) => dev::run(*args, &telemetry).await,

@@ -34,14 +34,13 @@ pub(crate) struct Address {
     pub(crate) operations: SocketAddr,
 }
 
-/// Where everything listens.
+/// Where the servers listen.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Addresses {
     pub(crate) gateway: Address,
     pub(crate) usage: Address,
     pub(crate) billing: Address,
     pub(crate) analytics: Address,
-    pub(crate) stripe: SocketAddr,
 }
 
 impl Ports {
@@ -72,7 +71,7 @@ impl Ports {
         })
     }
 
-    /// Where everything listens.
+    /// Where the servers listen.
     pub(crate) fn addresses(&self) -> io::Result<Addresses> {
         let of = |l: &Listeners| {
             Ok::<_, io::Error>(Address { main: l.main_addr()?, operations: l.operations_addr()? })
@@ -82,7 +81,6 @@ impl Ports {
             usage: of(&self.servers.usage)?,
             billing: of(&self.servers.billing)?,
             analytics: of(&self.servers.analytics)?,
-            stripe: self.stripe.local_addr()?,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! A line of the combined or common form, or of JSON, becomes a call.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use regex::Regex;
 use serde_json::{Map, Value};
 
@@ -184,13 +184,6 @@ impl JsonFields {
             LatencyUnit::S => number * 1_000.0,
         };
         if (0.0..=86_400_000.0).contains(&ms) { Ok(ms.round() as i32) } else { Err(bad()) }
-    }
-}
-
-impl Call {
-    /// For the log of malformed and refused lines.
-    pub(super) fn summary(&self) -> String {
-        format!("{} {} {}", self.time.to_rfc3339_opts(SecondsFormat::Secs, true), self.method, self.path)
     }
 }
 
