@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use nexus_kit::db::MIGRATOR;
 use nexus_pg::{Cluster, Options};
 use secrecy::ExposeSecret;
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, postgres::PgConnectOptions};
 
 use super::{DevArgs, folder::Folder};
 
@@ -74,7 +74,10 @@ impl Database {
 
     /// A connection as whoever the URL names; in the private cluster a superuser.
     pub(crate) async fn connect(&self) -> Result<PgConnection> {
-        PgConnection::connect(&self.url).await.context("connecting to the database")
+        let options: PgConnectOptions = self.url.parse().context("the database's URL")?;
+        // Seeding takes its time; that is nothing to warn of.
+        let options = options.disable_statement_logging();
+        PgConnection::connect_with(&options).await.context("connecting to the database")
     }
 
     /// Waits until billing-svc has taken up every change of the counters, so that the first figures shown

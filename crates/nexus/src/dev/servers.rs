@@ -161,6 +161,7 @@ impl Servers {
             },
         };
         self.count[ended.tier as usize] -= 1;
+        tracing::info!(server = ended.name, "stopped");
         Some(ended)
     }
 }
