@@ -41,12 +41,15 @@ pub(super) async fn all(
     events.sort_unstable_by_key(|event| event.id);
     copy_keys(&mut transaction, accounts, keys, &events).await?;
     copy_events(&mut transaction, &events).await?;
+    tracing::debug!(events = events.len(), "raw log is in");
     count(&mut transaction).await?;
     roll_up(&mut transaction).await?;
+    tracing::debug!("counters and rollups are made");
     copy_rollups(&mut transaction, rollups).await?;
     limit_rebuilding(&mut transaction, accounts).await?;
     database::demo_loaded(&mut transaction).await?;
     transaction.commit().await?;
+    tracing::debug!("committed");
     // The planner should know before the first question comes. No question goes to the raw log.
     connection.execute("analyze eco_identities, eco_subscriptions, eco_usage_counters, eco_usage_daily").await?;
     Ok(())

@@ -89,12 +89,14 @@ async fn seed(connection: &mut PgConnection, stripe: &Stripe, secrets: &Secrets)
     }
     let accounts = accounts::all(now);
     let at_stripe = customers::create(stripe, &accounts).await?;
+    tracing::debug!("customers are at the stand-in Stripe");
     let keys = accounts.iter().map(|a| api_key(secrets, &a.eco_id)).collect::<Result<Vec<_>>>()?;
     let traffic = accounts
         .iter()
         .zip(&keys)
         .map(|(account, key)| traffic::of(account, key.key_id(), now))
         .collect::<Vec<_>>();
+    tracing::debug!("traffic is made up");
     load::all(connection, &accounts, &at_stripe, &keys, traffic).await?;
     Ok(true)
 }
