@@ -20,6 +20,8 @@ end
 $$;
 
 grant usage on schema public to nexus_usage, nexus_billing, nexus_analytics;
+-- A service is ready when the schema is the one it was built with.
+grant select on _sqlx_migrations to nexus_usage, nexus_billing, nexus_analytics;
 
 -- Plans are data. A change adds a version; nothing that was counted or billed under an older one alters.
 create table eco_plans (

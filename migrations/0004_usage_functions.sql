@@ -65,8 +65,9 @@ create aggregate nexus_sketch_sum(bigint[]) (
 
 -- Bucket of a latency in whole milliseconds: -1 for 0, else floor(32 * log2(ms)). The small addend keeps
 -- powers of two, whose logarithm is exact, from falling below their bucket; nexus_core::sketch has the same.
+-- Not declared strict: then it is inlined, which makes a rebuild several times faster.
 create function nexus_sketch_bucket(p_ms int) returns bigint
-language sql immutable strict parallel safe
+language sql immutable parallel safe
 as $$
     select case when p_ms <= 0 then -1 else floor(ln(p_ms::float8) * (32 / ln(2::float8)) + 1e-9)::bigint end
 $$;

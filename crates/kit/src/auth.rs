@@ -351,6 +351,11 @@ fn validation(algorithm: Algorithm, issuer: &str) -> Validation {
     rules
 }
 
+/// Checks that a secret is long enough to sign tokens with; `name` is the setting at fault if not.
+pub fn check_secret(name: &'static str, secret: &SecretString) -> Result<(), AuthConfigError> {
+    check_length(name, secret.expose_secret())
+}
+
 fn check_length(name: &'static str, secret: &str) -> Result<(), AuthConfigError> {
     if secret.len() < MIN_SECRET_BYTES { Err(AuthConfigError::ShortSecret(name)) } else { Ok(()) }
 }

@@ -1,5 +1,7 @@
 //! Logs, traces, and W3C trace context in and out.
 
+use std::io::IsTerminal;
+
 use opentelemetry::{
     KeyValue,
     propagation::{Extractor, Injector, TextMapPropagator},
@@ -45,7 +47,8 @@ impl Telemetry {
 /// Starts logs and, when a collector is configured, traces. Must run within a tokio runtime.
 pub fn init(args: &TelemetryArgs, service: &'static str) -> Result<Telemetry, TelemetryError> {
     let filter = EnvFilter::try_new(&args.log)?;
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     let logs = match args.log_format {
         LogFormat::Json => {
             logs.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()

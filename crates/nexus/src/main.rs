@@ -1,1 +1,83 @@
-fn main() {}
+//! The one binary.
+//!
+//! | module | command |
+//! |---|---|
+//! | [`cli`] | the command line; no command is `dev` |
+//! | [`dev`] | `nexus dev`: everything in one process, with a private PostgreSQL and demo data |
+//! | [`token`] | `nexus token`: tokens of users and services |
+//! | [`overage`] | `nexus overage process`: charges overage; what the CronJob calls |
+//! | [`import`] | `nexus import`: meters a web server's log |
+//! | [`maintenance`] | `nexus migrate`, `nexus rollup` |
+//! | [`call`] | addresses, credentials and errors of the commands that call a service |
+
+mod call;
+mod cli;
+mod dev;
+mod import;
+mod maintenance;
+mod overage;
+mod token;
+
+use std::process::ExitCode;
+
+use cli::{Cli, Command};
+use nexus_kit::serve;
+use tokio::net::TcpListener;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // The one TLS provider of this process; clients that name none ask for it.
+    if tokio_rustls::rustls::crypto::ring::default_provider().install_default().is_err() {
+        unreachable!("nothing has run before");
+    }
+    let Cli { telemetry, command } = cli::parse();
+    let done = match command {
+        Command::Dev(args) => dev::run(*args, &telemetry).await,
+        Command::Usage(c) => {
+            return serve::run("nexus-usage", &telemetry, |stop| nexus_usage::start(*c, stop)).await;
+        }
+        Command::Billing(c) => {
+            return serve::run("nexus-billing", &telemetry, |stop| nexus_billing::start(*c, stop)).await;
+        }
+        Command::Analytics(c) => {
+            return serve::run("nexus-analytics", &telemetry, |stop| nexus_analytics::start(*c, stop)).await;
+        }
+        Command::Gateway(c) => {
+            return serve::run("nexus-gateway", &telemetry, |stop| nexus_gateway::start(*c, stop)).await;
+        }
+        Command::StripeSim(args) => {
+            return serve::run("stripe-sim", &telemetry, |stop| stripe_sim_server(args, stop)).await;
+        }
+        Command::Migrate(args) => maintenance::migrate(&args).await,
+        Command::Rollup(args) => maintenance::rollup(&args).await,
+        Command::Token { whose } => token::print(&whose),
+        Command::Overage { action } => overage::run(action).await,
+        Command::Import(args) => import::run(*args).await,
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("nexus: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Why the stand-in Stripe could not serve.
+#[derive(Debug, thiserror::Error)]
+enum StripeSimError {
+    #[error("cannot listen on {0} (--addr): {1}")]
+    Listen(std::net::SocketAddr, std::io::Error),
+    #[error(transparent)]
+    Serve(#[from] stripe_sim::Error),
+}
+
+async fn stripe_sim_server(
+    args: cli::StripeSimArgs,
+    stop: tokio_util::sync::CancellationToken,
+) -> Result<(), StripeSimError> {
+    let listen = |error| StripeSimError::Listen(args.addr, error);
+    let listener = TcpListener::bind(args.addr).await.map_err(listen)?;
+    tracing::info!(address = %listener.local_addr().map_err(listen)?, "stripe-sim listens");
+    Ok(stripe_sim::serve(args.config, listener, stop).await?)
+}

@@ -1,0 +1,5 @@
+//! billing-svc over gRPC, with a database of its own and a stand-in Stripe where one is needed.
+
+mod accounts;
+mod overage;
+mod support;

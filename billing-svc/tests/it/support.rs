@@ -1,0 +1,230 @@
+//! The server under test, its clients, its stand-in Stripe.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use chrono::{DateTime, TimeDelta, Utc};
+use nexus_billing::config::{Config, StripeArgs};
+use nexus_client::CallOptions;
+use nexus_kit::{auth::Scope, serve::Listeners};
+use nexus_proto::billing::v1::{
+    GetOverageRequest, GetOverageResponse, ProcessOverageRequest, ProcessOverageResponse,
+    billing_service_client::BillingServiceClient,
+};
+use nexus_testkit::{db::TestDb, seed, settings};
+use serde_json::Value;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+pub(crate) const DEADLINE: Duration = Duration::from_secs(25);
+pub(crate) const STRIPE_KEY: &str = "sk_test_billing";
+
+/// A running billing-svc.
+pub(crate) struct Billing {
+    pub(crate) client: BillingServiceClient<Channel>,
+    pub(crate) shutdown: CancellationToken,
+    server: JoinHandle<Result<(), nexus_billing::StartError>>,
+}
+
+/// Settings that lead to this database and this Stripe.
+pub(crate) fn config(db: &TestDb, stripe: &str) -> Config {
+    Config {
+        grpc_addr: settings::ANY_PORT,
+        metrics_addr: settings::ANY_PORT,
+        auth: settings::auth_args(),
+        serve: settings::serve_args(),
+        db: db.args(),
+        stripe: StripeArgs {
+            stripe_secret_key: STRIPE_KEY.into(),
+            stripe_api_base: stripe.to_owned(),
+            stripe_rate_per_second: const { std::num::NonZeroU32::new(10_000).expect("not zero") },
+            stripe_timeout: Duration::from_secs(20),
+        },
+        overage_concurrency: 8,
+    }
+}
+
+impl Billing {
+    pub(crate) async fn start(db: &TestDb, stripe: &str) -> Result<Self> {
+        Self::start_with(config(db, stripe)).await
+    }
+
+    pub(crate) async fn start_with(config: Config) -> Result<Self> {
+        let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
+        let address = listeners.main_addr()?;
+        let shutdown = CancellationToken::new();
+        let server = tokio::spawn(nexus_billing::serve(config, listeners, shutdown.clone()));
+        let client = nexus_client::billing(nexus_client::channel(&format!("http://{address}"))?);
+        Ok(Self { client, shutdown, server })
+    }
+
+    /// Stops it as SIGTERM does.
+    pub(crate) async fn stop(self) -> Result<()> {
+        self.shutdown.cancel();
+        Ok(self.server.await??)
+    }
+
+    /// Ends it as SIGKILL does: nothing of it runs on.
+    pub(crate) async fn kill(self) -> Result<()> {
+        self.server.abort();
+        ensure!(self.server.await.is_err_and(|e| e.is_cancelled()), "the server had ended before");
+        Ok(())
+    }
+
+    pub(crate) async fn run(&self, request: ProcessOverageRequest) -> Result<ProcessOverageResponse> {
+        Ok(self.client.clone().process_overage(runner()?.request(request)).await?.into_inner())
+    }
+
+    pub(crate) async fn run_all(&self) -> Result<ProcessOverageResponse> {
+        self.run(ProcessOverageRequest::default()).await
+    }
+
+    pub(crate) async fn overage(&self, eco_id: &str) -> Result<GetOverageResponse> {
+        let request = GetOverageRequest { eco_id: eco_id.to_owned() };
+        Ok(self.client.clone().get_overage(runner()?.request(request)).await?.into_inner())
+    }
+}
+
+/// The scheduler.
+pub(crate) fn runner() -> Result<CallOptions> {
+    Ok(CallOptions::bearer(&settings::service_token(&[Scope::BillingRun])?, DEADLINE)?)
+}
+
+/// Whoever manages accounts.
+pub(crate) fn manager() -> Result<CallOptions> {
+    Ok(CallOptions::bearer(&settings::service_token(&[Scope::AccountsWrite])?, DEADLINE)?)
+}
+
+/// A user.
+pub(crate) fn user(eco_id: &str) -> Result<CallOptions> {
+    Ok(CallOptions::bearer(&settings::user_token(eco_id)?, DEADLINE)?)
+}
+
+/// Records units in an account's current period, as a flush does.
+pub(crate) async fn record(db: &TestDb, eco_id: &str, units: i64) -> Result<()> {
+    sqlx::query("select increment_api_calls($1, $2)").bind(eco_id).bind(units).execute(&db.pool).await?;
+    Ok(())
+}
+
+/// Records units in any period.
+pub(crate) async fn record_at(db: &TestDb, eco_id: &str, period_start: DateTime<Utc>, units: i64) -> Result<()> {
+    sqlx::query(
+        "select increment_api_calls(array[$1], array[$2], array[0], 1::smallint, array[$3], array[$3],
+                                    array[0::bigint], array[$2])",
+    )
+    .bind(eco_id)
+    .bind(period_start)
+    .bind(units)
+    .execute(&db.pool)
+    .await?;
+    Ok(())
+}
+
+/// An anchor a few days back, so that the current period began then.
+pub(crate) fn anchor() -> DateTime<Utc> {
+    Utc::now() - TimeDelta::days(3)
+}
+
+/// A stand-in Stripe over HTTP.
+pub(crate) struct Sim {
+    pub(crate) base: String,
+    http: reqwest::Client,
+    shutdown: CancellationToken,
+    server: JoinHandle<Result<(), stripe_sim::Error>>,
+}
+
+impl Drop for Sim {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        self.server.abort();
+    }
+}
+
+impl Sim {
+    pub(crate) async fn start() -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let base = format!("http://{}", listener.local_addr()?);
+        let shutdown = CancellationToken::new();
+        let server =
+            tokio::spawn(stripe_sim::serve(stripe_sim::Config::default(), listener, shutdown.clone()));
+        Ok(Self { base, http: reqwest::Client::new(), shutdown, server })
+    }
+
+    async fn call(&self, request: reqwest::RequestBuilder) -> Result<Value> {
+        let response = request.send().await?;
+        let status = response.status();
+        let body: Value = response.json().await?;
+        ensure!(status.is_success(), "{status}: {body}");
+        Ok(body)
+    }
+
+    pub(crate) async fn customer(&self) -> Result<String> {
+        let request = self.http.post(format!("{}/v1/customers", self.base)).bearer_auth(STRIPE_KEY);
+        let customer = self.call(request.form(&[("email", "a@example.com")])).await?;
+        Ok(customer["id"].as_str().context("an id")?.to_owned())
+    }
+
+    pub(crate) async fn subscription(&self, customer: &str) -> Result<String> {
+        let post = |path: &str| self.http.post(format!("{}/v1/{path}", self.base)).bearer_auth(STRIPE_KEY);
+        let price = [
+            ("currency", "usd"),
+            ("unit_amount", "4900"),
+            ("recurring[interval]", "month"),
+            ("product_data[name]", "Pro"),
+        ];
+        let price = self.call(post("prices").form(&price)).await?;
+        let price = price["id"].as_str().context("an id")?;
+        let form = [("customer", customer), ("items[0][price]", price)];
+        let subscription = self.call(post("subscriptions").form(&form)).await?;
+        Ok(subscription["id"].as_str().context("an id")?.to_owned())
+    }
+
+    /// A call to the part that only the stand-in has.
+    pub(crate) async fn admin(&self, path: &str, body: Value) -> Result<Value> {
+        self.call(self.http.post(format!("{}/_sim{path}", self.base)).json(&body)).await
+    }
+
+    pub(crate) async fn read(&self, path: &str) -> Result<Value> {
+        self.call(self.http.get(format!("{}/_sim{path}", self.base))).await
+    }
+
+    /// The next request that creates an item goes wrong.
+    pub(crate) async fn fault(&self, mut fault: Value) -> Result<()> {
+        fault["method"] = "POST".into();
+        fault["path"] = "/v1/invoiceitems".into();
+        self.admin("/faults", fault).await?;
+        Ok(())
+    }
+
+    /// All invoice items, oldest first.
+    pub(crate) async fn items(&self) -> Result<Vec<Value>> {
+        let state = self.read("/state").await?;
+        Ok(state["invoiceitems"].as_array().context("invoiceitems")?.clone())
+    }
+
+    /// Amounts of all invoice items, in cents, oldest first.
+    pub(crate) async fn amounts(&self) -> Result<Vec<i64>> {
+        self.items().await?.iter().map(|item| item["amount"].as_i64().context("amount")).collect()
+    }
+
+    /// A pro account with a customer here.
+    pub(crate) async fn pro(&self, db: &TestDb, eco_id: &str) -> Result<String> {
+        let customer = self.customer().await?;
+        seed::account(&db.pool, eco_id, nexus_core::plan::Plan::Pro, anchor()).await?;
+        seed::stripe_ids(&db.pool, eco_id, &customer, None).await?;
+        Ok(customer)
+    }
+}
+
+/// Waits until a query answers true; tests have no other way to see a background task's work.
+pub(crate) async fn until(db: &TestDb, query: &'static str) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        if sqlx::query_scalar::<_, bool>(query).fetch_one(&db.pool).await? {
+            return Ok(());
+        }
+        ensure!(tokio::time::Instant::now() < deadline, "never became true: {query}");
+        tokio::task::yield_now().await;
+    }
+}

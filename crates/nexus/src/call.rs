@@ -1,0 +1,97 @@
+//! Addresses, credentials and errors of the commands that call a service.
+
+use std::time::Duration;
+
+use clap::Args;
+use nexus_client::{CallOptions, ClientError};
+use nexus_core::money::{Currency, MICROS};
+use nexus_kit::config::parse_duration;
+use secrecy::{ExposeSecret, SecretString};
+use tonic::Status;
+use tonic_types::StatusExt;
+
+/// What every call carries.
+#[derive(Args)]
+pub(crate) struct Credentials {
+    /// Token to call with (`nexus token service`; `nexus dev` prints one)
+    #[arg(long, env = "NEXUS_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    token: SecretString,
+    /// Longest time one call may take
+    #[arg(long, env = "CALL_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    call_timeout: Duration,
+}
+
+impl Credentials {
+    pub(crate) fn options(&self) -> Result<CallOptions, ClientError> {
+        CallOptions::bearer(self.token.expose_secret(), self.call_timeout)
+    }
+}
+
+/// Reads the address of a server: a URL, or `host:port` for one without TLS.
+pub(crate) fn address(text: &str) -> Result<String, String> {
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let uri: tonic::transport::Uri =
+        url.parse().map_err(|_| format!("`{text}` is not an address such as localhost:50051"))?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(url),
+        _ => Err(format!("`{text}` is not an address such as localhost:50051 or https://usage.example:443")),
+    }
+}
+
+/// A refused call in words: code, reason, message, and every field at fault.
+pub(crate) fn explain(status: &Status) -> String {
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|i| format!(" ({})", i.reason)).unwrap_or_default();
+    let mut text = format!("{:?}{reason}: {}", status.code(), status.message());
+    for violation in details.bad_request().map(|b| b.field_violations.as_slice()).unwrap_or_default() {
+        text.push_str(&format!("\n  {}: {}", violation.field, violation.description));
+    }
+    text
+}
+
+/// An amount of micros, with two decimals and thousands separators: `$4,705.00`, `12.50 EUR`. What is
+/// less than a hundredth is cut off.
+pub(crate) fn money(micros: i64, currency_code: &str) -> String {
+    let hundredths = micros.unsigned_abs() / (MICROS.unsigned_abs() / 100);
+    let sign = if micros < 0 { "-" } else { "" };
+    let amount = format!("{}.{:02}", thousands(hundredths / 100), hundredths % 100);
+    if currency_code == Currency::USD.as_str() {
+        format!("{sign}${amount}")
+    } else {
+        format!("{sign}{amount} {currency_code}")
+    }
+}
+
+/// A count with thousands separators.
+pub(crate) fn thousands(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_with_and_without_a_scheme() {
+        assert_eq!(address("localhost:50051").as_deref(), Ok("http://localhost:50051"));
+        assert_eq!(address("https://usage.example").as_deref(), Ok("https://usage.example"));
+        assert!(address("ftp://usage.example").is_err());
+        assert!(address("not an address").is_err());
+    }
+
+    #[test]
+    fn amounts_as_people_read_them() {
+        assert_eq!(money(4_705_000_000, "USD"), "$4,705.00");
+        assert_eq!(money(-12_509_999, "EUR"), "-12.50 EUR");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+        assert_eq!(thousands(999), "999");
+    }
+}

@@ -1,0 +1,130 @@
+//! The command line. Every setting is a flag, and where it makes sense an environment variable.
+
+use std::{env, ffi::OsString, net::SocketAddr};
+
+use clap::{
+    ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind,
+    parser::ValueSource,
+};
+use nexus_kit::config::{LogFormat, TelemetryArgs};
+
+use crate::{dev, import, maintenance, overage, token};
+
+const EXAMPLES: &str = "\
+Examples:
+  nexus                                    everything in one process, with demo data (the same as `nexus dev`)
+  nexus dev --ephemeral --empty            a throw-away one on free ports, without data
+  nexus usage --grpc-addr 0.0.0.0:50051    one server, as in production
+  nexus migrate                            bring DATABASE_URL to this version's schema
+  nexus token user --eco-id eco_demo_pro   a user's token
+  nexus overage process --dry-run          what would be charged now
+  nexus import access.log --create-accounts free --shift-to-now";
+
+/// Counts API calls exactly once, enforces plan limits, bills overage through Stripe.
+#[derive(Parser)]
+#[command(name = "nexus", version, about, after_help = EXAMPLES)]
+pub(crate) struct Raw {
+    #[command(flatten)]
+    telemetry: TelemetryArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do, and how to log meanwhile.
+pub(crate) struct Cli {
+    pub(crate) telemetry: TelemetryArgs,
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Run everything in one process: a private PostgreSQL, a stand-in Stripe, the four servers, demo data
+    #[command(after_help = dev::HELP)]
+    Dev(Box<dev::DevArgs>),
+    /// Serve usage-svc: recording, quota, API keys
+    Usage(Box<nexus_usage::Config>),
+    /// Serve billing-svc: accounts, plans, overage through Stripe
+    Billing(Box<nexus_billing::Config>),
+    /// Serve analytics-svc: history, endpoints, revenue
+    Analytics(Box<nexus_analytics::Config>),
+    /// Serve the gateway: REST over the three services
+    Gateway(Box<nexus_gateway::Config>),
+    /// Serve a stand-in Stripe for development and tests
+    StripeSim(StripeSimArgs),
+    /// Bring a database to this version's schema
+    #[command(after_help = maintenance::MIGRATE_HELP)]
+    Migrate(maintenance::DatabaseArgs),
+    /// Rebuild the usage rollup of one day from the raw log
+    #[command(after_help = maintenance::ROLLUP_HELP)]
+    Rollup(maintenance::RollupArgs),
+    /// Print a token
+    #[command(after_help = token::HELP)]
+    Token {
+        #[command(subcommand)]
+        whose: token::Whose,
+    },
+    /// Charge overage
+    Overage {
+        #[command(subcommand)]
+        action: overage::Action,
+    },
+    /// Meter a web server's log through the gRPC API
+    #[command(after_help = import::HELP)]
+    Import(Box<import::ImportArgs>),
+}
+
+#[derive(Args)]
+pub(crate) struct StripeSimArgs {
+    /// Where to listen; port 0: a free one
+    #[arg(long, env = "STRIPE_SIM_ADDR", default_value = "127.0.0.1:12111", value_name = "ADDR")]
+    pub(crate) addr: SocketAddr,
+    #[command(flatten)]
+    pub(crate) config: stripe_sim::Config,
+}
+
+/// Reads the command line; ends the process on `--help`, `--version` and mistakes.
+pub(crate) fn parse() -> Cli {
+    let mut arguments: Vec<OsString> = env::args_os().collect();
+    let mut matches = Raw::command().get_matches_from(&arguments);
+    if matches.subcommand_name().is_none() {
+        arguments.push("dev".into());
+        matches = Raw::command().get_matches_from(&arguments);
+    }
+    read(&matches).unwrap_or_else(|error| error.exit())
+}
+
+fn read(matches: &ArgMatches) -> Result<Cli, clap::Error> {
+    let Raw { mut telemetry, command } = Raw::from_arg_matches(matches)?;
+    let command = command.ok_or_else(|| Raw::command().error(ErrorKind::MissingSubcommand, "no command"))?;
+    if let Some(dev) = matches.subcommand_matches("dev") {
+        // The terminal is the banner's: only what goes wrong is told beside it, in words for people.
+        let by_default = |name| dev.value_source(name) == Some(ValueSource::DefaultValue);
+        if by_default("log") {
+            "warn".clone_into(&mut telemetry.log);
+        }
+        if by_default("log_format") {
+            telemetry.log_format = LogFormat::Text;
+        }
+    }
+    Ok(Cli { telemetry, command })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_holds_together() {
+        Raw::command().debug_assert();
+    }
+
+    #[test]
+    fn dev_logs_little_for_people_unless_told_otherwise() -> Result<(), clap::Error> {
+        let parsed = |arguments: &[&str]| read(&Raw::command().try_get_matches_from(arguments)?);
+        let quiet = parsed(&["nexus", "dev"])?;
+        assert_eq!((quiet.telemetry.log.as_str(), quiet.telemetry.log_format), ("warn", LogFormat::Text));
+        let told = parsed(&["nexus", "--log", "debug", "dev", "--log-format", "json"])?;
+        assert_eq!((told.telemetry.log.as_str(), told.telemetry.log_format), ("debug", LogFormat::Json));
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+//! What a person sees when everything is ready.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{database::Database, folder::Folder, ports::Addresses, ready_file::Ready};
+
+/// The banner: where everything is, and lines to copy.
+pub(crate) fn text(ready: &Ready, addresses: &Addresses, database: &Database, folder: &Folder) -> String {
+    let mut text = String::from("\nNexus metering is ready.\n\n");
+    let mut row = |what: &str, value: &str| text.push_str(&format!("  {what:<12} {value}\n"));
+    row("REST", &ready.gateway_url);
+    row("usage-svc", &ready.usage_addr);
+    row("billing-svc", &ready.billing_addr);
+    row("analytics", &ready.analytics_addr);
+    row("metrics", &format!("http://{}/metrics (and of each service)", addresses.gateway.operations));
+    row("Stripe", &ready.stripe_url);
+    match database.cluster() {
+        Some(cluster) => {
+            row("PostgreSQL", &format!("{} (private, {})", ready.database_url, cluster.version()))
+        }
+        None => row("PostgreSQL", "the one that DATABASE_URL names"),
+    }
+    match folder.root() {
+        Some(root) => row("data", &root.display().to_string()),
+        None => row("data", "thrown away at the end"),
+    }
+    text.push_str("\nTokens (good for 30 days)\n");
+    let t = &ready.tokens;
+    for (who, token) in [
+        ("admin", &t.admin),
+        ("free", &t.free),
+        ("pro", &t.pro),
+        ("enterprise", &t.enterprise),
+        ("service", &t.service),
+    ] {
+        text.push_str(&format!("  {who:<12} {:<20} {}\n", token.eco_id, token.token));
+    }
+    text.push_str(&format!("  {:<12} {:<20} {}\n", "scheduler", "", ready.cron_secret));
+    let k = &ready.api_keys;
+    if k.free.is_some() {
+        text.push_str("\nAPI keys\n");
+    }
+    for (who, key) in [("free", &k.free), ("pro", &k.pro), ("enterprise", &k.enterprise)] {
+        if let Some(key) = key {
+            text.push_str(&format!("  {who:<12} {:<20} {}\n", key.eco_id, key.key));
+        }
+    }
+    text.push_str("\nTry\n");
+    for line in examples(ready, Uuid::now_v7(), Utc::now()) {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text.push_str("\nCtrl-C stops everything.\n");
+    text
+}
+
+/// Lines that work as they stand.
+fn examples(ready: &Ready, event_id: Uuid, now: DateTime<Utc>) -> Vec<String> {
+    let t = &ready.tokens;
+    let rest = &ready.gateway_url;
+    let get = |token: &str, path: &str| format!("curl -H 'Authorization: Bearer {token}' {rest}{path}");
+    let rpc = |token: &str, address: &str, body: String, method: &str| {
+        format!("grpcurl -plaintext -H 'authorization: Bearer {token}' -d '{body}' {address} {method}")
+    };
+    let mut lines = Vec::new();
+    if let Some(key) = &ready.api_keys.free {
+        lines.push(format!("curl -i -H 'Authorization: ApiKey {}' {rest}/api/secure/ping", key.key));
+        lines.push(get(&t.pro.token, "/api/usage/current"));
+    } else {
+        let body = format!(r#"{{"eco_id":"{}","plan":"PLAN_PRO"}}"#, t.pro.eco_id);
+        let method = "nexus.billing.v1.BillingService/CreateAccount";
+        lines.push(rpc(&t.service.token, &ready.billing_addr, body, method));
+    }
+    let event = format!(
+        r#"{{"event":{{"eco_id":"{}","event_id":"{event_id}","event_time":"{}","endpoint":"/v1/search","method":"GET","status_code":200}}}}"#,
+        t.pro.eco_id,
+        now.format("%FT%TZ")
+    );
+    lines.push(rpc(&t.service.token, &ready.usage_addr, event, "nexus.usage.v1.UsageService/RecordUsage"));
+    lines.push(get(&t.admin.token, "/api/admin/analytics/overview"));
+    let users = r#"{"plan":"PLAN_PRO"}"#.to_owned();
+    let method = "nexus.analytics.v1.AnalyticsService/ListUsers";
+    lines.push(rpc(&t.admin.token, &ready.analytics_addr, users, method));
+    lines.push(format!(
+        "curl -X POST -H 'Authorization: Bearer {}' {rest}/api/cron/process-overage",
+        ready.cron_secret
+    ));
+    lines
+}

@@ -1,0 +1,55 @@
+//! The stand-in Stripe, or the account that STRIPE_SECRET_KEY opens.
+
+use std::env;
+
+use anyhow::{Context, Result};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::net::TcpListener;
+
+use super::{
+    DevArgs,
+    folder::Folder,
+    servers::{Servers, Settings},
+};
+
+const REAL: &str = "https://api.stripe.com";
+
+/// Where billing finds Stripe.
+pub(crate) struct Stripe {
+    /// Base of the API's URLs.
+    pub(crate) url: String,
+    /// The key.
+    pub(crate) key: SecretString,
+    /// Whether it is the stand-in.
+    pub(crate) embedded: bool,
+}
+
+impl Stripe {
+    /// Starts the stand-in, unless a key of the real one was given.
+    pub(crate) fn start(
+        args: &DevArgs,
+        folder: &Folder,
+        servers: &mut Servers,
+        listener: TcpListener,
+    ) -> Result<Self> {
+        if let Some(key) = args.stripe_secret_key() {
+            let url = env::var("STRIPE_API_BASE").ok().filter(|url| !url.is_empty());
+            return Ok(Self {
+                url: url.unwrap_or_else(|| REAL.to_owned()),
+                key: key.clone(),
+                embedded: false,
+            });
+        }
+        let url = format!("http://{}", listener.local_addr()?);
+        let key = folder.secrets().stripe_key.clone();
+        let accepted = key.expose_secret().parse().context("the stand-in Stripe's key")?;
+        let config = stripe_sim::Config { secret_key: Some(accepted), data: folder.stripe_journal() };
+        servers.start_stripe(config, listener);
+        Ok(Self { url, key, embedded: true })
+    }
+
+    /// Adds billing-svc's settings.
+    pub(crate) fn settings(&self, settings: Settings) -> Settings {
+        settings.set("stripe-secret-key", self.key.expose_secret()).set("stripe-api-base", &self.url)
+    }
+}

@@ -1,0 +1,84 @@
+//! `nexus import`: meters a web server's log through the gRPC API.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`args`] | flags |
+//! | [`lines`] | the file, line by line, never all of it in memory; its digest |
+//! | [`parse`] | a line of the combined or common form, or of JSON |
+//! | [`account`] | the account a caller gets |
+//! | [`survey`] | the first reading: digest, times, accounts |
+//! | [`send`] | accounts, the shift of the times, events in batches |
+//! | [`report`] | what was found, and what it would cost |
+//!
+//! The file is read twice: events need its digest for their ids and its first and last time for the shift.
+
+mod account;
+mod args;
+mod lines;
+mod parse;
+mod report;
+mod send;
+mod survey;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use chrono::{DateTime, TimeDelta, Utc};
+use indicatif::{ProgressBar, ProgressStyle};
+
+pub(crate) use args::{HELP, ImportArgs};
+use report::Report;
+use send::{Services, Times};
+use survey::Survey;
+
+/// Imports the file and prints what was found.
+pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
+    let parser = parse::Parser::new(&args);
+    let size = std::fs::metadata(&args.file).with_context(|| args.file.display().to_string())?.len();
+    let bar = progress(size, "reading")?;
+    let survey = Survey::of(&args, &parser, &bar)?;
+    bar.finish_and_clear();
+    let Some((first, last)) = survey.span else {
+        print!("{}", report::nothing(&args, &survey));
+        return Ok(ExitCode::SUCCESS);
+    };
+
+    let services = Services::new(&args)?;
+    let proposed = if args.shift_to_now { whole_seconds(Utc::now() - last) } else { TimeDelta::zero() };
+    let shift = services.register(&survey.digest, proposed).await?;
+    if shift != proposed && !args.shift_to_now {
+        eprintln!(
+            "nexus: this file was imported before with its times moved by {} s; so they are again, or every event would count twice",
+            shift.num_seconds()
+        );
+    }
+    let times = Times { shift, anchor: first + shift };
+    let accounts = services.ensure_accounts(&args, &survey, &times).await?;
+
+    let bar = progress(size, "recording")?;
+    let sent = services.record(&args, &parser, &survey, &times, &accounts, &bar).await?;
+    bar.finish_and_clear();
+    let plans = services.plans().await?;
+    print!(
+        "{}",
+        Report { args: &args, survey: &survey, times: &times, last, accounts: &accounts, sent, plans }
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shifts are whole seconds, as the times of most logs are.
+fn whole_seconds(delta: TimeDelta) -> TimeDelta {
+    TimeDelta::seconds(delta.num_seconds())
+}
+
+/// A bar over the bytes of the file; silent where the output is no terminal.
+fn progress(bytes: u64, what: &'static str) -> Result<ProgressBar> {
+    let style =
+        ProgressStyle::with_template("{msg:>9} [{bar:40}] {percent:>3} %  {bytes}/{total_bytes}  {eta}")?;
+    Ok(ProgressBar::new(bytes).with_style(style).with_message(what))
+}
+
+/// A time for people.
+fn show(at: DateTime<Utc>) -> String {
+    at.format("%F %T").to_string()
+}
