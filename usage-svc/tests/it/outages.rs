@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, ensure};
 use futures::future::{join_all, try_join_all};
 use nexus_core::plan::Plan;
-use nexus_proto::usage::v1::{CheckQuotaRequest, UsageEvent};
+use nexus_proto::usage::v1::{CheckQuotaRequest, EventOutcome, UsageEvent};
 use nexus_testkit::{db::TestDb, proxy::Proxy, settings};
 use nexus_usage::Config;
 use tonic::{Code, Status};
@@ -171,6 +171,28 @@ async fn a_caller_that_goes_away_cancels_no_flush() -> Result<()> {
     rebuild.commit().await?;
     // Written before the server ends.
     server.stop().await?;
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_before_the_commit() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    // Every statement of the flush succeeds; its commit fails.
+    sqlx::raw_sql(
+        "create function fail() returns trigger language plpgsql as $$
+         begin raise exception 'the server ends' using errcode = 'admin_shutdown'; end $$;
+         create constraint trigger fail after insert or update on eco_usage_counters
+         deferrable initially deferred for each row execute function fail();",
+    )
+    .execute(&db.pool)
+    .await?;
+    let event = event("eco_a");
+    refused(record(&server, event.clone()).await, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(0));
+    sqlx::raw_sql("drop trigger fail on eco_usage_counters").execute(&db.pool).await?;
+    assert_eq!(record(&server, event).await?.outcome(), EventOutcome::Accepted);
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(1));
     Ok(())
 }
