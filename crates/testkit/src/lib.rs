@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`db`] | [`db::TestDb`]: a fresh migrated database on the server that `./test` starts |
 //! | [`proxy`] | a proxy before the database that cuts its connections |
+//! | [`http`] | an HTTP client |
 //! | [`settings`] | settings of a server under test, tokens that it accepts |
 //! | [`seed`] | accounts |
 
 pub mod db;
+pub mod http;
 pub mod proxy;
 pub mod seed;
 pub mod settings;

@@ -17,7 +17,6 @@ use nexus_testkit::{
     settings::{self, ANY_PORT, service_token, user_token},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_rustls::rustls;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 use uuid::Uuid;
@@ -101,7 +100,7 @@ impl Suite {
             gateway,
             operations,
             stripe,
-            http: http_client(),
+            http: nexus_testkit::http::client(),
             usage_client: nexus_client::usage(nexus_client::channel(&usage_addr)?),
             database,
             usage: Some(usage),
@@ -230,12 +229,6 @@ pub(crate) fn event_at(
     }
 }
 
-/// A client of HTTP. Its TLS takes the process's provider, which some dependency's features leave open.
-fn http_client() -> reqwest::Client {
-    // Fails only where another test of this process has installed it.
-    drop(rustls::crypto::ring::default_provider().install_default());
-    reqwest::Client::new()
-}
 
 async fn stripe() -> Result<(String, CancellationToken)> {
     let listener = TcpListener::bind(ANY_PORT).await?;

@@ -32,7 +32,8 @@ async fn counted_once_and_refused_at_the_limit(suite: &Suite, key: &str) -> Resu
     assert_eq!(suite.get_json("/api/usage/current", &user).await?["api_calls"], 1);
 
     let events = (0..989).map(|_| event("eco_free", 1)).collect();
-    let batch = usage.batch_record_usage(suite.request(BatchRecordUsageRequest { events })?).await?.into_inner();
+    let batch =
+        usage.batch_record_usage(suite.request(BatchRecordUsageRequest { events })?).await?.into_inner();
     assert_eq!((batch.accepted_count, batch.duplicate_count, batch.results.len()), (989, 0, 0));
 
     let api_key = format!("ApiKey {key}");
@@ -58,8 +59,15 @@ async fn counted_once_and_refused_at_the_limit(suite: &Suite, key: &str) -> Resu
     );
 
     let current = suite.get_json("/api/usage/current", &user).await?;
-    assert_eq!((&current["api_calls"], &current["remaining"]), (&json!(1000), &json!(0)), "a refused call counts nothing");
-    assert_eq!((&body["period_end"], current["period_end"].as_str()), (&current["period_end"], Some(reset.as_str())));
+    assert_eq!(
+        (&current["api_calls"], &current["remaining"]),
+        (&json!(1000), &json!(0)),
+        "a refused call counts nothing"
+    );
+    assert_eq!(
+        (&body["period_end"], current["period_end"].as_str()),
+        (&current["period_end"], Some(reset.as_str()))
+    );
     Ok(())
 }
 
@@ -71,8 +79,14 @@ async fn charged_once_and_then_the_difference(suite: &Suite) -> Result<()> {
     usage.record_usage(suite.request(more)?).await?;
 
     let before = suite.get_json("/api/usage/overage", &format!("Bearer {}", user_token("eco_pro")?)).await?;
-    assert_eq!((&before["overage_calls"], &before["overage_cost_usd"], &before["invoiced"]), (&json!(5000), &json!(5.0), &json!(false)));
-    assert_eq!(before["message"], "You will be charged $5.00 for 5,000 overage calls at the end of your billing period.");
+    assert_eq!(
+        (&before["overage_calls"], &before["overage_cost_usd"], &before["invoiced"]),
+        (&json!(5000), &json!(5.0), &json!(false))
+    );
+    assert_eq!(
+        before["message"],
+        "You will be charged $5.00 for 5,000 overage calls at the end of your billing period."
+    );
 
     let run = suite.process_overage().await?;
     assert_eq!(run["success"], true);
@@ -95,7 +109,10 @@ async fn charged_once_and_then_the_difference(suite: &Suite) -> Result<()> {
     let more = RecordUsageRequest { event: Some(event("eco_pro", 2_000)) };
     usage.record_usage(suite.request(more)?).await?;
     let difference = suite.process_overage().await?;
-    assert_eq!((&difference["results"]["charged"], &difference["results"]["total_usd"]), (&json!(1), &json!("2.00")));
+    assert_eq!(
+        (&difference["results"]["charged"], &difference["results"]["total_usd"]),
+        (&json!(1), &json!("2.00"))
+    );
     let cents: Vec<_> = suite.stripe_items().await?.iter().map(|i| i["amount"].clone()).collect();
     assert_eq!(cents, [json!(500), json!(200)]);
     Ok(())
@@ -105,20 +122,35 @@ async fn shown_to_the_user_and_the_admin(suite: &Suite) -> Result<()> {
     let user = format!("Bearer {}", user_token("eco_pro")?);
     let overage = suite.get_json("/api/usage/overage", &user).await?;
     assert_eq!((&overage["overage_cost_usd"], &overage["invoiced"]), (&json!(7.0), &json!(true)));
-    assert!(overage["message"].as_str().is_some_and(|m| m.starts_with("You have been charged $7.00")), "{overage}");
+    assert!(
+        overage["message"].as_str().is_some_and(|m| m.starts_with("You have been charged $7.00")),
+        "{overage}"
+    );
 
     let history = suite.get_json("/api/usage/history?days=7", &user).await?;
     assert_eq!(history["history"][0]["total_calls"], 107_000);
     let endpoints = suite.get_json("/api/usage/endpoints", &user).await?;
-    assert_eq!((&endpoints["endpoints"][0]["endpoint"], &endpoints["endpoints"][0]["success_rate"]), (&json!("/v1/reports"), &json!(1.0)));
+    assert_eq!(
+        (&endpoints["endpoints"][0]["endpoint"], &endpoints["endpoints"][0]["success_rate"]),
+        (&json!("/v1/reports"), &json!(1.0))
+    );
 
     let admin = format!("Bearer {}", admin_token()?);
     let overview = suite.get_json("/api/admin/analytics/overview", &admin).await?;
-    assert_eq!((&overview["total_users"], &overview["mrr"], &overview["mrr_usd"]), (&json!(2), &json!(49), &json!("$49")));
-    assert_eq!((&overview["overage_revenue_this_month"], &overview["total_revenue_usd"]), (&json!(7.0), &json!("$56.00")));
+    assert_eq!(
+        (&overview["total_users"], &overview["mrr"], &overview["mrr_usd"]),
+        (&json!(2), &json!(49), &json!("$49"))
+    );
+    assert_eq!(
+        (&overview["overage_revenue_this_month"], &overview["total_revenue_usd"]),
+        (&json!(7.0), &json!("$56.00"))
+    );
     assert_eq!(overview["total_api_calls_this_month"], 108_000);
     let users = suite.get_json("/api/admin/analytics/users?plan=pro", &admin).await?;
-    assert_eq!((&users["users"][0]["eco_id"], &users["users"][0]["total_revenue"]), (&json!("eco_pro"), &json!(56.0)));
+    assert_eq!(
+        (&users["users"][0]["eco_id"], &users["users"][0]["total_revenue"]),
+        (&json!("eco_pro"), &json!(56.0))
+    );
     Ok(())
 }
 
@@ -128,7 +160,10 @@ async fn a_scope_opens_what_it_names_and_nothing_else() -> Result<()> {
     suite.account("eco_a", Plan::Free).await?;
     let only_check = service_token(&[Scope::UsageCheck])?;
     let options = nexus_client::CallOptions::bearer(&only_check, std::time::Duration::from_secs(10))?;
-    let refused = suite.usage()?.record_usage(options.request(RecordUsageRequest { event: Some(event("eco_a", 1)) })).await;
+    let refused = suite
+        .usage()?
+        .record_usage(options.request(RecordUsageRequest { event: Some(event("eco_a", 1)) }))
+        .await;
     assert_eq!(refused.map(|_| ()).map_err(|s| s.code()), Err(tonic::Code::PermissionDenied));
     Ok(())
 }

@@ -5,7 +5,6 @@ use std::{collections::HashMap, process::Stdio, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use nexus_kit::auth::Scope;
 use nexus_proto::{
-    analytics::v1::analytics_service_client::AnalyticsServiceClient,
     billing::v1::{CreateAccountRequest, billing_service_client::BillingServiceClient},
     common::v1::Plan,
     usage::v1::{CreateApiKeyRequest, UsageEvent, usage_service_client::UsageServiceClient},
@@ -20,43 +19,38 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     net::TcpListener,
     process::{Child, Command},
-    task::JoinHandle,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 use uuid::Uuid;
 
-pub const CRON_SECRET: &str = "cron-secret-in-tests-0123456789";
+pub(super) const CRON_SECRET: &str = "cron-secret-in-tests-0123456789";
 const STRIPE_KEY: &str = "sk_test_e2e";
 
 /// A server process; killed when dropped.
-pub struct Server {
-    pub child: Child,
+pub(super) struct Server {
+    pub(super) child: Child,
     /// Address of its main port.
-    pub main: String,
-    /// Address of its operations port.
-    pub operations: String,
-    /// Everything it logged.
-    pub log: JoinHandle<Vec<String>>,
+    pub(super) main: String,
 }
 
-pub struct Suite {
-    pub db: TestDb,
-    pub servers: HashMap<&'static str, Server>,
-    pub stripe: String,
-    pub gateway: String,
-    pub http: Client,
+pub(super) struct Suite {
+    pub(super) db: TestDb,
+    pub(super) servers: HashMap<&'static str, Server>,
+    pub(super) stripe: String,
+    pub(super) gateway: String,
+    pub(super) http: Client,
     token: String,
     _stripe: DropGuard,
 }
 
 impl Suite {
-    pub async fn start() -> Result<Self> {
+    pub(super) async fn start() -> Result<Self> {
         Self::start_with(&[]).await
     }
 
     /// With more environment for every server.
-    pub async fn start_with(more: &[(&str, &str)]) -> Result<Self> {
+    pub(super) async fn start_with(more: &[(&str, &str)]) -> Result<Self> {
         let db = TestDb::new().await?;
         let listener = TcpListener::bind(ANY_PORT).await?;
         let stripe = format!("http://{}", listener.local_addr()?);
@@ -75,10 +69,14 @@ impl Suite {
         env.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let mut servers = HashMap::new();
         for (name, prefix) in [("usage", "USAGE"), ("billing", "BILLING"), ("analytics", "ANALYTICS")] {
-            let server = Server::start(name, &format!("{prefix}_GRPC_ADDR"), &format!("{prefix}_METRICS_ADDR"), &env).await?;
+            let server =
+                Server::start(name, &format!("{prefix}_GRPC_ADDR"), &format!("{prefix}_METRICS_ADDR"), &env)
+                    .await?;
             servers.insert(name, server);
         }
-        for (name, variable) in [("usage", "USAGE_ADDR"), ("billing", "BILLING_ADDR"), ("analytics", "ANALYTICS_ADDR")] {
+        for (name, variable) in
+            [("usage", "USAGE_ADDR"), ("billing", "BILLING_ADDR"), ("analytics", "ANALYTICS_ADDR")]
+        {
             env.insert(variable, format!("http://{}", servers[name].main));
         }
         let gateway = Server::start("gateway", "GATEWAY_HTTP_ADDR", "GATEWAY_METRICS_ADDR", &env).await?;
@@ -90,13 +88,13 @@ impl Suite {
             servers,
             stripe,
             gateway: gateway_url,
-            http: Client::new(),
+            http: nexus_testkit::http::client(),
             token: service_token(&scopes)?,
             _stripe: stop.drop_guard(),
         })
     }
 
-    pub fn request<T>(&self, message: T) -> Result<tonic::Request<T>> {
+    pub(super) fn request<T>(&self, message: T) -> Result<tonic::Request<T>> {
         Ok(nexus_client::CallOptions::bearer(&self.token, Duration::from_secs(30))?.request(message))
     }
 
@@ -104,21 +102,18 @@ impl Suite {
         Ok(nexus_client::channel(&format!("http://{}", self.servers[server].main))?)
     }
 
-    pub fn usage(&self) -> Result<UsageServiceClient<Channel>> {
+    pub(super) fn usage(&self) -> Result<UsageServiceClient<Channel>> {
         Ok(nexus_client::usage(self.channel("usage")?))
     }
 
-    pub fn billing(&self) -> Result<BillingServiceClient<Channel>> {
+    pub(super) fn billing(&self) -> Result<BillingServiceClient<Channel>> {
         Ok(nexus_client::billing(self.channel("billing")?))
     }
 
-    pub fn analytics(&self) -> Result<AnalyticsServiceClient<Channel>> {
-        Ok(nexus_client::analytics(self.channel("analytics")?))
-    }
-
     /// An account with an API key; with a customer and a subscription at Stripe if it pays.
-    pub async fn account(&self, eco_id: &str, plan: Plan) -> Result<String> {
-        let (customer, subscription) = if plan == Plan::Free { Default::default() } else { self.subscribe(eco_id).await? };
+    pub(super) async fn account(&self, eco_id: &str, plan: Plan) -> Result<String> {
+        let (customer, subscription) =
+            if plan == Plan::Free { Default::default() } else { self.subscribe(eco_id).await? };
         let request = CreateAccountRequest {
             eco_id: eco_id.to_owned(),
             email: format!("{eco_id}@example.com"),
@@ -128,12 +123,14 @@ impl Suite {
             ..Default::default()
         };
         self.billing()?.create_account(self.request(request)?).await?;
-        let request = CreateApiKeyRequest { eco_id: eco_id.to_owned(), name: "e2e".into(), ..Default::default() };
+        let request =
+            CreateApiKeyRequest { eco_id: eco_id.to_owned(), name: "e2e".into(), ..Default::default() };
         Ok(self.usage()?.create_api_key(self.request(request)?).await?.into_inner().key)
     }
 
     async fn subscribe(&self, eco_id: &str) -> Result<(String, String)> {
-        let customer = self.stripe_post("/v1/customers", &[("email", format!("{eco_id}@example.com").as_str())]).await?;
+        let customer =
+            self.stripe_post("/v1/customers", &[("email", format!("{eco_id}@example.com").as_str())]).await?;
         let product = self.stripe_post("/v1/products", &[("name", "Pro")]).await?;
         let price = [
             ("currency", "usd"),
@@ -157,7 +154,7 @@ impl Suite {
     }
 
     /// The invoice items that Stripe holds, oldest first.
-    pub async fn stripe_items(&self) -> Result<Vec<Value>> {
+    pub(super) async fn stripe_items(&self) -> Result<Vec<Value>> {
         let url = format!("{}/v1/invoiceitems?limit=100", self.stripe);
         let body: Value = self.http.get(url).bearer_auth(STRIPE_KEY).send().await?.json().await?;
         let mut items = body["data"].as_array().context("a list")?.clone();
@@ -165,12 +162,12 @@ impl Suite {
         Ok(items)
     }
 
-    pub async fn get(&self, path: &str, authorization: &str) -> Result<Response> {
+    pub(super) async fn get(&self, path: &str, authorization: &str) -> Result<Response> {
         let url = format!("{}{path}", self.gateway);
         Ok(self.http.get(url).header("authorization", authorization).send().await?)
     }
 
-    pub async fn get_json(&self, path: &str, authorization: &str) -> Result<Value> {
+    pub(super) async fn get_json(&self, path: &str, authorization: &str) -> Result<Value> {
         let answer = self.get(path, authorization).await?;
         let status = answer.status();
         let body: Value = answer.json().await?;
@@ -178,7 +175,7 @@ impl Suite {
         Ok(body)
     }
 
-    pub async fn process_overage(&self) -> Result<Value> {
+    pub(super) async fn process_overage(&self) -> Result<Value> {
         let url = format!("{}/api/cron/process-overage", self.gateway);
         let answer = self.http.post(url).bearer_auth(CRON_SECRET).send().await?;
         ensure!(answer.status() == 200, "{answer:?}");
@@ -187,7 +184,12 @@ impl Suite {
 }
 
 impl Server {
-    async fn start(command: &'static str, main_var: &str, operations_var: &str, env: &HashMap<&str, String>) -> Result<Self> {
+    async fn start(
+        command: &'static str,
+        main_var: &str,
+        operations_var: &str,
+        env: &HashMap<&str, String>,
+    ) -> Result<Self> {
         let mut child = Command::new(env!("CARGO_BIN_EXE_nexus"))
             .arg(command)
             .env_clear()
@@ -206,26 +208,21 @@ impl Server {
             if entry["message"] != "listening" {
                 continue;
             }
-            let address = |field: &str| entry[field].as_str().map(str::to_owned).context("an address");
-            let (main, operations) = (address("main")?, address("operations")?);
-            let rest = tokio::spawn(async move {
-                while let Ok(Some(line)) = lines.next_line().await {
-                    log.push(line);
-                }
-                log
-            });
-            return Ok(Self { child, main, operations, log: rest });
+            let main = entry["main"].as_str().context("an address")?.to_owned();
+            // Read on, so that the server never waits for its log to be read.
+            tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+            return Ok(Self { child, main });
         }
         bail!("nexus {command} ended before it listened:\n{}", log.join("\n"))
     }
 }
 
-pub fn id(object: &Value) -> Result<&str> {
+pub(super) fn id(object: &Value) -> Result<&str> {
     object["id"].as_str().with_context(|| format!("no id: {object}"))
 }
 
 /// An event of now.
-pub fn event(eco_id: &str, units: i64) -> UsageEvent {
+pub(super) fn event(eco_id: &str, units: i64) -> UsageEvent {
     UsageEvent {
         eco_id: eco_id.to_owned(),
         event_id: Uuid::now_v7().to_string(),

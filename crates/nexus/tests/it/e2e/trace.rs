@@ -24,7 +24,10 @@ struct Collector(mpsc::UnboundedSender<Span>);
 
 #[tonic::async_trait]
 impl TraceService for Collector {
-    async fn export(&self, request: Request<ExportTraceServiceRequest>) -> Result<Response<ExportTraceServiceResponse>, Status> {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let scopes = request.into_inner().resource_spans.into_iter().flat_map(|r| r.scope_spans);
         for span in scopes.flat_map(|s| s.spans) {
             self.0.send(span).map_err(|_| Status::unavailable("the test is over"))?;
@@ -41,7 +44,9 @@ async fn a_trace_reaches_from_the_gateways_caller_to_the_database() -> Result<()
     let server = Server::builder().add_service(TraceServiceServer::new(Collector(sender)));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
 
-    let suite = Suite::start_with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint), ("OTEL_BSP_SCHEDULE_DELAY", "100")]).await?;
+    let suite =
+        Suite::start_with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint), ("OTEL_BSP_SCHEDULE_DELAY", "100")])
+            .await?;
     let key = suite.account("eco_a", Plan::Free).await?;
     let answer = suite
         .http
@@ -53,11 +58,14 @@ async fn a_trace_reaches_from_the_gateways_caller_to_the_database() -> Result<()
     assert_eq!(answer.status(), 200);
 
     // What must be in the trace: the gateway's span, an RPC of usage-svc, and a statement below it.
-    let mut missing = vec!["/api/secure/ping", "rpc.UsageService.CheckQuota", "rpc.UsageService.RecordUsage", "db."];
+    let mut missing =
+        vec!["/api/secure/ping", "rpc.UsageService.CheckQuota", "rpc.UsageService.RecordUsage", "db."];
     let mut seen = Vec::new();
     while !missing.is_empty() {
         let span = tokio::time::timeout(Duration::from_secs(20), spans.recv()).await;
-        let span = span.with_context(|| format!("missing {missing:?} among {seen:?}"))?.context("the collector is there")?;
+        let span = span
+            .with_context(|| format!("missing {missing:?} among {seen:?}"))?
+            .context("the collector is there")?;
         let trace: String = span.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
         if trace == TRACE {
             missing.retain(|name| !span.name.contains(name));

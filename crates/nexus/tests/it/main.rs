@@ -1,0 +1,3 @@
+//! The one binary, as its users run it.
+
+mod e2e;
