@@ -27,3 +27,9 @@ pub async fn refresh(db: &mut PgConnection) -> sqlx::Result<()> {
 pub async fn try_run(db: &mut PgConnection) -> sqlx::Result<bool> {
     sqlx::query_scalar!(r#"select pg_try_advisory_lock($1, $2) as "taken!""#, CLASS, RUN).fetch_one(db).await
 }
+
+/// Gives the lease of a run back.
+#[tracing::instrument(name = "db.lease.end_run", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn end_run(db: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"select pg_advisory_unlock($1, $2) as "held!""#, CLASS, RUN).fetch_one(db).await
+}

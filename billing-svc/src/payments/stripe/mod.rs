@@ -147,14 +147,18 @@ fn doubt(error: &RequestError) -> Doubt {
         }
         RequestError::Answer(answer) => (advice(answer), answer.retry_after),
     };
-    if let RequestError::Answer(answer) = error {
-        tracing::debug!(
-            request_id = answer.request_id,
-            status = answer.status,
-            "Stripe left an outcome open"
-        );
-    }
-    Doubt { advice, retry_after, message: error.to_string() }
+    let message = match error {
+        RequestError::Connection(_) => "no answer from Stripe".to_owned(),
+        RequestError::Timeout => "no answer from Stripe in time".to_owned(),
+        RequestError::Unreadable(_) => "an answer from Stripe that cannot be read".to_owned(),
+        RequestError::Answer(answer) => format!("Stripe answered {}", answer.status),
+    };
+    let request_id = match error {
+        RequestError::Answer(answer) => answer.request_id.as_deref(),
+        _ => None,
+    };
+    tracing::info!(%error, request_id, "Stripe left an outcome open");
+    Doubt { advice, retry_after, message }
 }
 
 fn advice(answer: &ErrorAnswer) -> Advice {
