@@ -5,4 +5,5 @@ mod engine;
 mod overage;
 mod payments;
 mod process_overage;
+mod runs;
 mod support;

@@ -242,3 +242,17 @@ pub(crate) async fn until(db: &TestDb, query: &'static str) -> Result<()> {
         tokio::task::yield_now().await;
     }
 }
+
+/// A run that is called for by a task of its own.
+pub(crate) fn begin(billing: &Billing) -> JoinHandle<Result<ProcessOverageResponse>> {
+    let mut client = billing.client.clone();
+    tokio::spawn(async move {
+        let request = runner()?.request(ProcessOverageRequest::default());
+        Ok(client.process_overage(request).await?.into_inner())
+    })
+}
+
+/// A run limited to one account.
+pub(crate) fn only(eco_id: &str) -> ProcessOverageRequest {
+    ProcessOverageRequest { account_ids: vec![eco_id.to_owned()], ..Default::default() }
+}
