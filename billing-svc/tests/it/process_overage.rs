@@ -285,3 +285,53 @@ async fn what_was_charged_too_high_becomes_a_credit() -> Result<()> {
     assert_eq!(sim.amounts().await?, [100, -40]);
     billing.stop().await
 }
+
+#[tokio::test]
+async fn an_account_whose_plan_has_no_price_in_its_currency_is_parked_until_there_is_one() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = Billing::start(&db, &sim.base).await?;
+    sim.pro(&db, "eco_a").await?;
+    sqlx::query("update eco_identities set currency_code = 'EUR'").execute(&db.pool).await?;
+    record(&db, "eco_a", 100_100).await?;
+    let run = billing.run_all().await?;
+    assert_eq!((run.charged_count, run.errors.len()), (0, 1));
+    assert_eq!(run.errors[0].reason, "NO_PRICE_IN_CURRENCY");
+    assert_eq!(run.errors[0].message, "The plan of eco_a has no price in EUR");
+    let again = billing.run_all().await?;
+    assert_eq!((again.processed_count, again.errors.len()), (0, 0));
+
+    let price = "insert into eco_plan_prices (plan, version, currency_code, monthly_micros, overage_micros)
+                 values ('pro', 1, 'EUR', 45000000, 2000)";
+    sqlx::query(price).execute(&db.pool).await?;
+    let run = billing.run_all().await?;
+    // Charged, though not in the dollars that the sum is in.
+    assert_eq!((run.charged_count, run.total_micros, run.errors.len()), (1, 0, 0));
+    let item = &sim.items().await?[0];
+    assert_eq!((&item["amount"], &item["currency"]), (&json!(20), &json!("eur")));
+    billing.stop().await
+}
+
+#[tokio::test]
+async fn charges_are_listed_newest_first_page_by_page() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = Billing::start(&db, &sim.base).await?;
+    sim.pro(&db, "eco_a").await?;
+    record(&db, "eco_a", 100_000).await?;
+    for _ in 0..3 {
+        record(&db, "eco_a", 10).await?;
+        assert_eq!(billing.run_all().await?.charged_count, 1);
+    }
+    let mut request = ListChargesRequest { page_size: 2, ..Default::default() };
+    let mut sequences = Vec::new();
+    loop {
+        let page =
+            billing.client.clone().list_charges(user("eco_a")?.request(request.clone())).await?.into_inner();
+        sequences.extend(page.charges.iter().map(|charge| charge.sequence));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(sequences, [3, 2, 1]);
+    billing.stop().await
+}

@@ -246,3 +246,20 @@ async fn only_a_service_with_the_scope_may_run_it_and_bad_fields_are_named() -> 
     ensure!(refused.message().contains("request_id") && refused.message().contains("account_ids[1]"));
     billing.stop().await
 }
+
+#[tokio::test]
+async fn a_run_can_be_limited_to_accounts() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = Billing::start(&db, &sim.base).await?;
+    for eco_id in ["eco_0", "eco_1"] {
+        sim.pro(&db, eco_id).await?;
+        record(&db, eco_id, 100_100).await?;
+    }
+    let dry = billing.run(ProcessOverageRequest { dry_run: true, ..only("eco_1") }).await?;
+    assert_eq!((dry.planned_charges.len(), dry.planned_charges[0].eco_id.as_str()), (1, "eco_1"));
+    assert_eq!(billing.run(only("eco_1")).await?.charged_count, 1);
+    assert_eq!(sim.items().await?[0]["metadata"]["eco_id"], json!("eco_1"));
+    assert_eq!(billing.run_all().await?.charged_count, 1);
+    assert_eq!(sim.items().await?[1]["metadata"]["eco_id"], json!("eco_0"));
+    billing.stop().await
+}

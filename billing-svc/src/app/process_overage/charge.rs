@@ -72,6 +72,7 @@ enum Settled {
 }
 
 /// Charges what an account owes, period by period, and stops at the first failure.
+#[tracing::instrument(name = "overage.account", skip_all, fields(eco_id = periods.first().map(|p| p.0.as_str())))]
 pub async fn charge_account(context: &ChargeContext, periods: &[PeriodKey]) -> AccountResult {
     let mut result = AccountResult::default();
     for period in periods {

@@ -12,6 +12,7 @@ use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
@@ -165,11 +166,14 @@ impl Engine {
             live: sender,
         };
         let killed = self.killed.clone();
-        self.tasks.spawn(async move {
+        // Within the caller's trace, although not within its call.
+        let span = tracing::info_span!("overage.run", %run_id);
+        let task = async move {
             if killed.run_until_cancelled(run.run(lease)).await.is_none() {
                 tracing::warn!(%run_id, "a run was cut off with the server");
             }
-        });
+        };
+        self.tasks.spawn(task.instrument(span));
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(current.clone());
         current
     }

@@ -43,7 +43,6 @@ pub(super) struct Run {
 
 impl Run {
     /// Works to the end. `lease` is the connection that holds the lease.
-    #[tracing::instrument(name = "overage.run", skip_all, fields(run_id = %self.context.run_id))]
     pub(super) async fn run(self, mut lease: PgConnection) {
         let working = CancellationToken::new();
         let work = async {

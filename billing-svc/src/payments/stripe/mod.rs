@@ -163,10 +163,12 @@ fn doubt(error: &RequestError) -> Doubt {
 
 fn advice(answer: &ErrorAnswer) -> Advice {
     let same_again = answer.status >= 500 && answer.replayed;
-    let other_parameters = answer.status == 400 && answer.error.kind.as_deref() == Some("idempotency_error");
+    let other_parameters = answer.error.kind.as_deref() == Some("idempotency_error") && answer.status == 400;
+    // A request that is wrong, or not allowed to us, stays so for now; a lock or a rate limit passes.
+    let stays = matches!(answer.status, 400..=499) && !matches!(answer.status, 409 | 424 | 429);
     if same_again || other_parameters {
         Advice::Look
-    } else if matches!(answer.status, 401 | 403) || answer.should_retry == Some(false) {
+    } else if answer.should_retry.map_or(stays, |again| !again) {
         Advice::Later
     } else {
         Advice::Again
