@@ -16,8 +16,8 @@ const PING: &str = "/api/secure/ping";
 impl Suite {
     /// Waits until an event waits for the log, which is locked.
     async fn recording_waits(&self) -> Result<()> {
-        let query = "select exists (select from pg_locks where relation = 'eco_api_usage'::regclass
-                     and mode = 'RowExclusiveLock' and not granted)";
+        let query = "select exists (select from pg_stat_activity where datname = current_database()
+                     and wait_event_type = 'Lock' and query ~* '^\\s*(insert into|copy) eco_api_usage')";
         let waits = async {
             while !sqlx::query_scalar::<_, bool>(query).fetch_one(&self.db.pool).await? {}
             anyhow::Ok(())
