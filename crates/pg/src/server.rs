@@ -154,6 +154,7 @@ impl Server {
         Err(Error::WillNotStop { pid: self.pid() })
     }
 
+    #[expect(clippy::disallowed_methods, reason = "runs in Drop too, where nothing can be awaited")]
     fn ended_within(&mut self, limit: Duration) -> Result<bool, Error> {
         let deadline = Instant::now() + limit;
         loop {

@@ -1,4 +1,4 @@
-//! A proxy before the test server that can be cut: what a service sees when its database goes away.
+//! A proxy before a server that can be cut: what a caller sees when its database, or a service, goes away.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{db::TestDb, settings::ANY_PORT};
 
-/// Forwards to the test server until it is cut.
+/// Forwards to a server until it is cut.
 pub struct Proxy {
     address: SocketAddr,
     up: watch::Sender<bool>,
@@ -34,11 +34,25 @@ impl Proxy {
             Some(folder) => Server::Socket(folder.join(format!(".s.PGSQL.{}", options.get_port()))),
             None => Server::Tcp(options.get_host().to_owned(), options.get_port()),
         };
+        Self::start(server).await
+    }
+
+    /// A proxy before a server that listens here.
+    pub async fn before_tcp(server: SocketAddr) -> Result<Self> {
+        Self::start(Server::Tcp(server.ip().to_string(), server.port())).await
+    }
+
+    async fn start(server: Server) -> Result<Self> {
         let listener = TcpListener::bind(ANY_PORT).await?;
         let address = listener.local_addr()?;
         let (up, state) = watch::channel(true);
         tokio::spawn(forward(listener, server, state));
         Ok(Self { address, up })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Settings of a service that reaches the database through this proxy.

@@ -1,5 +1,7 @@
 //! `GET /api/secure/ping`: a tracked endpoint.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use nexus_core::plan::Plan;
 use sqlx::Row;
@@ -12,6 +14,17 @@ use crate::{
 const PING: &str = "/api/secure/ping";
 
 impl Suite {
+    /// Waits until an event waits for the log, which is locked.
+    async fn recording_waits(&self) -> Result<()> {
+        let query = "select exists (select from pg_stat_activity where datname = current_database()
+                     and wait_event_type = 'Lock' and query ~* '^\\s*(insert into|copy) eco_api_usage')";
+        let waits = async {
+            while !sqlx::query_scalar::<_, bool>(query).fetch_one(&self.db.pool).await? {}
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(Duration::from_secs(20), waits).await?
+    }
+
     /// Units recorded of an account.
     async fn recorded(&self, eco_id: &str) -> Result<i64> {
         let query = "select coalesce(sum(units_count), 0)::bigint from eco_api_usage where eco_id = $1";
@@ -40,6 +53,50 @@ async fn an_answered_call_is_metered() -> Result<()> {
     assert_eq!(shown, ("eco_free".into(), PING.into(), "GET".into(), 200, 1, key_id));
     let current = suite.get_as("eco_free", "/api/usage/current").await?;
     assert_eq!(current.body["api_calls"], 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_recording_whose_fate_is_unknown_is_sent_again_as_the_same_event() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_free", Plan::Free).await?;
+    let key = suite.api_key("eco_free", false).await?;
+    let mut lock = suite.db.pool.begin().await?;
+    sqlx::query("lock table eco_api_usage in share mode").execute(&mut *lock).await?;
+    let mut ping = tokio::spawn(suite.request("GET", PING)?.header("authorization", &key).send());
+    tokio::select! {
+        waits = suite.recording_waits() => waits?,
+        answered = &mut ping => anyhow::bail!("the call did not wait for its recording: {answered:?}"),
+    }
+    suite.cut_usage();
+    lock.rollback().await?;
+    suite.mend_usage();
+    assert_eq!(ping.await??.status(), 200);
+    assert_eq!(suite.recorded("eco_free").await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_call_that_cannot_be_recorded_in_time_is_not_answered() -> Result<()> {
+    let suite = Suite::start_with(|config| config.backend_timeout = Duration::from_secs(1)).await?;
+    suite.account("eco_free", Plan::Free).await?;
+    let key = suite.api_key("eco_free", false).await?;
+    let mut lock = suite.db.pool.begin().await?;
+    sqlx::query("lock table eco_api_usage in share mode").execute(&mut *lock).await?;
+    let answer = suite.get(PING, &key).await?;
+    assert_eq!((answer.status.as_u16(), &answer.body["error"]), (503, &"Service unavailable".into()));
+    assert_eq!(answer.header("x-ratelimit-limit"), None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_key_of_a_closed_account_opens_nothing() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_gone", Plan::Free).await?;
+    let key = suite.api_key("eco_gone", false).await?;
+    let close = "update eco_identities set status = 'closed', closed_time = now() where eco_id = 'eco_gone'";
+    sqlx::query(close).execute(&suite.db.pool).await?;
+    assert_answer!(suite.get(PING, &key).await?);
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Everything that runs in a test.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -58,6 +58,7 @@ pub(crate) struct Suite {
     http: reqwest::Client,
     usage_client: UsageServiceClient<Channel>,
     database: Proxy,
+    usage_link: Proxy,
     usage: Option<Running>,
     billing: Option<Running>,
     analytics: Option<Running>,
@@ -76,14 +77,15 @@ impl Suite {
         let db_args = database.args(&db)?;
         let (stripe, stripe_stop) = stripe().await?;
         let (usage_addr, usage) = usage(db_args.clone()).await?;
+        let usage_link = Proxy::before_tcp(usage_addr).await?;
         let (billing_addr, billing) = billing(db_args.clone(), stripe.clone()).await?;
         let (analytics_addr, analytics) = analytics(db_args).await?;
         let mut config = nexus_gateway::Config {
             http_addr: ANY_PORT,
             metrics_addr: ANY_PORT,
-            usage_addr: usage_addr.clone(),
-            billing_addr,
-            analytics_addr,
+            usage_addr: format!("http://{}", usage_link.address()),
+            billing_addr: format!("http://{billing_addr}"),
+            analytics_addr: format!("http://{analytics_addr}"),
             backend_timeout: Duration::from_secs(5),
             cron_secret: Some(CRON_SECRET.into()),
             auth: settings::auth_args(),
@@ -101,8 +103,9 @@ impl Suite {
             operations,
             stripe,
             http: nexus_testkit::http::client(),
-            usage_client: nexus_client::usage(nexus_client::channel(&usage_addr)?),
+            usage_client: nexus_client::usage(nexus_client::channel(&format!("http://{usage_addr}"))?),
             database,
+            usage_link,
             usage: Some(usage),
             billing: Some(billing),
             analytics: Some(analytics),
@@ -116,6 +119,15 @@ impl Suite {
 
     pub(crate) fn mend_database(&self) {
         self.database.mend();
+    }
+
+    /// Cuts the gateway off from usage-svc, which runs on.
+    pub(crate) fn cut_usage(&self) {
+        self.usage_link.cut();
+    }
+
+    pub(crate) fn mend_usage(&self) {
+        self.usage_link.mend();
     }
 
     pub(crate) async fn stop_usage(&mut self) -> Result<()> {
@@ -238,7 +250,7 @@ async fn stripe() -> Result<(String, CancellationToken)> {
     Ok((address, stop))
 }
 
-async fn usage(db: DbArgs) -> Result<(String, Running)> {
+async fn usage(db: DbArgs) -> Result<(SocketAddr, Running)> {
     let config = nexus_usage::Config {
         grpc_addr: ANY_PORT,
         metrics_addr: ANY_PORT,
@@ -249,11 +261,11 @@ async fn usage(db: DbArgs) -> Result<(String, Running)> {
         db,
     };
     let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
-    let address = format!("http://{}", listeners.main_addr()?);
+    let address = listeners.main_addr()?;
     Ok((address, Running::start(|stop| async { Ok(nexus_usage::serve(config, listeners, stop).await?) })))
 }
 
-async fn billing(db: DbArgs, stripe: String) -> Result<(String, Running)> {
+async fn billing(db: DbArgs, stripe: String) -> Result<(SocketAddr, Running)> {
     let config = nexus_billing::Config {
         grpc_addr: ANY_PORT,
         metrics_addr: ANY_PORT,
@@ -269,11 +281,11 @@ async fn billing(db: DbArgs, stripe: String) -> Result<(String, Running)> {
         overage_concurrency: 4,
     };
     let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
-    let address = format!("http://{}", listeners.main_addr()?);
+    let address = listeners.main_addr()?;
     Ok((address, Running::start(|stop| async { Ok(nexus_billing::serve(config, listeners, stop).await?) })))
 }
 
-async fn analytics(db: DbArgs) -> Result<(String, Running)> {
+async fn analytics(db: DbArgs) -> Result<(SocketAddr, Running)> {
     let config = nexus_analytics::Config {
         grpc_addr: ANY_PORT,
         metrics_addr: ANY_PORT,
@@ -282,6 +294,6 @@ async fn analytics(db: DbArgs) -> Result<(String, Running)> {
         db,
     };
     let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
-    let address = format!("http://{}", listeners.main_addr()?);
+    let address = listeners.main_addr()?;
     Ok((address, Running::start(|stop| async { Ok(nexus_analytics::serve(config, listeners, stop).await?) })))
 }
