@@ -90,3 +90,34 @@ pub(crate) fn thousands(number: f64) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_separators() {
+        let shown = [0.4, 999.6, 1_000.0, 12_345.0, 123_456.0, 1_234_567.0].map(thousands);
+        assert_eq!(shown, ["0", "1,000", "1,000", "12,345", "123,456", "1,234,567"]);
+    }
+
+    #[test]
+    fn the_median_is_that_of_the_rates() {
+        let report = |done, seconds| Report { done, seconds, p50_ms: 0.0, p99_ms: 0.0 };
+        let median = |reports: Vec<Report>| Report::median(reports).rate();
+        assert_eq!(median(vec![report(90, 1.0), report(100, 10.0), report(30, 2.0)]), 15.0);
+        assert_eq!(median(vec![report(2, 1.0), report(1, 1.0)]), 1.0);
+    }
+
+    #[test]
+    fn percentiles_are_in_milliseconds() -> Result<()> {
+        let (mut one, mut other) = (Latencies::new()?, Latencies::new()?);
+        (1..=50).try_for_each(|ms| one.record(Duration::from_millis(ms)))?;
+        (51..=100).try_for_each(|ms| other.record(Duration::from_millis(ms)))?;
+        one.merge(&other)?;
+        let report = Report::new(100, Duration::from_secs(2), &one);
+        assert_eq!(report.rate(), 50.0);
+        assert!((report.p50_ms - 50.0).abs() < 0.1 && (report.p99_ms - 99.0).abs() < 0.1, "{report:?}");
+        Ok(())
+    }
+}

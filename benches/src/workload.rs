@@ -104,3 +104,53 @@ impl Workload {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn calls(shape: &str, events: u32) -> HashMap<String, f64> {
+        let mut workload = Workload::new(shape.parse().expect("a shape"), 20);
+        let mut calls = HashMap::new();
+        (0..events).for_each(|_| *calls.entry(workload.event().eco_id).or_default() += 1.0);
+        calls
+    }
+
+    #[test]
+    fn calls_spread_by_zipf_or_alike() {
+        let zipf = calls("100:zipf", 100_000);
+        let first = zipf[&account(0)];
+        for rank in [2, 4, 10] {
+            let ratio = first / zipf[&account(rank - 1)] / f64::from(rank);
+            assert!((ratio - 1.0).abs() < 0.1, "the account of rank {rank} has {ratio} of its share");
+        }
+        let uniform = calls("100:uniform", 100_000);
+        assert_eq!(uniform.len(), 100);
+        assert!(uniform.values().all(|n| (n / 1_000.0 - 1.0).abs() < 0.2), "{uniform:?}");
+    }
+
+    #[test]
+    fn the_same_calls_come_again_under_ids_that_grow() {
+        let mut runs = [0, 0].map(|_| Workload::new("10:zipf".parse().expect("a shape"), 20));
+        let mut last = Uuid::nil();
+        for _ in 0..1_000 {
+            let [one, other] = runs.each_mut().map(Workload::event);
+            assert!(last < one.event_id && one.event_id < other.event_id);
+            last = other.event_id;
+            let call = |e: Event| (e.eco_id, e.endpoint, e.status_code, e.response_time_ms);
+            assert_eq!(call(one), call(other));
+        }
+    }
+
+    #[test]
+    fn a_shape_reads_as_it_is_written() {
+        for shape in ["100:uniform", "10000:zipf"] {
+            assert_eq!(shape.parse::<Shape>().expect("a shape").to_string(), shape);
+        }
+        for wrong in ["", "100", "0:zipf", "100:other", "1000001:zipf", ":zipf"] {
+            assert!(wrong.parse::<Shape>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -42,18 +42,21 @@ async fn an_endpoint_merges_its_days_and_status_classes() -> Result<()> {
     let today: Vec<i32> = (0..400).map(|i| 50 + i % 97).collect();
     let before: Vec<i32> = (0..90).map(|i| 900 + 7 * i).collect();
     let failed: Vec<i32> = (0..10).map(|i| 5_000 + 100 * i).collect();
+    let elsewhere = [60_000; 2_000];
     for row in [
         Rollup { latencies_ms: &today, ..rollup("/v1/x", 760) },
         Rollup { latencies_ms: &before, days_ago: 6, ..rollup("/v1/x", 190) },
         Rollup { latencies_ms: &failed, status_class: 5, ..rollup("/v1/x", 50) },
-        Rollup { days_ago: 7, ..rollup("/v1/x", 1_000_000) },
-        Rollup { eco_id: "eco_ben", ..rollup("/v1/x", 1_000_000) },
+        Rollup { days_ago: 7, latencies_ms: &elsewhere, ..rollup("/v1/x", 1_000_000) },
+        Rollup { eco_id: "eco_ben", latencies_ms: &elsewhere, ..rollup("/v1/x", 1_000_000) },
+        Rollup { method: "PUT", days_ago: 1, latencies_ms: &elsewhere, ..rollup("/v1/x", 5) },
     ] {
         row.insert(app.pool()).await?;
     }
     let answer = list(&app, &user(ANA)?, own(0, "")).await?.into_inner();
     assert_eq!((answer.days_count, answer.next_page_token.as_str()), (7, ""));
-    let [x] = &answer.endpoints[..] else { panic!("one endpoint, not {answer:?}") };
+    let [x, put] = &answer.endpoints[..] else { panic!("two endpoints, not {answer:?}") };
+    assert_eq!((put.method.as_str(), put.total_count), ("PUT", 5));
     assert_eq!((x.endpoint.as_str(), x.method.as_str(), x.total_count), ("/v1/x", "GET", 1_000));
     assert!((x.success_rate - 0.95).abs() < 1e-12, "units, not calls: {}", x.success_rate);
 

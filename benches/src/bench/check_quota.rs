@@ -9,7 +9,7 @@ use prost::Message;
 use super::{server_environment, token};
 use crate::{
     database::Database,
-    measure::{Report, print_table},
+    measure::{Report, print_table, thousands},
     process::{self, Environment, ServerProcess, TOKEN_VARIABLE},
     workload,
 };
@@ -57,10 +57,10 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         server.stop().await?;
     }
     let title = format!(
-        "CheckQuota: {} connections x {} in flight, {} accounts, PostgreSQL {}, median of {} rounds of {} s",
+        "CheckQuota: {} connections x {} in flight, {} accounts, PostgreSQL {}, median of {} round(s) of {} s",
         args.connections,
         args.in_flight,
-        args.accounts,
+        thousands(f64::from(args.accounts)),
         database.version(),
         args.rounds,
         args.seconds
