@@ -28,6 +28,8 @@ pub enum Error {
     AccountNotFound(EcoId),
     #[error("{0} belongs to another account")]
     Taken(&'static str),
+    #[error("the server is stopping")]
+    Stopping,
     #[error(transparent)]
     OutOfRange(#[from] OutOfRange),
     #[error("database: {0}")]
@@ -45,6 +47,7 @@ impl From<Error> for Status {
                 "an account with this eco_id exists",
             ),
             Error::Taken(_) => status::with_reason(Code::AlreadyExists, "STRIPE_ID_TAKEN", error.to_string()),
+            Error::Stopping => status::unavailable("STOPPING", error.to_string(), status::RETRY_SOON),
             Error::OutOfRange(e) => {
                 tracing::error!(error = %e, "an amount cannot be computed");
                 status::internal()

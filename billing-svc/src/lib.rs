@@ -26,10 +26,13 @@ use nexus_kit::{
     auth::Authenticator,
     db::{self, Role},
     metrics::Metrics,
-    serve::{GrpcServer, Listeners},
+    serve::{GrpcServer, Listeners, drained},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+
+use app::process_overage::{Engine, Pace};
+use payments::stripe::Stripe;
 
 pub use config::Config;
 pub use error::{Error, StartError};
@@ -50,7 +53,20 @@ pub async fn serve(
     let pool = db::pool(&config.db, Role::Billing)?;
     let refresher = tokio::spawn(app::refresh::refresher(pool.clone(), shutdown.clone()));
     let _stop_with_us = AbortOnDrop(refresher);
-    let service = grpc::Service { pool: pool.clone() };
+    let engine = Arc::new(Engine::new(
+        pool.clone(),
+        Arc::new(Stripe::new(&config.stripe)?),
+        Pace::new(config.stripe.stripe_rate_per_second),
+        config.overage_concurrency as usize,
+        shutdown.clone(),
+    ));
+    let _end_with_us = engine.kill_guard();
+    let service = grpc::Service {
+        pool: pool.clone(),
+        engine: engine.clone(),
+        request_timeout: config.serve.request_timeout,
+    };
+    let grace = config.serve.shutdown_grace;
     let server = GrpcServer {
         routes: Routes::new(grpc::server(service)),
         services: &["nexus.billing.v1.BillingService"],
@@ -63,7 +79,16 @@ pub async fn serve(
             Box::pin(async move { db::ready(&pool).await })
         }),
     };
-    Ok(server.serve(listeners, shutdown).await?)
+    let serving = async {
+        let served = server.serve(listeners, shutdown.clone()).await;
+        shutdown.cancel();
+        served
+    };
+    let runs = async {
+        shutdown.cancelled().await;
+        drained(engine.finished(), &shutdown, grace).await
+    };
+    Ok(tokio::join!(serving, runs).0?)
 }
 
 /// Ends a task with its owner, so that nothing of a server outlives it.

@@ -138,3 +138,106 @@ impl Facts {
         Ok(self.price == Price::NoneInCurrency && self.overage()?.units > 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn facts(price: UnitPrice, included: i64) -> Facts {
+        let start = DateTime::UNIX_EPOCH;
+        Facts {
+            eco_id: "eco_a".to_owned(),
+            period: Period { start, end: start + TimeDelta::days(31) },
+            plan: Plan::Pro,
+            plan_version: 1,
+            status: SubscriptionStatus::Active,
+            currency: Currency::USD,
+            included: Some(included),
+            price: Price::Is(price),
+            segment_units: vec![0],
+            last_event_time: None,
+            summary: None,
+            parked_reason: None,
+            stripe_customer_id: None,
+            stripe_subscription_id: None,
+            ledger: Ledger::default(),
+            now: start,
+        }
+    }
+
+    /// A run: the difference goes to the ledger.
+    fn charge(facts: &mut Facts) -> Result<i64, OutOfRange> {
+        let Some(difference) = facts.difference()? else { return Ok(0) };
+        assert_eq!(difference.units_from, facts.ledger.units);
+        facts.ledger.billed.0 += difference.amount.0;
+        facts.ledger.units = difference.units_to;
+        facts.ledger.last_sequence += 1;
+        Ok(difference.amount.0)
+    }
+
+    proptest! {
+        #[test]
+        fn daily_charges_add_up_to_what_is_due_to_the_cent(
+            micros in 1..50_000_i64,
+            per_units in 1..1_000_i64,
+            included in 0..2_000_i64,
+            days in prop::collection::vec(0..3_000_i64, 1..40),
+        ) {
+            let mut facts = facts(UnitPrice { micros, per_units }, included);
+            let mut charges = 0;
+            for units in &days {
+                facts.segment_units[0] += units;
+                let amount = charge(&mut facts).map_err(|e| TestCaseError::fail(e.to_string()))?;
+                charges += amount;
+                // Whole cents, never a credit for more usage, and less than a cent is carried.
+                prop_assert!(amount >= 0 && amount % 10_000 == 0);
+                let total: i64 = facts.segment_units.iter().sum();
+                let exact = i128::from((total - included).max(0)) * i128::from(micros) / i128::from(per_units);
+                let carried = exact - i128::from(charges);
+                prop_assert!((0..10_000).contains(&carried), "carried {carried}");
+                prop_assert_eq!(charge(&mut facts), Ok(0), "a second run charges nothing");
+            }
+            // Settlement: half up, once.
+            let exact = facts.overage().map(|o| o.exact.0);
+            facts.now = facts.period.end + TimeDelta::hours(24);
+            charges += charge(&mut facts).map_err(|e| TestCaseError::fail(e.to_string()))?;
+            let rounded = exact.map(|exact| (exact + 5_000) / 10_000 * 10_000);
+            prop_assert_eq!(Ok(charges), rounded);
+            prop_assert_eq!(charge(&mut facts), Ok(0));
+        }
+
+        #[test]
+        fn segments_of_one_plan_are_as_good_as_one(units in prop::collection::vec(0..100_000_i64, 1..6)) {
+            let price = UnitPrice { micros: 1_000, per_units: 1 };
+            let mut split = facts(price, 100_000);
+            split.segment_units = units.clone();
+            let mut whole = facts(price, 100_000);
+            whole.segment_units = vec![units.iter().sum()];
+            prop_assert_eq!(split.overage(), whole.overage());
+        }
+    }
+
+    #[test]
+    fn settlement_begins_24_hours_after_the_period() {
+        let mut facts = facts(UnitPrice { micros: 1_000, per_units: 1 }, 0);
+        facts.segment_units = vec![15];
+        facts.now = facts.period.end + TimeDelta::hours(24) - TimeDelta::microseconds(1);
+        assert_eq!(facts.due(), Ok(Micros(10_000)));
+        facts.now = facts.period.end + TimeDelta::hours(24);
+        assert_eq!(facts.due(), Ok(Micros(20_000)));
+    }
+
+    #[test]
+    fn no_price_no_overage_and_no_price_in_the_currency_is_told_apart() {
+        let mut facts = facts(UnitPrice { micros: 0, per_units: 1 }, 100);
+        facts.segment_units = vec![500];
+        assert_eq!(facts.overage(), Ok(Overage::default()));
+        assert_eq!(facts.is_unpriced(), Ok(false));
+        facts.price = Price::NoneInCurrency;
+        assert_eq!(facts.is_unpriced(), Ok(true));
+        assert_eq!(facts.difference(), Ok(None));
+    }
+}

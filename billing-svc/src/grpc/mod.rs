@@ -1,7 +1,10 @@
 //! The gRPC side: each RPC says who may call, parses, runs one use case and converts the answer.
 
 mod accounts;
+mod deadline;
 mod overage;
+
+use std::{sync::Arc, time::Duration};
 
 use nexus_kit::{
     auth::{Caller, Scope},
@@ -14,14 +17,23 @@ use nexus_proto::billing::v1::{
     *,
 };
 use sqlx::PgPool;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
+use uuid::Uuid;
 
-use crate::{app, error::Error};
+use crate::{
+    app::{self, process_overage::Engine},
+    error::Error,
+};
 
 /// The service.
 pub struct Service {
     /// Connections that act as the service's role.
     pub pool: PgPool,
+    /// Runs ProcessOverage.
+    pub engine: Arc<Engine>,
+    /// Longest time one call may take.
+    pub request_timeout: Duration,
 }
 
 /// The tonic server: message sizes bounded, compressed requests accepted.
@@ -37,9 +49,19 @@ pub fn server(service: Service) -> BillingServiceServer<Service> {
 impl BillingService for Service {
     async fn process_overage(
         &self,
-        _request: Request<ProcessOverageRequest>,
+        request: Request<ProcessOverageRequest>,
     ) -> Result<Response<ProcessOverageResponse>, Status> {
-        Err(status::not_implemented("ProcessOverage"))
+        Caller::of(&request)?.require_scope(Scope::BillingRun)?;
+        let started = Instant::now();
+        let wait_until = started + deadline::patience(request.metadata(), self.request_timeout);
+        let asked = overage::process_request(request.into_inner()).map_err(Error::from)?;
+        if asked.dry_run {
+            let accounts = asked.run.accounts.as_deref();
+            let plan = app::process_overage::dry_run(&self.pool, accounts).await?;
+            return Ok(Response::new(overage::planned(plan, started.elapsed())));
+        }
+        let answer = self.engine.process(asked.run, Uuid::now_v7(), wait_until).await?;
+        Ok(Response::new(overage::processed(answer)))
     }
 
     async fn get_overage(

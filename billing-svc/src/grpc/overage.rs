@@ -1,17 +1,23 @@
 //! Requests and answers about overage and charges.
 
+use std::time::Duration;
+
 use nexus_core::{id::EcoId, money};
 use nexus_kit::{convert::timestamp, page, validate::Violations};
 use nexus_proto::billing::v1 as pb;
 
 use crate::{
-    app::list_charges::Cursor,
+    app::{list_charges::Cursor, process_overage as app},
     domain::{
         charge::{Charge, ChargeStatus},
         overage::Facts,
+        run::Figures,
     },
     error::Error,
 };
+
+/// Accounts that a run may be limited to.
+const MAX_ACCOUNTS: usize = 1_000;
 
 /// An account's overage for the wire. The current period is never settled: what is due is rounded down.
 pub(super) fn overage(facts: Facts) -> Result<pb::GetOverageResponse, Error> {
@@ -67,5 +73,82 @@ pub(super) fn charge(charge: Charge) -> pb::Charge {
         period_start_time: Some(timestamp(charge.period.start)),
         period_end_time: Some(timestamp(charge.period.end)),
         create_time: Some(timestamp(charge.created_time)),
+    }
+}
+
+/// What is asked of ProcessOverage.
+pub(super) struct Asked {
+    pub(super) run: app::Request,
+    pub(super) dry_run: bool,
+}
+
+/// Reads a request to process overage.
+pub(super) fn process_request(request: pb::ProcessOverageRequest) -> Result<Asked, Violations> {
+    let mut v = Violations::new();
+    let request_id = v.optional_uuid("request_id", &request.request_id);
+    v.require(request.account_ids.len() <= MAX_ACCOUNTS, "account_ids", "must have at most 1,000 entries");
+    for (i, id) in request.account_ids.iter().take(MAX_ACCOUNTS).enumerate() {
+        v.eco_id(&format!("account_ids[{i}]"), id);
+    }
+    v.finish()?;
+    let accounts = (!request.account_ids.is_empty()).then_some(request.account_ids);
+    Ok(Asked { run: app::Request { request_id, accounts }, dry_run: request.dry_run })
+}
+
+/// The answer to a run.
+pub(super) fn processed(answer: app::Answer) -> pb::ProcessOverageResponse {
+    match answer {
+        app::Answer::AlreadyRunning => {
+            pb::ProcessOverageResponse { already_running: true, ..figures(Figures::default()) }
+        }
+        app::Answer::Run(run) => pb::ProcessOverageResponse {
+            run_id: run.run_id.to_string(),
+            running: run.running,
+            duration_ms: run.duration_ms,
+            ..figures(run.figures)
+        },
+    }
+}
+
+/// The answer to a dry run.
+pub(super) fn planned(plan: app::Plan, took: Duration) -> pb::ProcessOverageResponse {
+    pb::ProcessOverageResponse {
+        duration_ms: i64::try_from(took.as_millis()).unwrap_or(i64::MAX),
+        planned_charges: plan.charges.into_iter().map(planned_charge).collect(),
+        ..figures(plan.figures)
+    }
+}
+
+fn figures(figures: Figures) -> pb::ProcessOverageResponse {
+    let errors = figures.errors.into_iter().map(|e| pb::OverageError {
+        eco_id: e.eco_id,
+        reason: e.reason,
+        message: e.message,
+    });
+    pb::ProcessOverageResponse {
+        processed_count: figures.processed,
+        charged_count: figures.charged,
+        total_micros: figures.total.0,
+        currency_code: money::Currency::USD.to_string(),
+        errors: errors.collect(),
+        ..Default::default()
+    }
+}
+
+fn planned_charge(charge: app::PlannedCharge) -> pb::PlannedCharge {
+    let (price_micros, price_per_count) = charge.price();
+    let facts = charge.facts;
+    pb::PlannedCharge {
+        period_start_time: Some(timestamp(facts.period.start)),
+        api_calls_count: facts.api_calls(),
+        included_count: facts.included.unwrap_or(-1),
+        overage_count: charge.overage_units,
+        price_micros,
+        price_per_count,
+        due_micros: charge.due.0,
+        billed_micros: facts.ledger.billed.0,
+        charge_micros: charge.amount.0,
+        currency_code: facts.currency.to_string(),
+        eco_id: facts.eco_id,
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{Advice, Doubt, Outcome, Payments, Refusal, Search};
@@ -29,6 +30,7 @@ pub enum Fault {
 #[derive(Debug, Default)]
 pub struct Memory {
     state: Mutex<State>,
+    unanswered: watch::Sender<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +60,19 @@ impl Memory {
     /// All items, with their ids.
     pub fn items(&self) -> Vec<(String, InvoiceItem)> {
         self.state().items.clone()
+    }
+
+    /// Calls that never got an answer so far.
+    pub fn unanswered(&self) -> usize {
+        *self.unanswered.borrow()
+    }
+
+    /// Waits until there are that many.
+    pub async fn until_unanswered(&self, at_least: usize) {
+        // The sender lives in `self`, so waiting ends only when there are enough.
+        if self.unanswered.subscribe().wait_for(|n| *n >= at_least).await.is_err() {
+            futures::future::pending().await
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -102,7 +117,10 @@ impl Payments for Memory {
             let answer = self.state().create(item, key, fault);
             match fault {
                 Some(Fault::AnswerLost) => unknown(Advice::Again, "the answer was lost"),
-                Some(Fault::NoAnswer) => futures::future::pending().await,
+                Some(Fault::NoAnswer) => {
+                    self.unanswered.send_modify(|n| *n += 1);
+                    futures::future::pending().await
+                }
                 _ => answer,
             }
         };

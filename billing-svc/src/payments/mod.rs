@@ -53,7 +53,7 @@ pub struct Doubt {
     pub advice: Advice,
     /// How long to leave everything alone, if the other side says so.
     pub retry_after: Option<Duration>,
-    /// For the log.
+    /// In a few words, for people.
     pub message: String,
 }
 

@@ -1,6 +1,6 @@
 //! Advisory locks: who refreshes the summary, who runs the billing.
 
-use sqlx::PgConnection;
+use sqlx::{Executor, PgConnection};
 
 /// Locks of this service, apart from those of others by their first number.
 const CLASS: i32 = 0x6e78_6269;
@@ -22,8 +22,17 @@ pub async fn refresh(db: &mut PgConnection) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Takes the lease of a run for as long as the connection lives, if nobody has it.
+/// Takes the lease of a run for as long as the connection lives, if nobody has it. A holder whose machine
+/// is gone without a word loses it within half a minute, when the server finds the connection dead.
 #[tracing::instrument(name = "db.lease.try_run", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn try_run(db: &mut PgConnection) -> sqlx::Result<bool> {
+    db.execute("set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3")
+        .await?;
     sqlx::query_scalar!(r#"select pg_try_advisory_lock($1, $2) as "taken!""#, CLASS, RUN).fetch_one(db).await
+}
+
+/// Gives the lease of a run back.
+#[tracing::instrument(name = "db.lease.end_run", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn end_run(db: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"select pg_advisory_unlock($1, $2) as "held!""#, CLASS, RUN).fetch_one(db).await
 }

@@ -2,13 +2,18 @@
 
 use chrono::{DateTime, Utc};
 use nexus_core::{
-    money::{Currency, Micros, OutOfRange},
+    money::{self, Currency, Micros, OutOfRange},
     period::SETTLEMENT_GRACE,
 };
 use sqlx::PgConnection;
 
 use super::{facts::PeriodKey, unknown_word};
 use crate::domain::overage::Facts;
+
+/// Parked: the account has no customer at Stripe.
+pub const NO_STRIPE_CUSTOMER: &str = "NO_STRIPE_CUSTOMER";
+/// Parked: the plan has no price in the account's currency.
+pub const NO_PRICE_IN_CURRENCY: &str = "NO_PRICE_IN_CURRENCY";
 
 /// A period that a run may have to look at, as the summary shows it.
 #[derive(Debug, Clone)]
@@ -25,6 +30,16 @@ pub struct Candidate {
     pub pending: bool,
     /// Whether the period is past its settlement time.
     pub settling: bool,
+    /// Whether there is overage that the plan has no price for.
+    pub unpriced: bool,
+}
+
+impl Candidate {
+    /// Whether there is something to do: a charge to make or to resolve, or a period to settle.
+    pub fn owes(&self) -> Result<bool, OutOfRange> {
+        let due = money::due(self.overage, self.currency.minor_unit(), self.settling)?;
+        Ok(self.pending || self.settling || due != self.billed || self.unpriced)
+    }
 }
 
 /// Writes what the facts say of usage, in the order of the keys. A settled period whose count has changed
@@ -123,7 +138,8 @@ pub async fn candidates(db: &mut PgConnection, accounts: Option<&[String]>) -> s
         r#"select r.eco_id, r.period_start, r.currency_code, r.overage_micros, r.billed_micros,
                   r.period_end + $2::interval <= now() as "settling!",
                   exists (select from eco_overage_charges h where h.eco_id = r.eco_id
-                          and h.period_start = r.period_start and h.status = 'pending') as "pending!"
+                          and h.period_start = r.period_start and h.status = 'pending') as "pending!",
+                  r.overage_units > 0 and r.overage_micros = 0 as "unpriced!"
            from eco_usage_records r
            join eco_identities i on i.eco_id = r.eco_id
            where r.settled_time is null
@@ -148,6 +164,7 @@ pub async fn candidates(db: &mut PgConnection, accounts: Option<&[String]>) -> s
                 billed: Micros(row.billed_micros),
                 pending: row.pending,
                 settling: row.settling,
+                unpriced: row.unpriced,
             })
         })
         .collect()

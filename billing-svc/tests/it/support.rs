@@ -4,6 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
+use http_body_util::BodyExt;
+use hyper::{Method, Request};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use nexus_billing::config::{Config, StripeArgs};
 use nexus_client::CallOptions;
 use nexus_kit::{auth::Scope, serve::Listeners};
@@ -108,7 +114,12 @@ pub(crate) async fn record(db: &TestDb, eco_id: &str, units: i64) -> Result<()> 
 }
 
 /// Records units in any period.
-pub(crate) async fn record_at(db: &TestDb, eco_id: &str, period_start: DateTime<Utc>, units: i64) -> Result<()> {
+pub(crate) async fn record_at(
+    db: &TestDb,
+    eco_id: &str,
+    period_start: DateTime<Utc>,
+    units: i64,
+) -> Result<()> {
     sqlx::query(
         "select increment_api_calls(array[$1], array[$2], array[0], 1::smallint, array[$3], array[$3],
                                     array[0::bigint], array[$2])",
@@ -129,7 +140,7 @@ pub(crate) fn anchor() -> DateTime<Utc> {
 /// A stand-in Stripe over HTTP.
 pub(crate) struct Sim {
     pub(crate) base: String,
-    http: reqwest::Client,
+    http: Client<HttpConnector, String>,
     shutdown: CancellationToken,
     server: JoinHandle<Result<(), stripe_sim::Error>>,
 }
@@ -148,45 +159,48 @@ impl Sim {
         let shutdown = CancellationToken::new();
         let server =
             tokio::spawn(stripe_sim::serve(stripe_sim::Config::default(), listener, shutdown.clone()));
-        Ok(Self { base, http: reqwest::Client::new(), shutdown, server })
+        let http = Client::builder(TokioExecutor::new()).build_http();
+        Ok(Self { base, http, shutdown, server })
     }
 
-    async fn call(&self, request: reqwest::RequestBuilder) -> Result<Value> {
-        let response = request.send().await?;
+    async fn call(&self, method: Method, path: &str, content_type: &str, body: String) -> Result<Value> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header("authorization", format!("Bearer {STRIPE_KEY}"))
+            .header("content-type", content_type)
+            .body(body)?;
+        let response = self.http.request(request).await?;
         let status = response.status();
-        let body: Value = response.json().await?;
-        ensure!(status.is_success(), "{status}: {body}");
-        Ok(body)
+        let body = response.into_body().collect().await?.to_bytes();
+        ensure!(status.is_success(), "{path}: {status} {}", String::from_utf8_lossy(&body));
+        Ok(serde_json::from_slice(&body)?)
+    }
+
+    /// Creates an object of Stripe's and returns its id.
+    async fn create(&self, path: &str, form: &str) -> Result<String> {
+        let kind = "application/x-www-form-urlencoded";
+        let object = self.call(Method::POST, &format!("/v1/{path}"), kind, form.to_owned()).await?;
+        Ok(object["id"].as_str().context("an id")?.to_owned())
     }
 
     pub(crate) async fn customer(&self) -> Result<String> {
-        let request = self.http.post(format!("{}/v1/customers", self.base)).bearer_auth(STRIPE_KEY);
-        let customer = self.call(request.form(&[("email", "a@example.com")])).await?;
-        Ok(customer["id"].as_str().context("an id")?.to_owned())
+        self.create("customers", "email=a%40example.com").await
     }
 
     pub(crate) async fn subscription(&self, customer: &str) -> Result<String> {
-        let post = |path: &str| self.http.post(format!("{}/v1/{path}", self.base)).bearer_auth(STRIPE_KEY);
-        let price = [
-            ("currency", "usd"),
-            ("unit_amount", "4900"),
-            ("recurring[interval]", "month"),
-            ("product_data[name]", "Pro"),
-        ];
-        let price = self.call(post("prices").form(&price)).await?;
-        let price = price["id"].as_str().context("an id")?;
-        let form = [("customer", customer), ("items[0][price]", price)];
-        let subscription = self.call(post("subscriptions").form(&form)).await?;
-        Ok(subscription["id"].as_str().context("an id")?.to_owned())
+        let price = "currency=usd&unit_amount=4900&recurring[interval]=month&product_data[name]=Pro";
+        let price = self.create("prices", price).await?;
+        self.create("subscriptions", &format!("customer={customer}&items[0][price]={price}")).await
     }
 
     /// A call to the part that only the stand-in has.
     pub(crate) async fn admin(&self, path: &str, body: Value) -> Result<Value> {
-        self.call(self.http.post(format!("{}/_sim{path}", self.base)).json(&body)).await
+        self.call(Method::POST, &format!("/_sim{path}"), "application/json", body.to_string()).await
     }
 
     pub(crate) async fn read(&self, path: &str) -> Result<Value> {
-        self.call(self.http.get(format!("{}/_sim{path}", self.base))).await
+        self.call(Method::GET, &format!("/_sim{path}"), "application/json", String::new()).await
     }
 
     /// The next request that creates an item goes wrong.
@@ -227,4 +241,18 @@ pub(crate) async fn until(db: &TestDb, query: &'static str) -> Result<()> {
         ensure!(tokio::time::Instant::now() < deadline, "never became true: {query}");
         tokio::task::yield_now().await;
     }
+}
+
+/// A run that is called for by a task of its own.
+pub(crate) fn begin(billing: &Billing) -> JoinHandle<Result<ProcessOverageResponse>> {
+    let mut client = billing.client.clone();
+    tokio::spawn(async move {
+        let request = runner()?.request(ProcessOverageRequest::default());
+        Ok(client.process_overage(request).await?.into_inner())
+    })
+}
+
+/// A run limited to one account.
+pub(crate) fn only(eco_id: &str) -> ProcessOverageRequest {
+    ProcessOverageRequest { account_ids: vec![eco_id.to_owned()], ..Default::default() }
 }

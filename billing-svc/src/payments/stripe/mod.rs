@@ -147,22 +147,28 @@ fn doubt(error: &RequestError) -> Doubt {
         }
         RequestError::Answer(answer) => (advice(answer), answer.retry_after),
     };
-    if let RequestError::Answer(answer) = error {
-        tracing::debug!(
-            request_id = answer.request_id,
-            status = answer.status,
-            "Stripe left an outcome open"
-        );
-    }
-    Doubt { advice, retry_after, message: error.to_string() }
+    let message = match error {
+        RequestError::Connection(_) => "no answer from Stripe".to_owned(),
+        RequestError::Timeout => "no answer from Stripe in time".to_owned(),
+        RequestError::Unreadable(_) => "an answer from Stripe that cannot be read".to_owned(),
+        RequestError::Answer(answer) => format!("Stripe answered {}", answer.status),
+    };
+    let request_id = match error {
+        RequestError::Answer(answer) => answer.request_id.as_deref(),
+        _ => None,
+    };
+    tracing::info!(%error, request_id, "Stripe left an outcome open");
+    Doubt { advice, retry_after, message }
 }
 
 fn advice(answer: &ErrorAnswer) -> Advice {
     let same_again = answer.status >= 500 && answer.replayed;
-    let other_parameters = answer.status == 400 && answer.error.kind.as_deref() == Some("idempotency_error");
+    let other_parameters = answer.error.kind.as_deref() == Some("idempotency_error") && answer.status == 400;
+    // A request that is wrong, or not allowed to us, stays so for now; a lock or a rate limit passes.
+    let stays = matches!(answer.status, 400..=499) && !matches!(answer.status, 409 | 424 | 429);
     if same_again || other_parameters {
         Advice::Look
-    } else if matches!(answer.status, 401 | 403) || answer.should_retry == Some(false) {
+    } else if answer.should_retry.map_or(stays, |again| !again) {
         Advice::Later
     } else {
         Advice::Again

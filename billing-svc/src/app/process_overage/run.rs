@@ -1,0 +1,153 @@
+//! A run: who owes, so many accounts at once, a heartbeat that keeps the figures and proves the lease.
+
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, future, stream};
+use sqlx::{Connection, PgConnection};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{ChargeContext, charge_account};
+use crate::{
+    app::refresh,
+    domain::run::Figures,
+    error::Error,
+    store::{
+        facts::PeriodKey,
+        lease,
+        records::{self, Candidate},
+        runs::{self, End},
+    },
+};
+
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// A heartbeat that takes longer means that the lease may be lost.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is seen of a run while it is at work.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Live {
+    /// Figures so far.
+    pub(super) figures: Figures,
+    /// When it ended; `None`: it goes on.
+    pub(super) ended: Option<Instant>,
+}
+
+/// A run about to begin.
+pub(super) struct Run {
+    pub(super) context: ChargeContext,
+    pub(super) accounts: Option<Vec<String>>,
+    pub(super) concurrency: usize,
+    pub(super) live: watch::Sender<Live>,
+}
+
+impl Run {
+    /// Works to the end. `lease` is the connection that holds the lease.
+    pub(super) async fn run(self, mut lease: PgConnection) {
+        let working = CancellationToken::new();
+        let work = async {
+            let result = self.work().await;
+            working.cancel();
+            result
+        };
+        let (result, ()) = future::join(work, self.heartbeat(&mut lease, &working)).await;
+        let end = match &result {
+            Ok(true) => End::Finished,
+            Ok(false) => End::Failed,
+            Err(error) => {
+                tracing::error!(%error, "a run failed");
+                End::Failed
+            }
+        };
+        if let Err(error) = self.keep_end(lease, end).await {
+            tracing::error!(%error, "the end of a run could not be kept; the next run marks it as failed");
+        }
+        let figures = self.live.borrow().figures.clone();
+        tracing::info!(
+            ?end,
+            processed = figures.processed,
+            charged = figures.charged,
+            failed = figures.failed,
+            total_micros = figures.total.0,
+            "a run ended"
+        );
+        self.live.send_modify(|live| live.ended = Some(Instant::now()));
+    }
+
+    /// Charges whoever owes; false: cut short.
+    async fn work(&self) -> Result<bool, Error> {
+        let accounts = self.who_owes().await?;
+        let goes_on = || !self.context.halt.is_cancelled() && !self.context.shutdown.is_cancelled();
+        let mut left = accounts.len();
+        stream::iter(accounts)
+            .take_while(|_| future::ready(goes_on()))
+            .map(|periods| async move { charge_account(&self.context, &periods).await })
+            .buffer_unordered(self.concurrency)
+            .for_each(|result| {
+                left -= 1;
+                self.live.send_modify(|live| live.figures.add(result));
+                future::ready(())
+            })
+            .await;
+        Ok(left == 0)
+    }
+
+    /// The periods with something to do, by account. The queue is emptied first, so that no account is
+    /// missed whatever the refresher has done.
+    async fn who_owes(&self) -> Result<Vec<Vec<PeriodKey>>, Error> {
+        refresh::drain(&self.context.pool).await?;
+        let mut connection = self.context.pool.acquire().await?;
+        records::settle_empty(&mut connection).await?;
+        let candidates = records::candidates(&mut connection, self.accounts.as_deref()).await?;
+        Ok(by_account(candidates)?)
+    }
+
+    async fn heartbeat(&self, lease: &mut PgConnection, working: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = working.cancelled() => return,
+                () = tokio::time::sleep(HEARTBEAT) => {}
+            }
+            let figures = self.live.borrow().figures.clone();
+            let beat = runs::update(&mut *lease, self.context.run_id, &figures, None);
+            match tokio::time::timeout(HEARTBEAT_TIMEOUT, beat).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return self.lease_lost(&error),
+                Err(elapsed) => return self.lease_lost(&elapsed),
+            }
+        }
+    }
+
+    fn lease_lost(&self, error: &dyn std::fmt::Display) {
+        tracing::error!(%error, "the lease of a run may be lost: it sends nothing more");
+        self.context.halt.cancel();
+    }
+
+    /// Keeps the end and gives the lease back, in this order: who has the lease next sees no run at work.
+    async fn keep_end(&self, mut lease: PgConnection, end: End) -> sqlx::Result<()> {
+        let figures = self.live.borrow().figures.clone();
+        if self.context.halt.is_cancelled() {
+            let mut connection = self.context.pool.acquire().await?;
+            return runs::update(&mut connection, self.context.run_id, &figures, Some(end)).await;
+        }
+        runs::update(&mut lease, self.context.run_id, &figures, Some(end)).await?;
+        lease::end_run(&mut lease).await?;
+        lease.close().await
+    }
+}
+
+fn by_account(candidates: Vec<Candidate>) -> Result<Vec<Vec<PeriodKey>>, nexus_core::money::OutOfRange> {
+    let mut accounts: Vec<Vec<PeriodKey>> = Vec::new();
+    for candidate in candidates {
+        if !candidate.owes()? {
+            continue;
+        }
+        match accounts.last_mut() {
+            Some(periods) if periods.first().is_some_and(|p| p.0 == candidate.key.0) => {
+                periods.push(candidate.key);
+            }
+            _ => accounts.push(vec![candidate.key]),
+        }
+    }
+    Ok(accounts)
+}

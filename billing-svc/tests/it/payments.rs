@@ -1,0 +1,217 @@
+//! What every implementation of the port must do: the one in memory, and Stripe's over HTTP.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use anyhow::{Result, ensure};
+use nexus_billing::{
+    config::StripeArgs,
+    domain::charge::InvoiceItem,
+    payments::{
+        Advice, Outcome, Payments, Search,
+        memory::{Fault, Memory},
+        stripe::{Stripe, StripeConfigError},
+    },
+};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::support::{STRIPE_KEY, Sim};
+
+fn item(customer: &str, charge_id: Uuid, amount_minor: i64) -> InvoiceItem {
+    InvoiceItem {
+        customer: customer.to_owned(),
+        subscription: None,
+        amount_minor,
+        currency: "USD".to_owned(),
+        description: "API overage: 5,000 calls beyond 100k limit".to_owned(),
+        metadata: [
+            ("charge_id".to_owned(), charge_id.to_string()),
+            ("eco_id".to_owned(), "eco_a".to_owned()),
+        ]
+        .into(),
+    }
+}
+
+async fn create(payments: &dyn Payments, item: &InvoiceItem, key: &str) -> Result<String> {
+    match payments.create_invoice_item(item, key).await {
+        Outcome::Succeeded { item_id } => Ok(item_id),
+        other => anyhow::bail!("{other:?}"),
+    }
+}
+
+/// `customer` and `other` exist, `cus_nobody` does not.
+async fn contract(payments: &dyn Payments, customer: &str, other: &str) -> Result<()> {
+    let [first, second, never] = [1, 2, 3].map(Uuid::from_u128);
+    let id = create(payments, &item(customer, first, 500), "k1").await?;
+    // The same key: the same item. Another key: another item.
+    assert_eq!(create(payments, &item(customer, first, 500), "k1").await?, id);
+    let credit = create(payments, &item(customer, second, -20), "k2").await?;
+    assert_ne!(credit, id);
+    assert_eq!(payments.find_item(customer, first).await, Search::Found { item_id: id, amount_minor: 500 });
+    assert_eq!(
+        payments.find_item(customer, second).await,
+        Search::Found { item_id: credit, amount_minor: -20 }
+    );
+    assert_eq!(payments.find_item(customer, never).await, Search::Absent);
+    assert_eq!(payments.find_item(other, first).await, Search::Absent);
+    // The same key with something else: neither made nor refused.
+    match payments.create_invoice_item(&item(customer, never, 1), "k1").await {
+        Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Look),
+        other => anyhow::bail!("{other:?}"),
+    }
+    assert_eq!(payments.find_item(customer, never).await, Search::Absent);
+    // Nobody to charge.
+    match payments.create_invoice_item(&item("cus_nobody", never, 1), "k3").await {
+        Outcome::FailedForGood(refusal) => {
+            assert_eq!(refusal.reason, "RESOURCE_MISSING");
+            ensure!(!refusal.message.is_empty());
+        }
+        other => anyhow::bail!("{other:?}"),
+    }
+    // One of many.
+    for i in 0..150 {
+        create(payments, &item(other, Uuid::from_u128(1_000 + i), 1), &format!("many-{i}")).await?;
+    }
+    for i in [0, 75, 149] {
+        let found = payments.find_item(other, Uuid::from_u128(1_000 + i)).await;
+        ensure!(matches!(found, Search::Found { amount_minor: 1, .. }), "{i}: {found:?}");
+    }
+    Ok(())
+}
+
+/// An answer is lost after the effect, a request is lost before it, an error is stored for its key.
+async fn faults(
+    payments: &dyn Payments,
+    customer: &str,
+    fault: impl AsyncFn(Fault) -> Result<()>,
+) -> Result<()> {
+    for (n, kind, there) in
+        [(10, Fault::AnswerLost, true), (11, Fault::Lost, false), (12, Fault::StoredError, false)]
+    {
+        let charge = Uuid::from_u128(n);
+        let (item, key) = (item(customer, charge, 7), format!("fault-{n}"));
+        fault(kind).await?;
+        match payments.create_invoice_item(&item, &key).await {
+            Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Again, "{kind:?}"),
+            other => anyhow::bail!("{kind:?}: {other:?}"),
+        }
+        let found = payments.find_item(customer, charge).await;
+        assert_eq!(matches!(found, Search::Found { .. }), there, "{kind:?}: {found:?}");
+        match payments.create_invoice_item(&item, &key).await {
+            Outcome::Succeeded { .. } => ensure!(kind != Fault::StoredError),
+            Outcome::Unknown(doubt) => assert_eq!((kind, doubt.advice), (Fault::StoredError, Advice::Look)),
+            other => anyhow::bail!("{kind:?}: {other:?}"),
+        }
+    }
+    Ok(())
+}
+
+fn args(base: &str) -> StripeArgs {
+    StripeArgs {
+        stripe_secret_key: STRIPE_KEY.into(),
+        stripe_api_base: base.to_owned(),
+        stripe_rate_per_second: NonZeroU32::MIN,
+        stripe_timeout: Duration::from_secs(5),
+    }
+}
+
+#[tokio::test]
+async fn in_memory() -> Result<()> {
+    let memory = Memory::new();
+    memory.add_customer("cus_1");
+    memory.add_customer("cus_2");
+    contract(&memory, "cus_1", "cus_2").await?;
+    let fault = async |kind| {
+        memory.fail_next(kind);
+        Ok(())
+    };
+    faults(&memory, "cus_1", fault).await
+}
+
+#[tokio::test]
+async fn at_stripe() -> Result<()> {
+    let sim = Sim::start().await?;
+    let (customer, other) = (sim.customer().await?, sim.customer().await?);
+    let stripe = Stripe::new(&args(&sim.base))?;
+    contract(&stripe, &customer, &other).await?;
+    let fault = async |kind| {
+        let outcome = match kind {
+            Fault::Lost => json!({ "kind": "drop", "effect": false }),
+            Fault::AnswerLost => json!({ "kind": "drop" }),
+            Fault::StoredError => json!({ "kind": "stored_error" }),
+            Fault::NoAnswer => anyhow::bail!("not in this test"),
+        };
+        sim.fault(json!({ "outcome": outcome })).await
+    };
+    faults(&stripe, &customer, fault).await
+}
+
+#[tokio::test]
+async fn stripes_errors_mean_what_their_headers_say() -> Result<()> {
+    let sim = Sim::start().await?;
+    let customer = sim.customer().await?;
+    let stripe = Stripe::new(&args(&sim.base))?;
+    let cases = [
+        (json!({ "status": 429, "retry_after": 7 }), Advice::Again, Some(7)),
+        (json!({ "status": 409, "should_retry": true }), Advice::Again, None),
+        (json!({ "status": 500 }), Advice::Again, None),
+        (json!({ "status": 503, "retry_after": 2 }), Advice::Again, Some(2)),
+        (json!({ "status": 400, "should_retry": true }), Advice::Again, None),
+        (json!({ "status": 500, "should_retry": false }), Advice::Later, None),
+        (json!({ "status": 401 }), Advice::Later, None),
+        (json!({ "status": 403 }), Advice::Later, None),
+    ];
+    for (mut outcome, advice, retry_after) in cases {
+        outcome["kind"] = "error".into();
+        let told = outcome.to_string();
+        sim.fault(json!({ "outcome": outcome })).await?;
+        match stripe.create_invoice_item(&item(&customer, Uuid::nil(), 1), "k").await {
+            Outcome::Unknown(doubt) => {
+                assert_eq!(doubt.advice, advice, "{told}");
+                assert_eq!(doubt.retry_after, retry_after.map(Duration::from_secs), "{told}");
+            }
+            other => anyhow::bail!("{told}: {other:?}"),
+        }
+    }
+    for status in [400, 402, 404] {
+        sim.fault(json!({ "outcome": { "kind": "error", "status": status } })).await?;
+        let outcome = stripe.create_invoice_item(&item(&customer, Uuid::nil(), 1), "k").await;
+        ensure!(matches!(outcome, Outcome::FailedForGood(_)), "{status}: {outcome:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stripe_that_is_away_or_silent_leaves_a_doubt() -> Result<()> {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let mut short = args(&format!("http://{}", silent.local_addr()?));
+    short.stripe_timeout = Duration::from_millis(50);
+    let away = args("http://127.0.0.1:1");
+    for (args, message) in [(short, "no answer from Stripe in time"), (away, "no answer from Stripe")] {
+        let stripe = Stripe::new(&args)?;
+        match stripe.create_invoice_item(&item("cus_1", Uuid::nil(), 1), "k").await {
+            Outcome::Unknown(doubt) => {
+                assert_eq!((doubt.advice, doubt.message.as_str()), (Advice::Again, message))
+            }
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn settings_that_cannot_be_used_are_named_and_the_key_is_never_shown() -> Result<()> {
+    for base in ["api.stripe.com", "ftp://api.stripe.com/", "http://x/?a=b", "not a url"] {
+        let error = Stripe::new(&args(base)).err();
+        ensure!(matches!(error, Some(StripeConfigError::Base(_))), "{base}: {error:?}");
+    }
+    let mut live = args("http://localhost:12111/");
+    live.stripe_secret_key = "sk_live_x".into();
+    ensure!(matches!(Stripe::new(&live), Err(StripeConfigError::Base(_))));
+    let mut broken = args("https://api.stripe.com/");
+    broken.stripe_secret_key = "sk_test_\n".into();
+    ensure!(matches!(Stripe::new(&broken), Err(StripeConfigError::Key)));
+    let stripe = Stripe::new(&args("https://api.stripe.com"))?;
+    ensure!(!format!("{stripe:?} {:?}", args("https://api.stripe.com")).contains(STRIPE_KEY));
+    Ok(())
+}
