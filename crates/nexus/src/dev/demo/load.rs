@@ -51,7 +51,9 @@ pub(super) async fn all(
     transaction.commit().await?;
     tracing::debug!("committed");
     // The planner should know before the first question comes. No question goes to the raw log.
-    connection.execute("analyze eco_identities, eco_subscriptions, eco_usage_counters, eco_usage_daily").await?;
+    connection
+        .execute("analyze eco_identities, eco_subscriptions, eco_usage_counters, eco_usage_daily")
+        .await?;
     Ok(())
 }
 

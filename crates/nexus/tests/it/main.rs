@@ -1,0 +1,9 @@
+//! The real binary, run as its users run it.
+
+mod support;
+
+mod demo;
+mod dev;
+mod import;
+mod maintenance;
+mod token;
