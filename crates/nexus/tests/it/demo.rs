@@ -2,11 +2,11 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result};
 use chrono::NaiveDate;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::{Dev, FREE_PORTS, argument, nexus, text};
+use crate::support::{Dev, FREE_PORTS, argument, http, nexus, text};
 
 /// One test for all about demo data, because making it takes a while.
 #[tokio::test]
@@ -40,12 +40,10 @@ async fn demo_data_is_whole_after_an_interrupted_first_run_and_agrees_with_itsel
         let page = dev.get("/stripe_url", &format!("/v1/{list}?limit=100"), key).await?;
         assert_eq!(page["data"].as_array().context("a list")?.len(), 50, "{list}");
     }
+    overage_is_charged_once(&dev).await?;
     for line in dev.banner.lines().filter(|line| line.starts_with("curl ")) {
-        let output = tokio::process::Command::new("sh")
-            .args(["-c", &format!("{line} --silent --fail")])
-            .output()
-            .await?;
-        assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+        let status = replay(line).await?;
+        assert!(status.is_success(), "{status}: {line}");
     }
     dev.stop().await
 }
@@ -93,7 +91,8 @@ async fn sums_agree(pool: &PgPool) -> Result<()> {
     assert_eq!(outside.await?, 0, "raw rows are of the current periods only");
     assert_eq!(sum("select count(*) from eco_usage_records where overage_units > 0").await?, 4);
     assert!(
-        sum("select current_date - min(day) from (select min(day) as day from eco_usage_daily) d").await?
+        sum("select (current_date - min(day))::bigint from (select min(day) as day from eco_usage_daily) d")
+            .await?
             >= 85
     );
     Ok(())
@@ -119,4 +118,67 @@ async fn rebuilding_changes_nothing(dev: &Dev, pool: &PgPool) -> Result<()> {
     assert!(!refused.status.success());
     assert!(text(&refused.stderr).contains("not wholly retained"), "{}", text(&refused.stderr));
     Ok(())
+}
+
+/// The four pro accounts over their limit owe $106.56: $4.35, $12.90, $31.27 (half a cent is carried), $58.04.
+async fn overage_is_charged_once(dev: &Dev) -> Result<()> {
+    let process = async |more: &[&str]| -> Result<Value> {
+        let output = dev.command(&[&["overage", "process", "--json"], more].concat()).await?;
+        anyhow::ensure!(output.status.success(), "{}", text(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    let figures = |run: &Value| (run["charged"].clone(), run["total_micros"].clone());
+    let owed = (json!(4), json!(106_560_000));
+    let planned = process(&["--dry-run"]).await?;
+    assert_eq!(figures(&planned), owed);
+    assert_eq!(planned["planned_charges"].as_array().map(Vec::len), Some(4));
+    assert_eq!(figures(&process(&[]).await?), owed);
+    assert_eq!(figures(&process(&[]).await?), (json!(0), json!(0)));
+
+    let key = dev.text("/stripe_secret_key")?;
+    let items = dev.get("/stripe_url", "/v1/invoiceitems?limit=100", key).await?;
+    let cents = items["data"].as_array().context("a list")?.iter().filter_map(|item| item["amount"].as_i64());
+    assert_eq!(cents.collect::<Vec<_>>().iter().sum::<i64>(), 10_656);
+
+    let text_form = dev.command(&["overage", "process"]).await?;
+    assert!(text(&text_form.stdout).contains("0 charged, $0.00 in all"), "{}", text(&text_form.stdout));
+    Ok(())
+}
+
+/// Does what a line of the banner has curl do.
+async fn replay(line: &str) -> Result<reqwest::StatusCode> {
+    let mut words = shell_words(line).into_iter().skip(1);
+    let (mut method, mut headers, mut url) = (reqwest::Method::GET, Vec::new(), None);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "-i" => {}
+            "-X" => method = words.next().context("a method")?.parse()?,
+            "-H" => headers.push(words.next().context("a header")?),
+            _ => url = Some(word),
+        }
+    }
+    let mut request = http().request(method, url.context("a URL")?);
+    for header in &headers {
+        let (name, value) = header.split_once(": ").context("a header is a name and a value")?;
+        request = request.header(name, value);
+    }
+    Ok(request.send().await?.status())
+}
+
+/// Words of a line in which only single quotes quote.
+fn shell_words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    for (i, part) in line.split('\'').enumerate() {
+        let quoted = i % 2 == 1;
+        for (j, piece) in part.split(' ').enumerate() {
+            if j > 0 && !quoted {
+                words.push(String::new());
+            }
+            let blank = if j > 0 && quoted { " " } else { "" };
+            let last = words.len() - 1;
+            words[last].push_str(&format!("{blank}{piece}"));
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
 }
