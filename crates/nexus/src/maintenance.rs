@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use chrono::NaiveDate;
 use clap::Args;
 use nexus_kit::db::MIGRATOR;
@@ -81,7 +81,10 @@ pub(crate) async fn rollup(args: &RollupArgs) -> Result<ExitCode> {
     let rows = sqlx::query_scalar!(r#"select aggregate_daily_usage($1) as "rows!""#, args.day)
         .fetch_one(&mut connection)
         .await
-        .with_context(|| format!("rebuilding {}", args.day))?;
+        .map_err(|error| match error.as_database_error() {
+            Some(refusal) => anyhow!("{}: {}", args.day, refusal.message()),
+            None => anyhow!("rebuilding {}: {error}", args.day),
+        })?;
     println!("{}: {rows} rollup rows", args.day);
     connection.close().await?;
     Ok(ExitCode::SUCCESS)

@@ -6,6 +6,8 @@ use serde_json::{Map, Value};
 
 use super::args::{Format, ImportArgs, LatencyUnit};
 
+/// Bytes of an event's endpoint, by the contract.
+const LONGEST_ENDPOINT: usize = 512;
 const TIME_FORMAT: &str = "%d/%b/%Y:%H:%M:%S %z";
 
 /// A call, as a line tells it.
@@ -100,7 +102,7 @@ fn ncsa(form: &'static str, line: &Regex, text: &str) -> Result<Call, Malformed>
         caller: caller.to_owned(),
         time: time.to_utc(),
         method: method.to_owned(),
-        path: without_query(path).to_owned(),
+        path: recorded(path).to_owned(),
         status: status.parse().map_err(|_| Malformed::Form(form))?,
         latency_ms: 0,
     })
@@ -114,8 +116,11 @@ fn method_and_path(request: &str) -> Option<(&str, &str)> {
     (is_method && !path.is_empty()).then_some((method, path))
 }
 
-fn without_query(path: &str) -> &str {
-    path.split(['?', '#']).next().unwrap_or(path)
+/// The path as it is recorded: without its query, and cut where an event's endpoint ends. The call counts,
+/// however long its path.
+fn recorded(path: &str) -> &str {
+    let bare = path.split(['?', '#']).next().unwrap_or(path);
+    &bare[..bare.floor_char_boundary(LONGEST_ENDPOINT)]
 }
 
 fn shortened(text: &str) -> String {
@@ -131,7 +136,7 @@ impl JsonFields {
             caller: self.text(&object, &self.account)?,
             time: self.time(&object)?,
             method: self.text(&object, &self.method)?,
-            path: without_query(&path).to_owned(),
+            path: recorded(&path).to_owned(),
             status: self.status(&object)?,
             latency_ms: self.latency(&object)?,
         })
@@ -223,6 +228,8 @@ mod tests {
     fn lines_with_more_than_the_form_has() {
         let base = r#"2001:db8::1 - - [01/Jan/2026:00:00:00 +0000] "POST /a b HTTP/2.0" 404 -"#;
         assert_eq!(call(&["--format", "common"], base).expect("a line").path, "/a b");
+        let long = base.replace("/a b", &format!("/{}", "ü".repeat(400)));
+        assert_eq!(call(&["--format", "common"], &long).expect("a line").path.len(), 511);
         let more = format!(r#"{base} "-" "-" 0.123 upstream"#);
         assert_eq!(call(&[], &more).expect("a line").status, 404);
         assert_eq!(call(&["--format", "common"], &more).expect("a line").status, 404);

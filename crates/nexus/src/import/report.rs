@@ -67,6 +67,9 @@ impl fmt::Display for Report<'_> {
                 if accounts.missing > 0 { format!(", {} unknown", accounts.missing) } else { String::new() }
             ),
         )?;
+        if let Some(((eco_id, _), calls)) = sent.calls.iter().max_by_key(|(key, calls)| (**calls, *key)) {
+            row("most", format!("{eco_id}: {} calls in a period", thousands(calls.unsigned_abs())))?;
+        }
         row("times", format!("{} to {}", show(times.anchor), show(self.last + times.shift)))?;
         if !times.shift.is_zero() {
             row("moved by", format!("{} s", times.shift.num_seconds()))?;

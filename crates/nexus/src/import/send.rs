@@ -269,11 +269,8 @@ impl Sent {
     fn refuse(&mut self, result: &EventResult, line: u64, bar: &ProgressBar) {
         let told: u64 = self.refused.values().sum();
         if told < TOLD as u64 {
-            let message = &result.message;
-            let field = if result.field.is_empty() { String::new() } else { format!(" {}", result.field) };
-            bar.suspend(|| {
-                eprintln!("line {line}: refused, {}:{field} {message}", reason(result.outcome()));
-            });
+            let (outcome, message) = (reason(result.outcome()), &result.message);
+            bar.suspend(|| eprintln!("line {line}: refused, {outcome}: {message}"));
         }
         *self.refused.entry(reason(result.outcome())).or_default() += 1;
     }

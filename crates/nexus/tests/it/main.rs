@@ -1,3 +1,10 @@
-//! The one binary, as its users run it.
+//! The real binary, run as its users run it.
 
+mod support;
+
+mod demo;
+mod dev;
 mod e2e;
+mod import;
+mod maintenance;
+mod token;
