@@ -24,6 +24,8 @@ pub enum Fault {
     NoAnswer,
     /// An error of the other side's own, kept for the key; the item is not made.
     StoredError,
+    /// The same, but the item is made.
+    StoredErrorAfterEffect,
 }
 
 /// Items by customer.
@@ -95,12 +97,15 @@ impl State {
                 message: format!("no such customer: {}", item.customer),
             });
         }
-        let answer = if fault == Some(Fault::StoredError) {
-            unknown(Advice::Again, "an error of the other side's own")
-        } else {
-            let item_id = format!("ii_{}", self.items.len() + 1);
+        let item_id = format!("ii_{}", self.items.len() + 1);
+        if fault != Some(Fault::StoredError) {
             self.items.push((item_id.clone(), item.clone()));
-            Outcome::Succeeded { item_id }
+        }
+        let answer = match fault {
+            Some(Fault::StoredError | Fault::StoredErrorAfterEffect) => {
+                unknown(Advice::Again, "an error of the other side's own")
+            }
+            _ => Outcome::Succeeded { item_id },
         };
         self.answers.insert(key.to_owned(), (item.clone(), answer.clone()));
         answer

@@ -71,6 +71,13 @@ impl World {
         .await
     }
 
+    /// Makes what is in doubt too old to be sent again.
+    async fn age_doubts(&self) -> Result<()> {
+        let age = "update eco_overage_charges set created_time = now() - interval '23 hours' where status = 'pending'";
+        sqlx::query(age).execute(&self.db.pool).await?;
+        Ok(())
+    }
+
     /// Σ of the items per account is what it owes, to the cent, and no charge has two.
     async fn check(&self, units: &[i64; 3]) -> Result<()> {
         let items = self.memory.items();
@@ -102,16 +109,20 @@ async fn history(seed: u64) -> Result<()> {
                 *units += more;
             }
         }
-        match rng.random_range(0..6) {
+        match rng.random_range(0..7) {
             0 => world.memory.fail_next(Fault::Lost),
             1 => world.memory.fail_next(Fault::AnswerLost),
             2 => world.memory.fail_next(Fault::StoredError),
-            3 => {
+            3 => world.memory.fail_next(Fault::StoredErrorAfterEffect),
+            4 => {
                 // So that there is something to charge for certain.
                 record(&world.db, ACCOUNTS[0], 10).await?;
                 units[0] += 10;
                 world.memory.fail_next(Fault::NoAnswer);
                 world.killed_run(engine).await?;
+                if rng.random() {
+                    world.age_doubts().await?;
+                }
                 engine = world.engine()?;
                 continue;
             }

@@ -85,9 +85,12 @@ async fn faults(
     customer: &str,
     fault: impl AsyncFn(Fault) -> Result<()>,
 ) -> Result<()> {
-    for (n, kind, there) in
-        [(10, Fault::AnswerLost, true), (11, Fault::Lost, false), (12, Fault::StoredError, false)]
-    {
+    for (n, kind, there) in [
+        (10, Fault::AnswerLost, true),
+        (11, Fault::Lost, false),
+        (12, Fault::StoredError, false),
+        (13, Fault::StoredErrorAfterEffect, true),
+    ] {
         let charge = Uuid::from_u128(n);
         let (item, key) = (item(customer, charge, 7), format!("fault-{n}"));
         fault(kind).await?;
@@ -98,8 +101,11 @@ async fn faults(
         let found = payments.find_item(customer, charge).await;
         assert_eq!(matches!(found, Search::Found { .. }), there, "{kind:?}: {found:?}");
         match payments.create_invoice_item(&item, &key).await {
-            Outcome::Succeeded { .. } => ensure!(kind != Fault::StoredError),
-            Outcome::Unknown(doubt) => assert_eq!((kind, doubt.advice), (Fault::StoredError, Advice::Look)),
+            Outcome::Succeeded { .. } => ensure!(matches!(kind, Fault::Lost | Fault::AnswerLost)),
+            Outcome::Unknown(doubt) => {
+                ensure!(matches!(kind, Fault::StoredError | Fault::StoredErrorAfterEffect));
+                assert_eq!(doubt.advice, Advice::Look);
+            }
             other => anyhow::bail!("{kind:?}: {other:?}"),
         }
     }
@@ -139,6 +145,7 @@ async fn at_stripe() -> Result<()> {
             Fault::Lost => json!({ "kind": "drop", "effect": false }),
             Fault::AnswerLost => json!({ "kind": "drop" }),
             Fault::StoredError => json!({ "kind": "stored_error" }),
+            Fault::StoredErrorAfterEffect => json!({ "kind": "stored_error", "effect": true }),
             Fault::NoAnswer => anyhow::bail!("not in this test"),
         };
         sim.fault(json!({ "outcome": outcome })).await
