@@ -1,5 +1,5 @@
 //! The three services behind the gateway: one method an RPC, each with credentials, a deadline and the
-//! trace context. What their statuses mean over REST is in [`status`](crate::status).
+//! trace context. What their statuses mean over REST is in [`status`].
 
 use std::{future::Future, time::Duration};
 

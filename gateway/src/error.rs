@@ -1,7 +1,7 @@
 //! What can go wrong, by meaning, and the answer each is.
 //!
 //! The body is `{"error": "<short>", …}`; for a client that asks for it the same members come as a
-//! problem of RFC 9457 (see [`problem`](crate::problem)).
+//! problem of RFC 9457 (see [`problem`]).
 
 use std::time::Duration;
 
