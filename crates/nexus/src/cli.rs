@@ -22,7 +22,7 @@ Examples:
 
 /// Counts API calls exactly once, enforces plan limits, bills overage through Stripe.
 #[derive(Parser)]
-#[command(name = "nexus", version, about, after_help = EXAMPLES)]
+#[command(name = "nexus", version, after_help = EXAMPLES)]
 pub(crate) struct Raw {
     #[command(flatten)]
     telemetry: TelemetryArgs,
