@@ -22,9 +22,7 @@ pub struct SecretKey(String);
 
 /// Why a string is not a [`SecretKey`].
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "a secret key of the stand-in Stripe begins with `sk_test_` and goes on with at least one character"
-)]
+#[error("a secret key of the stand-in Stripe begins with `sk_test_` and goes on with at least one character")]
 pub struct SecretKeyError;
 
 impl SecretKey {

@@ -25,10 +25,7 @@ impl Link {
 
     fn check(&self) -> io::Result<()> {
         if self.cut.load(Ordering::SeqCst) {
-            return Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                "cut by a fault",
-            ));
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut by a fault"));
         }
         Ok(())
     }
@@ -50,13 +47,7 @@ impl<L: Listener<Addr = SocketAddr>> Listener for CuttableListener<L> {
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let (io, addr) = self.inner.accept().await;
-        (
-            CuttableStream {
-                io,
-                link: Link::default(),
-            },
-            addr,
-        )
+        (CuttableStream { io, link: Link::default() }, addr)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
@@ -86,11 +77,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for CuttableStream<I> {
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for CuttableStream<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.link.check()?;
         Pin::new(&mut self.io).poll_write(cx, buf)
     }

@@ -95,27 +95,18 @@ impl Fault {
             Outcome::Error(Failure { status, .. }) | Outcome::StoredError { status, .. }
                 if !(400..600).contains(status) =>
             {
-                Err(format!(
-                    "outcome.status: {status} is not between 400 and 599"
-                ))
+                Err(format!("outcome.status: {status} is not between 400 and 599"))
             }
             _ => Ok(()),
         }
     }
 
     fn strikes(&self, method: &str, path: &str) -> bool {
-        let same_path = self
-            .path
-            .as_deref()
-            .is_none_or(|wanted| match wanted.strip_suffix('*') {
-                Some(prefix) => path.starts_with(prefix),
-                None => path == wanted,
-            });
-        same_path
-            && self
-                .method
-                .as_deref()
-                .is_none_or(|wanted| wanted.eq_ignore_ascii_case(method))
+        let same_path = self.path.as_deref().is_none_or(|wanted| match wanted.strip_suffix('*') {
+            Some(prefix) => path.starts_with(prefix),
+            None => path == wanted,
+        });
+        same_path && self.method.as_deref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(method))
     }
 }
 
@@ -143,11 +134,7 @@ pub(crate) fn error_of_status(status: u16) -> ApiError {
         402 => ApiError::card_declined(),
         409 => invalid("Another request is using this object.").code("lock_timeout"),
         429 => invalid("Too many requests in too short a time.").code("rate_limit"),
-        500.. => ApiError::new(
-            http,
-            "api_error",
-            "Something went wrong on the server's side.",
-        ),
+        500.. => ApiError::new(http, "api_error", "Something went wrong on the server's side."),
         _ => invalid("The request was refused by a fault."),
     }
 }
@@ -187,9 +174,7 @@ impl Faults {
     pub(crate) fn take(&self, method: &str, path: &str) -> Option<Fault> {
         let mut coming = lock(&self.coming);
         coming.retain(|fault| fault.times > 0);
-        let fault = coming
-            .iter_mut()
-            .find(|fault| fault.strikes(method, path))?;
+        let fault = coming.iter_mut().find(|fault| fault.strikes(method, path))?;
         fault.times -= 1;
         Some(fault.clone())
     }

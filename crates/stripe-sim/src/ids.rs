@@ -18,8 +18,6 @@ impl Ids {
     }
 
     pub(crate) fn letters(&mut self, count: usize) -> String {
-        (0..count)
-            .map(|_| char::from(self.rng.sample(Alphanumeric)))
-            .collect()
+        (0..count).map(|_| char::from(self.rng.sample(Alphanumeric))).collect()
     }
 }

@@ -19,10 +19,7 @@ pub(crate) struct Journal {
 impl Journal {
     /// Opens or creates the file and applies what it holds to `state`.
     pub(crate) fn open(path: &Path, state: &mut State) -> Result<Self, Error> {
-        let failed = |source| Error::Journal {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| Error::Journal { path: path.to_owned(), source };
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -31,9 +28,7 @@ impl Journal {
             .open(path)
             .map_err(failed)?;
         file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => Error::JournalInUse {
-                path: path.to_owned(),
-            },
+            TryLockError::WouldBlock => Error::JournalInUse { path: path.to_owned() },
             TryLockError::Error(source) => failed(source),
         })?;
         let mut content = Vec::new();
@@ -45,12 +40,8 @@ impl Journal {
                 tracing::warn!(line = index + 1, "the journal's torn last line is dropped");
                 break;
             }
-            let changes: Vec<Change> =
-                serde_json::from_slice(line).map_err(|source| Error::JournalCorrupt {
-                    path: path.to_owned(),
-                    line: index + 1,
-                    source,
-                })?;
+            let changes: Vec<Change> = serde_json::from_slice(line)
+                .map_err(|source| Error::JournalCorrupt { path: path.to_owned(), line: index + 1, source })?;
             for change in changes {
                 state.apply(change);
             }

@@ -50,29 +50,18 @@ use crate::store::Store;
 ///
 /// # Errors
 /// When the journal cannot be opened or read, or the listener fails.
-pub async fn serve(
-    config: Config,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) -> Result<(), Error> {
+pub async fn serve(config: Config, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
     let ids = Ids::new(StdRng::from_os_rng());
     let store = Store::open(config.data.as_deref(), ids)?;
-    let app = Arc::new(App::new(
-        config.secret_key,
-        || chrono::Utc::now().timestamp(),
-        store,
-        shutdown.clone(),
-    ));
+    let app =
+        Arc::new(App::new(config.secret_key, || chrono::Utc::now().timestamp(), store, shutdown.clone()));
     let listener = CuttableListener::new(listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
     }));
-    axum::serve(
-        listener,
-        http::router(app).into_make_service_with_connect_info::<Link>(),
-    )
-    .with_graceful_shutdown(shutdown.cancelled_owned())
-    .await
-    .map_err(Error::Serve)
+    axum::serve(listener, http::router(app).into_make_service_with_connect_info::<Link>())
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+        .map_err(Error::Serve)
 }

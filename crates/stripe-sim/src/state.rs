@@ -69,11 +69,7 @@ impl State {
 
     /// Oldest first.
     pub(crate) fn all<T: Resource>(&self) -> impl DoubleEndedIterator<Item = &T> {
-        self.tables
-            .get(&T::KIND)
-            .into_iter()
-            .flat_map(|table| table.rows.values())
-            .filter_map(T::from_object)
+        self.tables.get(&T::KIND).into_iter().flat_map(|table| table.rows.values()).filter_map(T::from_object)
     }
 
     pub(crate) fn answer(&self, slot: &KeySlot) -> Option<&StoredAnswer> {
@@ -86,11 +82,7 @@ impl State {
                 break;
             }
             // A key that was pruned and used again has a younger answer, which stays.
-            if self
-                .answers
-                .get(slot)
-                .is_some_and(|answer| answer.stored_at == *stored_at)
-            {
+            if self.answers.get(slot).is_some_and(|answer| answer.stored_at == *stored_at) {
                 self.answers.remove(slot);
             }
             self.answers_by_age.pop_front();
@@ -101,10 +93,7 @@ impl State {
         match change {
             Change::Put(object) => {
                 let table = self.tables.entry(object.kind()).or_default();
-                let row = *table
-                    .row_of
-                    .entry(object.id().to_owned())
-                    .or_insert(table.next);
+                let row = *table.row_of.entry(object.id().to_owned()).or_insert(table.next);
                 table.next = table.next.max(row + 1);
                 table.rows.insert(row, object);
             }
@@ -115,8 +104,7 @@ impl State {
                 }
             }
             Change::Remember(answer) => {
-                self.answers_by_age
-                    .push_back((answer.stored_at, answer.slot.clone()));
+                self.answers_by_age.push_back((answer.stored_at, answer.slot.clone()));
                 self.answers.insert(answer.slot.clone(), answer);
             }
             Change::AdvanceClock(seconds) => self.clock_advance += seconds,
@@ -134,10 +122,7 @@ pub(crate) struct View<'a> {
 impl View<'_> {
     /// The JSON form of any object, by its id.
     pub(crate) fn render_by_id(&self, id: &str) -> Option<Value> {
-        Kind::ALL
-            .iter()
-            .find_map(|kind| self.state.object(*kind, id))
-            .map(|object| object.render(self))
+        Kind::ALL.iter().find_map(|kind| self.state.object(*kind, id)).map(|object| object.render(self))
     }
 
     pub(crate) fn render_all(&self) -> serde_json::Map<String, Value> {
@@ -146,10 +131,7 @@ impl View<'_> {
             .map(|kind| {
                 let rows = self.state.tables.get(kind).map(|table| table.rows.values());
                 let rendered = rows.into_iter().flatten().map(|object| object.render(self));
-                (
-                    kind.collection().to_owned(),
-                    Value::Array(rendered.collect()),
-                )
+                (kind.collection().to_owned(), Value::Array(rendered.collect()))
             })
             .collect()
     }
@@ -173,13 +155,7 @@ struct Undo {
 
 impl<'a> Tx<'a> {
     pub(crate) fn begin(state: &'a mut State, ids: &'a mut Ids, now: i64) -> Self {
-        Self {
-            state,
-            ids,
-            now,
-            changes: Vec::new(),
-            undo: Vec::new(),
-        }
+        Self { state, ids, now, changes: Vec::new(), undo: Vec::new() }
     }
 
     pub(crate) fn now(&self) -> i64 {
@@ -187,10 +163,7 @@ impl<'a> Tx<'a> {
     }
 
     pub(crate) fn view(&self) -> View<'_> {
-        View {
-            state: self.state,
-            now: self.now,
-        }
+        View { state: self.state, now: self.now }
     }
 
     pub(crate) fn state(&self) -> &State {

@@ -25,14 +25,8 @@ pub(crate) enum Ending {
 impl Store {
     pub(crate) fn open(path: Option<&Path>, ids: Ids) -> Result<Self, Error> {
         let mut state = State::default();
-        let journal = path
-            .map(|path| Journal::open(path, &mut state))
-            .transpose()?;
-        Ok(Self {
-            state,
-            ids,
-            journal,
-        })
+        let journal = path.map(|path| Journal::open(path, &mut state)).transpose()?;
+        Ok(Self { state, ids, journal })
     }
 
     pub(crate) fn new_id(&mut self, prefix: &str) -> String {

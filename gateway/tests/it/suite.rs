@@ -241,7 +241,6 @@ pub(crate) fn event_at(
     }
 }
 
-
 async fn stripe() -> Result<(String, CancellationToken)> {
     let listener = TcpListener::bind(ANY_PORT).await?;
     let address = format!("http://{}/", listener.local_addr()?);

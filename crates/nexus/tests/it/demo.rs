@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::{Dev, FREE_PORTS, argument, http, nexus, text};
+use crate::support::{Dev, FREE_PORTS, argument, nexus, text};
 
 /// One test for all about demo data, because making it takes a while.
 #[tokio::test]
@@ -157,7 +157,7 @@ async fn replay(line: &str) -> Result<reqwest::StatusCode> {
             _ => url = Some(word),
         }
     }
-    let mut request = http().request(method, url.context("a URL")?);
+    let mut request = nexus_testkit::http::client().request(method, url.context("a URL")?);
     for header in &headers {
         let (name, value) = header.split_once(": ").context("a header is a name and a value")?;
         request = request.header(name, value);

@@ -37,7 +37,9 @@ async fn an_empty_ephemeral_run_is_ready_and_leaves_nothing() -> Result<()> {
     assert_eq!((&overview["total_users"], &overview["mrr"]), (&json!(0), &json!(0)));
     for server in ["gateway", "usage", "billing", "analytics"] {
         let url = dev.text(&format!("/metrics_urls/{server}"))?;
-        assert!(crate::support::http().get(url).send().await?.text().await?.contains("nexus_requests"));
+        assert!(
+            nexus_testkit::http::client().get(url).send().await?.text().await?.contains("nexus_requests")
+        );
     }
 
     let socket = dev.socket_folder()?;

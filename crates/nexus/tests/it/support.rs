@@ -125,7 +125,7 @@ impl Dev {
     /// The JSON that a GET with a bearer token answers.
     pub(crate) async fn get(&self, base: &str, path: &str, token: &str) -> Result<Value> {
         let url = format!("{}{path}", self.text(base)?);
-        let response = http().get(url).bearer_auth(token).send().await?;
+        let response = nexus_testkit::http::client().get(url).bearer_auth(token).send().await?;
         ensure!(response.status().is_success(), "{path}: {}", response.text().await?);
         Ok(response.json().await?)
     }
@@ -161,12 +161,6 @@ impl Dev {
         let id = self.child.id().context("it runs")?;
         Ok(kill(Pid::from_raw(i32::try_from(id)?), signal)?)
     }
-}
-
-/// A client; the workspace builds reqwest with TLS but without a provider of it.
-pub(crate) fn http() -> reqwest::Client {
-    drop(tokio_rustls::rustls::crypto::ring::default_provider().install_default());
-    reqwest::Client::new()
 }
 
 /// Processes whose command line names a path.

@@ -25,10 +25,7 @@ type Reply = Result<Json<Value>, AdminError>;
 
 pub(crate) fn router() -> Router<Arc<App>> {
     Router::new()
-        .route(
-            "/faults",
-            post(add_fault).get(list_faults).delete(clear_faults),
-        )
+        .route("/faults", post(add_fault).get(list_faults).delete(clear_faults))
         .route("/held", get(held))
         .route("/release", post(release))
         .route("/customers/{id}", post(poison_customer))
@@ -91,9 +88,7 @@ fn one() -> usize {
 
 /// Answers once enough requests are held, so that a test need not poll.
 async fn held(State(app): State<Arc<App>>, Query(query): Query<Held>) -> Reply {
-    Ok(Json(
-        json!({ "held": app.faults.until_held(query.at_least).await }),
-    ))
+    Ok(Json(json!({ "held": app.faults.until_held(query.at_least).await })))
 }
 
 async fn release(State(app): State<Arc<App>>) -> Reply {
@@ -137,15 +132,10 @@ struct Advance {
     advance_seconds: u32,
 }
 
-async fn advance_clock(
-    State(app): State<Arc<App>>,
-    body: Result<Json<Advance>, JsonRejection>,
-) -> Reply {
+async fn advance_clock(State(app): State<Arc<App>>, body: Result<Json<Advance>, JsonRejection>) -> Reply {
     let Json(advance) = body?;
     let mut store = app.store.lock().await;
-    store
-        .advance_clock(advance.advance_seconds.into())
-        .map_err(AdminError::internal)?;
+    store.advance_clock(advance.advance_seconds.into()).map_err(AdminError::internal)?;
     Ok(Json(json!({ "now": app.now(&store) })))
 }
 
@@ -156,10 +146,7 @@ async fn clock(State(app): State<Arc<App>>) -> Reply {
 
 async fn state(State(app): State<Arc<App>>) -> Reply {
     let store = app.store.lock().await;
-    let view = View {
-        state: &store.state,
-        now: app.now(&store),
-    };
+    let view = View { state: &store.state, now: app.now(&store) };
     Ok(Json(Value::Object(view.render_all())))
 }
 
@@ -171,8 +158,7 @@ struct RequestFilter {
 }
 
 async fn requests(State(app): State<Arc<App>>, Query(filter): Query<RequestFilter>) -> Reply {
-    let same =
-        |wanted: &Option<String>, is: Option<&str>| wanted.is_none() || wanted.as_deref() == is;
+    let same = |wanted: &Option<String>, is: Option<&str>| wanted.is_none() || wanted.as_deref() == is;
     let entries: Vec<Entry> = app
         .log
         .entries()

@@ -15,11 +15,7 @@ pub(crate) struct Answer {
 }
 
 pub(crate) fn success(value: &Value) -> Answer {
-    Answer {
-        status: StatusCode::OK,
-        body: value.to_string(),
-        headers: Vec::new(),
-    }
+    Answer { status: StatusCode::OK, body: value.to_string(), headers: Vec::new() }
 }
 
 pub(crate) fn failure(error: &ApiError, request_id: &str, now: i64) -> Answer {
@@ -31,19 +27,13 @@ pub(crate) fn failure(error: &ApiError, request_id: &str, now: i64) -> Answer {
     if error.code.as_deref() == Some("idempotency_key_in_use") {
         headers.push((SHOULD_RETRY, HeaderValue::from_static("true")));
     }
-    Answer {
-        status: error.status,
-        body: error.body(request_id, now).to_string(),
-        headers,
-    }
+    Answer { status: error.status, body: error.body(request_id, now).to_string(), headers }
 }
 
 pub(crate) fn planned_failure(planned: &Failure, request_id: &str, now: i64) -> Answer {
     let mut answer = failure(&planned.error(), request_id, now);
     if let Some(seconds) = planned.retry_after {
-        answer
-            .headers
-            .push((header::RETRY_AFTER, HeaderValue::from(seconds)));
+        answer.headers.push((header::RETRY_AFTER, HeaderValue::from(seconds)));
     }
     if let Some(retry) = planned.should_retry {
         let value = HeaderValue::from_static(if retry { "true" } else { "false" });

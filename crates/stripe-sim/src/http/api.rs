@@ -79,19 +79,11 @@ pub(crate) async fn handle(
                 body,
             };
             // A task of its own: the work goes on when the caller goes away, as it does at Stripe.
-            tokio::spawn(logged(Arc::clone(&app), received))
-                .await
-                .unwrap_or_else(|error| {
-                    tracing::error!(request_id = id, %error, "a request panicked");
-                    app.log.end(
-                        &id,
-                        &Ended {
-                            status: Some(500),
-                            replayed: false,
-                        },
-                    );
-                    Reply::Answer(failure(&ApiError::internal("An internal error."), &id, at))
-                })
+            tokio::spawn(logged(Arc::clone(&app), received)).await.unwrap_or_else(|error| {
+                tracing::error!(request_id = id, %error, "a request panicked");
+                app.log.end(&id, &Ended { status: Some(500), replayed: false });
+                Reply::Answer(failure(&ApiError::internal("An internal error."), &id, at))
+            })
         }
     };
     let answer = match reply {
@@ -104,10 +96,7 @@ pub(crate) async fn handle(
     let mut response = Response::new(Body::from(answer.body));
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     for (name, value) in echoed {
         if let Some(value) = value {
             headers.insert(name, value);
@@ -118,10 +107,7 @@ pub(crate) async fn handle(
 }
 
 async fn logged(app: Arc<App>, received: Received) -> Reply {
-    let key = received
-        .headers
-        .get(IDEMPOTENCY_KEY)
-        .and_then(|key| key.to_str().ok());
+    let key = received.headers.get(IDEMPOTENCY_KEY).and_then(|key| key.to_str().ok());
     app.log.begin(Entry {
         request_id: received.id.clone(),
         at: received.at,
@@ -136,15 +122,9 @@ async fn logged(app: Arc<App>, received: Received) -> Reply {
     let ended = match &reply {
         Reply::Answer(answer) => Ended {
             status: Some(answer.status.as_u16()),
-            replayed: answer
-                .headers
-                .iter()
-                .any(|(name, _)| *name == IDEMPOTENT_REPLAYED),
+            replayed: answer.headers.iter().any(|(name, _)| *name == IDEMPOTENT_REPLAYED),
         },
-        Reply::Nothing => Ended {
-            status: None,
-            replayed: false,
-        },
+        Reply::Nothing => Ended { status: None, replayed: false },
     };
     app.log.end(&received.id, &ended);
     reply
@@ -155,10 +135,7 @@ async fn process(app: &App, received: &Received) -> Reply {
         Ok(given) => given.or_else(|| app.faults.take(&received.method, &received.path)),
         Err(error) => return Reply::Answer(failure(&error, &received.id, received.at)),
     };
-    let outcome = fault
-        .as_ref()
-        .map(|fault| fault.outcome.clone())
-        .unwrap_or_default();
+    let outcome = fault.as_ref().map(|fault| fault.outcome.clone()).unwrap_or_default();
     let result = match &outcome {
         Outcome::Error(failure) => {
             app.faults.wait_for(fault.as_ref()).await;
@@ -172,9 +149,7 @@ async fn process(app: &App, received: &Received) -> Reply {
     };
     match outcome {
         Outcome::Drop { .. } => Reply::Nothing,
-        _ => {
-            Reply::Answer(result.unwrap_or_else(|error| failure(&error, &received.id, received.at)))
-        }
+        _ => Reply::Answer(result.unwrap_or_else(|error| failure(&error, &received.id, received.at))),
     }
 }
 
@@ -202,28 +177,18 @@ async fn answer(
     }
     app.faults.wait_for(fault).await;
 
-    let keep = in_use
-        .as_ref()
-        .map(|in_use| (in_use.slot.clone(), fingerprint));
+    let keep = in_use.as_ref().map(|in_use| (in_use.slot.clone(), fingerprint));
     let mut store = app.store.lock().await;
     let now = app.now(&store);
-    let done = store.transact(now, |tx| {
-        execute(tx, received, params, &paths, keep, outcome)
-    });
+    let done = store.transact(now, |tx| execute(tx, received, params, &paths, keep, outcome));
     done.unwrap_or_else(|error| {
         tracing::error!(%error, "the journal could not be written");
-        Err(ApiError::internal(
-            "The journal could not be written; nothing has changed.",
-        ))
+        Err(ApiError::internal("The journal could not be written; nothing has changed."))
     })
 }
 
 /// The answer kept for the key, if there is one.
-async fn stored_answer(
-    app: &App,
-    slot: &KeySlot,
-    fingerprint: &str,
-) -> Result<Option<Answer>, ApiError> {
+async fn stored_answer(app: &App, slot: &KeySlot, fingerprint: &str) -> Result<Option<Answer>, ApiError> {
     let mut store = app.store.lock().await;
     let now = app.now(&store);
     store.state.prune_answers(now);
@@ -236,9 +201,7 @@ async fn stored_answer(
         body: stored.body.clone(),
         headers: vec![(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"))],
     };
-    answer
-        .headers
-        .extend(header_value(&stored.request_id).map(|id| (ORIGINAL_REQUEST, id)));
+    answer.headers.extend(header_value(&stored.request_id).map(|id| (ORIGINAL_REQUEST, id)));
     Ok(Some(answer))
 }
 
@@ -272,11 +235,7 @@ fn execute(
         let answer = failure(&error_of_status(*status), &received.id, now);
         let stored = stored(&answer);
         let committed = *effect && result.is_ok();
-        let ending = if committed {
-            Ending::Commit(stored)
-        } else {
-            Ending::RollBack(stored)
-        };
+        let ending = if committed { Ending::Commit(stored) } else { Ending::RollBack(stored) };
         return (Ok(answer), ending);
     }
     match result {
@@ -297,16 +256,10 @@ fn execute(
 impl Received {
     fn idempotency_key(&self) -> Result<Option<&str>, ApiError> {
         // Only POST takes keys; elsewhere they have no effect.
-        let Some(key) = self
-            .headers
-            .get(IDEMPOTENCY_KEY)
-            .filter(|_| self.method == "POST")
-        else {
+        let Some(key) = self.headers.get(IDEMPOTENCY_KEY).filter(|_| self.method == "POST") else {
             return Ok(None);
         };
-        let key = key
-            .to_str()
-            .map_err(|_| refused_unexecuted("The idempotency key is not ASCII."))?;
+        let key = key.to_str().map_err(|_| refused_unexecuted("The idempotency key is not ASCII."))?;
         Ok(Some(key))
     }
 
@@ -316,9 +269,7 @@ impl Received {
         };
         let fault: Fault = serde_json::from_slice(json.as_bytes())
             .map_err(|error| refused_unexecuted(format!("Sim-Fault: {error}")))?;
-        fault
-            .check()
-            .map_err(|error| refused_unexecuted(format!("Sim-Fault: {error}")))?;
+        fault.check().map_err(|error| refused_unexecuted(format!("Sim-Fault: {error}")))?;
         Ok(Some(fault))
     }
 
@@ -333,21 +284,16 @@ impl Received {
         if named && chrono::NaiveDate::parse_from_str(date, "%Y-%m-%d").is_ok() {
             return Ok(());
         }
-        Err(refused_unexecuted(format!(
-            "Invalid Stripe API version: {text}"
-        )))
+        Err(refused_unexecuted(format!("Invalid Stripe API version: {text}")))
     }
 
     fn check_content_type(&self) -> Result<(), ApiError> {
         const FORM: &str = "application/x-www-form-urlencoded";
-        let given = self
-            .headers
-            .get(header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok());
+        let given = self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         match given {
-            Some(given) if !given.starts_with(FORM) && !self.body.is_empty() => Err(
-                refused_unexecuted(format!("The body must be {FORM}, not {given}.")),
-            ),
+            Some(given) if !given.starts_with(FORM) && !self.body.is_empty() => {
+                Err(refused_unexecuted(format!("The body must be {FORM}, not {given}.")))
+            }
             _ => Ok(()),
         }
     }
@@ -361,8 +307,5 @@ impl Received {
 }
 
 fn refused_unexecuted(message: impl Into<Box<str>>) -> ApiError {
-    ApiError {
-        executed: false,
-        ..ApiError::refused(message)
-    }
+    ApiError { executed: false, ..ApiError::refused(message) }
 }

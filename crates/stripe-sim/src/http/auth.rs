@@ -11,10 +11,7 @@ use crate::http::error::ApiError;
 ///
 /// # Errors
 /// 401, when there is none or it is not accepted.
-pub(crate) fn authenticate(
-    headers: &HeaderMap,
-    accepted: Option<&SecretKey>,
-) -> Result<String, ApiError> {
+pub(crate) fn authenticate(headers: &HeaderMap, accepted: Option<&SecretKey>) -> Result<String, ApiError> {
     let Some(key) = given_key(headers) else {
         return Err(unauthorized(
             "No API key was given. Set the Authorization header to 'Bearer YOUR_SECRET_KEY'.",
@@ -24,14 +21,7 @@ pub(crate) fn authenticate(
         Some(accepted) => accepted.matches(&key),
         None => key.len() > SecretKey::PREFIX.len() && key.starts_with(SecretKey::PREFIX),
     };
-    if known {
-        Ok(key)
-    } else {
-        Err(unauthorized(format!(
-            "Invalid API Key provided: {}",
-            masked(&key)
-        )))
-    }
+    if known { Ok(key) } else { Err(unauthorized(format!("Invalid API Key provided: {}", masked(&key)))) }
 }
 
 fn given_key(headers: &HeaderMap) -> Option<String> {
@@ -41,10 +31,7 @@ fn given_key(headers: &HeaderMap) -> Option<String> {
         credentials.trim().to_owned()
     } else if scheme.eq_ignore_ascii_case("basic") {
         let decoded = String::from_utf8(STANDARD.decode(credentials.trim()).ok()?).ok()?;
-        decoded
-            .split_once(':')
-            .map_or(decoded.as_str(), |(user, _)| user)
-            .to_owned()
+        decoded.split_once(':').map_or(decoded.as_str(), |(user, _)| user).to_owned()
     } else {
         return None;
     };
@@ -52,10 +39,7 @@ fn given_key(headers: &HeaderMap) -> Option<String> {
 }
 
 fn unauthorized(message: impl Into<Box<str>>) -> ApiError {
-    ApiError {
-        executed: false,
-        ..ApiError::new(StatusCode::UNAUTHORIZED, "invalid_request_error", message)
-    }
+    ApiError { executed: false, ..ApiError::new(StatusCode::UNAUTHORIZED, "invalid_request_error", message) }
 }
 
 /// The beginning and end only: answers end up in logs.

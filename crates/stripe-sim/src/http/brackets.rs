@@ -24,10 +24,7 @@ pub(crate) fn fingerprint(method: &str, path: &str, pairs: &[(String, String)]) 
     let mut sorted: Vec<&(String, String)> = pairs.iter().collect();
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
     let mut digest = Sha256::new();
-    for part in [method, path]
-        .into_iter()
-        .chain(sorted.iter().flat_map(|(k, v)| [&**k, &**v]))
-    {
+    for part in [method, path].into_iter().chain(sorted.iter().flat_map(|(k, v)| [&**k, &**v])) {
         digest.update((part.len() as u64).to_be_bytes());
         digest.update(part);
     }
@@ -38,9 +35,7 @@ pub(crate) fn fingerprint(method: &str, path: &str, pairs: &[(String, String)]) 
 pub(crate) fn tree(pairs: &[(String, String)]) -> Result<BTreeMap<String, Node>, String> {
     let mut root = BTreeMap::new();
     for (name, value) in pairs {
-        steps(name)
-            .and_then(|steps| insert(&mut root, &steps, value))
-            .ok_or(name.as_str())?;
+        steps(name).and_then(|steps| insert(&mut root, &steps, value)).ok_or(name.as_str())?;
     }
     Ok(root)
 }
@@ -65,21 +60,14 @@ fn steps(name: &str) -> Option<Vec<&str>> {
 
 fn insert(fields: &mut BTreeMap<String, Node>, steps: &[&str], value: &str) -> Option<()> {
     let (step, rest) = steps.split_first()?;
-    let key = if step.is_empty() {
-        fields.len().to_string()
-    } else {
-        (*step).to_owned()
-    };
+    let key = if step.is_empty() { fields.len().to_string() } else { (*step).to_owned() };
     if rest.is_empty() {
         return match fields.insert(key, Node::Text(value.to_owned())) {
             Some(Node::Map(_)) => None,
             _ => Some(()),
         };
     }
-    match fields
-        .entry(key)
-        .or_insert_with(|| Node::Map(BTreeMap::new()))
-    {
+    match fields.entry(key).or_insert_with(|| Node::Map(BTreeMap::new())) {
         Node::Map(inner) => insert(inner, rest, value),
         Node::Text(_) => None,
     }

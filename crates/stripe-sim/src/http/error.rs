@@ -37,10 +37,7 @@ impl ApiError {
 
     /// The request itself is wrong: found out before executing.
     pub(crate) fn invalid(code: &str, param: &str, message: impl Into<Box<str>>) -> Self {
-        Self {
-            executed: false,
-            ..Self::refused(message).code(code).param(param)
-        }
+        Self { executed: false, ..Self::refused(message).code(code).param(param) }
     }
 
     /// The object a URL names does not exist.
@@ -52,18 +49,12 @@ impl ApiError {
 
     /// The object a parameter names does not exist.
     pub(crate) fn missing(what: &str, id: &str, param: &str) -> Self {
-        Self::refused(format!("No such {what}: '{id}'"))
-            .code("resource_missing")
-            .param(param)
+        Self::refused(format!("No such {what}: '{id}'")).code("resource_missing").param(param)
     }
 
     pub(crate) fn card_declined() -> Self {
-        let mut error = Self::new(
-            StatusCode::PAYMENT_REQUIRED,
-            "card_error",
-            "The card was declined.",
-        )
-        .code("card_declined");
+        let mut error = Self::new(StatusCode::PAYMENT_REQUIRED, "card_error", "The card was declined.")
+            .code("card_declined");
         error.decline_code = Some("generic_decline".into());
         error
     }

@@ -8,32 +8,19 @@ use crate::state::View;
 const MAX_DEPTH: usize = 4;
 
 /// The fields that hold ids of other objects, set or not.
-const REFERENCES: [&str; 7] = [
-    "customer",
-    "default_price",
-    "invoice",
-    "latest_invoice",
-    "price",
-    "product",
-    "subscription",
-];
+const REFERENCES: [&str; 7] =
+    ["customer", "default_price", "invoice", "latest_invoice", "price", "product", "subscription"];
 
 pub(crate) fn expand(view: View<'_>, answer: &mut Value, paths: &[String]) -> Result<(), ApiError> {
     for path in paths {
         let steps: Vec<&str> = path.split('.').collect();
         if steps.len() > MAX_DEPTH {
             let message = format!("You cannot expand more than {MAX_DEPTH} levels: {path}");
-            return Err(ApiError {
-                executed: false,
-                ..ApiError::refused(message).param("expand")
-            });
+            return Err(ApiError { executed: false, ..ApiError::refused(message).param("expand") });
         }
         expand_path(view, answer, &steps).ok_or_else(|| {
             let message = format!("This property cannot be expanded ({path}).");
-            ApiError {
-                executed: false,
-                ..ApiError::refused(message).param("expand")
-            }
+            ApiError { executed: false, ..ApiError::refused(message).param("expand") }
         })?;
     }
     Ok(())
@@ -55,11 +42,7 @@ fn expand_path(view: View<'_>, value: &mut Value, steps: &[&str]) -> Option<()> 
             if let Value::String(id) = field {
                 *field = view.render_by_id(id).filter(|_| is_reference)?;
             }
-            if rest.is_empty() {
-                is_reference.then_some(())
-            } else {
-                expand_path(view, field, rest)
-            }
+            if rest.is_empty() { is_reference.then_some(()) } else { expand_path(view, field, rest) }
         }
         // A reference that is not set stays null.
         Value::Null => Some(()),

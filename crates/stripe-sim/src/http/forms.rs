@@ -47,10 +47,7 @@ impl Params {
             let message = format!("Received malformed parameter: {name}");
             ApiError::invalid("parameter_unknown", &name, message)
         })?;
-        Ok(Self {
-            name: String::new(),
-            fields,
-        })
+        Ok(Self { name: String::new(), fields })
     }
 
     /// Refuses every parameter that was not taken.
@@ -66,11 +63,7 @@ impl Params {
     }
 
     fn full(&self, field: &str) -> String {
-        if self.name.is_empty() {
-            field.to_owned()
-        } else {
-            format!("{}[{field}]", self.name)
-        }
+        if self.name.is_empty() { field.to_owned() } else { format!("{}[{field}]", self.name) }
     }
 
     fn raw(&mut self, field: &str) -> Result<Option<String>, ApiError> {
@@ -82,10 +75,9 @@ impl Params {
                 &name,
                 format!("Invalid {name}: it takes one value, not a hash or a list."),
             )),
-            Some(Node::Text(text)) if text.chars().count() > MAX_TEXT => Err(self.wrong(
-                field,
-                format!("Invalid {name}: at most {MAX_TEXT} characters."),
-            )),
+            Some(Node::Text(text)) if text.chars().count() > MAX_TEXT => {
+                Err(self.wrong(field, format!("Invalid {name}: at most {MAX_TEXT} characters.")))
+            }
             Some(Node::Text(text)) => Ok(Some(text)),
         }
     }
@@ -104,10 +96,7 @@ impl Params {
     }
 
     pub(crate) fn exclusive(&self, fields: &[&str]) -> ApiError {
-        let message = format!(
-            "You may only specify one of these parameters: {}.",
-            fields.join(", ")
-        );
+        let message = format!("You may only specify one of these parameters: {}.", fields.join(", "));
         ApiError::invalid("parameters_exclusive", &self.full(fields[0]), message)
     }
 
@@ -116,8 +105,7 @@ impl Params {
         let text = self.raw(field)?;
         if text.as_deref() == Some("") {
             let name = self.full(field);
-            let message =
-                format!("You passed an empty string for '{name}', which cannot be unset.");
+            let message = format!("You passed an empty string for '{name}', which cannot be unset.");
             return Err(ApiError::invalid("parameter_invalid_empty", &name, message));
         }
         Ok(text)
@@ -129,9 +117,7 @@ impl Params {
 
     /// A text that an empty value unsets: `Some(None)` says unset.
     pub(crate) fn clearable(&mut self, field: &str) -> Result<Option<Option<String>>, ApiError> {
-        Ok(self
-            .raw(field)?
-            .map(|text| Some(text).filter(|text| !text.is_empty())))
+        Ok(self.raw(field)?.map(|text| Some(text).filter(|text| !text.is_empty())))
     }
 
     pub(crate) fn integer(&mut self, field: &str) -> Result<Option<i64>, ApiError> {
@@ -157,11 +143,7 @@ impl Params {
                     range.start(),
                     range.end()
                 );
-                Err(ApiError::invalid(
-                    "parameter_invalid_integer",
-                    &self.full(field),
-                    message,
-                ))
+                Err(ApiError::invalid("parameter_invalid_integer", &self.full(field), message))
             }
             _ => Ok(value),
         }
@@ -180,18 +162,11 @@ impl Params {
         }
     }
 
-    pub(crate) fn one_of(
-        &mut self,
-        field: &str,
-        allowed: &[&str],
-    ) -> Result<Option<String>, ApiError> {
+    pub(crate) fn one_of(&mut self, field: &str, allowed: &[&str]) -> Result<Option<String>, ApiError> {
         match self.text(field)? {
             Some(given) if !allowed.contains(&given.as_str()) => {
                 let name = self.full(field);
-                Err(self.wrong(
-                    field,
-                    format!("Invalid {name}: must be one of {}", allowed.join(", ")),
-                ))
+                Err(self.wrong(field, format!("Invalid {name}: must be one of {}", allowed.join(", "))))
             }
             other => Ok(other),
         }
@@ -203,9 +178,7 @@ impl Params {
         match self.fields.remove(field) {
             None => Ok(None),
             Some(Node::Map(fields)) => Ok(Some(Params { name, fields })),
-            Some(Node::Text(_)) => {
-                Err(self.wrong(field, format!("Invalid {name}: it must be a hash.")))
-            }
+            Some(Node::Text(_)) => Err(self.wrong(field, format!("Invalid {name}: it must be a hash."))),
         }
     }
 
@@ -218,14 +191,10 @@ impl Params {
         list.in_order()?
             .into_iter()
             .map(|(index, node)| match node {
-                Node::Map(fields) => Ok(Params {
-                    name: format!("{name}[{index}]"),
-                    fields,
-                }),
-                Node::Text(_) => Err(self.wrong(
-                    field,
-                    format!("Invalid {name}: a list of hashes is expected."),
-                )),
+                Node::Map(fields) => Ok(Params { name: format!("{name}[{index}]"), fields }),
+                Node::Text(_) => {
+                    Err(self.wrong(field, format!("Invalid {name}: a list of hashes is expected.")))
+                }
             })
             .collect()
     }
@@ -240,10 +209,9 @@ impl Params {
             .into_iter()
             .map(|(_, node)| match node {
                 Node::Text(text) => Ok(text),
-                Node::Map(_) => Err(self.wrong(
-                    field,
-                    format!("Invalid {name}: a list of strings is expected."),
-                )),
+                Node::Map(_) => {
+                    Err(self.wrong(field, format!("Invalid {name}: a list of strings is expected.")))
+                }
             })
             .collect()
     }
@@ -261,10 +229,7 @@ impl Params {
     pub(crate) fn time_range(&mut self, field: &str) -> Result<TimeRange, ApiError> {
         if let Some(Node::Text(_)) = self.fields.get(field) {
             let exact = self.timestamp(field)?;
-            return Ok(TimeRange {
-                from: exact,
-                until: exact,
-            });
+            return Ok(TimeRange { from: exact, until: exact });
         }
         let Some(mut bounds) = self.hash(field)? else {
             return Ok(TimeRange::default());
@@ -284,30 +249,29 @@ impl Params {
         match self.fields.remove("metadata") {
             None => Ok(MetadataChange::Keep),
             Some(Node::Text(text)) if text.is_empty() => Ok(MetadataChange::Clear),
-            Some(Node::Text(_)) => {
-                Err(self.wrong("metadata", "Invalid metadata: it must be a hash."))
-            }
+            Some(Node::Text(_)) => Err(self.wrong("metadata", "Invalid metadata: it must be a hash.")),
             Some(Node::Map(entries)) => {
                 let mut merge = BTreeMap::new();
                 for (key, node) in entries {
                     let Node::Text(value) = node else {
                         return Err(self.wrong(
                             "metadata",
-                            format!(
-                                "Metadata values must be strings, but '{key}' is a hash or a list."
-                            ),
+                            format!("Metadata values must be strings, but '{key}' is a hash or a list."),
                         ));
                     };
                     if key.chars().count() > 40 {
                         return Err(self.wrong(
                             "metadata",
-                            format!(
-                                "Metadata keys can have up to 40 characters: '{key}' has more."
-                            ),
+                            format!("Metadata keys can have up to 40 characters: '{key}' has more."),
                         ));
                     }
                     if value.chars().count() > 500 {
-                        return Err(self.wrong("metadata", format!("Metadata values can have up to 500 characters: that of '{key}' has more.")));
+                        return Err(self.wrong(
+                            "metadata",
+                            format!(
+                                "Metadata values can have up to 500 characters: that of '{key}' has more."
+                            ),
+                        ));
                     }
                     merge.insert(key, value);
                 }
@@ -338,10 +302,7 @@ impl MetadataChange {
         }
         if metadata.len() > Self::MAX_KEYS {
             let message = format!("Metadata can have up to {} keys.", Self::MAX_KEYS);
-            return Err(ApiError {
-                executed: false,
-                ..ApiError::refused(message).param("metadata")
-            });
+            return Err(ApiError { executed: false, ..ApiError::refused(message).param("metadata") });
         }
         Ok(())
     }

@@ -28,16 +28,10 @@ pub(crate) fn slot(api_key: &str, key: &str) -> Result<KeySlot, ApiError> {
     if key.is_empty() || key.chars().count() > MAX_LENGTH {
         let message = format!("An idempotency key has 1 to {MAX_LENGTH} characters.");
         let error = ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", message);
-        return Err(ApiError {
-            executed: false,
-            ..error
-        });
+        return Err(ApiError { executed: false, ..error });
     }
     let api_key_digest = format!("{:x}", Sha256::digest(api_key));
-    Ok(KeySlot {
-        api_key_digest,
-        key: key.to_owned(),
-    })
+    Ok(KeySlot { api_key_digest, key: key.to_owned() })
 }
 
 impl KeysInUse {
@@ -51,12 +45,9 @@ impl KeysInUse {
             "Another request with the idempotency key '{}' is still in progress. Try again shortly.",
             slot.key
         );
-        let error = ApiError::new(StatusCode::CONFLICT, "idempotency_error", message)
-            .code("idempotency_key_in_use");
-        Err(ApiError {
-            executed: false,
-            ..error
-        })
+        let error =
+            ApiError::new(StatusCode::CONFLICT, "idempotency_error", message).code("idempotency_key_in_use");
+        Err(ApiError { executed: false, ..error })
     }
 }
 
@@ -78,8 +69,5 @@ pub(crate) fn check_same_request(stored: &StoredAnswer, fingerprint: &str) -> Re
         stored.slot.key
     );
     let error = ApiError::new(StatusCode::BAD_REQUEST, "idempotency_error", message);
-    Err(ApiError {
-        executed: false,
-        ..error
-    })
+    Err(ApiError { executed: false, ..error })
 }

@@ -27,10 +27,7 @@ impl Page {
 
     pub(crate) fn take(params: &mut Params) -> Result<Self, ApiError> {
         let limit = params.integer_within("limit", 1..=100)?.unwrap_or(10);
-        let cursor = match (
-            params.text("starting_after")?,
-            params.text("ending_before")?,
-        ) {
+        let cursor = match (params.text("starting_after")?, params.text("ending_before")?) {
             (None, None) => Cursor::Start,
             (Some(id), None) => Cursor::After(id),
             (None, Some(id)) => Cursor::Before(id),
@@ -38,10 +35,7 @@ impl Page {
                 return Err(params.exclusive(&["starting_after", "ending_before"]));
             }
         };
-        Ok(Self {
-            limit: usize::try_from(limit).unwrap_or(10),
-            cursor,
-        })
+        Ok(Self { limit: usize::try_from(limit).unwrap_or(10), cursor })
     }
 
     /// The page of `rows`, which come in the order of the list.
@@ -86,17 +80,8 @@ pub(crate) fn page_of<T: Resource>(
     page: &Page,
     keep: impl Fn(&T) -> bool,
 ) -> Result<Value, ApiError> {
-    let rows: Vec<&T> = view
-        .state
-        .all::<T>()
-        .rev()
-        .filter(|row| keep(row))
-        .collect();
+    let rows: Vec<&T> = view.state.all::<T>().rev().filter(|row| keep(row)).collect();
     let (rows, has_more) = page.cut(rows, T::KIND.name(), |row| row.id())?;
     let data = rows.into_iter().map(|row| row.render(&view)).collect();
-    Ok(list(
-        &format!("/v1/{}", T::KIND.collection()),
-        data,
-        has_more,
-    ))
+    Ok(list(&format!("/v1/{}", T::KIND.collection()), data, has_more))
 }

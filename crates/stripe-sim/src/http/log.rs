@@ -40,10 +40,7 @@ pub(crate) struct Ended {
 
 impl RequestLog {
     pub(crate) fn new() -> Self {
-        Self {
-            entries: Mutex::default(),
-            under_way: watch::Sender::new(0),
-        }
+        Self { entries: Mutex::default(), under_way: watch::Sender::new(0) }
     }
 
     pub(crate) fn begin(&self, entry: Entry) {
@@ -57,11 +54,7 @@ impl RequestLog {
 
     pub(crate) fn end(&self, request_id: &str, ended: &Ended) {
         let mut entries = lock(&self.entries);
-        if let Some(entry) = entries
-            .iter_mut()
-            .rev()
-            .find(|entry| entry.request_id == request_id)
-        {
+        if let Some(entry) = entries.iter_mut().rev().find(|entry| entry.request_id == request_id) {
             entry.status = ended.status;
             entry.replayed = ended.replayed;
             entry.dropped = ended.status.is_none();
@@ -73,11 +66,7 @@ impl RequestLog {
     pub(crate) async fn until_idle(&self) {
         let mut under_way = self.under_way.subscribe();
         // The sender lives in `self`, so this ends only when the count is zero.
-        under_way
-            .wait_for(|count| *count == 0)
-            .await
-            .map(drop)
-            .unwrap_or_default();
+        under_way.wait_for(|count| *count == 0).await.map(drop).unwrap_or_default();
     }
 
     pub(crate) fn entries(&self) -> Vec<Entry> {

@@ -58,10 +58,7 @@ impl App {
 }
 
 pub(crate) fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .nest("/_sim", admin::router())
-        .fallback(api::handle)
-        .with_state(app)
+    Router::new().nest("/_sim", admin::router()).fallback(api::handle).with_state(app)
 }
 
 /// Locks a mutex whose short critical sections leave it sound even if one panics.

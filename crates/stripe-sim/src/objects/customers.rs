@@ -80,21 +80,12 @@ impl Resource for Customer {
 impl Customer {
     /// The customer a parameter names. A deleted one is as good as missing.
     pub(crate) fn referenced(tx: &Tx<'_>, id: &str) -> Result<Self, ApiError> {
-        let found = tx
-            .state()
-            .get::<Self>(id)
-            .filter(|customer| !customer.deleted);
-        found
-            .cloned()
-            .ok_or_else(|| ApiError::missing("customer", id, "customer"))
+        let found = tx.state().get::<Self>(id).filter(|customer| !customer.deleted);
+        found.cloned().ok_or_else(|| ApiError::missing("customer", id, "customer"))
     }
 
     pub(crate) fn check_not_declined(&self) -> Result<(), ApiError> {
-        if self.declined {
-            Err(ApiError::card_declined())
-        } else {
-            Ok(())
-        }
+        if self.declined { Err(ApiError::card_declined()) } else { Ok(()) }
     }
 
     pub(crate) fn currency(&self) -> Option<&str> {
@@ -102,11 +93,7 @@ impl Customer {
     }
 
     /// Binds the customer to `currency`, or refuses when it is bound to another.
-    pub(crate) fn bind_currency(
-        &mut self,
-        tx: &mut Tx<'_>,
-        currency: &str,
-    ) -> Result<(), ApiError> {
+    pub(crate) fn bind_currency(&mut self, tx: &mut Tx<'_>, currency: &str) -> Result<(), ApiError> {
         match &self.currency {
             Some(bound) if bound == currency => Ok(()),
             Some(bound) => Err(ApiError::refused(format!(
@@ -150,9 +137,7 @@ impl Fields {
             metadata: params.metadata()?,
         };
         if let Some(Some(email)) = &fields.email
-            && !email
-                .split_once('@')
-                .is_some_and(|(user, host)| !user.is_empty() && !host.is_empty())
+            && !email.split_once('@').is_some_and(|(user, host)| !user.is_empty() && !host.is_empty())
         {
             let message = format!("Invalid email address: {email}");
             return Err(ApiError::invalid("email_invalid", "email", message));
@@ -216,22 +201,12 @@ pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value,
     for subscription in active {
         subscriptions::end(tx, subscription);
     }
-    Ok(saved(
-        tx,
-        Customer {
-            deleted: true,
-            ..customer
-        },
-    ))
+    Ok(saved(tx, Customer { deleted: true, ..customer }))
 }
 
 fn existing(tx: &Tx<'_>, id: &str) -> Result<Customer, ApiError> {
     let customer: Customer = named(tx, id)?;
-    if customer.deleted {
-        Err(ApiError::not_found("customer", id))
-    } else {
-        Ok(customer)
-    }
+    if customer.deleted { Err(ApiError::not_found("customer", id)) } else { Ok(customer) }
 }
 
 pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
@@ -249,11 +224,5 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
 /// The fault of `/_sim/customers/{id}`.
 pub(crate) fn set_declined(tx: &mut Tx<'_>, id: &str, declined: bool) -> Result<Value, ApiError> {
     let customer = existing(tx, id)?;
-    Ok(saved(
-        tx,
-        Customer {
-            declined,
-            ..customer
-        },
-    ))
+    Ok(saved(tx, Customer { declined, ..customer }))
 }

@@ -87,10 +87,7 @@ impl Resource for InvoiceItem {
 
 impl InvoiceItem {
     fn render_pricing(&self, view: &View<'_>) -> Value {
-        let price = self
-            .price
-            .as_ref()
-            .and_then(|id| view.state.get::<Price>(id));
+        let price = self.price.as_ref().and_then(|id| view.state.get::<Price>(id));
         json!({
             "price_details": price.map(|price| json!({ "price": price.id(), "product": price.product })),
             "type": "price_details",
@@ -142,14 +139,8 @@ impl InvoiceItem {
 /// What an item costs, as a request says it.
 enum Cost {
     Amount(i64),
-    Units {
-        unit_amount_decimal: String,
-        quantity: u64,
-    },
-    Price {
-        id: String,
-        quantity: u64,
-    },
+    Units { unit_amount_decimal: String, quantity: u64 },
+    Price { id: String, quantity: u64 },
 }
 
 impl Cost {
@@ -165,26 +156,16 @@ impl Cost {
             None => None,
         };
         let quantity = params.integer_within("quantity", 0..=999_999_999)?;
-        let count = quantity
-            .and_then(|quantity| u64::try_from(quantity).ok())
-            .unwrap_or(1);
+        let count = quantity.and_then(|quantity| u64::try_from(quantity).ok()).unwrap_or(1);
         match (amount, unit, price) {
             (None, None, None) if quantity.is_some() => Err(params.missing("unit_amount_decimal")),
             (None, None, None) => Ok(None),
-            (Some(_), None, None) if quantity.is_some() => {
-                Err(params.exclusive(&["amount", "quantity"]))
+            (Some(_), None, None) if quantity.is_some() => Err(params.exclusive(&["amount", "quantity"])),
+            (Some(amount), None, None) => Ok(Some(Self::Amount(check_amount(amount.into(), "amount")?))),
+            (None, Some(unit_amount_decimal), None) => {
+                Ok(Some(Self::Units { unit_amount_decimal, quantity: count }))
             }
-            (Some(amount), None, None) => {
-                Ok(Some(Self::Amount(check_amount(amount.into(), "amount")?)))
-            }
-            (None, Some(unit_amount_decimal), None) => Ok(Some(Self::Units {
-                unit_amount_decimal,
-                quantity: count,
-            })),
-            (None, None, Some(id)) => Ok(Some(Self::Price {
-                id,
-                quantity: count,
-            })),
+            (None, None, Some(id)) => Ok(Some(Self::Price { id, quantity: count })),
             _ => Err(params.exclusive(&["amount", "unit_amount_decimal", "pricing"])),
         }
     }
@@ -199,10 +180,7 @@ impl Cost {
                 item.price = None;
                 return Ok(());
             }
-            Self::Units {
-                unit_amount_decimal,
-                quantity,
-            } => {
+            Self::Units { unit_amount_decimal, quantity } => {
                 item.price = None;
                 (unit_amount_decimal, quantity)
             }
@@ -233,9 +211,7 @@ fn take_period(params: &mut Params) -> Result<Option<Period>, ApiError> {
     let Some(mut hash) = params.hash("period")? else {
         return Ok(None);
     };
-    let start = hash
-        .timestamp("start")?
-        .ok_or_else(|| hash.missing("start"))?;
+    let start = hash.timestamp("start")?.ok_or_else(|| hash.missing("start"))?;
     let end = hash.timestamp("end")?.ok_or_else(|| hash.missing("end"))?;
     if end < start {
         return Err(hash.wrong("end", "The end of a period must be on or after its start."));
@@ -278,10 +254,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
         price: None,
         description,
         metadata: BTreeMap::new(),
-        period: period.unwrap_or(Period {
-            start: now,
-            end: now,
-        }),
+        period: period.unwrap_or(Period { start: now, end: now }),
         discountable: true,
         subscription,
         invoice: None,
@@ -316,13 +289,10 @@ fn check_subscription(tx: &Tx<'_>, id: &str, customer: &str) -> Result<(), ApiEr
     let subscription: Subscription = referenced(tx, id, "subscription")?;
     if !subscription.is_of(customer) {
         let message = format!("The customer '{customer}' does not have a subscription '{id}'.");
-        return Err(ApiError::refused(message)
-            .code("resource_missing")
-            .param("subscription"));
+        return Err(ApiError::refused(message).code("resource_missing").param("subscription"));
     }
     if subscription.ended(tx.now()).is_some() {
-        let message =
-            format!("The subscription '{id}' is canceled and takes no more invoice items.");
+        let message = format!("The subscription '{id}' is canceled and takes no more invoice items.");
         return Err(ApiError::refused(message).param("subscription"));
     }
     Ok(())
@@ -384,9 +354,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     params.finish()?;
     page_of::<InvoiceItem>(tx.view(), &page, |item| {
         created.contains(item.date)
-            && customer
-                .as_ref()
-                .is_none_or(|customer| item.customer == *customer)
+            && customer.as_ref().is_none_or(|customer| item.customer == *customer)
             && (invoice.is_none() || item.invoice == invoice)
             && pending.is_none_or(|pending| item.invoice.is_none() == pending)
     })

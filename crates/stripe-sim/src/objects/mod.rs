@@ -33,14 +33,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 6] = [
-        Kind::Customer,
-        Kind::Product,
-        Kind::Price,
-        Kind::Subscription,
-        Kind::InvoiceItem,
-        Kind::Invoice,
-    ];
+    pub(crate) const ALL: [Kind; 6] =
+        [Kind::Customer, Kind::Product, Kind::Price, Kind::Subscription, Kind::InvoiceItem, Kind::Invoice];
 
     /// As Stripe's `object` field and messages have it.
     pub(crate) fn name(self) -> &'static str {
@@ -145,10 +139,8 @@ variant!(Customer, Product, Price, Subscription, InvoiceItem, Invoice);
 
 /// A JSON form of several parts, with the fields that are null on every object here.
 pub(crate) fn form<const N: usize>(unset: &[&str], parts: [Value; N]) -> Value {
-    let mut fields: Map<String, Value> = unset
-        .iter()
-        .map(|field| ((*field).to_owned(), Value::Null))
-        .collect();
+    let mut fields: Map<String, Value> =
+        unset.iter().map(|field| ((*field).to_owned(), Value::Null)).collect();
     for part in parts {
         if let Value::Object(part) = part {
             fields.extend(part);
@@ -159,18 +151,12 @@ pub(crate) fn form<const N: usize>(unset: &[&str], parts: [Value; N]) -> Value {
 
 /// The object a URL names, or 404.
 pub(crate) fn named<T: Resource>(tx: &Tx<'_>, id: &str) -> Result<T, ApiError> {
-    tx.state()
-        .get::<T>(id)
-        .cloned()
-        .ok_or_else(|| ApiError::not_found(T::KIND.name(), id))
+    tx.state().get::<T>(id).cloned().ok_or_else(|| ApiError::not_found(T::KIND.name(), id))
 }
 
 /// The object a parameter names, or 400.
 pub(crate) fn referenced<T: Resource>(tx: &Tx<'_>, id: &str, param: &str) -> Result<T, ApiError> {
-    tx.state()
-        .get::<T>(id)
-        .cloned()
-        .ok_or_else(|| ApiError::missing(T::KIND.name(), id, param))
+    tx.state().get::<T>(id).cloned().ok_or_else(|| ApiError::missing(T::KIND.name(), id, param))
 }
 
 /// Puts a resource and answers with its form.

@@ -28,12 +28,9 @@ pub(crate) fn take_currency(params: &mut Params) -> Result<Option<String>, ApiEr
 }
 
 pub(crate) fn check_amount(amount: i128, param: &str) -> Result<i64, ApiError> {
-    let within = i64::try_from(amount)
-        .ok()
-        .filter(|amount| amount.abs() <= MAX_AMOUNT);
+    let within = i64::try_from(amount).ok().filter(|amount| amount.abs() <= MAX_AMOUNT);
     within.ok_or_else(|| {
-        let message =
-            format!("The amount must be between -{MAX_AMOUNT} and {MAX_AMOUNT} minor units.");
+        let message = format!("The amount must be between -{MAX_AMOUNT} and {MAX_AMOUNT} minor units.");
         ApiError::invalid("amount_too_large", param, message)
     })
 }
@@ -54,24 +51,21 @@ impl UnitAmount {
             None => (1, text),
         };
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
-        let numeric =
-            |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        let numeric = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         if !numeric(whole) || !numeric(fraction) || whole.len() > 12 || fraction.len() > DECIMALS {
             return None;
         }
         let scaled: i128 = format!("{whole}{fraction:0<DECIMALS$}").parse().ok()?;
-        Some(Self {
-            scaled: sign * scaled,
-        })
+        Some(Self { scaled: sign * scaled })
     }
 
     pub(crate) fn take(params: &mut Params, field: &str) -> Result<Option<String>, ApiError> {
         let text = params.text(field)?;
         match text.as_deref().map(Self::parse) {
-            Some(None) => Err(params.wrong(
-                field,
-                format!("Invalid decimal: it may have up to {DECIMALS} decimal places."),
-            )),
+            Some(None) => {
+                Err(params
+                    .wrong(field, format!("Invalid decimal: it may have up to {DECIMALS} decimal places.")))
+            }
             _ => Ok(text),
         }
     }
@@ -79,11 +73,7 @@ impl UnitAmount {
     /// The amount of `quantity` units, rounded to the nearest minor unit, half away from zero.
     pub(crate) fn times(self, quantity: u64) -> Option<i128> {
         let product = self.scaled.checked_mul(i128::from(quantity))?;
-        let half = if product < 0 {
-            -Self::ONE / 2
-        } else {
-            Self::ONE / 2
-        };
+        let half = if product < 0 { -Self::ONE / 2 } else { Self::ONE / 2 };
         Some(product.checked_add(half)? / Self::ONE)
     }
 }
@@ -108,17 +98,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_decimal_of_twelve_places_is_refused() {
-        for text in [
-            "",
-            "-",
-            ".",
-            "1.",
-            ".5",
-            "1e3",
-            "0.0000000000001",
-            "1,5",
-            "+1",
-        ] {
+        for text in ["", "-", ".", "1.", ".5", "1e3", "0.0000000000001", "1,5", "+1"] {
             assert_eq!(UnitAmount::parse(text), None, "{text}");
         }
     }

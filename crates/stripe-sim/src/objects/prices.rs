@@ -150,10 +150,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
         }
     };
     if let Some(key) = &lookup_key
-        && tx
-            .state()
-            .all::<Price>()
-            .any(|price| price.lookup_key.as_ref() == Some(key))
+        && tx.state().all::<Price>().any(|price| price.lookup_key.as_ref() == Some(key))
     {
         let message = format!("A price already uses that lookup key: '{key}'");
         return Err(ApiError::refused(message).param("lookup_key"));
@@ -187,19 +184,15 @@ fn take_unit_amount(params: &mut Params) -> Result<String, ApiError> {
             "This value must be greater than or equal to 0.",
         )),
         (Some(whole), None) => Ok(check_amount(whole.into(), "unit_amount")?.to_string()),
-        (None, Some(decimal)) if negative(&decimal) => Err(params.wrong(
-            "unit_amount_decimal",
-            "This value must be greater than or equal to 0.",
-        )),
+        (None, Some(decimal)) if negative(&decimal) => {
+            Err(params.wrong("unit_amount_decimal", "This value must be greater than or equal to 0."))
+        }
         (None, Some(decimal)) => Ok(decimal),
     }
 }
 
 fn take_recurring(mut params: Params) -> Result<Recurring, ApiError> {
-    let interval = match params
-        .one_of("interval", &["day", "week", "month", "year"])?
-        .as_deref()
-    {
+    let interval = match params.one_of("interval", &["day", "week", "month", "year"])?.as_deref() {
         Some("day") => Interval::Day,
         Some("week") => Interval::Week,
         Some("month") => Interval::Month,
@@ -213,15 +206,10 @@ fn take_recurring(mut params: Params) -> Result<Recurring, ApiError> {
         Interval::Month => 36,
         Interval::Year => 3,
     };
-    let count = params
-        .integer_within("interval_count", 1..=longest)?
-        .unwrap_or(1);
+    let count = params.integer_within("interval_count", 1..=longest)?.unwrap_or(1);
     params.one_of("usage_type", &["licensed"])?;
     params.finish()?;
-    Ok(Recurring {
-        interval,
-        count: u32::try_from(count).unwrap_or(1),
-    })
+    Ok(Recurring { interval, count: u32::try_from(count).unwrap_or(1) })
 }
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
@@ -253,19 +241,10 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     page_of::<Price>(tx.view(), &page, |price| {
         created.contains(price.created)
             && active.is_none_or(|active| price.active == active)
-            && product
-                .as_ref()
-                .is_none_or(|product| price.product == *product)
-            && currency
-                .as_ref()
-                .is_none_or(|currency| price.currency == *currency)
-            && kind
-                .as_ref()
-                .is_none_or(|kind| (kind == "recurring") == price.recurring.is_some())
+            && product.as_ref().is_none_or(|product| price.product == *product)
+            && currency.as_ref().is_none_or(|currency| price.currency == *currency)
+            && kind.as_ref().is_none_or(|kind| (kind == "recurring") == price.recurring.is_some())
             && (lookup_keys.is_empty()
-                || price
-                    .lookup_key
-                    .as_ref()
-                    .is_some_and(|key| lookup_keys.contains(key)))
+                || price.lookup_key.as_ref().is_some_and(|key| lookup_keys.contains(key)))
     })
 }

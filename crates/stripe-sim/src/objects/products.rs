@@ -65,9 +65,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
     if let Some(id) = id {
         if tx.state().get::<Product>(&id).is_some() {
             let message = format!("Product already exists: '{id}'");
-            return Err(ApiError::refused(message)
-                .code("resource_already_exists")
-                .param("id"));
+            return Err(ApiError::refused(message).code("resource_already_exists").param("id"));
         }
         product.id = id;
     }

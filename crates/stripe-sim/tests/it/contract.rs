@@ -7,20 +7,19 @@ use futures::TryStreamExt as _;
 use serde_json::json;
 use stripe::{IdempotencyKey, RequestStrategy, StripeRequest as _};
 use stripe_billing::invoice::{
-    CreateInvoice, CreateInvoicePendingInvoiceItemsBehavior, FinalizeInvoiceInvoice, ListInvoice,
-    PayInvoice, RetrieveInvoice, UpdateInvoice, VoidInvoiceInvoice,
+    CreateInvoice, CreateInvoicePendingInvoiceItemsBehavior, FinalizeInvoiceInvoice, ListInvoice, PayInvoice,
+    RetrieveInvoice, UpdateInvoice, VoidInvoiceInvoice,
 };
 use stripe_billing::invoice_item::{
     CreateInvoiceItem, DeleteInvoiceItem, ListInvoiceItem, RetrieveInvoiceItem, UpdateInvoiceItem,
 };
 use stripe_billing::subscription::{
-    CancelSubscription, CreateSubscription, CreateSubscriptionItems, ListSubscription,
-    RetrieveSubscription, UpdateSubscription,
+    CancelSubscription, CreateSubscription, CreateSubscriptionItems, ListSubscription, RetrieveSubscription,
+    UpdateSubscription,
 };
 use stripe_client_core::{RequestBuilder, StripeMethod};
 use stripe_core::customer::{
-    CreateCustomer, DeleteCustomer, ListCustomer, RetrieveCustomer, RetrieveCustomerReturned,
-    UpdateCustomer,
+    CreateCustomer, DeleteCustomer, ListCustomer, RetrieveCustomer, RetrieveCustomerReturned, UpdateCustomer,
 };
 use stripe_shared::{Customer, InvoiceLineItem, InvoiceStatus, Price, Product, SubscriptionStatus};
 use stripe_types::{Currency, Expandable, List};
@@ -29,17 +28,11 @@ use crate::contract_errors::stripe_error;
 use crate::harness::Sim;
 
 fn metadata(entries: &[(&str, &str)]) -> HashMap<String, String> {
-    entries
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-        .collect()
+    entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 async fn customer(client: &stripe::Client) -> Result<Customer> {
-    Ok(CreateCustomer::new()
-        .email("a@example.com")
-        .send(client)
-        .await?)
+    Ok(CreateCustomer::new().email("a@example.com").send(client).await?)
 }
 
 async fn price(client: &stripe::Client) -> Result<Price> {
@@ -66,10 +59,7 @@ async fn customers() -> Result<()> {
         .await?;
     ensure!(created.id.as_str().starts_with("cus_"));
     assert_eq!(created.email.as_deref(), Some("a@example.com"));
-    assert_eq!(
-        created.metadata,
-        Some(metadata(&[("eco_id", "eco_1"), ("plan", "pro")]))
-    );
+    assert_eq!(created.metadata, Some(metadata(&[("eco_id", "eco_1"), ("plan", "pro")])));
     ensure!(!created.livemode);
 
     let updated = UpdateCustomer::new(created.id.clone())
@@ -80,23 +70,12 @@ async fn customers() -> Result<()> {
     assert_eq!(updated.metadata, Some(metadata(&[("eco_id", "eco_1")])));
     assert_eq!(updated.description.as_deref(), Some("first"));
 
-    let listed = ListCustomer::new()
-        .email("a@example.com")
-        .send(&client)
-        .await?;
-    assert_eq!(
-        listed.data.iter().map(|it| &it.id).collect::<Vec<_>>(),
-        [&created.id]
-    );
+    let listed = ListCustomer::new().email("a@example.com").send(&client).await?;
+    assert_eq!(listed.data.iter().map(|it| &it.id).collect::<Vec<_>>(), [&created.id]);
 
-    let deleted = DeleteCustomer::new(created.id.clone())
-        .send(&client)
-        .await?;
+    let deleted = DeleteCustomer::new(created.id.clone()).send(&client).await?;
     assert_eq!(deleted.id, created.id);
-    match RetrieveCustomer::new(created.id.clone())
-        .send(&client)
-        .await?
-    {
+    match RetrieveCustomer::new(created.id.clone()).send(&client).await? {
         RetrieveCustomerReturned::DeletedCustomer(deleted) => assert_eq!(deleted.id, created.id),
         RetrieveCustomerReturned::Customer(_) => bail!("the customer should be deleted"),
     }
@@ -108,24 +87,15 @@ async fn products_and_prices() -> Result<()> {
     let sim = Sim::start().await?;
     let client = sim.stripe()?;
     let price = price(&client).await?;
-    assert_eq!(
-        (price.unit_amount, price.currency.clone()),
-        (Some(4900), Currency::USD)
-    );
+    assert_eq!((price.unit_amount, price.currency.clone()), (Some(4900), Currency::USD));
     let product = price.product.id().clone();
 
     let path = format!("/products/{product}");
-    let product: Product = RequestBuilder::new(StripeMethod::Get, path)
-        .customize()
-        .send(&client)
-        .await?;
+    let product: Product = RequestBuilder::new(StripeMethod::Get, path).customize().send(&client).await?;
     assert_eq!(product.name, "Pro");
 
     let path = format!("/prices/{}", price.id);
-    let fetched: Price = RequestBuilder::new(StripeMethod::Get, path)
-        .customize()
-        .send(&client)
-        .await?;
+    let fetched: Price = RequestBuilder::new(StripeMethod::Get, path).customize().send(&client).await?;
     assert_eq!(fetched.id, price.id);
 
     let prices: List<Price> = RequestBuilder::new(StripeMethod::Get, "/prices")
@@ -134,10 +104,8 @@ async fn products_and_prices() -> Result<()> {
         .send(&client)
         .await?;
     assert_eq!(prices.data.len(), 1);
-    let products: List<Product> = RequestBuilder::new(StripeMethod::Get, "/products")
-        .customize()
-        .send(&client)
-        .await?;
+    let products: List<Product> =
+        RequestBuilder::new(StripeMethod::Get, "/products").customize().send(&client).await?;
     assert_eq!(products.data.len(), 1);
     sim.stop().await
 }
@@ -163,10 +131,8 @@ async fn subscriptions() -> Result<()> {
     assert_eq!(item.current_period_start, created.created);
     ensure!(item.current_period_end > item.current_period_start);
 
-    let updated = UpdateSubscription::new(created.id.clone())
-        .cancel_at_period_end(true)
-        .send(&client)
-        .await?;
+    let updated =
+        UpdateSubscription::new(created.id.clone()).cancel_at_period_end(true).send(&client).await?;
     assert_eq!(updated.cancel_at, Some(item.current_period_end));
 
     let expanded = RetrieveSubscription::new(created.id.clone())
@@ -178,10 +144,7 @@ async fn subscriptions() -> Result<()> {
         Expandable::Id(_) => bail!("the customer should be expanded"),
     }
 
-    let listed = ListSubscription::new()
-        .customer(customer.id.to_string())
-        .send(&client)
-        .await?;
+    let listed = ListSubscription::new().customer(customer.id.to_string()).send(&client).await?;
     assert_eq!(listed.data.len(), 1);
 
     let canceled = CancelSubscription::new(created.id).send(&client).await?;
@@ -214,11 +177,7 @@ async fn invoice_items() -> Result<()> {
     assert_eq!((created.amount, created.quantity), (500, 1));
     assert_eq!(created.currency, Currency::USD);
     ensure!(created.invoice.is_none());
-    let parent = created
-        .parent
-        .context("a parent")?
-        .subscription_details
-        .context("details")?;
+    let parent = created.parent.context("a parent")?.subscription_details.context("details")?;
     assert_eq!(parent.subscription, subscription);
     let pricing = created.pricing.context("pricing")?;
     assert_eq!(pricing.unit_amount_decimal.as_deref(), Some("500"));
@@ -232,36 +191,17 @@ async fn invoice_items() -> Result<()> {
         .await?;
     assert_eq!((credit.amount, credit.quantity), (-500, 5_000));
 
-    let fetched = RetrieveInvoiceItem::new(created.id.clone())
-        .send(&client)
-        .await?;
-    assert_eq!(
-        fetched.metadata,
-        Some(metadata(&[("charge_id", "c-1"), ("overage_calls", "5000")]))
-    );
+    let fetched = RetrieveInvoiceItem::new(created.id.clone()).send(&client).await?;
+    assert_eq!(fetched.metadata, Some(metadata(&[("charge_id", "c-1"), ("overage_calls", "5000")])));
 
-    let updated = UpdateInvoiceItem::new(created.id.clone())
-        .amount(700)
-        .send(&client)
-        .await?;
-    assert_eq!(
-        (updated.id.as_str(), updated.amount),
-        (created.id.as_str(), 700)
-    );
+    let updated = UpdateInvoiceItem::new(created.id.clone()).amount(700).send(&client).await?;
+    assert_eq!((updated.id.as_str(), updated.amount), (created.id.as_str(), 700));
 
-    let request = ListInvoiceItem::new()
-        .customer(customer_id)
-        .pending(true)
-        .limit(1);
+    let request = ListInvoiceItem::new().customer(customer_id).pending(true).limit(1);
     let all: Vec<_> = request.paginate().stream(&client).try_collect().await?;
-    assert_eq!(
-        all.iter().map(|it| it.amount).collect::<Vec<_>>(),
-        [-500, 700]
-    );
+    assert_eq!(all.iter().map(|it| it.amount).collect::<Vec<_>>(), [-500, 700]);
 
-    let deleted = DeleteInvoiceItem::new(credit.id.clone())
-        .send(&client)
-        .await?;
+    let deleted = DeleteInvoiceItem::new(credit.id.clone()).send(&client).await?;
     assert_eq!(deleted.id, credit.id);
     let (status, _) = stripe_error(RetrieveInvoiceItem::new(credit.id).send(&client).await)?;
     assert_eq!(status, 404);
@@ -281,57 +221,32 @@ async fn invoices() -> Result<()> {
         .send(&client)
         .await?;
     let invoice = draft.id.clone().context("an id")?;
-    assert_eq!(
-        (draft.status, draft.total),
-        (Some(InvoiceStatus::Draft), 500)
-    );
+    assert_eq!((draft.status, draft.total), (Some(InvoiceStatus::Draft), 500));
     let line = draft.lines.data.first().context("a line")?;
-    assert_eq!(
-        (line.amount, line.invoice.as_deref()),
-        (500, Some(invoice.as_str()))
-    );
+    assert_eq!((line.amount, line.invoice.as_deref()), (500, Some(invoice.as_str())));
 
-    let updated = UpdateInvoice::new(invoice.clone())
-        .description("June")
-        .send(&client)
-        .await?;
+    let updated = UpdateInvoice::new(invoice.clone()).description("June").send(&client).await?;
     assert_eq!(updated.description.as_deref(), Some("June"));
 
-    let open = FinalizeInvoiceInvoice::new(invoice.clone())
-        .send(&client)
-        .await?;
-    assert_eq!(
-        (open.status, open.amount_remaining),
-        (Some(InvoiceStatus::Open), 500)
-    );
+    let open = FinalizeInvoiceInvoice::new(invoice.clone()).send(&client).await?;
+    assert_eq!((open.status, open.amount_remaining), (Some(InvoiceStatus::Open), 500));
     ensure!(open.number.is_some());
 
     let paid = PayInvoice::new(invoice.clone()).send(&client).await?;
-    assert_eq!(
-        (paid.status, paid.amount_remaining),
-        (Some(InvoiceStatus::Paid), 0)
-    );
+    assert_eq!((paid.status, paid.amount_remaining), (Some(InvoiceStatus::Paid), 0));
 
     let fetched = RetrieveInvoice::new(invoice.clone()).send(&client).await?;
     ensure!(fetched.status_transitions.paid_at.is_some());
-    let listed = ListInvoice::new()
-        .status(InvoiceStatus::Paid)
-        .send(&client)
-        .await?;
+    let listed = ListInvoice::new().status(InvoiceStatus::Paid).send(&client).await?;
     assert_eq!(listed.data.len(), 1);
     let path = format!("/invoices/{invoice}/lines");
-    let lines: List<InvoiceLineItem> = RequestBuilder::new(StripeMethod::Get, path)
-        .customize()
-        .send(&client)
-        .await?;
+    let lines: List<InvoiceLineItem> =
+        RequestBuilder::new(StripeMethod::Get, path).customize().send(&client).await?;
     assert_eq!(lines.data.len(), 1);
 
-    let second = sim
-        .create("/v1/invoices", &[("customer", customer.id.as_str())])
-        .await?;
+    let second = sim.create("/v1/invoices", &[("customer", customer.id.as_str())]).await?;
     let second = second["id"].as_str().context("an id")?;
-    sim.item(customer.id.as_str(), "100", &[("invoice", second)])
-        .await?;
+    sim.item(customer.id.as_str(), "100", &[("invoice", second)]).await?;
     FinalizeInvoiceInvoice::new(second).send(&client).await?;
     let void = VoidInvoiceInvoice::new(second).send(&client).await?;
     assert_eq!(void.status, Some(InvoiceStatus::Void));

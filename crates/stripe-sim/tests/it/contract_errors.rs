@@ -11,9 +11,7 @@ use stripe_types::Currency;
 
 use crate::harness::Sim;
 
-pub(crate) fn stripe_error<T>(
-    result: Result<T, StripeError>,
-) -> Result<(u16, Box<stripe::ApiErrors>)> {
+pub(crate) fn stripe_error<T>(result: Result<T, StripeError>) -> Result<(u16, Box<stripe::ApiErrors>)> {
     match result {
         Ok(_) => bail!("an error was expected"),
         Err(StripeError::Stripe(error, status)) => Ok((status, error)),
@@ -28,55 +26,30 @@ async fn errors() -> Result<()> {
     let item = || CreateInvoiceItem::new().amount(500).currency(Currency::USD);
 
     let (status, error) = stripe_error(item().customer("cus_none").send(&client).await)?;
-    assert_eq!(
-        (status, error.type_),
-        (400, ApiErrorsType::InvalidRequestError)
-    );
+    assert_eq!((status, error.type_), (400, ApiErrorsType::InvalidRequestError));
     assert_eq!(error.code, Some(ApiErrorsCode::ResourceMissing));
     assert_eq!(error.param.as_deref(), Some("customer"));
 
     let (status, error) = stripe_error(RetrieveInvoiceItem::new("ii_none").send(&client).await)?;
-    assert_eq!(
-        (status, error.code),
-        (404, Some(ApiErrorsCode::ResourceMissing))
-    );
+    assert_eq!((status, error.code), (404, Some(ApiErrorsCode::ResourceMissing)));
 
-    let stranger = stripe::ClientBuilder::new("sk_live_x")
-        .url(format!("{}/", sim.base))
-        .build()?;
+    let stranger = stripe::ClientBuilder::new("sk_live_x").url(format!("{}/", sim.base)).build()?;
     let (status, _) = stripe_error(CreateCustomer::new().send(&stranger).await)?;
     assert_eq!(status, 401);
 
     let customer = CreateCustomer::new().send(&client).await?;
-    sim.admin(
-        &format!("/customers/{}", customer.id),
-        json!({ "declined": true }),
-    )
-    .await?;
-    let (status, error) =
-        stripe_error(item().customer(customer.id.to_string()).send(&client).await)?;
+    sim.admin(&format!("/customers/{}", customer.id), json!({ "declined": true })).await?;
+    let (status, error) = stripe_error(item().customer(customer.id.to_string()).send(&client).await)?;
     assert_eq!((status, error.type_), (402, ApiErrorsType::CardError));
     assert_eq!(error.code, Some(ApiErrorsCode::CardDeclined));
 
     for (status, kind, code) in [
-        (
-            409,
-            ApiErrorsType::InvalidRequestError,
-            Some(ApiErrorsCode::LockTimeout),
-        ),
-        (
-            429,
-            ApiErrorsType::InvalidRequestError,
-            Some(ApiErrorsCode::RateLimit),
-        ),
+        (409, ApiErrorsType::InvalidRequestError, Some(ApiErrorsCode::LockTimeout)),
+        (429, ApiErrorsType::InvalidRequestError, Some(ApiErrorsCode::RateLimit)),
         (500, ApiErrorsType::ApiError, None),
         (503, ApiErrorsType::ApiError, None),
     ] {
-        sim.admin(
-            "/faults",
-            json!({ "outcome": { "kind": "error", "status": status } }),
-        )
-        .await?;
+        sim.admin("/faults", json!({ "outcome": { "kind": "error", "status": status } })).await?;
         let (got, error) = stripe_error(CreateCustomer::new().send(&client).await)?;
         assert_eq!((got, error.type_, error.code), (status, kind, code));
     }
@@ -91,9 +64,6 @@ async fn errors() -> Result<()> {
     };
     keyed("a@example.com")?.send(&client).await?;
     let (status, error) = stripe_error(keyed("b@example.com")?.send(&client).await)?;
-    assert_eq!(
-        (status, error.type_),
-        (400, ApiErrorsType::IdempotencyError)
-    );
+    assert_eq!((status, error.type_), (400, ApiErrorsType::IdempotencyError));
     sim.stop().await
 }

@@ -27,16 +27,8 @@ impl Sim {
         let base = format!("http://{}", listener.local_addr()?);
         let shutdown = CancellationToken::new();
         let server = tokio::spawn(stripe_sim::serve(config, listener, shutdown.clone()));
-        // Every request on a connection of its own: a cut one must not disturb the next.
-        let http = reqwest::Client::builder()
-            .pool_max_idle_per_host(0)
-            .build()?;
-        Ok(Self {
-            base,
-            http,
-            shutdown,
-            server,
-        })
+        let http = nexus_testkit::http::unpooled_client()?;
+        Ok(Self { base, http, shutdown, server })
     }
 
     pub(crate) async fn stop(self) -> Result<()> {
@@ -46,9 +38,7 @@ impl Sim {
     }
 
     pub(crate) fn stripe(&self) -> Result<stripe::Client> {
-        Ok(stripe::ClientBuilder::new(KEY)
-            .url(format!("{}/", self.base))
-            .build()?)
+        Ok(stripe::ClientBuilder::new(KEY).url(format!("{}/", self.base)).build()?)
     }
 
     pub(crate) fn bare(&self, method: Method, path: &str) -> RequestBuilder {
@@ -75,22 +65,11 @@ impl Sim {
     }
 
     pub(crate) async fn customer(&self) -> Result<String> {
-        id(&self
-            .create("/v1/customers", &[("email", "a@example.com")])
-            .await?)
+        id(&self.create("/v1/customers", &[("email", "a@example.com")]).await?)
     }
 
-    pub(crate) async fn item(
-        &self,
-        customer: &str,
-        amount: &str,
-        more: &[(&str, &str)],
-    ) -> Result<Value> {
-        let mut form = vec![
-            ("customer", customer),
-            ("amount", amount),
-            ("currency", "usd"),
-        ];
+    pub(crate) async fn item(&self, customer: &str, amount: &str, more: &[(&str, &str)]) -> Result<Value> {
+        let mut form = vec![("customer", customer), ("amount", amount), ("currency", "usd")];
         form.extend_from_slice(more);
         self.create("/v1/invoiceitems", &form).await
     }
@@ -120,30 +99,21 @@ impl Sim {
 
     /// A call to the `/_sim` part.
     pub(crate) async fn admin(&self, path: &str, body: Value) -> Result<Value> {
-        let (status, body) = read(
-            self.bare(Method::POST, &format!("/_sim{path}"))
-                .json(&body)
-                .send()
-                .await?,
-        )
-        .await?;
+        let (status, body) =
+            read(self.bare(Method::POST, &format!("/_sim{path}")).json(&body).send().await?).await?;
         ensure!(status == 200, "{path}: {status} {body}");
         Ok(body)
     }
 
     pub(crate) async fn advance(&self, seconds: u32) -> Result<()> {
-        self.admin("/clock", json!({ "advance_seconds": seconds }))
-            .await?;
+        self.admin("/clock", json!({ "advance_seconds": seconds })).await?;
         Ok(())
     }
 
     /// How many invoice items there are.
     pub(crate) async fn item_count(&self) -> Result<usize> {
         let state = self.read("/_sim/state").await?;
-        Ok(state["invoiceitems"]
-            .as_array()
-            .context("invoiceitems")?
-            .len())
+        Ok(state["invoiceitems"].as_array().context("invoiceitems")?.len())
     }
 }
 
@@ -157,12 +127,7 @@ pub(crate) fn id(object: &Value) -> Result<String> {
 }
 
 pub(crate) fn ids(list: &Value) -> Result<Vec<String>> {
-    list["data"]
-        .as_array()
-        .context("data")?
-        .iter()
-        .map(id)
-        .collect()
+    list["data"].as_array().context("data")?.iter().map(id).collect()
 }
 
 pub(crate) fn header(response: &Response, name: &str) -> Option<String> {

@@ -13,9 +13,7 @@ async fn invoice(sim: &Sim, customer: &str, more: &[(&str, &str)]) -> Result<Val
 
 fn lines(invoice: &Value) -> Result<Vec<i64>> {
     let data = invoice["lines"]["data"].as_array().context("lines")?;
-    data.iter()
-        .map(|line| line["amount"].as_i64().context("amount"))
-        .collect()
+    data.iter().map(|line| line["amount"].as_i64().context("amount")).collect()
 }
 
 #[tokio::test]
@@ -30,20 +28,13 @@ async fn pending_items_are_pulled_only_when_asked_for() -> Result<()> {
     let include = [("pending_invoice_items_behavior", "include")];
     let full = invoice(&sim, &customer, &include).await?;
     // Pulled items newest first, later ones after them.
-    sim.item(&customer, "50", &[("invoice", &id(&full)?)])
-        .await?;
+    sim.item(&customer, "50", &[("invoice", &id(&full)?)]).await?;
     let full = sim.read(&format!("/v1/invoices/{}", id(&full)?)).await?;
-    assert_eq!(
-        (lines(&full)?, &full["total"]),
-        (vec![200, 100, 50], &json!(350))
-    );
+    assert_eq!((lines(&full)?, &full["total"]), (vec![200, 100, 50], &json!(350)));
 
     let form = [("customer", customer.as_str()), include[0]];
     let (status, body) = read(sim.post("/v1/invoices", &form).send().await?).await?;
-    assert_eq!(
-        (status, &body["error"]["code"]),
-        (400, &json!("invoice_no_customer_line_items"))
-    );
+    assert_eq!((status, &body["error"]["code"]), (400, &json!("invoice_no_customer_line_items")));
     sim.stop().await
 }
 
@@ -53,19 +44,12 @@ async fn an_invoice_of_a_subscription_takes_its_items_only() -> Result<()> {
     let customer = sim.customer().await?;
     let subscription = id(&sim.subscription(&customer).await?)?;
     sim.item(&customer, "100", &[]).await?;
-    sim.item(&customer, "200", &[("subscription", &subscription)])
-        .await?;
+    sim.item(&customer, "200", &[("subscription", &subscription)]).await?;
     let taken = invoice(&sim, &customer, &[("subscription", &subscription)]).await?;
     assert_eq!(lines(&taken)?, [200]);
-    let form = [
-        ("customer", customer.as_str()),
-        ("subscription", subscription.as_str()),
-    ];
+    let form = [("customer", customer.as_str()), ("subscription", subscription.as_str())];
     let (status, body) = read(sim.post("/v1/invoices", &form).send().await?).await?;
-    assert_eq!(
-        (status, &body["error"]["code"]),
-        (400, &json!("invoice_no_subscription_line_items"))
-    );
+    assert_eq!((status, &body["error"]["code"]), (400, &json!("invoice_no_subscription_line_items")));
     sim.stop().await
 }
 
@@ -77,20 +61,10 @@ async fn what_is_finalized_does_not_change_any_more() -> Result<()> {
     let item = id(&sim.item(&customer, "100", &[("invoice", &draft)]).await?)?;
     let item_path = format!("/v1/invoiceitems/{item}");
     sim.create(&item_path, &[("amount", "150")]).await?;
-    let open = sim
-        .create(&format!("/v1/invoices/{draft}/finalize"), &[])
-        .await?;
-    assert_eq!(
-        (&open["status"], &open["amount_due"]),
-        (&json!("open"), &json!(150))
-    );
+    let open = sim.create(&format!("/v1/invoices/{draft}/finalize"), &[]).await?;
+    assert_eq!((&open["status"], &open["amount_due"]), (&json!("open"), &json!(150)));
 
-    let form = [
-        ("customer", customer.as_str()),
-        ("amount", "1"),
-        ("currency", "usd"),
-        ("invoice", &draft),
-    ];
+    let form = [("customer", customer.as_str()), ("amount", "1"), ("currency", "usd"), ("invoice", &draft)];
     for request in [
         sim.post(&item_path, &[("amount", "1")]),
         sim.delete(&item_path),
@@ -98,23 +72,13 @@ async fn what_is_finalized_does_not_change_any_more() -> Result<()> {
         sim.post(&format!("/v1/invoices/{draft}/finalize"), &[]),
     ] {
         let (status, body) = read(request.send().await?).await?;
-        assert_eq!(
-            (status, &body["error"]["code"]),
-            (400, &json!("invoice_not_editable"))
-        );
+        assert_eq!((status, &body["error"]["code"]), (400, &json!("invoice_not_editable")));
     }
-    sim.admin(
-        &format!("/customers/{customer}"),
-        json!({ "declined": true }),
-    )
-    .await?;
+    sim.admin(&format!("/customers/{customer}"), json!({ "declined": true })).await?;
     let pay = format!("/v1/invoices/{draft}/pay");
     assert_eq!(sim.post(&pay, &[]).send().await?.status(), 402);
     let still = sim.read(&format!("/v1/invoices/{draft}")).await?;
-    assert_eq!(
-        (&still["status"], &still["total"]),
-        (&json!("open"), &json!(150))
-    );
+    assert_eq!((&still["status"], &still["total"]), (&json!("open"), &json!(150)));
     sim.stop().await
 }
 
@@ -127,31 +91,14 @@ async fn an_invoice_takes_250_items_and_no_more() -> Result<()> {
     }
     let include = [("pending_invoice_items_behavior", "include")];
     let full = invoice(&sim, &customer, &include).await?;
-    assert_eq!(
-        (&full["total"], &full["lines"]["has_more"]),
-        (&json!(250), &json!(true))
-    );
-    let pending = sim
-        .read(&format!(
-            "/v1/invoiceitems?customer={customer}&pending=true"
-        ))
-        .await?;
+    assert_eq!((&full["total"], &full["lines"]["has_more"]), (&json!(250), &json!(true)));
+    let pending = sim.read(&format!("/v1/invoiceitems?customer={customer}&pending=true")).await?;
     assert_eq!(ids(&pending)?.len(), 1);
 
     let invoice = id(&full)?;
-    let form = [
-        ("customer", customer.as_str()),
-        ("amount", "1"),
-        ("currency", "usd"),
-        ("invoice", &invoice),
-    ];
-    assert_eq!(
-        sim.post("/v1/invoiceitems", &form).send().await?.status(),
-        400
-    );
-    let last = sim
-        .read(&format!("/v1/invoices/{invoice}/lines?limit=100"))
-        .await?;
+    let form = [("customer", customer.as_str()), ("amount", "1"), ("currency", "usd"), ("invoice", &invoice)];
+    assert_eq!(sim.post("/v1/invoiceitems", &form).send().await?.status(), 400);
+    let last = sim.read(&format!("/v1/invoices/{invoice}/lines?limit=100")).await?;
     assert_eq!(ids(&last)?.len(), 100);
     sim.stop().await
 }
@@ -161,23 +108,13 @@ async fn a_customer_keeps_to_one_currency() -> Result<()> {
     let sim = Sim::start().await?;
     let customer = sim.customer().await?;
     // A refused request binds nothing.
-    let form = [
-        ("customer", customer.as_str()),
-        ("amount", "1"),
-        ("currency", "eur"),
-        ("invoice", "in_none"),
-    ];
-    assert_eq!(
-        sim.post("/v1/invoiceitems", &form).send().await?.status(),
-        400
-    );
+    let form =
+        [("customer", customer.as_str()), ("amount", "1"), ("currency", "eur"), ("invoice", "in_none")];
+    assert_eq!(sim.post("/v1/invoiceitems", &form).send().await?.status(), 400);
     sim.item(&customer, "100", &[]).await?;
     let (status, body) = read(sim.post("/v1/invoiceitems", &form[..3]).send().await?).await?;
     assert_eq!((status, &body["error"]["param"]), (400, &json!("currency")));
-    assert_eq!(
-        sim.read(&format!("/v1/customers/{customer}")).await?["currency"],
-        "usd"
-    );
+    assert_eq!(sim.read(&format!("/v1/customers/{customer}")).await?["currency"], "usd");
     assert_eq!(sim.item_count().await?, 1);
     sim.stop().await
 }

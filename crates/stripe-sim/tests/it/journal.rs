@@ -10,11 +10,7 @@ use stripe_sim::{Config, Error};
 use crate::harness::{Sim, header, id};
 
 async fn start(file: &Path) -> Result<Sim> {
-    Sim::start_with(Config {
-        secret_key: None,
-        data: Some(file.to_owned()),
-    })
-    .await
+    Sim::start_with(Config { secret_key: None, data: Some(file.to_owned()) }).await
 }
 
 #[tokio::test]
@@ -24,24 +20,12 @@ async fn everything_survives_a_restart() -> Result<()> {
     let sim = start(&file).await?;
     let customer = sim.customer().await?;
     let gone = id(&sim.item(&customer, "5", &[]).await?)?;
-    sim.delete(&format!("/v1/invoiceitems/{gone}"))
-        .send()
-        .await?
-        .error_for_status()?;
+    sim.delete(&format!("/v1/invoiceitems/{gone}")).send().await?.error_for_status()?;
     sim.item(&customer, "100", &[]).await?;
-    sim.create(
-        "/v1/invoices",
-        &[
-            ("customer", &customer),
-            ("pending_invoice_items_behavior", "include"),
-        ],
-    )
-    .await?;
+    sim.create("/v1/invoices", &[("customer", &customer), ("pending_invoice_items_behavior", "include")])
+        .await?;
     sim.subscription(&customer).await?;
-    let keyed = |sim: &Sim| {
-        sim.post("/v1/customers", &[])
-            .header("Idempotency-Key", "k")
-    };
+    let keyed = |sim: &Sim| sim.post("/v1/customers", &[]).header("Idempotency-Key", "k");
     let kept = keyed(&sim).send().await?.text().await?;
     sim.advance(3600).await?;
     let before = sim.read("/_sim/state").await?;
@@ -50,10 +34,7 @@ async fn everything_survives_a_restart() -> Result<()> {
     let sim = start(&file).await?;
     assert_eq!(sim.read("/_sim/state").await?, before);
     let replayed = keyed(&sim).send().await?;
-    assert_eq!(
-        header(&replayed, "idempotent-replayed").as_deref(),
-        Some("true")
-    );
+    assert_eq!(header(&replayed, "idempotent-replayed").as_deref(), Some("true"));
     assert_eq!(replayed.text().await?, kept);
     let now = sim.read("/_sim/clock").await?["now"].as_i64().unwrap_or(0);
     ensure!(now >= chrono::Utc::now().timestamp() + 3590);
@@ -91,17 +72,15 @@ async fn a_damaged_or_used_journal_is_refused() -> Result<()> {
     let sim = start(&file).await?;
     sim.customer().await?;
     let second = start(&file).await?.stop().await;
-    ensure!(
-        second.is_err_and(|error| matches!(error.downcast_ref(), Some(Error::JournalInUse { .. })))
-    );
+    ensure!(second.is_err_and(|error| matches!(error.downcast_ref(), Some(Error::JournalInUse { .. }))));
     sim.stop().await?;
 
     let content = fs::read_to_string(&file)?;
     fs::write(&file, format!("{}\n{content}", json!({ "not": "a line" })))?;
     let damaged = start(&file).await?.stop().await;
-    ensure!(damaged.is_err_and(|error| matches!(
-        error.downcast_ref(),
-        Some(Error::JournalCorrupt { line: 1, .. })
-    )));
+    ensure!(
+        damaged
+            .is_err_and(|error| matches!(error.downcast_ref(), Some(Error::JournalCorrupt { line: 1, .. })))
+    );
     Ok(())
 }

@@ -14,34 +14,19 @@ async fn pages_are_newest_first_and_follow_cursors_both_ways() -> Result<()> {
     }
     let first = sim.read("/v1/customers").await?;
     assert_eq!(ids(&first)?, newest_first[..10]);
-    assert_eq!(
-        (&first["has_more"], &first["url"]),
-        (&json!(true), &json!("/v1/customers"))
-    );
+    assert_eq!((&first["has_more"], &first["url"]), (&json!(true), &json!("/v1/customers")));
 
     let after = |cursor: &str| format!("/v1/customers?limit=5&starting_after={cursor}");
     let second = sim.read(&after(&newest_first[4])).await?;
-    assert_eq!(
-        (ids(&second)?, &second["has_more"]),
-        (newest_first[5..10].to_vec(), &json!(true))
-    );
+    assert_eq!((ids(&second)?, &second["has_more"]), (newest_first[5..10].to_vec(), &json!(true)));
     let last = sim.read(&after(&newest_first[6])).await?;
-    assert_eq!(
-        (ids(&last)?, &last["has_more"]),
-        (newest_first[7..].to_vec(), &json!(false))
-    );
+    assert_eq!((ids(&last)?, &last["has_more"]), (newest_first[7..].to_vec(), &json!(false)));
 
     let before = |cursor: &str| format!("/v1/customers?limit=5&ending_before={cursor}");
     let back = sim.read(&before(&newest_first[7])).await?;
-    assert_eq!(
-        (ids(&back)?, &back["has_more"]),
-        (newest_first[2..7].to_vec(), &json!(true))
-    );
+    assert_eq!((ids(&back)?, &back["has_more"]), (newest_first[2..7].to_vec(), &json!(true)));
     let back = sim.read(&before(&newest_first[5])).await?;
-    assert_eq!(
-        (ids(&back)?, &back["has_more"]),
-        (newest_first[..5].to_vec(), &json!(false))
-    );
+    assert_eq!((ids(&back)?, &back["has_more"]), (newest_first[..5].to_vec(), &json!(false)));
     sim.stop().await
 }
 
@@ -58,11 +43,7 @@ async fn a_page_that_cannot_be_is_refused() -> Result<()> {
         ("page=2", "page"),
     ] {
         let (status, body) = read(sim.get(&format!("/v1/customers?{query}")).send().await?).await?;
-        assert_eq!(
-            (status, &body["error"]["param"]),
-            (400, &json!(param)),
-            "{query}"
-        );
+        assert_eq!((status, &body["error"]["param"]), (400, &json!(param)), "{query}");
     }
     sim.stop().await
 }

@@ -21,9 +21,7 @@ async fn the_period_moves_on_with_the_clock() -> Result<()> {
     let length = end - start;
     ensure!((28 * 86_400..=31 * 86_400).contains(&length));
     sim.advance(u32::try_from(length)?).await?;
-    let later = sim
-        .read(&format!("/v1/subscriptions/{}", id(&created)?))
-        .await?;
+    let later = sim.read(&format!("/v1/subscriptions/{}", id(&created)?)).await?;
     assert_eq!(period(&later)?.0, end);
     sim.stop().await
 }
@@ -34,16 +32,12 @@ async fn canceling_at_the_period_end_happens_then() -> Result<()> {
     let customer = sim.customer().await?;
     let created = sim.subscription(&customer).await?;
     let path = format!("/v1/subscriptions/{}", id(&created)?);
-    sim.create(&path, &[("cancel_at_period_end", "true")])
-        .await?;
+    sim.create(&path, &[("cancel_at_period_end", "true")]).await?;
     let (_, end) = period(&created)?;
     assert_eq!(sim.read(&path).await?["status"], "active");
     sim.advance(31 * 86_400).await?;
     let ended = sim.read(&path).await?;
-    assert_eq!(
-        (&ended["status"], &ended["ended_at"]),
-        (&json!("canceled"), &json!(end))
-    );
+    assert_eq!((&ended["status"], &ended["ended_at"]), (&json!("canceled"), &json!(end)));
     assert_eq!(period(&ended)?, period(&created)?);
     sim.stop().await
 }
@@ -57,14 +51,8 @@ async fn a_canceled_subscription_is_out_of_the_list_and_takes_no_items() -> Resu
     assert_eq!(sim.delete(&path).send().await?.status(), 200);
     assert_eq!(sim.delete(&path).send().await?.status(), 404);
     assert_eq!(ids(&sim.read("/v1/subscriptions").await?)?.len(), 0);
-    assert_eq!(
-        ids(&sim.read("/v1/subscriptions?status=canceled").await?)?.len(),
-        1
-    );
-    assert_eq!(
-        ids(&sim.read("/v1/subscriptions?status=all").await?)?.len(),
-        1
-    );
+    assert_eq!(ids(&sim.read("/v1/subscriptions?status=canceled").await?)?.len(), 1);
+    assert_eq!(ids(&sim.read("/v1/subscriptions?status=all").await?)?.len(), 1);
     let form = [
         ("customer", customer.as_str()),
         ("amount", "1"),
@@ -72,10 +60,7 @@ async fn a_canceled_subscription_is_out_of_the_list_and_takes_no_items() -> Resu
         ("subscription", &subscription),
     ];
     let (status, body) = read(sim.post("/v1/invoiceitems", &form).send().await?).await?;
-    assert_eq!(
-        (status, &body["error"]["param"]),
-        (400, &json!("subscription"))
-    );
+    assert_eq!((status, &body["error"]["param"]), (400, &json!("subscription")));
     sim.stop().await
 }
 
@@ -84,21 +69,10 @@ async fn deleting_a_customer_ends_its_subscriptions() -> Result<()> {
     let sim = Sim::start().await?;
     let customer = sim.customer().await?;
     let subscription = id(&sim.subscription(&customer).await?)?;
-    assert_eq!(
-        sim.delete(&format!("/v1/customers/{customer}"))
-            .send()
-            .await?
-            .status(),
-        200
-    );
-    let ended = sim
-        .read(&format!("/v1/subscriptions/{subscription}"))
-        .await?;
+    assert_eq!(sim.delete(&format!("/v1/customers/{customer}")).send().await?.status(), 200);
+    let ended = sim.read(&format!("/v1/subscriptions/{subscription}")).await?;
     assert_eq!(ended["status"], "canceled");
     let deleted = sim.read(&format!("/v1/customers/{customer}")).await?;
-    assert_eq!(
-        deleted,
-        json!({ "id": customer, "object": "customer", "deleted": true })
-    );
+    assert_eq!(deleted, json!({ "id": customer, "object": "customer", "deleted": true }));
     sim.stop().await
 }

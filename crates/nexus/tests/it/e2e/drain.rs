@@ -57,7 +57,10 @@ async fn a_stopping_server_finishes_what_is_in_flight() -> Result<()> {
     for caller in callers {
         // A call that the client had not sent yet ends as unavailable or cancelled, without an effect.
         let code = caller.await?;
-        assert!(matches!(code, tonic::Code::Ok | tonic::Code::Unavailable | tonic::Code::Cancelled), "cut off with {code:?}");
+        assert!(
+            matches!(code, tonic::Code::Ok | tonic::Code::Unavailable | tonic::Code::Cancelled),
+            "cut off with {code:?}"
+        );
     }
     let counted: i64 =
         sqlx::query_scalar("select coalesce(sum(recorded_units), 0)::bigint from eco_usage_counters")

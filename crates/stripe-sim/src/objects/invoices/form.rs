@@ -101,11 +101,8 @@ impl Resource for Invoice {
 impl Invoice {
     /// The first lines, as the invoice itself shows them.
     fn render_lines(&self, view: &View<'_>) -> Value {
-        let lines: Vec<Value> = self
-            .items(view)
-            .take(Page::EMBEDDED)
-            .map(|item| item.render_line(view))
-            .collect();
+        let lines: Vec<Value> =
+            self.items(view).take(Page::EMBEDDED).map(|item| item.render_line(view)).collect();
         let has_more = self.items.len() > lines.len();
         list(&self.lines_url(), lines, has_more)
     }

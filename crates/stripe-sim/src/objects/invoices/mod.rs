@@ -54,9 +54,7 @@ enum Status {
 impl Invoice {
     fn items<'a>(&'a self, view: &View<'a>) -> impl Iterator<Item = &'a InvoiceItem> {
         let state = view.state;
-        self.items
-            .iter()
-            .filter_map(move |id| state.get::<InvoiceItem>(id))
+        self.items.iter().filter_map(move |id| state.get::<InvoiceItem>(id))
     }
 
     fn total(&self, view: &View<'_>) -> i64 {
@@ -71,13 +69,8 @@ impl Invoice {
         if self.status == Status::Draft {
             return Ok(());
         }
-        let message = format!(
-            "The invoice '{}' is no longer editable: it is finalized.",
-            self.id
-        );
-        Err(ApiError::refused(message)
-            .code("invoice_not_editable")
-            .param("invoice"))
+        let message = format!("The invoice '{}' is no longer editable: it is finalized.", self.id);
+        Err(ApiError::refused(message).code("invoice_not_editable").param("invoice"))
     }
 
     /// Puts an item on the draft.
@@ -256,12 +249,8 @@ pub(crate) fn lines(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Val
     params.finish()?;
     let invoice: Invoice = named(tx, id)?;
     let view = tx.view();
-    let lines: Vec<Value> = invoice
-        .items(&view)
-        .map(|item| item.render_line(&view))
-        .collect();
-    let (lines, has_more) =
-        page.cut(lines, "line_item", |line| line["id"].as_str().unwrap_or(""))?;
+    let lines: Vec<Value> = invoice.items(&view).map(|item| item.render_line(&view)).collect();
+    let (lines, has_more) = page.cut(lines, "line_item", |line| line["id"].as_str().unwrap_or(""))?;
     Ok(list_form(&invoice.lines_url(), lines, has_more))
 }
 
@@ -269,31 +258,22 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let page = Page::take(&mut params)?;
     let customer = params.text("customer")?;
     let subscription = params.text("subscription")?;
-    let status = match params
-        .one_of(
-            "status",
-            &["draft", "open", "paid", "uncollectible", "void"],
-        )?
-        .as_deref()
-    {
-        None => None,
-        Some("draft") => Some(vec![Status::Draft]),
-        Some("open") => Some(vec![Status::Open]),
-        Some("paid") => Some(vec![Status::Paid]),
-        Some("void") => Some(vec![Status::Void]),
-        // No invoice gets that far here.
-        Some(_) => Some(Vec::new()),
-    };
+    let status =
+        match params.one_of("status", &["draft", "open", "paid", "uncollectible", "void"])?.as_deref() {
+            None => None,
+            Some("draft") => Some(vec![Status::Draft]),
+            Some("open") => Some(vec![Status::Open]),
+            Some("paid") => Some(vec![Status::Paid]),
+            Some("void") => Some(vec![Status::Void]),
+            // No invoice gets that far here.
+            Some(_) => Some(Vec::new()),
+        };
     let created = params.time_range("created")?;
     params.finish()?;
     page_of::<Invoice>(tx.view(), &page, |invoice| {
         created.contains(invoice.created)
-            && customer
-                .as_ref()
-                .is_none_or(|customer| invoice.customer == *customer)
+            && customer.as_ref().is_none_or(|customer| invoice.customer == *customer)
             && (subscription.is_none() || invoice.subscription == subscription)
-            && status
-                .as_ref()
-                .is_none_or(|status| status.contains(&invoice.status))
+            && status.as_ref().is_none_or(|status| status.contains(&invoice.status))
     })
 }

@@ -43,11 +43,7 @@ impl Resource for Subscription {
 
     fn render(&self, view: &View<'_>) -> Value {
         let ended_at = self.ended(view.now);
-        let items = self
-            .items
-            .iter()
-            .map(|item| self.render_item(item, view))
-            .collect();
+        let items = self.items.iter().map(|item| self.render_item(item, view)).collect();
         let items_url = format!("/v1/subscription_items?subscription={}", self.id);
         let reason = self.canceled_at.map(|_| "cancellation_requested");
         let own = json!({

@@ -61,19 +61,12 @@ impl Subscription {
     }
 
     fn status(&self, now: i64) -> &'static str {
-        if self.ended(now).is_some() {
-            "canceled"
-        } else {
-            "active"
-        }
+        if self.ended(now).is_some() { "canceled" } else { "active" }
     }
 
     /// The period that contains `now`, or the last one when the subscription has ended.
     fn period(&self, now: i64) -> (i64, i64) {
-        let at = self
-            .ended(now)
-            .map_or(now, |ended_at| ended_at.saturating_sub(1))
-            .max(self.created);
+        let at = self.ended(now).map_or(now, |ended_at| ended_at.saturating_sub(1)).max(self.created);
         if at < self.billing_cycle_anchor {
             return (self.created, self.billing_cycle_anchor);
         }
@@ -103,11 +96,8 @@ fn boundary(anchor: i64, recurring: &Recurring, index: u32) -> i64 {
 pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
     let customer = params.required("customer")?;
     let currency = take_currency(&mut params)?;
-    let asked: Vec<AskedItem> = params
-        .hashes("items")?
-        .into_iter()
-        .map(AskedItem::take)
-        .collect::<Result<_, _>>()?;
+    let asked: Vec<AskedItem> =
+        params.hashes("items")?.into_iter().map(AskedItem::take).collect::<Result<_, _>>()?;
     if asked.is_empty() {
         return Err(params.missing("items"));
     }
@@ -132,7 +122,8 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
     }
     let anchor = anchor.unwrap_or(tx.now());
     if anchor < tx.now() || anchor > boundary(tx.now(), &recurring, 1) {
-        let message = "billing_cycle_anchor must be now or later, and not later than the next natural billing date.";
+        let message =
+            "billing_cycle_anchor must be now or later, and not later than the next natural billing date.";
         return Err(ApiError::refused(message).param("billing_cycle_anchor"));
     }
     let mut subscription = Subscription {
@@ -168,9 +159,7 @@ impl AskedItem {
     fn take(mut params: Params) -> Result<Self, ApiError> {
         let item = Self {
             price: params.required("price")?,
-            quantity: params
-                .integer_within("quantity", 0..=999_999_999)?
-                .unwrap_or(1),
+            quantity: params.integer_within("quantity", 0..=999_999_999)?.unwrap_or(1),
             metadata: params.metadata()?,
         };
         params.finish()?;
@@ -181,12 +170,7 @@ impl AskedItem {
         let mut metadata = BTreeMap::new();
         self.metadata.apply(&mut metadata)?;
         let id = tx.ids().next("si");
-        Ok(Item {
-            id,
-            price: self.price,
-            quantity: self.quantity,
-            metadata,
-        })
+        Ok(Item { id, price: self.price, quantity: self.quantity, metadata })
     }
 }
 
@@ -230,22 +214,15 @@ pub(crate) struct Collection {
 impl Collection {
     pub(crate) fn take(params: &mut Params) -> Result<Self, ApiError> {
         let method = params
-            .one_of(
-                "collection_method",
-                &["charge_automatically", "send_invoice"],
-            )?
+            .one_of("collection_method", &["charge_automatically", "send_invoice"])?
             .unwrap_or_else(|| "charge_automatically".to_owned());
         let days_until_due = params.integer_within("days_until_due", 0..=3650)?;
         match (method.as_str(), days_until_due) {
             ("send_invoice", None) => Err(params.missing("days_until_due")),
-            ("charge_automatically", Some(_)) => Err(params.wrong(
-                "days_until_due",
-                "days_until_due needs collection_method=send_invoice.",
-            )),
-            _ => Ok(Self {
-                method,
-                days_until_due,
-            }),
+            ("charge_automatically", Some(_)) => {
+                Err(params.wrong("days_until_due", "days_until_due needs collection_method=send_invoice."))
+            }
+            _ => Ok(Self { method, days_until_due }),
         }
     }
 }
@@ -267,8 +244,7 @@ pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     params.finish()?;
     let mut subscription: Subscription = named(tx, id)?;
     if subscription.ended(tx.now()).is_some() {
-        let message =
-            "A canceled subscription can only update its cancellation_details and metadata.";
+        let message = "A canceled subscription can only update its cancellation_details and metadata.";
         if cancel_at_period_end.is_some() || description.is_some() {
             return Err(ApiError::refused(message).code("invalid_canceled_subscription_fields"));
         }
@@ -312,10 +288,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let page = Page::take(&mut params)?;
     let customer = params.text("customer")?;
     let price = params.text("price")?;
-    let collection_method = params.one_of(
-        "collection_method",
-        &["charge_automatically", "send_invoice"],
-    )?;
+    let collection_method = params.one_of("collection_method", &["charge_automatically", "send_invoice"])?;
     let known = [
         "active",
         "all",
@@ -343,15 +316,9 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
         };
         wanted
             && created.contains(subscription.created)
-            && customer
-                .as_ref()
-                .is_none_or(|customer| subscription.customer == *customer)
-            && price
-                .as_ref()
-                .is_none_or(|price| subscription.items.iter().any(|item| item.price == *price))
-            && collection_method
-                .as_ref()
-                .is_none_or(|method| subscription.collection_method == *method)
+            && customer.as_ref().is_none_or(|customer| subscription.customer == *customer)
+            && price.as_ref().is_none_or(|price| subscription.items.iter().any(|item| item.price == *price))
+            && collection_method.as_ref().is_none_or(|method| subscription.collection_method == *method)
     })
 }
 
@@ -363,24 +330,14 @@ mod tests {
     use crate::objects::prices::{Interval, Recurring};
 
     fn day(year: i32, month: u32, day: u32) -> i64 {
-        Utc.with_ymd_and_hms(year, month, day, 12, 0, 0)
-            .single()
-            .map_or(0, |at| at.timestamp())
+        Utc.with_ymd_and_hms(year, month, day, 12, 0, 0).single().map_or(0, |at| at.timestamp())
     }
 
     #[test]
     fn a_monthly_anchor_on_the_31st_is_clamped_and_comes_back() {
-        let monthly = Recurring {
-            interval: Interval::Month,
-            count: 1,
-        };
+        let monthly = Recurring { interval: Interval::Month, count: 1 };
         let anchor = day(2026, 1, 31);
-        let starts: Vec<i64> = (0..4)
-            .map(|index| boundary(anchor, &monthly, index))
-            .collect();
-        assert_eq!(
-            starts,
-            [anchor, day(2026, 2, 28), day(2026, 3, 31), day(2026, 4, 30)]
-        );
+        let starts: Vec<i64> = (0..4).map(|index| boundary(anchor, &monthly, index)).collect();
+        assert_eq!(starts, [anchor, day(2026, 2, 28), day(2026, 3, 31), day(2026, 4, 30)]);
     }
 }
