@@ -42,7 +42,8 @@ impl Backend {
     /// Reads the addresses; connects when first used.
     pub fn new(config: &Config) -> Result<Self, StartError> {
         let channel = |variable, flag, address: &str| {
-            nexus_client::channel(address).map_err(|error| StartError::Address { variable, flag, error })
+            let channel = nexus_client::trusting_channel(address, config.tls_ca.as_deref());
+            channel.map_err(|error| StartError::Address { variable, flag, error })
         };
         let usage = channel("USAGE_ADDR", "usage-addr", &config.usage_addr)?;
         let billing = channel("BILLING_ADDR", "billing-addr", &config.billing_addr)?;

@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 use nexus_kit::config::{AuthArgs, ServeArgs, parse_duration};
@@ -32,6 +32,9 @@ pub struct Config {
     /// Where analytics-svc is
     #[arg(long, env = "ANALYTICS_ADDR", default_value = "http://localhost:50053", value_name = "URL")]
     pub analytics_addr: String,
+    /// Certificates (PEM) to trust where the services serve TLS (https:// addresses)
+    #[arg(long, env = "TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
     /// Longest time one call of a service may take
     #[arg(long, env = "BACKEND_TIMEOUT", default_value = "5s", value_parser = parse_duration, value_name = "DURATION")]
     pub backend_timeout: Duration,

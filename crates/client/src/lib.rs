@@ -1,7 +1,7 @@
 //! Typed clients of the three services: a lazily connected channel per service, and requests that carry
 //! credentials and a deadline.
 
-use std::time::Duration;
+use std::{io, path::Path, time::Duration};
 
 use nexus_proto::{
     analytics::v1::analytics_service_client::AnalyticsServiceClient,
@@ -11,7 +11,7 @@ use nexus_proto::{
 use tonic::{
     Request,
     metadata::{Ascii, MetadataValue},
-    transport::{Channel, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
 /// Answers larger than this are refused.
@@ -23,17 +23,44 @@ pub enum ClientError {
     /// Not the URL of a server.
     #[error("`{0}` is not the URL of a server, e.g. http://localhost:50051")]
     Address(String),
+    /// An `https` address without the certificates to trust.
+    #[error("`{0}` needs TLS_CA (--tls-ca), the certificates to trust")]
+    NoCa(String),
+    /// The certificates to trust cannot be read.
+    #[error("TLS_CA (--tls-ca): cannot read {path}: {error}")]
+    Ca {
+        /// File.
+        path: String,
+        /// Reason.
+        error: io::Error,
+    },
+    /// The certificates to trust are none.
+    #[error("TLS_CA (--tls-ca): {0}")]
+    Tls(#[from] tonic::transport::Error),
     /// Not text that a header can carry.
     #[error("the credentials contain characters that a header cannot carry")]
     Credentials,
 }
 
-/// A channel that connects when it is first used, and again when it broke.
+/// A channel without TLS; see [`trusting_channel`].
 pub fn channel(address: &str) -> Result<Channel, ClientError> {
+    trusting_channel(address, None)
+}
+
+/// A channel that connects when it is first used, and again when it broke. With an `https` address it trusts
+/// the certificates (PEM) in the file `ca`.
+pub fn trusting_channel(address: &str, ca: Option<&Path>) -> Result<Channel, ClientError> {
     let bad = || ClientError::Address(address.to_owned());
-    let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|_| bad())?;
-    if endpoint.uri().host().is_none() || endpoint.uri().scheme_str().is_none() {
+    let mut endpoint = Endpoint::from_shared(address.to_owned()).map_err(|_| bad())?;
+    let uri = endpoint.uri();
+    if uri.host().is_none() || uri.scheme_str().is_none() {
         return Err(bad());
+    }
+    if uri.scheme_str() == Some("https") {
+        let path = ca.ok_or_else(|| ClientError::NoCa(address.to_owned()))?;
+        let pem = std::fs::read(path)
+            .map_err(|error| ClientError::Ca { path: path.display().to_string(), error })?;
+        endpoint = endpoint.tls_config(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)))?;
     }
     let endpoint = endpoint
         .connect_timeout(Duration::from_secs(2))

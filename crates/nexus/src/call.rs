@@ -1,13 +1,13 @@
 //! Addresses, credentials and errors of the commands that call a service.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use nexus_client::{CallOptions, ClientError};
 use nexus_core::money::{Currency, MICROS};
 use nexus_kit::config::parse_duration;
 use secrecy::{ExposeSecret, SecretString};
-use tonic::Status;
+use tonic::{Status, transport::Channel};
 use tonic_types::StatusExt;
 
 /// What every call carries.
@@ -19,9 +19,16 @@ pub(crate) struct Credentials {
     /// Longest time one call may take
     #[arg(long, env = "CALL_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
     call_timeout: Duration,
+    /// Certificates (PEM) to trust where the server serves TLS (https:// addresses)
+    #[arg(long, env = "TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
 }
 
 impl Credentials {
+    pub(crate) fn channel(&self, address: &str) -> Result<Channel, ClientError> {
+        nexus_client::trusting_channel(address, self.tls_ca.as_deref())
+    }
+
     pub(crate) fn options(&self) -> Result<CallOptions, ClientError> {
         CallOptions::bearer(self.token.expose_secret(), self.call_timeout)
     }

@@ -44,7 +44,7 @@ pub(crate) struct ProcessArgs {
 
 pub(crate) async fn run(action: Action) -> Result<ExitCode> {
     let Action::Process(args) = action;
-    let mut billing = client::billing(client::channel(&args.billing_addr)?);
+    let mut billing = client::billing(args.credentials.channel(&args.billing_addr)?);
     let request = ProcessOverageRequest {
         request_id: uuid::Uuid::now_v7().to_string(),
         account_ids: args.accounts,

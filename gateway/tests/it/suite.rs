@@ -87,6 +87,7 @@ impl Suite {
             billing_addr: format!("http://{billing_addr}"),
             analytics_addr: format!("http://{analytics_addr}"),
             backend_timeout: Duration::from_secs(5),
+            tls_ca: None,
             cron_secret: Some(CRON_SECRET.into()),
             auth: settings::auth_args(),
             serve: settings::serve_args(),

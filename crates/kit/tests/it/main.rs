@@ -4,3 +4,4 @@ mod auth;
 mod config;
 mod page;
 mod status;
+mod tls;

@@ -85,8 +85,8 @@ pub(super) struct Services {
 impl Services {
     pub(super) fn new(args: &ImportArgs) -> Result<Self> {
         Ok(Self {
-            usage: client::usage(client::channel(&args.usage_addr)?),
-            billing: client::billing(client::channel(&args.billing_addr)?),
+            usage: client::usage(args.credentials.channel(&args.usage_addr)?),
+            billing: client::billing(args.credentials.channel(&args.billing_addr)?),
             options: args.credentials.options()?,
         })
     }
