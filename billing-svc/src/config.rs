@@ -1,7 +1,7 @@
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use clap::Args;
-use nexus_kit::config::{AuthArgs, DbArgs, ServeArgs, parse_duration};
+use nexus_kit::config::{AuthArgs, DbArgs, ServeArgs, parse_timeout};
 use secrecy::SecretString;
 
 /// Settings of billing-svc.
@@ -49,6 +49,6 @@ pub struct StripeArgs {
     #[arg(long, env = "STRIPE_RATE_PER_SECOND", default_value = "25", value_name = "N")]
     pub stripe_rate_per_second: NonZeroU32,
     /// Longest time one request may take; what became of it is then in doubt
-    #[arg(long, env = "STRIPE_TIMEOUT", default_value = "30s", value_parser = parse_duration, value_name = "DURATION")]
+    #[arg(long, env = "STRIPE_TIMEOUT", default_value = "30s", value_parser = parse_timeout, value_name = "DURATION")]
     pub stripe_timeout: Duration,
 }

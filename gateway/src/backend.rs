@@ -25,8 +25,9 @@ use crate::{
 
 /// The scheduler's answer comes within 55 s, so the run's answer is wanted before.
 const OVERAGE_TIMEOUT: Duration = Duration::from_secs(54);
-/// Pause before a failed recording is sent again; doubled each time.
+/// Pause before a failed recording is sent again; doubled each time, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Clients of the three services.
 pub struct Backend {
@@ -186,32 +187,24 @@ impl Backend {
             .map_err(|s| status::rest(&s, Credentials::Gateway, "Account not found"))
     }
 
-    /// Records an event. While the service is away it is sent again, the same event each time, until the
-    /// deadline.
+    /// Records an event: while the service is away it is sent again, the same event each time.
     pub async fn record(&self, event: usage::UsageEvent) -> Result<(), Error> {
-        let attempts = async {
-            let mut pause = FIRST_PAUSE;
-            loop {
-                let mut client = self.usage.clone();
-                let send = |r| async move { client.record_usage(r).await };
-                let request = usage::RecordUsageRequest { event: Some(event.clone()) };
-                let options = self.own(self.timeout)?;
-                match call("UsageService.RecordUsage", options, self.timeout, request, send).await {
-                    Ok(_) => return Ok(()),
-                    Err(failed) if status::is_unavailable(&failed) => {
-                        tracing::warn!(code = ?failed.code(), "the event is not recorded yet");
-                        tokio::time::sleep(pause).await;
-                        pause *= 2;
-                    }
-                    Err(failed) => {
-                        return Err(status::rest(&failed, Credentials::Gateway, "Account not found"));
-                    }
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let mut client = self.usage.clone();
+            let send = |r| async move { client.record_usage(r).await };
+            let request = usage::RecordUsageRequest { event: Some(event.clone()) };
+            let options = self.own(self.timeout)?;
+            match call("UsageService.RecordUsage", options, self.timeout, request, send).await {
+                Ok(_) => return Ok(()),
+                Err(failed) if status::is_unavailable(&failed) => {
+                    tracing::warn!(code = ?failed.code(), "the event is not recorded yet");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
+                Err(failed) => return Err(status::rest(&failed, Credentials::Gateway, "Account not found")),
             }
-        };
-        tokio::time::timeout(self.timeout, attempts)
-            .await
-            .unwrap_or_else(|_| Err(Error::unavailable("the event could not be recorded in time")))
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
-use nexus_kit::config::{AuthArgs, ServeArgs, parse_duration};
+use nexus_kit::config::{AuthArgs, ServeArgs, parse_timeout};
 use secrecy::SecretString;
 
 /// Settings of the gateway.
@@ -36,7 +36,7 @@ pub struct Config {
     #[arg(long, env = "TLS_CA", value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
     /// Longest time one call of a service may take
-    #[arg(long, env = "BACKEND_TIMEOUT", default_value = "5s", value_parser = parse_duration, value_name = "DURATION")]
+    #[arg(long, env = "BACKEND_TIMEOUT", default_value = "5s", value_parser = parse_timeout, value_name = "DURATION")]
     pub backend_timeout: Duration,
     /// What the scheduler shows to run billing; unset: its endpoint answers 500
     #[arg(long, env = "CRON_SECRET", hide_env_values = true, value_name = "SECRET")]

@@ -10,6 +10,7 @@
 //! | [`query`] | query parameters, all violations at once |
 //! | [`routes`] | one file a group of endpoints: parse, call the service, convert the answer |
 //! | [`metering`] | around a tracked endpoint: whose key, quota, record |
+//! | [`recorder`] | events of answered calls, until they are committed |
 //! | [`backend`] | the clients of the three services: credentials, deadline, trace context |
 //! | [`token`] | the gateway's own service tokens |
 //! | [`status`] | what a service's status means over REST |
@@ -31,6 +32,7 @@ pub mod problem;
 pub mod query;
 pub mod ratelimit;
 pub mod readiness;
+pub mod recorder;
 pub mod routes;
 pub mod server;
 pub mod status;
@@ -48,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 
 use auth::SecretDigest;
 use backend::Backend;
+use recorder::Recorder;
 
 pub use config::Config;
 pub use error::{Error, StartError};
@@ -61,6 +64,8 @@ pub struct Gateway {
     pub auth: Authenticator,
     /// The services.
     pub backend: Arc<Backend>,
+    /// The events of answered calls.
+    pub recorder: Recorder,
     /// What the scheduler must show; nothing: not configured.
     pub cron_secret: Option<SecretDigest>,
     /// Counts requests.
@@ -89,6 +94,7 @@ pub async fn serve(
     let app = Arc::new(Gateway {
         auth: Authenticator::new(&config.auth)?,
         readiness: readiness::readiness(backend.clone()),
+        recorder: Recorder::new(backend.clone(), config.backend_timeout),
         backend,
         cron_secret: config.cron_secret.as_ref().and_then(SecretDigest::of),
         metrics: Metrics::new(),
@@ -101,7 +107,10 @@ pub async fn serve(
         app.readiness.clone(),
         stop_operations.clone(),
     ));
-    let served = server::serve(listeners.main, routes::router(app), tls, shutdown.clone());
+    let served = async {
+        server::serve(listeners.main, routes::router(app.clone()), tls, shutdown.clone()).await;
+        app.recorder.drain().await;
+    };
     // Nothing to report of a drain that was cut off: it is logged.
     let _drained = serve::drained(served, &shutdown, grace).await;
     stop_operations.cancel();

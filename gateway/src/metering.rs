@@ -1,6 +1,6 @@
 //! Around a tracked endpoint: whose key it is, a unit of the quota, the endpoint itself, and the event that
-//! records the call. The event is committed before the answer goes out, so an answered call is a metered
-//! call; one that cannot be recorded is not answered but refused with 503.
+//! records the call. What cannot be admitted is refused and not recorded; what is admitted is answered and
+//! recorded, as a rule before the answer goes out (see [`crate::recorder`]).
 
 use std::{
     convert::Infallible,
@@ -19,11 +19,12 @@ use nexus_proto::usage::v1::{UsageEvent, VerifyApiKeyResponse};
 use uuid::Uuid;
 
 use crate::{
-    backend::Backend,
+    Gateway,
     convert::{plan, required_time},
     error::Error,
     layer::Arrival,
     ratelimit::{self, Quota, TEST_POLICY},
+    recorder::Place,
 };
 
 /// Longest response time an event may carry.
@@ -55,11 +56,13 @@ pub struct Admitted {
     quota: Quota,
     /// For the event; empty for a key in test mode, which has no quota.
     admission: String,
+    place: Place,
 }
 
 impl Admitted {
     /// Verifies the key and takes a unit of its account's quota.
-    pub async fn new(backend: &Backend, key: &ApiKeyText, call: Call) -> Result<Self, Error> {
+    pub async fn new(app: &Gateway, key: &ApiKeyText, call: Call) -> Result<Self, Error> {
+        let (backend, place) = (&app.backend, app.recorder.reserve()?);
         let caller = backend.verify_api_key(key).await?;
         if caller.test_mode {
             let usage = backend.usage_of(&caller.eco_id).await?;
@@ -68,7 +71,7 @@ impl Admitted {
                 end: required_time("period_end", usage.period_end_time.as_ref())?,
             };
             let quota = Quota { policy: TEST_POLICY, limit: -1, remaining: -1, period };
-            return Ok(Self { caller, call, quota, admission: String::new() });
+            return Ok(Self { caller, call, quota, admission: String::new(), place });
         }
         let admitted = backend.check_quota(&caller.eco_id).await?;
         let quota = Quota {
@@ -80,11 +83,11 @@ impl Admitted {
                 end: required_time("period_end", admitted.period_end_time.as_ref())?,
             },
         };
-        Ok(Self { caller, call, quota, admission: admitted.admission })
+        Ok(Self { caller, call, quota, admission: admitted.admission, place })
     }
 
     /// Records the call, then lets the answer go out with the headers of the quota.
-    pub async fn answer(self, backend: &Backend, answer: impl IntoResponse) -> Result<Response, Error> {
+    pub async fn answer(self, app: &Gateway, answer: impl IntoResponse) -> Response {
         let mut response = answer.into_response();
         let took = self.call.arrival.elapsed().min(MAX_RESPONSE_TIME);
         let now = Utc::now();
@@ -100,8 +103,8 @@ impl Admitted {
             api_key_id: self.caller.key_id,
             admission: self.admission,
         };
-        backend.record(event).await?;
+        app.recorder.record(self.place, event).await;
         response.headers_mut().extend(ratelimit::headers(&self.quota, now));
-        Ok(response)
+        response
     }
 }

@@ -43,13 +43,14 @@ impl Period {
 }
 
 /// The period an event counts in, and whether that is a later one than its own because it came after the
-/// settlement grace.
+/// settlement grace. The first period begins at the anchor: an event from just before it (a clock that is
+/// behind, a time cut to seconds) belongs to that one, not to a period that never was.
 pub fn counting_period(
     anchor: DateTime<Utc>,
     event_time: DateTime<Utc>,
     now: DateTime<Utc>,
 ) -> (Period, bool) {
-    let own = Period::containing(anchor, event_time);
+    let own = Period::containing(anchor, event_time.max(anchor));
     if own.is_settled(now) { (Period::containing(anchor, now), true) } else { (own, false) }
 }
 

@@ -65,7 +65,7 @@ pub struct ServeArgs {
     #[arg(long, env = "SHUTDOWN_GRACE", default_value = "25s", value_parser = parse_duration, value_name = "DURATION")]
     pub shutdown_grace: Duration,
     /// Longest time one call may take; a caller's own deadline may be shorter
-    #[arg(long, env = "REQUEST_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    #[arg(long, env = "REQUEST_TIMEOUT", default_value = "60s", value_parser = parse_timeout, value_name = "DURATION")]
     pub request_timeout: Duration,
     /// Calls in flight beyond which new ones are answered UNAVAILABLE
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
@@ -100,5 +100,13 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(expected),
         "h" => number.checked_mul(3600).map(Duration::from_secs).ok_or_else(expected),
         _ => Err(expected()),
+    }
+}
+
+/// A duration in which something can be done: not zero.
+pub fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err(format!("`{text}` leaves no time at all")),
+        duration => Ok(duration),
     }
 }

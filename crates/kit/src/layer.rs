@@ -1,18 +1,21 @@
 //! What happens around every RPC, in this order: a span that continues the caller's trace, a place among
-//! the calls in flight, authentication, the call itself with panics caught; then one log line and the
+//! the calls in flight, authentication, the call itself within its deadline and with panics caught; then one log line and the
 //! metrics, when the last trailer is out or the caller is gone.
 
 use std::{
+    collections::HashSet,
     convert::Infallible,
     panic::AssertUnwindSafe,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt, future::BoxFuture};
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt;
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
@@ -32,6 +35,8 @@ pub struct RequestLayer {
     pub metrics: Metrics,
     /// Calls in flight beyond which new ones are refused.
     pub max_in_flight: u32,
+    /// Longest time until a call is answered; a stream may go on after its first answer.
+    pub request_timeout: Duration,
 }
 
 impl<S> Layer<S> for RequestLayer {
@@ -91,10 +96,13 @@ where
             if let Err(refusal) = admit(&layer.auth, &call.labels.service, &mut request) {
                 return call.finish_with(refusal);
             }
-            match AssertUnwindSafe(inner.call(request)).catch_unwind().await {
-                Ok(Ok(response)) => call.follow(response),
-                Ok(Err(never)) => match never {},
-                Err(_panic) => {
+            let limit = time_limit(request.headers(), layer.request_timeout);
+            let answer = AssertUnwindSafe(inner.call(request)).catch_unwind();
+            match tokio::time::timeout(limit, answer).await {
+                Err(_elapsed) => call.finish_with(status::deadline_exceeded()),
+                Ok(Ok(Ok(response))) => call.follow(response),
+                Ok(Ok(Err(never))) => match never {},
+                Ok(Err(_panic)) => {
                     tracing::error!("the handler panicked");
                     call.finish_with(status::internal())
                 }
@@ -118,17 +126,56 @@ fn rpc_span(service: &str, method: &str) -> Span {
     )
 }
 
+/// Service and method of a path, if we serve it: what a client made up must not become a label of its own.
 fn split_path(path: &str) -> (String, String) {
-    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or(("", ""));
-    // What a client made up must not become a label of its own.
-    let known =
-        service.starts_with("nexus.") || service.starts_with("grpc.") || service.starts_with("envoy.");
-    let plain = method.len() <= 64 && method.bytes().all(|c| c.is_ascii_alphanumeric());
-    if known && plain && service.len() <= 64 {
-        (service.into(), method.into())
-    } else {
-        ("unknown".into(), "unknown".into())
+    if !KNOWN_PATHS.contains(path) {
+        return ("unknown".to_owned(), "unknown".to_owned());
     }
+    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
+    (service.to_owned(), method.to_owned())
+}
+
+/// The paths of every RPC that one of our servers has.
+static KNOWN_PATHS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let sets = [nexus_proto::DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
+    let files =
+        sets.iter().flat_map(|set| FileDescriptorSet::decode(*set).expect("our own descriptors").file);
+    let ours = files.flat_map(|file| {
+        let package = file.package().to_owned();
+        file.service.into_iter().flat_map(move |service| {
+            let name = format!("/{package}.{}/", service.name());
+            service.method.into_iter().map(move |method| format!("{name}{}", method.name()))
+        })
+    });
+    let others = [
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
+    ];
+    ours.chain(others.map(str::to_owned)).collect()
+});
+
+/// How long a call may take: what the caller asks for in `grpc-timeout`, and our own bound at most. Cut by a
+/// hair, so that our answer is the one that is sent when the transport's own timer for that header is due.
+fn time_limit(headers: &HeaderMap, bound: Duration) -> Duration {
+    let asked = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
+    let limit = asked.unwrap_or(bound).min(bound);
+    limit - (limit / 10).min(Duration::from_millis(5))
+}
+
+/// `TimeoutValue TimeoutUnit` of the gRPC protocol over HTTP/2: at most eight digits and one letter.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (value, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let value: u64 = value.parse().ok().filter(|_| value.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
 }
 
 fn admit(auth: &Authenticator, service: &str, request: &mut Request<Body>) -> Result<(), Status> {
@@ -177,6 +224,9 @@ impl Call {
     /// Waits for the status: in the headers of a trailers-only answer, else in the trailers.
     fn follow(mut self, response: Response<Body>) -> Response<Body> {
         if let Some(status) = grpc_status(response.headers()) {
+            if status.code() != Code::Ok && status.details().is_empty() {
+                return self.finish_with(status::from_transport(&status));
+            }
             self.finish(status.code(), status.message());
             return response;
         }

@@ -143,8 +143,12 @@ impl GrpcServer {
         let reflection = names().fold(reflection, |b, name| b.with_service_name(name)).build_v1()?;
         let reflection_alpha =
             names().fold(reflection_alpha, |b, name| b.with_service_name(name)).build_v1alpha()?;
-        let layer =
-            RequestLayer { auth: self.auth, metrics: self.metrics, max_in_flight: self.args.max_in_flight };
+        let layer = RequestLayer {
+            auth: self.auth,
+            metrics: self.metrics,
+            max_in_flight: self.args.max_in_flight,
+            request_timeout: self.args.request_timeout,
+        };
         let routes =
             self.routes.add_service(health_service).add_service(reflection).add_service(reflection_alpha);
         let router = server(&self.args)?.layer(layer).add_routes(routes);
@@ -162,7 +166,6 @@ impl GrpcServer {
 
 fn server(args: &ServeArgs) -> Result<Server, ServeError> {
     let server = Server::builder()
-        .timeout(args.request_timeout)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         // Clients come back over a new connection, so that load spreads over replicas that joined later.

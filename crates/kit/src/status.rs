@@ -53,6 +53,29 @@ pub fn internal() -> Status {
     with_reason(Code::Internal, "INTERNAL", "internal error")
 }
 
+/// The call took longer than its caller, or our own bound, allows. What it wrote may be there.
+pub fn deadline_exceeded() -> Status {
+    with_reason(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the call took longer than its deadline")
+}
+
+/// A status that the transport made, with a reason as every other has. That it could not read the request's
+/// message is the caller's fault and not ours, and how it could not is nobody's business.
+pub fn from_transport(status: &Status) -> Status {
+    match status.code() {
+        Code::Internal => with_reason(
+            Code::InvalidArgument,
+            "MALFORMED_MESSAGE",
+            "the request is not a well-formed message of this RPC",
+        ),
+        Code::Unimplemented => with_reason(Code::Unimplemented, "UNIMPLEMENTED", status.message()),
+        Code::NotFound => not_found("NOT_FOUND", status.message()),
+        Code::ResourceExhausted | Code::OutOfRange => {
+            with_reason(status.code(), "MESSAGE_TOO_LARGE", status.message())
+        }
+        code => with_reason(code, "TRANSPORT", status.message()),
+    }
+}
+
 /// An RPC of the contract that this version does not have.
 pub fn not_implemented(rpc: &str) -> Status {
     with_reason(Code::Unimplemented, "NOT_IMPLEMENTED", format!("{rpc} is not implemented in this version"))

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use nexus_client::{CallOptions, ClientError};
 use nexus_core::money::{Currency, MICROS};
-use nexus_kit::config::parse_duration;
+use nexus_kit::config::parse_timeout;
 use secrecy::{ExposeSecret, SecretString};
 use tonic::{Status, transport::Channel};
 use tonic_types::StatusExt;
@@ -17,7 +17,7 @@ pub(crate) struct Credentials {
     #[arg(long, env = "NEXUS_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: SecretString,
     /// Longest time one call may take
-    #[arg(long, env = "CALL_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    #[arg(long, env = "CALL_TIMEOUT", default_value = "60s", value_parser = parse_timeout, value_name = "DURATION")]
     call_timeout: Duration,
     /// Certificates (PEM) to trust where the server serves TLS (https:// addresses)
     #[arg(long, env = "TLS_CA", value_name = "FILE")]

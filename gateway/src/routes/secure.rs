@@ -22,12 +22,12 @@ struct Pong {
 }
 
 pub(super) async fn ping(State(app): State<App>, ApiKey(key): ApiKey, call: Call) -> Result<Response, Error> {
-    let admitted = Admitted::new(&app.backend, &key, call).await?;
+    let admitted = Admitted::new(&app, &key, call).await?;
     let pong = Pong {
         message: "pong",
         eco_id: admitted.caller.eco_id.clone(),
         api_key_id: admitted.caller.key_id.clone(),
         timestamp: format::time(Utc::now()),
     };
-    admitted.answer(&app.backend, Json(pong)).await
+    Ok(admitted.answer(&app, Json(pong)).await)
 }

@@ -16,7 +16,7 @@ use nexus_testkit::{
     seed,
     settings::{self, ANY_PORT, service_token, user_token},
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::Mutex, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 use uuid::Uuid;
@@ -62,6 +62,8 @@ pub(crate) struct Suite {
     usage: Option<Running>,
     billing: Option<Running>,
     analytics: Option<Running>,
+    serving: Mutex<Option<JoinHandle<Result<(), nexus_gateway::StartError>>>>,
+    stop: CancellationToken,
     _others: [DropGuard; 2],
 }
 
@@ -97,7 +99,7 @@ impl Suite {
         let gateway = format!("http://{}", listeners.main_addr()?);
         let operations = format!("http://{}", listeners.operations_addr()?);
         let stop = CancellationToken::new();
-        tokio::spawn(nexus_gateway::serve(config, listeners, stop.clone()));
+        let serving = tokio::spawn(nexus_gateway::serve(config, listeners, stop.clone()));
         Ok(Self {
             db,
             gateway,
@@ -110,6 +112,8 @@ impl Suite {
             usage: Some(usage),
             billing: Some(billing),
             analytics: Some(analytics),
+            serving: Mutex::new(Some(serving)),
+            stop: stop.clone(),
             _others: [stripe_stop.drop_guard(), stop.drop_guard()],
         })
     }
@@ -129,6 +133,13 @@ impl Suite {
 
     pub(crate) fn mend_usage(&self) {
         self.usage_link.mend();
+    }
+
+    /// Stops the gateway and waits until it has ended by itself.
+    pub(crate) async fn drain_gateway(&self) -> Result<()> {
+        self.stop.cancel();
+        let serving = self.serving.lock().await.take().context("the gateway was stopped before")?;
+        Ok(serving.await??)
     }
 
     pub(crate) async fn stop_usage(&mut self) -> Result<()> {

@@ -52,6 +52,13 @@ fn an_event_counts_in_its_own_period_until_the_grace_is_over_and_then_in_the_cur
     assert_eq!((late.0.start, late.1), (at("2025-02-10T00:00:00Z"), true));
 }
 
+#[test]
+fn an_event_from_before_the_anchor_counts_in_the_first_period() {
+    let anchor = at("2025-01-10T12:00:00.5Z");
+    let (period, late) = counting_period(anchor, at("2025-01-10T12:00:00Z"), at("2025-01-10T12:00:01Z"));
+    assert_eq!((period.start, late), (anchor, false));
+}
+
 proptest! {
     #[test]
     fn a_period_contains_the_instant_it_was_asked_for(anchor in instant(), t in instant()) {
@@ -87,6 +94,7 @@ proptest! {
         let now = event + Duration::seconds(later);
         let (period, late) = counting_period(anchor, event, now);
         prop_assert!(now < period.end + SETTLEMENT_GRACE);
-        prop_assert_eq!(late, !period.contains(event));
+        prop_assert_eq!(late, !period.contains(event.max(anchor)));
+        prop_assert!(now < anchor || period.start >= anchor, "no period is before the first");
     }
 }

@@ -87,6 +87,15 @@ fn tokens_that_are_expired_foreign_unsigned_or_incomplete_are_refused() {
         let header = BASE64.encode(json!({"alg": "none", "typ": "JWT"}).to_string());
         format!("{header}.{}.", BASE64.encode(claims().to_string()))
     };
+    let critical = {
+        let header =
+            BASE64.encode(json!({"alg": "HS256", "typ": "JWT", "crit": ["b64"], "b64": true}).to_string());
+        let signed = format!("{header}.{}", BASE64.encode(claims().to_string()));
+        let key = EncodingKey::from_secret(USER_SECRET.as_bytes());
+        let signature =
+            jsonwebtoken::crypto::sign(signed.as_bytes(), &key, Algorithm::HS256).expect("a signature");
+        format!("{signed}.{signature}")
+    };
     let tampered = {
         let good = hs256(&claims(), USER_SECRET);
         let mut parts: Vec<String> = good.split('.').map(str::to_owned).collect();
@@ -103,6 +112,7 @@ fn tokens_that_are_expired_foreign_unsigned_or_incomplete_are_refused() {
         ("no ecoId", without("ecoId")),
         ("an ecoId that is none", hs256(&with("ecoId", json!("admin")), USER_SECRET)),
         ("alg none", none),
+        ("a critical extension", critical),
         ("tampered", tampered),
         ("no token", "x".into()),
         ("empty", String::new()),

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use nexus_kit::config::parse_duration;
+use nexus_kit::config::{parse_duration, parse_timeout};
 
 #[test]
 fn durations_have_a_unit() {
@@ -10,4 +10,10 @@ fn durations_have_a_unit() {
     for bad in ["", "5", "s", "-1s", "1.5s", "5 s", "9999999999999999999h", "1d"] {
         assert!(parse_duration(bad).is_err_and(|e| e.contains(bad)), "{bad}");
     }
+}
+
+#[test]
+fn a_timeout_leaves_time() {
+    assert!(parse_timeout("0s").is_err() && parse_timeout("0ms").is_err());
+    assert_eq!(parse_timeout("1ms"), Ok(Duration::from_millis(1)));
 }
