@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 use sqlx::{
-    Executor, PgPool,
+    Executor, PgConnection, PgPool, Row,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -68,11 +68,24 @@ pub fn pool(args: &DbArgs, role: Role) -> Result<PgPool, BadUrl> {
     let pool = PgPoolOptions::new()
         .max_connections(args.database_max_connections)
         .acquire_timeout(Duration::from_secs(3))
+        // In place of sqlx's ping: it finds a broken connection as well.
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| Box::pin(outside_a_transaction(connection)))
         .after_connect(move |connection, _| {
             Box::pin(async move { connection.execute(role.session()).await.map(|_| ()) })
         })
         .connect_lazy_with(options);
     Ok(pool)
+}
+
+/// Whether a connection from the pool is alive and in no transaction; else it is closed and another taken.
+///
+/// A caller that goes away while `begin` waits for the server leaves a transaction open that sqlx does not
+/// know of. Whoever had that connection next would work within it: with its `now()`, and with writes that are
+/// never committed. In the simple protocol a statement of its own begins a transaction of its own, so the two
+/// clocks agree; within an older transaction they do not.
+async fn outside_a_transaction(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    connection.fetch_one("select now() = statement_timestamp()").await?.try_get(0)
 }
 
 /// Whether the database answers and has the schema this program was built with.

@@ -269,3 +269,26 @@ impl Drop for Call {
 fn grpc_status(headers: &HeaderMap) -> Option<Status> {
     Status::from_header_map(headers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_deadline_shortens_ours_and_never_lengthens_it() {
+        let bound = Duration::from_secs(60);
+        let limit = |text: &str| {
+            let headers = HeaderMap::from_iter([(
+                "grpc-timeout".parse().expect("a name"),
+                text.parse().expect("a value"),
+            )]);
+            time_limit(&headers, bound)
+        };
+        assert_eq!(limit("2S"), Duration::from_millis(1_995));
+        assert_eq!(limit("1n"), Duration::from_nanos(1));
+        let unheard = bound - Duration::from_millis(5);
+        for text in ["1H", "99999999S", "123456789m", "5", "S", "x", "-1S", ""] {
+            assert_eq!(limit(text), unheard, "{text}");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! A server of the kit with routes of a test.
+
+use std::{sync::Arc, time::Duration};
+
+use nexus_kit::{
+    auth::Authenticator,
+    config::{AuthArgs, ServeArgs},
+    metrics::Metrics,
+    serve::GrpcServer,
+};
+use tonic::service::Routes;
+
+pub(crate) const SERVICE_SECRET: &str = "the-secret-of-services-0123456789-abcdef";
+
+pub(crate) fn server(routes: Routes) -> GrpcServer {
+    let auth = AuthArgs {
+        jwt_secret: Some("the-secret-of-users-0123456789-abcdef".into()),
+        jwt_issuer: "nexus".into(),
+        jwt_jwks: None,
+        jwt_public_key: None,
+        admin_eco_ids: String::new(),
+        service_token_secret: SERVICE_SECRET.into(),
+        open_reflection: true,
+        open_health: true,
+    };
+    GrpcServer {
+        routes,
+        services: &["some.Service"],
+        more_descriptors: &[],
+        auth: Arc::new(Authenticator::new(&auth).expect("good settings")),
+        metrics: Metrics::new(),
+        args: ServeArgs {
+            shutdown_grace: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(5),
+            max_in_flight: 10,
+            tls_cert: None,
+            tls_key: None,
+        },
+        readiness: Arc::new(|| Box::pin(async { Ok(()) })),
+    }
+}
