@@ -87,6 +87,9 @@ pub(super) fn event(pb: UsageEvent, key: Option<&CallingKey>) -> Result<Event, V
     let units_count = units(&mut v, pb.units_count);
     let api_key_id = Some(pb.api_key_id).filter(|id| !id.is_empty());
     v.require(api_key_id.as_deref().is_none_or(is_api_key_id), "api_key_id", "must be the id of an API key");
+    // Or a customer could book live calls on a key that is in test mode.
+    let own = key.is_none_or(|key| api_key_id.as_deref().is_none_or(|id| id == key.key_id));
+    v.require(own, "api_key_id", "must be the calling API key, or empty");
     let admission = Some(pb.admission.as_str()).filter(|text| !text.is_empty());
     let admission = admission.and_then(|text| {
         v.take("admission", text.parse::<Uuid>().map_err(|_| "must be an admission from CheckQuota"))

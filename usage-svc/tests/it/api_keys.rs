@@ -4,8 +4,8 @@ use anyhow::{Context, Result};
 use nexus_core::plan::Plan;
 use nexus_kit::auth::Scope;
 use nexus_proto::usage::v1::{
-    ApiKeyStatus, CreateApiKeyRequest, CreateApiKeyResponse, RegisterImportRequest, VerifyApiKeyRequest,
-    VerifyApiKeyResponse,
+    ApiKeyStatus, CreateApiKeyRequest, CreateApiKeyResponse, EventOutcome, RecordUsageRequest,
+    RegisterImportRequest, UsageEvent, VerifyApiKeyRequest, VerifyApiKeyResponse,
 };
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -150,5 +150,25 @@ async fn the_first_shift_of_a_file_is_kept() -> Result<()> {
     assert_eq!(register(&digest, 7).await??, (5, true));
     let status = refused(register("0A", 5).await?, Code::InvalidArgument, "INVALID_ARGUMENT");
     assert_eq!(fields(&status), ["file_digest"]);
+    Ok(())
+}
+
+/// Or a customer could book live calls on a key in test mode, which is neither limited nor billed.
+#[tokio::test]
+async fn a_calling_key_records_for_itself_and_for_no_other_key_of_its_account() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let (live, test) = (make_key(&server, "eco_a", false).await?, make_key(&server, "eco_a", true).await?);
+    let key_id =
+        |made: &CreateApiKeyResponse| made.api_key.as_ref().map(|k| k.key_id.clone()).unwrap_or_default();
+    for (caller, named) in [(&live, &test), (&test, &live)] {
+        let event = UsageEvent { api_key_id: key_id(named), ..event("eco_a") };
+        let request = api_key(&caller.key)?.request(RecordUsageRequest { event: Some(event) });
+        let refused = server.client()?.record_usage(request).await.map(|_| ()).map_err(|s| s.code());
+        assert_eq!(refused, Err(Code::InvalidArgument));
+    }
+    let event = UsageEvent { api_key_id: key_id(&live), ..event("eco_a") };
+    let request = api_key(&live.key)?.request(RecordUsageRequest { event: Some(event) });
+    assert_eq!(server.client()?.record_usage(request).await?.into_inner().outcome(), EventOutcome::Accepted);
     Ok(())
 }
