@@ -38,6 +38,6 @@ async fn an_empty_runs_lines_work_in_their_order() -> Result<()> {
     let again = shell(record.context("a line that records")?).await?;
     assert_eq!(again["outcome"], "EVENT_OUTCOME_ACCEPTED");
     let pro = dev.text("/tokens/pro/token")?;
-    assert_eq!(dev.get("/gateway_url", "/api/usage/current", pro).await?["used"], json!(2));
+    assert_eq!(dev.get("/gateway_url", "/api/usage/current", pro).await?["api_calls"], json!(2));
     dev.stop().await
 }
