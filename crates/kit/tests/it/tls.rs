@@ -30,7 +30,6 @@ fn server() -> GrpcServer {
     GrpcServer {
         routes: Routes::default(),
         services: &["some.Service"],
-        more_descriptors: &[],
         auth: Arc::new(Authenticator::new(&auth).expect("good settings")),
         metrics: Metrics::new(),
         args: ServeArgs {
