@@ -59,7 +59,6 @@ pub async fn serve(
     let server = GrpcServer {
         routes: Routes::new(grpc::server(service)),
         services: &["nexus.analytics.v1.AnalyticsService"],
-        more_descriptors: &[],
         auth,
         metrics: Metrics::new(),
         args: config.serve,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hdrhistogram::Histogram;
+use nexus_core::text::thousands;
 use serde::{Deserialize, Serialize};
 
 /// What a load generator measured.
@@ -75,31 +76,17 @@ pub(crate) fn print_table(title: &str, of: &str, ours: (&str, Report), reference
 }
 
 fn row(name: &str, report: &Report) -> String {
-    format!("{name:<34} {:>14} {:>10.3} {:>10.3}", thousands(report.rate()), report.p50_ms, report.p99_ms)
-}
-
-/// A whole number with separators.
-pub(crate) fn thousands(number: f64) -> String {
-    let digits = format!("{number:.0}");
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    format!(
+        "{name:<34} {:>14} {:>10.3} {:>10.3}",
+        thousands(report.rate().round() as i64),
+        report.p50_ms,
+        report.p99_ms
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_have_separators() {
-        let shown = [0.4, 999.6, 1_000.0, 12_345.0, 123_456.0, 1_234_567.0].map(thousands);
-        assert_eq!(shown, ["0", "1,000", "1,000", "12,345", "123,456", "1,234,567"]);
-    }
 
     #[test]
     fn the_median_is_that_of_the_rates() {

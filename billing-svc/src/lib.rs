@@ -70,7 +70,6 @@ pub async fn serve(
     let server = GrpcServer {
         routes: Routes::new(grpc::server(service)),
         services: &["nexus.billing.v1.BillingService"],
-        more_descriptors: &[],
         auth,
         metrics: Metrics::new(),
         args: config.serve,

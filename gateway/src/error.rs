@@ -11,6 +11,7 @@ use http::{
     HeaderMap, HeaderValue, StatusCode,
     header::{RETRY_AFTER, WWW_AUTHENTICATE},
 };
+use nexus_core::text::thousands;
 use nexus_kit::{
     auth::AuthConfigError,
     serve::ServeError,
@@ -127,7 +128,7 @@ impl Error {
                     "message",
                     format!(
                         "All {} API calls of this billing period are used. Upgrade the plan to make more calls now.",
-                        format::thousands(over.limit),
+                        thousands(over.limit),
                     )
                     .into(),
                 ),

@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use nexus_core::money::{Currency, MICROS, Micros};
+use nexus_core::{
+    money::{Currency, MICROS, Micros},
+    text::thousands,
+};
 use serde_json::{Number, Value};
 
 use crate::error::Error;
@@ -15,22 +18,6 @@ pub const MICROS_PER_CENT: i64 = MICROS / 100;
 /// RFC 3339 in UTC, with as many decimals as the time has.
 pub fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
-}
-
-/// A number with thousands separators.
-pub fn thousands(number: i64) -> String {
-    let digits = number.unsigned_abs().to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3 + 1);
-    if number < 0 {
-        text.push('-');
-    }
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// Whole cents, half a cent up.
@@ -90,12 +77,6 @@ mod tests {
 
     fn usd(micros: i64) -> Micros {
         Micros(micros)
-    }
-
-    #[test]
-    fn thousands_are_separated() {
-        let shown = [0, 999, 1_000, 123_456, 1_234_567, -1_000].map(thousands);
-        assert_eq!(shown, ["0", "999", "1,000", "123,456", "1,234,567", "-1,000"]);
     }
 
     #[test]

@@ -76,7 +76,6 @@ pub async fn serve(
     let server = GrpcServer {
         routes: Routes::new(grpc::server(service)).add_service(grpc::envoy::server()),
         services: &["nexus.usage.v1.UsageService"],
-        more_descriptors: &[],
         auth,
         metrics,
         args: config.serve,

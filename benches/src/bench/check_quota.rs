@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nexus_client::CallOptions;
+use nexus_core::text::thousands;
 use nexus_kit::auth::Scope;
 use nexus_proto::usage::v1::CheckQuotaRequest;
 use prost::Message;
@@ -9,7 +10,7 @@ use prost::Message;
 use super::{server_environment, token};
 use crate::{
     database::Database,
-    measure::{Report, print_table, thousands},
+    measure::{Report, print_table},
     process::{self, Environment, ServerProcess, TOKEN_VARIABLE},
     workload,
 };
@@ -60,7 +61,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         "CheckQuota: {} connections x {} in flight, {} accounts, PostgreSQL {}, median of {} round(s) of {} s",
         args.connections,
         args.in_flight,
-        thousands(f64::from(args.accounts)),
+        thousands(args.accounts),
         database.version(),
         args.rounds,
         args.seconds

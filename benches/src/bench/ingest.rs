@@ -1,11 +1,12 @@
 use anyhow::Result;
+use nexus_core::text::thousands;
 use nexus_kit::auth::Scope;
 
 use super::{server_environment, token};
 use crate::{
     child::Loaded,
     database::Database,
-    measure::{Report, print_table, thousands},
+    measure::{Report, print_table},
     process::{self, Environment, ServerProcess, TOKEN_VARIABLE},
     workload::Shape,
 };
@@ -68,8 +69,8 @@ async fn measure(args: &Args, shape: Shape, database: &mut Database, usage: &Ser
     }
     let title = format!(
         "Ingest {shape}: {} events in batches of {}, {} routes, PostgreSQL {}, median of {} round(s)",
-        thousands(f64::from(args.events)),
-        thousands(f64::from(args.batch)),
+        thousands(args.events),
+        thousands(args.batch),
         args.routes,
         database.version(),
         args.rounds

@@ -80,7 +80,6 @@ impl LayeredEcho {
         let server = GrpcServer {
             routes: Routes::new(echo::Echo { answer: self.echo.answer }),
             services: &["nexus.usage.v1.UsageService"],
-            more_descriptors: &[],
             auth: Arc::new(Authenticator::new(&self.auth)?),
             metrics: Metrics::new(),
             args: self.serve,

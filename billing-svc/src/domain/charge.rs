@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, str::FromStr};
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use nexus_core::period::Period;
+use nexus_core::{period::Period, text::thousands as grouped};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -178,19 +178,6 @@ fn short(n: i64) -> String {
         }
     }
     grouped(n)
-}
-
-/// A number with thousands separators.
-fn grouped(n: i64) -> String {
-    let digits = n.unsigned_abs().to_string();
-    let mut text = String::from(if n < 0 { "-" } else { "" });
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 fn rfc3339(at: DateTime<Utc>) -> String {

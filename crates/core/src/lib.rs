@@ -9,6 +9,7 @@
 //! | [`quota`] | what is consumed, remaining, and the percentage shown |
 //! | [`route`] | route templates: ids in paths become `{id}` |
 //! | [`sketch`] | mergeable latency histogram with relative error |
+//! | [`text`] | numbers as people read them |
 
 pub mod id;
 pub mod money;
@@ -17,3 +18,4 @@ pub mod plan;
 pub mod quota;
 pub mod route;
 pub mod sketch;
+pub mod text;

@@ -110,11 +110,6 @@ impl SubscriptionStatus {
     pub fn grants_plan(self) -> bool {
         matches!(self, Self::Trialing | Self::Active | Self::PastDue)
     }
-
-    /// Whether the subscription counts in the monthly recurring revenue.
-    pub fn counts_in_mrr(self) -> bool {
-        matches!(self, Self::Active | Self::PastDue)
-    }
 }
 
 impl FromStr for SubscriptionStatus {

@@ -101,8 +101,6 @@ pub struct GrpcServer {
     pub routes: Routes,
     /// Their full names, for health.
     pub services: &'static [&'static str],
-    /// Descriptors of services from elsewhere, for reflection beside our own.
-    pub more_descriptors: &'static [&'static [u8]],
     /// Verifies callers.
     pub auth: Arc<Authenticator>,
     /// Its metrics.
@@ -135,7 +133,7 @@ impl GrpcServer {
             nexus_proto::ERROR_DETAILS_DESCRIPTOR_SET,
             tonic_health::pb::FILE_DESCRIPTOR_SET,
         ];
-        for set in ours.iter().chain(self.more_descriptors) {
+        for set in ours {
             reflection = reflection.register_encoded_file_descriptor_set(set);
             reflection_alpha = reflection_alpha.register_encoded_file_descriptor_set(set);
         }

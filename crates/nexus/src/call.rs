@@ -2,9 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use anyhow::{Context, Result};
 use clap::Args;
 use nexus_client::{CallOptions, ClientError};
 use nexus_core::money::{Currency, MICROS};
+pub(crate) use nexus_core::text::thousands;
 use nexus_kit::config::parse_timeout;
 use secrecy::{ExposeSecret, SecretString};
 use tonic::{Status, transport::Channel};
@@ -15,7 +17,7 @@ use tonic_types::StatusExt;
 pub(crate) struct Credentials {
     /// Token to call with (`nexus token service`; `nexus dev` prints one)
     #[arg(long, env = "NEXUS_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    token: SecretString,
+    token: Option<SecretString>,
     /// Longest time one call may take
     #[arg(long, env = "CALL_TIMEOUT", default_value = "60s", value_parser = parse_timeout, value_name = "DURATION")]
     call_timeout: Duration,
@@ -29,8 +31,13 @@ impl Credentials {
         nexus_client::trusting_channel(address, self.tls_ca.as_deref())
     }
 
-    pub(crate) fn options(&self) -> Result<CallOptions, ClientError> {
-        CallOptions::bearer(self.token.expose_secret(), self.call_timeout)
+    pub(crate) fn options(&self) -> Result<CallOptions> {
+        // An empty variable counts as unset.
+        let token = self.token.as_ref().map(ExposeSecret::expose_secret).filter(|token| !token.is_empty());
+        let token = token.context(
+            "no token to call with: set NEXUS_TOKEN (--token) to one of `nexus token service`, or to the service token that `nexus dev` prints",
+        )?;
+        Ok(CallOptions::bearer(token, self.call_timeout)?)
     }
 }
 
@@ -69,19 +76,6 @@ pub(crate) fn money(micros: i64, currency_code: &str) -> String {
     }
 }
 
-/// A count with thousands separators.
-pub(crate) fn thousands(count: u64) -> String {
-    let digits = count.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,7 +92,5 @@ mod tests {
     fn amounts_as_people_read_them() {
         assert_eq!(money(4_705_000_000, "USD"), "$4,705.00");
         assert_eq!(money(-12_509_999, "EUR"), "-12.50 EUR");
-        assert_eq!(thousands(1_234_567), "1,234,567");
-        assert_eq!(thousands(999), "999");
     }
 }

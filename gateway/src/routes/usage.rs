@@ -1,7 +1,7 @@
 //! `/api/usage/*`: a user's own usage. No request names an account; the service takes the token's.
 
 use axum::{Json, extract::State};
-use nexus_core::money::Micros;
+use nexus_core::{money::Micros, text::thousands};
 use nexus_proto::{analytics::v1 as analytics, billing::v1 as billing};
 use serde::Serialize;
 
@@ -162,7 +162,7 @@ pub(super) async fn overage(State(app): State<App>, user: User) -> Result<Json<O
 /// What an account's owner should expect on the next invoice. What is still to come is what the period
 /// will be settled at, half a cent rounded up, less what was charged.
 fn message(overage: &billing::GetOverageResponse) -> Result<String, Error> {
-    let calls = format::thousands(overage.overage_count);
+    let calls = thousands(overage.overage_count);
     let billed = Micros(overage.billed_micros);
     if overage.overage_count == 0 && billed.0 == 0 {
         return Ok("No overage this period.".to_owned());

@@ -26,7 +26,6 @@ pub(crate) fn server(routes: Routes) -> GrpcServer {
     GrpcServer {
         routes,
         services: &["some.Service"],
-        more_descriptors: &[],
         auth: Arc::new(Authenticator::new(&auth).expect("good settings")),
         metrics: Metrics::new(),
         args: ServeArgs {

@@ -1,9 +1,10 @@
 //! What a person sees when everything is ready.
 
-use chrono::{DateTime, Utc};
-use uuid::Uuid;
-
 use super::{database::Database, folder::Folder, ports::Addresses, ready_file::Ready};
+
+/// A new UUID and the time, by the shell.
+const NEW_ID: &str = "$(cat /proc/sys/kernel/random/uuid)";
+const NOW: &str = "$(date -u +%FT%TZ)";
 
 /// The banner: where everything is, and lines to copy.
 pub(crate) fn text(ready: &Ready, addresses: &Addresses, database: &Database, folder: &Folder) -> String {
@@ -47,7 +48,7 @@ pub(crate) fn text(ready: &Ready, addresses: &Addresses, database: &Database, fo
         }
     }
     text.push_str("\nTry\n");
-    for line in examples(ready, Uuid::now_v7(), Utc::now()) {
+    for line in examples(ready) {
         text.push_str(&line);
         text.push('\n');
     }
@@ -55,8 +56,9 @@ pub(crate) fn text(ready: &Ready, addresses: &Addresses, database: &Database, fo
     text
 }
 
-/// Lines that work as they stand.
-fn examples(ready: &Ready, event_id: Uuid, now: DateTime<Utc>) -> Vec<String> {
+/// Lines that work as they stand, in this order and as often as they are run: the shell fills in an event's
+/// id and time.
+fn examples(ready: &Ready) -> Vec<String> {
     let t = &ready.tokens;
     let rest = &ready.gateway_url;
     let get = |token: &str, path: &str| format!("curl -H 'Authorization: Bearer {token}' {rest}{path}");
@@ -73,9 +75,8 @@ fn examples(ready: &Ready, event_id: Uuid, now: DateTime<Utc>) -> Vec<String> {
         lines.push(rpc(&t.service.token, &ready.billing_addr, body, method));
     }
     let event = format!(
-        r#"{{"event":{{"eco_id":"{}","event_id":"{event_id}","event_time":"{}","endpoint":"/v1/search","method":"GET","status_code":200}}}}"#,
-        t.pro.eco_id,
-        now.format("%FT%TZ")
+        r#"{{"event":{{"eco_id":"{}","event_id":"'{NEW_ID}'","event_time":"'{NOW}'","endpoint":"/v1/search","method":"GET","status_code":200}}}}"#,
+        t.pro.eco_id
     );
     lines.push(rpc(&t.service.token, &ready.usage_addr, event, "nexus.usage.v1.UsageService/RecordUsage"));
     lines.push(get(&t.admin.token, "/api/admin/analytics/overview"));

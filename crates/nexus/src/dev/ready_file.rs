@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Utc};
-use nexus_core::id::EcoId;
+use nexus_core::{id::EcoId, plan::Plan};
 use nexus_kit::auth::{self, Scope};
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{
     DevArgs,
     database::Database,
-    demo::Demo,
+    demo::{self, Demo},
     folder::{Secrets, write_private},
     ports::Addresses,
     servers::ISSUER,
@@ -25,6 +25,7 @@ use super::{
 };
 
 const TOKEN_DAYS: i64 = 30;
+const ADMIN_EMAIL: &str = "admin@nexus.example";
 const SERVICE_SCOPES: [Scope; 4] =
     [Scope::UsageWrite, Scope::UsageCheck, Scope::AccountsWrite, Scope::BillingRun];
 
@@ -100,7 +101,7 @@ impl Ready {
         addresses: &Addresses,
         database: &Database,
         stripe: &Stripe,
-        demo: Demo,
+        demo_data: Demo,
         now: DateTime<Utc>,
     ) -> Result<Self> {
         let metrics = [
@@ -123,23 +124,23 @@ impl Ready {
             stripe_secret_key: stripe.key.expose_secret().to_owned(),
             cron_secret: secrets.cron.expose_secret().to_owned(),
             tokens: tokens(&args.admin()?, secrets, now + TimeDelta::days(TOKEN_DAYS))?,
-            api_keys: demo.api_keys,
+            api_keys: demo_data.api_keys,
         })
     }
 }
 
 fn tokens(admin: &EcoId, secrets: &Secrets, expires: DateTime<Utc>) -> Result<Tokens> {
-    let user = |eco_id: &EcoId| -> Result<Token> {
-        let token = auth::user_token(&secrets.jwt, ISSUER, eco_id, None, expires)?;
+    let user = |eco_id: &EcoId, email: &str| -> Result<Token> {
+        let token = auth::user_token(&secrets.jwt, ISSUER, eco_id, Some(email), expires)?;
         Ok(Token { eco_id: eco_id.as_str().to_owned(), token })
     };
-    let demo = |eco_id: &str| user(&EcoId::parse(eco_id)?);
+    let of_plan = |eco_id: &str, plan: Plan| user(&EcoId::parse(eco_id)?, &demo::email(plan));
     let name = "nexus-dev";
     Ok(Tokens {
-        admin: user(admin)?,
-        free: demo(super::demo::FREE)?,
-        pro: demo(super::demo::PRO)?,
-        enterprise: demo(super::demo::ENTERPRISE)?,
+        admin: user(admin, ADMIN_EMAIL)?,
+        free: of_plan(demo::FREE, Plan::Free)?,
+        pro: of_plan(demo::PRO, Plan::Pro)?,
+        enterprise: of_plan(demo::ENTERPRISE, Plan::Enterprise)?,
         service: Token {
             eco_id: name.to_owned(),
             token: auth::service_token(&secrets.service_token, name, &SERVICE_SCOPES, expires)?,

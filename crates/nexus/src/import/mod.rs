@@ -33,6 +33,7 @@ use survey::Survey;
 
 /// Imports the file and prints what was found.
 pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
+    let services = Services::new(&args)?;
     let parser = parse::Parser::new(&args);
     let size = std::fs::metadata(&args.file).with_context(|| args.file.display().to_string())?.len();
     let bar = progress(size, "reading")?;
@@ -43,7 +44,6 @@ pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
 
-    let services = Services::new(&args)?;
     let proposed = if args.shift_to_now { whole_seconds(Utc::now() - last) } else { TimeDelta::zero() };
     let shift = services.register(&survey.digest, proposed).await?;
     if shift != proposed && !args.shift_to_now {

@@ -34,7 +34,12 @@ pub(super) struct Report<'a> {
 
 /// Said of a file without a single call.
 pub(super) fn nothing(args: &ImportArgs, survey: &Survey) -> String {
-    format!("{}: no calls ({} malformed lines)\n", args.file.display(), survey.malformed)
+    format!(
+        "{}: no calls ({} malformed lines, {} empty ones)\n",
+        args.file.display(),
+        survey.malformed,
+        survey.empty
+    )
 }
 
 impl fmt::Display for Report<'_> {
@@ -54,6 +59,9 @@ impl fmt::Display for Report<'_> {
         if survey.malformed > 0 {
             row("malformed", format!("{} lines, skipped", thousands(survey.malformed)))?;
         }
+        if survey.empty > 0 {
+            row("empty lines", format!("{}, skipped", thousands(survey.empty)))?;
+        }
         for (reason, count) in &sent.refused {
             row("refused", format!("{}: {reason}", thousands(*count)))?;
         }
@@ -68,7 +76,7 @@ impl fmt::Display for Report<'_> {
             ),
         )?;
         if let Some(((eco_id, _), calls)) = sent.calls.iter().max_by_key(|(key, calls)| (**calls, *key)) {
-            row("most", format!("{eco_id}: {} calls in a period", thousands(calls.unsigned_abs())))?;
+            row("most", format!("{eco_id}: {} calls in a period", thousands(*calls)))?;
         }
         row("times", format!("{} to {}", show(times.anchor), show(self.last + times.shift)))?;
         if !times.shift.is_zero() {
@@ -101,7 +109,7 @@ impl Report<'_> {
         }
         writeln!(f, "Over the limit of their plan by this file alone: {}", over.len())?;
         for (eco_id, plan, calls, included) in over.iter().take(NAMED) {
-            let (calls, included) = (thousands(calls.unsigned_abs()), thousands(included.unsigned_abs()));
+            let (calls, included) = (thousands(*calls), thousands(*included));
             writeln!(f, "  {eco_id:<40} {calls} calls in a period, {plan} includes {included}")?;
         }
         if over.len() > NAMED {
@@ -129,7 +137,8 @@ impl Report<'_> {
 struct Outlook<'a> {
     over: usize,
     units: i64,
-    micros: i64,
+    /// What they cost; `None`: more than an amount can hold.
+    micros: Option<i64>,
     price: &'a PlanPrice,
 }
 
@@ -139,34 +148,56 @@ impl<'a> Outlook<'a> {
         let unit_price =
             UnitPrice { micros: price.overage_micros, per_units: price.overage_per_count.max(1) };
         let mut over: BTreeMap<&str, ()> = BTreeMap::new();
-        let (mut units, mut micros) = (0_i64, 0_i64);
+        let mut units = Vec::new();
         for ((eco_id, _), calls) in &report.sent.calls {
             let overage = money::overage_units(included, 0, *calls);
             if overage > 0 {
                 over.insert(eco_id, ());
-                units += overage;
-                let exact = unit_price.cost(overage).unwrap_or_default();
-                micros += Currency::USD.minor_unit().floor(exact).0;
+                units.push(overage);
             }
         }
-        Self { over: over.len(), units, micros, price }
+        Self { over: over.len(), micros: revenue(unit_price, &units), units: units.iter().sum(), price }
     }
 
     fn text(&self, version: &PlanVersion) -> String {
         if version.included_count < 0 {
             return "no limit, no overage".to_owned();
         }
-        let included = thousands(version.included_count.unsigned_abs());
+        let included = thousands(version.included_count);
         if self.over == 0 {
             return format!("nobody over {included} calls a period");
         }
-        let (over, units) = (self.over, thousands(self.units.unsigned_abs()));
+        let (over, units) = (self.over, thousands(self.units));
         let who = if over == 1 { "1 account".to_owned() } else { format!("{over} accounts") };
         if version.hard_limit {
             format!("{who} over {included} calls a period: {units} calls would be refused")
         } else {
-            let brings = amount(self.micros, &self.price.currency_code);
+            let brings = match self.micros {
+                Some(micros) => amount(micros, &self.price.currency_code),
+                None => "more than an amount can hold (out of range)".to_owned(),
+            };
             format!("{who} over {included} calls a period: {units} calls of overage bring {brings}")
         }
+    }
+}
+
+/// Micros that overages of so many units bring, each in whole cents; `None`: out of range.
+fn revenue(price: UnitPrice, overages: &[i64]) -> Option<i64> {
+    overages.iter().try_fold(0_i64, |sum, units| {
+        let exact = price.cost(*units).ok()?;
+        sum.checked_add(Currency::USD.minor_unit().floor(exact).0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn revenue_is_in_whole_cents_or_out_of_range() {
+        let price = UnitPrice { micros: 1_000, per_units: 1 };
+        assert_eq!(revenue(price, &[19, 10_000]), Some(10_010_000));
+        assert_eq!(revenue(price, &[i64::MAX]), None);
+        assert_eq!(revenue(price, &[i64::MAX / 1_500, i64::MAX / 1_500]), None);
     }
 }

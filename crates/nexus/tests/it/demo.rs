@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::{Dev, FREE_PORTS, argument, nexus, text};
+use crate::{
+    curl::replay,
+    support::{Dev, FREE_PORTS, argument, claims, nexus, text},
+};
 
 /// One test for all about demo data, because making it takes a while.
 #[tokio::test]
@@ -31,6 +34,14 @@ async fn demo_data_is_whole_after_an_interrupted_first_run_and_agrees_with_itsel
 
     let pool = dev.database().await?;
     sums_agree(&pool).await?;
+    for who in ["free", "pro", "enterprise"] {
+        let claims = claims(dev.text(&format!("/tokens/{who}/token"))?)?;
+        let email: String = sqlx::query_scalar("select email from eco_identities where eco_id = $1")
+            .bind(claims["ecoId"].as_str())
+            .fetch_one(&pool)
+            .await?;
+        assert_eq!(claims["email"], email, "{who}");
+    }
     rebuilding_changes_nothing(&dev, &pool).await?;
     pool.close().await;
 
@@ -143,42 +154,4 @@ async fn overage_is_charged_once(dev: &Dev) -> Result<()> {
     let text_form = dev.command(&["overage", "process"]).await?;
     assert!(text(&text_form.stdout).contains("0 charged, $0.00 in all"), "{}", text(&text_form.stdout));
     Ok(())
-}
-
-/// Does what a line of the banner has curl do.
-async fn replay(line: &str) -> Result<reqwest::StatusCode> {
-    let mut words = shell_words(line).into_iter().skip(1);
-    let (mut method, mut headers, mut url) = (reqwest::Method::GET, Vec::new(), None);
-    while let Some(word) = words.next() {
-        match word.as_str() {
-            "-i" => {}
-            "-X" => method = words.next().context("a method")?.parse()?,
-            "-H" => headers.push(words.next().context("a header")?),
-            _ => url = Some(word),
-        }
-    }
-    let mut request = nexus_testkit::http::client().request(method, url.context("a URL")?);
-    for header in &headers {
-        let (name, value) = header.split_once(": ").context("a header is a name and a value")?;
-        request = request.header(name, value);
-    }
-    Ok(request.send().await?.status())
-}
-
-/// Words of a line in which only single quotes quote.
-fn shell_words(line: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    for (i, part) in line.split('\'').enumerate() {
-        let quoted = i % 2 == 1;
-        for (j, piece) in part.split(' ').enumerate() {
-            if j > 0 && !quoted {
-                words.push(String::new());
-            }
-            let blank = if j > 0 && quoted { " " } else { "" };
-            let last = words.len() - 1;
-            words[last].push_str(&format!("{blank}{piece}"));
-        }
-    }
-    words.retain(|word| !word.is_empty());
-    words
 }

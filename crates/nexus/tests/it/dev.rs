@@ -3,7 +3,7 @@ use std::{fs, os::unix::fs::PermissionsExt};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::support::{Dev, FREE_PORTS, argument, nexus, processes_with, run, text};
+use crate::support::{Dev, FREE_PORTS, argument, claims, nexus, processes_with, run, text};
 
 #[tokio::test]
 async fn an_empty_ephemeral_run_is_ready_and_leaves_nothing() -> Result<()> {
@@ -29,6 +29,14 @@ async fn an_empty_ephemeral_run_is_ready_and_leaves_nothing() -> Result<()> {
     );
     for who in ["admin", "free", "pro", "enterprise", "service"] {
         assert!(dev.text(&format!("/tokens/{who}/eco_id"))?.len() > 4);
+    }
+    for who in ["admin", "free", "pro", "enterprise"] {
+        let claims = claims(dev.text(&format!("/tokens/{who}/token"))?)?;
+        let mut names: Vec<_> = claims.as_object().context("an object")?.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["ecoId", "email", "exp", "iss"], "{who}");
+        assert_eq!(claims["ecoId"], dev.ready["tokens"][who]["eco_id"]);
+        assert!(claims["email"].as_str().is_some_and(|email| email.contains('@')), "{claims}");
     }
     assert_eq!(dev.ready["api_keys"], json!({"free": null, "pro": null, "enterprise": null}));
 

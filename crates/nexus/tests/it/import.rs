@@ -32,6 +32,7 @@ async fn importing_twice_changes_nothing() -> Result<()> {
     assert!(first.status.success(), "{told}");
     assert!(said.contains("calls       12 (12 new, 0 recorded before)"), "{said}");
     assert!(said.contains("malformed   2 lines, skipped"), "{said}");
+    assert!(said.contains("empty lines 1, skipped"), "{said}");
     assert!(said.contains("accounts    4 (4 new, 0 existing)"), "{said}");
     assert!(told.contains("line 5: ") && told.contains("line 11: "), "{told}");
 
@@ -115,6 +116,17 @@ fn json_lines() -> String {
     let mut lines = vec![busy; 1_002];
     lines.push(small);
     lines.join("\n")
+}
+
+#[tokio::test]
+async fn a_missing_token_is_told_before_anything_is_read() -> Result<()> {
+    for arguments in [&["import", LOG][..], &["import", LOG, "--token", ""], &["overage", "process"]] {
+        let output = crate::support::run(arguments).await?;
+        let said = text(&output.stderr);
+        assert!(!output.status.success() && said.contains("NEXUS_TOKEN (--token)"), "{said}");
+        assert!(!said.contains("line 5"), "{said}");
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod support;
 
+mod curl;
 mod demo;
 mod dev;
 mod e2e;

@@ -18,6 +18,9 @@ const PRO_OVER: [i64; 4] = [104_350, 112_900, 131_275, 158_040];
 const PRO_DEMO_UNITS: i64 = 62_480;
 const ENTERPRISE_UNITS: [i64; 5] = [1_240_300, 412_750, 655_120, 1_902_480, 3_104_900];
 
+/// Companies before this one are on pro, those from it on enterprise.
+const FIRST_ENTERPRISE: usize = 45;
+
 /// A demo account.
 #[derive(Debug, Clone)]
 pub(super) struct Account {
@@ -48,13 +51,27 @@ pub(super) fn all(now: DateTime<Utc>) -> Vec<Account> {
     for n in 0..100 {
         accounts.push(free(n, now, &mut rng));
     }
-    for n in 0..45 {
+    for n in 0..FIRST_ENTERPRISE {
         accounts.push(pro(n, now, &mut rng));
     }
     for n in 0..5 {
         accounts.push(enterprise(n, now, &mut rng));
     }
     accounts
+}
+
+/// The email of a plan's first account, which has credentials of its own.
+pub(super) fn email_of_first(plan: Plan) -> String {
+    match plan {
+        Plan::Free => person_email(0),
+        Plan::Pro => company(0, PRO).email,
+        Plan::Enterprise => company(FIRST_ENTERPRISE, ENTERPRISE).email,
+    }
+}
+
+fn person_email(n: usize) -> String {
+    let (first, last) = names::person(n);
+    format!("{}.{}@mail.example", first.to_lowercase(), last.to_lowercase())
 }
 
 fn free(n: usize, now: DateTime<Utc>, rng: &mut StdRng) -> Account {
@@ -64,7 +81,7 @@ fn free(n: usize, now: DateTime<Utc>, rng: &mut StdRng) -> Account {
         eco_id: if n == 0 { FREE.to_owned() } else { format!("eco_{first}_{last}") },
         name: names::person(n),
         separator: " ",
-        email: format!("{first}.{last}@mail.example"),
+        email: person_email(n),
     };
     let mut account = account(who, Plan::Free, now, rng);
     account.units = match n {
@@ -93,11 +110,10 @@ fn pro(n: usize, now: DateTime<Utc>, rng: &mut StdRng) -> Account {
 }
 
 fn enterprise(n: usize, now: DateTime<Utc>, rng: &mut StdRng) -> Account {
-    // The companies after the pro ones.
     let mut account = account(
         Who {
-            eco_id: if n == 0 { ENTERPRISE.to_owned() } else { company(45 + n, "").eco_id },
-            ..company(45 + n, "")
+            eco_id: if n == 0 { ENTERPRISE.to_owned() } else { company(FIRST_ENTERPRISE + n, "").eco_id },
+            ..company(FIRST_ENTERPRISE + n, "")
         },
         Plan::Enterprise,
         now,

@@ -22,7 +22,10 @@ mod traffic;
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
-use nexus_core::id::{ApiKeyText, EcoId};
+use nexus_core::{
+    id::{ApiKeyText, EcoId},
+    plan::Plan,
+};
 use secrecy::ExposeSecret;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -41,6 +44,11 @@ pub(crate) const FREE: &str = "eco_demo_free";
 pub(crate) const PRO: &str = "eco_demo_pro";
 /// An enterprise account.
 pub(crate) const ENTERPRISE: &str = "eco_demo_enterprise";
+
+/// The email of the account above that is on this plan.
+pub(crate) fn email(plan: Plan) -> String {
+    accounts::email_of_first(plan)
+}
 
 /// The demo accounts' credentials.
 pub(crate) struct Demo {

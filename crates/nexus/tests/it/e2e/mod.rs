@@ -1,5 +1,6 @@
 //! End to end: the real processes on free ports, a private database, stripe-sim over HTTP.
 
+mod banner;
 mod drain;
 mod line;
 mod reflection;
