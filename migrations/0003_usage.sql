@@ -47,9 +47,12 @@ create table eco_usage_retention (
 insert into eco_usage_retention (raw_complete_from) values ((now() at time zone 'UTC')::date - 36);
 grant select on eco_usage_retention to nexus_usage, nexus_analytics;
 
+-- Both functions run with their owner's rights, so that nothing of the caller's may stand in for a name:
+-- temporary tables come last.
+
 -- Makes the partitions of the days from p_from to p_to, where they are missing; returns how many it made.
 create function nexus_ensure_usage_partitions(p_from date, p_to date) returns int
-language plpgsql security definer set search_path = pg_catalog, public
+language plpgsql security definer set search_path = pg_catalog, public, pg_temp
 as $$
 declare
     d    date := p_from;
@@ -74,7 +77,7 @@ $$;
 
 -- Drops the partitions of the days before p_before, which must leave at least 40 days; returns how many.
 create function nexus_drop_usage_partitions(p_before date) returns int
-language plpgsql security definer set search_path = pg_catalog, public
+language plpgsql security definer set search_path = pg_catalog, public, pg_temp
 as $$
 declare
     name    text;

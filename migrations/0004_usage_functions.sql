@@ -82,6 +82,9 @@ declare
     v_from date;
     v_rows bigint;
 begin
+    -- Partitions are neither made nor dropped meanwhile: whether the day is retained holds until the end, and
+    -- maintenance waits here rather than for the tables, where all flushes would wait behind it.
+    perform pg_advisory_xact_lock_shared(hashtext('nexus_usage_partitions'));
     perform pg_advisory_xact_lock(hashtext('nexus_usage_day'), p_day - date '2000-01-01');
     select raw_complete_from into strict v_from from eco_usage_retention;
     if p_day < v_from then

@@ -118,7 +118,7 @@ async fn a_full_queue_is_unavailable_and_what_was_taken_is_written_before_the_en
     let batches = (0..4).map(|_| record_batch(&server, (0..4000).map(|_| event("eco_a")).collect()));
     let let_go = async {
         // Two of the four fit, and the first that does not is refused while the others wait.
-        rebuild_is_waited_for(&db).await?;
+        lock_is_waited_for(&db).await?;
         rebuild.commit().await?;
         anyhow::Ok(())
     };
@@ -134,21 +134,6 @@ async fn a_full_queue_is_unavailable_and_what_was_taken_is_written_before_the_en
     Ok(())
 }
 
-/// Returns once a flush waits for an advisory lock.
-async fn rebuild_is_waited_for(db: &TestDb) -> Result<()> {
-    loop {
-        let waiting: bool = sqlx::query_scalar(
-            "select exists (select from pg_locks l join pg_database d on d.oid = l.database
-                            where d.datname = current_database() and l.locktype = 'advisory' and not l.granted)",
-        )
-        .fetch_one(&db.pool)
-        .await?;
-        if waiting {
-            return Ok(());
-        }
-    }
-}
-
 /// Records an event whose flush loses its connection without a word, as in a failover: it waits for the
 /// rebuild of its day when the line goes silent and its backend ends.
 async fn record_into_silence(
@@ -162,7 +147,7 @@ async fn record_into_silence(
         .execute(&mut *rebuild)
         .await?;
     let go_silent = async {
-        rebuild_is_waited_for(db).await?;
+        lock_is_waited_for(db).await?;
         proxy.silence();
         sqlx::query(
             "select pg_terminate_backend(pid) from pg_stat_activity
@@ -230,7 +215,7 @@ async fn a_caller_that_goes_away_cancels_no_flush() -> Result<()> {
     let mut call = Box::pin(record(&server, event("eco_a")));
     tokio::select! {
         answer = &mut call => anyhow::bail!("answered before the commit: {answer:?}"),
-        waited = rebuild_is_waited_for(&db) => waited?,
+        waited = lock_is_waited_for(&db) => waited?,
     }
     drop(call);
     rebuild.commit().await?;

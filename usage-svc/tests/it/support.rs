@@ -184,6 +184,21 @@ pub(crate) fn fields(status: &Status) -> Vec<String> {
     details.bad_request().iter().flat_map(|b| b.field_violations.iter().map(|f| f.field.clone())).collect()
 }
 
+/// Returns once a session waits for a lock.
+pub(crate) async fn lock_is_waited_for(db: &TestDb) -> Result<()> {
+    loop {
+        let waiting: bool = sqlx::query_scalar(
+            "select exists (select from pg_locks l join pg_database d on d.oid = l.database
+                            where d.datname = current_database() and not l.granted)",
+        )
+        .fetch_one(&db.pool)
+        .await?;
+        if waiting {
+            return Ok(());
+        }
+    }
+}
+
 /// Units in the raw log, the counters and the rollup; test-mode units of the first two apart.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Sums {
