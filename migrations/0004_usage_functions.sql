@@ -59,9 +59,6 @@ as $$
           group by 1) as m,
          lateral (values (0, m.bucket), (1, m.n)) as x (k, v)
 $$;
-create aggregate nexus_sketch_sum(bigint[]) (
-    sfunc = nexus_sketch_merge, stype = bigint[], initcond = '{}', combinefunc = nexus_sketch_merge, parallel = safe
-);
 
 -- Bucket of a latency in whole milliseconds: -1 for 0, else floor(32 * log2(ms)). The small addend keeps
 -- powers of two, whose logarithm is exact, from falling below their bucket; nexus_core::sketch has the same.
