@@ -246,3 +246,26 @@ async fn nothing_is_acknowledged_before_the_commit() -> Result<()> {
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(1));
     Ok(())
 }
+
+#[tokio::test]
+async fn errors_that_pass_by_themselves_mean_that_the_database_is_away() -> Result<()> {
+    let db = TestDb::new().await?;
+    for (code, passes) in [
+        ("08006", true),
+        ("25P03", true), // a transaction stood idle for too long
+        ("53300", true),
+        ("55P03", true),
+        ("57014", true),
+        ("57P01", true),
+        ("40001", true),
+        ("40P01", true),
+        ("25P02", false),
+        ("23505", false),
+        ("42501", false),
+    ] {
+        let raise = format!("do $$ begin raise exception 'raised' using errcode = '{code}'; end $$");
+        let error = sqlx::raw_sql(sqlx::AssertSqlSafe(raise)).execute(&db.pool).await.expect_err(code);
+        assert_eq!(nexus_kit::db::is_unavailable(&error), passes, "{error:?}");
+    }
+    Ok(())
+}
