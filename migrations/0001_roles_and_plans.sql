@@ -11,8 +11,10 @@ begin
         exception when duplicate_object or unique_violation then
             null; -- another database of this cluster has made it
         end;
-        -- Whoever migrates may act as each service. A superuser may already.
-        if not pg_has_role(current_user, r, 'member') then
+        -- Whoever migrates may act as each service. A superuser may already; but who creates a role is,
+        -- from PostgreSQL 16 on, a member that may administer it and not act as it.
+        if not pg_has_role(current_user, r, case when current_setting('server_version_num')::int < 160000
+                                                 then 'member' else 'set' end) then
             execute format('grant %I to current_user', r);
         end if;
     end loop;
@@ -55,5 +57,5 @@ insert into eco_plan_prices (plan, version, currency_code, monthly_micros, overa
     ('pro', 1, 'USD', 49000000, 1000),
     ('enterprise', 1, 'USD', 500000000, 0);
 
-grant select on eco_plans, eco_plan_prices to nexus_usage, nexus_analytics;
+grant select on eco_plans, eco_plan_prices to nexus_usage;
 grant select, insert on eco_plans, eco_plan_prices to nexus_billing;

@@ -28,7 +28,8 @@ create table eco_subscriptions (
 );
 create unique index eco_subscriptions_current on eco_subscriptions (eco_id) where ended_time is null;
 
-grant select on eco_identities, eco_subscriptions to nexus_usage, nexus_analytics;
+grant select on eco_identities, eco_subscriptions to nexus_usage;
+grant select on eco_identities to nexus_analytics;
 grant select, insert, update on eco_identities, eco_subscriptions to nexus_billing;
 
 -- Monthly periods follow the anchor: its day of month, clamped to the month's last day (31 Jan, 28 Feb,

@@ -14,7 +14,6 @@ create table eco_api_keys (
 );
 create index eco_api_keys_account on eco_api_keys (eco_id, created_time desc);
 grant select, insert, update on eco_api_keys to nexus_usage;
-grant select on eco_api_keys to nexus_analytics;
 
 -- The raw log: one row per event, never updated. Identity is (event_id, account, UTC day); the id comes
 -- first because it grows with time. Daily partitions, made ahead and dropped by retention.
@@ -23,7 +22,8 @@ create table eco_api_usage (
     eco_id           text        not null,
     event_day        date        not null,  -- UTC day of event_time
     event_time       timestamptz not null,
-    period_start     timestamptz not null,  -- the period it counts in; after the grace not the one of its time
+    period_start     timestamptz not null,  -- the period it counts in; the one of its time but for events
+                                           -- from before the anchor and after the grace
     segment          int         not null,
     units_count      bigint      not null,
     endpoint         text        not null,  -- as it was given
@@ -45,11 +45,14 @@ create table eco_usage_retention (
     raw_complete_from date    not null
 );
 insert into eco_usage_retention (raw_complete_from) values ((now() at time zone 'UTC')::date - 36);
-grant select on eco_usage_retention to nexus_usage, nexus_analytics;
+grant select on eco_usage_retention to nexus_usage;
+
+-- Both functions run with their owner's rights, so that nothing of the caller's may stand in for a name:
+-- temporary tables come last.
 
 -- Makes the partitions of the days from p_from to p_to, where they are missing; returns how many it made.
 create function nexus_ensure_usage_partitions(p_from date, p_to date) returns int
-language plpgsql security definer set search_path = pg_catalog, public
+language plpgsql security definer set search_path = pg_catalog, public, pg_temp
 as $$
 declare
     d    date := p_from;
@@ -63,7 +66,6 @@ begin
         if to_regclass('public.' || name) is null then
             execute format('create table public.%I partition of public.eco_api_usage for values from (%L) to (%L)',
                            name, d, d + 1);
-            execute format('grant select, insert on public.%I to nexus_usage', name);
             made := made + 1;
         end if;
         d := d + 1;
@@ -74,7 +76,7 @@ $$;
 
 -- Drops the partitions of the days before p_before, which must leave at least 40 days; returns how many.
 create function nexus_drop_usage_partitions(p_before date) returns int
-language plpgsql security definer set search_path = pg_catalog, public
+language plpgsql security definer set search_path = pg_catalog, public, pg_temp
 as $$
 declare
     name    text;
@@ -117,7 +119,7 @@ create table eco_usage_counters (
     primary key (eco_id, period_start, segment, slot)
 ) with (fillfactor = 70);
 grant select, insert, update on eco_usage_counters to nexus_usage;
-grant select on eco_usage_counters to nexus_billing, nexus_analytics;
+grant select on eco_usage_counters to nexus_billing;
 
 -- A queue from usage-svc to billing-svc: which account's period has new usage. Appended in the flush,
 -- taken by whoever refreshes eco_usage_records.
@@ -167,8 +169,8 @@ create table eco_quota_leases (
     created_time  timestamptz not null default now()
 ) with (fillfactor = 80);
 create index eco_quota_leases_period_end on eco_quota_leases (period_end);
-grant select, insert, update, delete on eco_quota_usage, eco_quota_leases to nexus_usage;
-grant select on eco_quota_usage to nexus_billing, nexus_analytics;
+grant select, insert, update on eco_quota_usage to nexus_usage;
+grant select, insert, update, delete on eco_quota_leases to nexus_usage;
 
 -- Log files that were imported, each with the shift its times got: a repeated import sends the same events.
 create table eco_imports (

@@ -59,9 +59,6 @@ as $$
           group by 1) as m,
          lateral (values (0, m.bucket), (1, m.n)) as x (k, v)
 $$;
-create aggregate nexus_sketch_sum(bigint[]) (
-    sfunc = nexus_sketch_merge, stype = bigint[], initcond = '{}', combinefunc = nexus_sketch_merge, parallel = safe
-);
 
 -- Bucket of a latency in whole milliseconds: -1 for 0, else floor(32 * log2(ms)). The small addend keeps
 -- powers of two, whose logarithm is exact, from falling below their bucket; nexus_core::sketch has the same.
@@ -82,6 +79,9 @@ declare
     v_from date;
     v_rows bigint;
 begin
+    -- Partitions are neither made nor dropped meanwhile: whether the day is retained holds until the end, and
+    -- maintenance waits here rather than for the tables, where all flushes would wait behind it.
+    perform pg_advisory_xact_lock_shared(hashtext('nexus_usage_partitions'));
     perform pg_advisory_xact_lock(hashtext('nexus_usage_day'), p_day - date '2000-01-01');
     select raw_complete_from into strict v_from from eco_usage_retention;
     if p_day < v_from then

@@ -23,7 +23,6 @@ create table eco_usage_records (
 );
 create index eco_usage_records_unsettled on eco_usage_records (period_end) where settled_time is null;
 grant select, insert, update on eco_usage_records to nexus_billing;
-grant select on eco_usage_records to nexus_usage, nexus_analytics;
 
 create table eco_overage_runs (
     run_id        uuid        primary key,
@@ -40,7 +39,6 @@ create table eco_overage_runs (
     finished_time timestamptz
 );
 grant select, insert, update on eco_overage_runs to nexus_billing;
-grant select on eco_overage_runs to nexus_analytics;
 
 -- The ledger. A row is written, with its exact payload and key, before anything is sent to Stripe.
 create table eco_overage_charges (
@@ -75,7 +73,6 @@ create unique index eco_overage_charges_live on eco_overage_charges (eco_id, per
     where status in ('pending', 'succeeded');
 create index eco_overage_charges_created on eco_overage_charges (eco_id, created_time desc);
 grant select, insert, update on eco_overage_charges to nexus_billing;
-grant select on eco_overage_charges to nexus_analytics;
 
 create table eco_stripe_events (
     stripe_event_id text        primary key,

@@ -21,7 +21,7 @@ pub enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
     #[error("there is no account {0}")]
-    UnknownAccount(EcoId),
+    AccountNotFound(EcoId),
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
 }
@@ -30,8 +30,8 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         match error {
             Error::Invalid(violations) => status::invalid(&violations),
-            Error::UnknownAccount(eco_id) => {
-                status::not_found("UNKNOWN_ACCOUNT", format!("there is no account {eco_id}"))
+            Error::AccountNotFound(eco_id) => {
+                status::not_found("ACCOUNT_NOT_FOUND", format!("there is no account {eco_id}"))
             }
             Error::Database(e) if db::is_unavailable(&e) => {
                 tracing::warn!(error = %e, "the database is unavailable");

@@ -1,7 +1,7 @@
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::Args;
-use nexus_kit::config::{AuthArgs, DbArgs, ServeArgs};
+use nexus_kit::config::{AuthArgs, DbArgs, ServeArgs, parse_timeout};
 
 /// Settings of usage-svc.
 #[derive(Args, Debug, Clone)]
@@ -23,6 +23,10 @@ pub struct Config {
     /// Events that may wait to be written; more are answered UNAVAILABLE
     #[arg(long = "ingest-queue", env = "INGEST_QUEUE_EVENTS", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(10_000..=10_000_000), value_name = "EVENTS")]
     pub ingest_queue: u32,
+    /// Longest time one try of a flush may take before its connection is given up, above the statement
+    /// time-out of 30 s, so that only a connection that went silent takes as long
+    #[arg(long = "flush-timeout", env = "FLUSH_TIMEOUT", default_value = "35s", value_parser = parse_timeout, value_name = "DURATION")]
+    pub flush_timeout: Duration,
     #[command(flatten)]
     pub auth: AuthArgs,
     #[command(flatten)]

@@ -26,7 +26,7 @@ pub mod error;
 pub mod grpc;
 pub mod store;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use app::{
     maintenance,
@@ -39,11 +39,15 @@ use nexus_kit::{
     metrics::Metrics,
     serve::{GrpcServer, Listeners},
 };
+use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 pub use config::Config;
 pub use error::{Error, StartError};
+
+/// Longest time that a stopping server writes what its calls left behind; less where its grace is.
+const LAST_FLUSHES: Duration = Duration::from_secs(10);
 
 /// Listens where the configuration says, and serves until `shutdown`.
 pub async fn start(config: Config, shutdown: CancellationToken) -> Result<(), StartError> {
@@ -64,8 +68,13 @@ pub async fn serve(
     let writer_metrics = metrics.register(WriterMetrics::register);
 
     let stop = CancellationToken::new();
-    let (recorder, writer) =
-        writer::start(writer_pool, config.ingest_queue as usize, writer_metrics, stop.clone());
+    let (recorder, writer) = writer::start(
+        writer_pool,
+        config.flush_timeout,
+        config.ingest_queue as usize,
+        writer_metrics,
+        stop.clone(),
+    );
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
     let service = grpc::Service {
         pool: pool.clone(),
@@ -73,6 +82,7 @@ pub async fn serve(
         quota_memory: Default::default(),
         key_secret: config.auth.service_token_secret.clone(),
     };
+    let grace = config.serve.shutdown_grace;
     let server = GrpcServer {
         routes: Routes::new(grpc::server(service)).add_service(grpc::envoy::server()),
         services: &["nexus.usage.v1.UsageService"],
@@ -87,10 +97,21 @@ pub async fn serve(
     let served = server.serve(listeners, shutdown).await;
     // Only now: what was taken is written before the process ends.
     stop.cancel();
+    let until = Instant::now() + grace.min(LAST_FLUSHES);
     for task in [writer, maintenance] {
-        if let Err(error) = task.await {
-            tracing::error!(%error, "a background task failed");
-        }
+        finish(task, until).await;
     }
     Ok(served?)
+}
+
+/// Waits for a background task until then. What it leaves undone no caller was told to be done.
+async fn finish(mut task: JoinHandle<()>, until: Instant) {
+    match tokio::time::timeout_at(until, &mut task).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "a background task failed"),
+        Err(_) => {
+            tracing::warn!("a background task waits for the database and is cut off");
+            task.abort();
+        }
+    }
 }

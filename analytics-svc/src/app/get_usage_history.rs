@@ -10,10 +10,10 @@ use crate::{
 
 /// Usage a day over the last `days` UTC days, today included and live: the flush that commits an event
 /// updates the rollup in the same transaction.
-pub async fn get_usage_history(pool: &PgPool, eco_id: &EcoId, days: i64) -> Result<Vec<DailyUsage>, Error> {
+pub async fn run(pool: &PgPool, eco_id: &EcoId, days: i64) -> Result<Vec<DailyUsage>, Error> {
     let mut tx = snapshot(pool).await?;
     require_account(&mut tx, eco_id).await?;
-    let history = store::eco_usage_daily::days(&mut tx, eco_id, days, TOP_ENDPOINTS).await?;
+    let history = store::usage_daily::days(&mut tx, eco_id, days, TOP_ENDPOINTS).await?;
     tx.commit().await?;
     Ok(history)
 }

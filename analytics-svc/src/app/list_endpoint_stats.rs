@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// A page of an account's endpoints, busiest first, and where the next page begins.
-pub async fn list_endpoint_stats(
+pub async fn run(
     pool: &PgPool,
     filter: &EndpointFilter,
     after: Option<&EndpointCursor>,
@@ -16,9 +16,9 @@ pub async fn list_endpoint_stats(
 ) -> Result<(Vec<EndpointStats>, Option<EndpointCursor>), Error> {
     let mut tx = snapshot(pool).await?;
     require_account(&mut tx, &filter.eco_id).await?;
-    let mut endpoints = store::eco_usage_daily::endpoints(&mut tx, filter, after, size + 1).await?;
+    let mut endpoints = store::usage_daily::endpoints(&mut tx, filter, after, size + 1).await?;
     let next = cut(&mut endpoints, size, EndpointStats::cursor);
-    store::eco_usage_daily::add_sketches(&mut tx, filter, &mut endpoints).await?;
+    store::usage_daily::add_sketches(&mut tx, filter, &mut endpoints).await?;
     tx.commit().await?;
     Ok((endpoints, next))
 }

@@ -19,15 +19,15 @@ pub struct UserPage {
 }
 
 /// Accounts with usage and revenue of their current period, at most a second behind the counters.
-pub async fn list_users(
+pub async fn run(
     pool: &PgPool,
     filter: &UserFilter,
     start: &PageStart,
     size: i64,
 ) -> Result<UserPage, Error> {
     let mut tx = snapshot(pool).await?;
-    let total = store::eco_current_usage::count(&mut tx, filter).await?;
-    let mut users = store::eco_current_usage::page(&mut tx, filter, start, size + 1).await?;
+    let total = store::current_usage::count(&mut tx, filter).await?;
+    let mut users = store::current_usage::page(&mut tx, filter, start, size + 1).await?;
     tx.commit().await?;
     let next = cut(&mut users, size, |user| user.cursor.clone());
     Ok(UserPage { users, next, total })

@@ -17,10 +17,10 @@ async fn snapshot(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>>
 
 /// Refuses an account that does not exist. A closed one still has its history.
 async fn require_account(connection: &mut PgConnection, eco_id: &EcoId) -> Result<(), Error> {
-    if store::eco_identities::exists(connection, eco_id).await? {
+    if store::accounts::exists(connection, eco_id).await? {
         Ok(())
     } else {
-        Err(Error::UnknownAccount(eco_id.clone()))
+        Err(Error::AccountNotFound(eco_id.clone()))
     }
 }
 

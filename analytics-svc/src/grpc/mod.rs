@@ -17,10 +17,7 @@ use sqlx::PgPool;
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
 
 use crate::{
-    app::{
-        get_overview::get_overview, get_usage_history::get_usage_history,
-        list_endpoint_stats::list_endpoint_stats, list_users::list_users,
-    },
+    app::{get_overview, get_usage_history, list_endpoint_stats, list_users},
     error::Error,
 };
 
@@ -47,7 +44,7 @@ impl AnalyticsService for Service {
     ) -> Result<Response<GetUsageHistoryResponse>, Status> {
         let caller = Caller::of(&request)?;
         let (eco_id, days) = parse::usage_history(&caller, request.get_ref())?;
-        let history = get_usage_history(&self.pool, &eco_id, days).await?;
+        let history = get_usage_history::run(&self.pool, &eco_id, days).await?;
         Ok(Response::new(answer::usage_history(history, days)))
     }
 
@@ -57,7 +54,7 @@ impl AnalyticsService for Service {
     ) -> Result<Response<ListEndpointStatsResponse>, Status> {
         let caller = Caller::of(&request)?;
         let (filter, after, size) = parse::endpoint_stats(&caller, request.get_ref())?;
-        let (endpoints, next) = list_endpoint_stats(&self.pool, &filter, after.as_ref(), size).await?;
+        let (endpoints, next) = list_endpoint_stats::run(&self.pool, &filter, after.as_ref(), size).await?;
         let next = next.map(|cursor| page::encode(&filter, &cursor));
         Ok(Response::new(answer::endpoint_stats(endpoints, filter.days, next)))
     }
@@ -67,7 +64,7 @@ impl AnalyticsService for Service {
         request: Request<GetOverviewRequest>,
     ) -> Result<Response<GetOverviewResponse>, Status> {
         Caller::of(&request)?.require_admin_or(&[])?;
-        let overview = get_overview(&self.pool).await?;
+        let overview = get_overview::run(&self.pool).await?;
         Ok(Response::new(answer::overview(overview)))
     }
 
@@ -77,7 +74,7 @@ impl AnalyticsService for Service {
     ) -> Result<Response<ListUsersResponse>, Status> {
         Caller::of(&request)?.require_admin_or(&[])?;
         let (filter, start, size) = parse::users(request.get_ref()).map_err(Error::Invalid)?;
-        let found = list_users(&self.pool, &filter, &start, size).await?;
+        let found = list_users::run(&self.pool, &filter, &start, size).await?;
         let next = found.next.map(|cursor| page::encode(&filter, &cursor));
         Ok(Response::new(answer::users(found.users, found.total, next)))
     }

@@ -1,8 +1,8 @@
 //! The only SQL of the service, one file a table. Functions take a connection; the use case owns the transaction.
 
-pub mod eco_current_usage;
-pub mod eco_identities;
-pub mod eco_usage_daily;
+pub mod accounts;
+pub mod current_usage;
+pub mod usage_daily;
 
 use std::str::FromStr;
 

@@ -191,5 +191,5 @@ async fn a_user_sees_the_own_account_only_and_admins_any() -> Result<()> {
         assert_refused(list(&app, &caller, anas()).await, Code::PermissionDenied, "PERMISSION_DENIED")?;
     }
     let unknown = list(&app, &user("eco_ben")?, own(0, "")).await;
-    assert_refused(unknown, Code::NotFound, "UNKNOWN_ACCOUNT")
+    assert_refused(unknown, Code::NotFound, "ACCOUNT_NOT_FOUND")
 }

@@ -98,7 +98,7 @@ async fn an_account_without_usage_has_an_empty_history_and_an_unknown_one_none()
     accounts(app.pool(), Plan::Free, &[ANA]).await?;
     assert_eq!(history(&app, &user(ANA)?, "", 0).await?.into_inner().days, []);
     let unknown = history(&app, &user("eco_nobody")?, "", 0).await;
-    assert_refused(unknown, Code::NotFound, "UNKNOWN_ACCOUNT")
+    assert_refused(unknown, Code::NotFound, "ACCOUNT_NOT_FOUND")
 }
 
 #[tokio::test]

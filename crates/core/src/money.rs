@@ -37,13 +37,16 @@ impl Currency {
     }
 
     /// Micros of one minor unit, the smallest amount Stripe charges: 10,000 (a cent) for most currencies,
-    /// 1,000,000 for those without decimals. Source: Stripe, "Supported currencies", zero-decimal and
-    /// three-decimal currencies (the latter are charged in multiples of ten).
+    /// 1,000,000 for those without decimals. Source: Stripe, "Supported currencies": zero-decimal
+    /// currencies; three-decimal ones, which are charged in multiples of ten; and the special cases ISK and
+    /// UGX, which have no decimals, but whose amounts are written with two that are always 00. (HUF and TWD
+    /// are special in payouts only.)
     pub fn minor_unit(&self) -> MinorUnit {
         match &self.0 {
             b"BIF" | b"CLP" | b"DJF" | b"GNF" | b"JPY" | b"KMF" | b"KRW" | b"MGA" | b"PYG" | b"RWF"
             | b"VND" | b"VUV" | b"XAF" | b"XOF" | b"XPF" => MinorUnit { micros: MICROS, step: 1 },
             b"BHD" | b"JOD" | b"KWD" | b"OMR" | b"TND" => MinorUnit { micros: 1_000, step: 10 },
+            b"ISK" | b"UGX" => MinorUnit { micros: 10_000, step: 100 },
             _ => MinorUnit { micros: 10_000, step: 1 },
         }
     }

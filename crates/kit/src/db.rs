@@ -113,9 +113,10 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::Protocol(_) => true,
-        // 08 connection, 53 resources, 57P0x shutdown, 55P03 lock timeout, 40001/40P01 lost a race, 57014 time-out
+        // 08 connection, 53 resources, 57P0x shutdown, 55P03 lock timeout, 40001/40P01 lost a race, 57014 and
+        // 25P03 time-outs of a statement and of a transaction that stood idle
         sqlx::Error::Database(e) => e.code().is_some_and(|code| {
-            ["08", "53", "57P0", "55P03", "40001", "40P01", "57014"]
+            ["08", "53", "57P0", "55P03", "40001", "40P01", "57014", "25P03"]
                 .iter()
                 .any(|class| code.starts_with(class))
         }),

@@ -2,12 +2,16 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use chrono::NaiveDate;
 use clap::Args;
-use nexus_kit::db::MIGRATOR;
+use nexus_kit::{
+    config::DbArgs,
+    db::{self, MIGRATOR, Role},
+};
+use nexus_usage::app::rebuild_day;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::{Connection, PgConnection};
 
 pub(crate) const MIGRATE_HELP: &str = "\
 Example:
@@ -76,16 +80,12 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>> {
 
 /// Rebuilds a day's rollup.
 pub(crate) async fn rollup(args: &RollupArgs) -> Result<ExitCode> {
-    let mut connection = args.database.connect().await?;
-    connection.execute("set role nexus_usage").await.context("acting as nexus_usage")?;
-    let rows = sqlx::query_scalar!(r#"select aggregate_daily_usage($1) as "rows!""#, args.day)
-        .fetch_one(&mut connection)
+    let database = DbArgs { database_url: args.database.database_url.clone(), database_max_connections: 1 };
+    let pool = db::pool(&database, Role::Usage)?;
+    let rows = rebuild_day::run(&pool, args.day)
         .await
-        .map_err(|error| match error.as_database_error() {
-            Some(refusal) => anyhow!("{}: {}", args.day, refusal.message()),
-            None => anyhow!("rebuilding {}: {error}", args.day),
-        })?;
+        .with_context(|| format!("rebuilding the rollup of {}", args.day))?;
     println!("{}: {rows} rollup rows", args.day);
-    connection.close().await?;
+    pool.close().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,7 +3,7 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`db`] | [`db::TestDb`]: a fresh migrated database on the server that `./test` starts |
-//! | [`proxy`] | a proxy before the database that cuts its connections |
+//! | [`proxy`] | a proxy before the database that cuts or silences its connections |
 //! | [`http`] | an HTTP client |
 //! | [`settings`] | settings of a server under test, tokens that it accepts |
 //! | [`seed`] | accounts |

@@ -1,4 +1,5 @@
-//! A proxy before a server that can be cut: what a caller sees when its database, or a service, goes away.
+//! A proxy before a server that can be cut or go silent: what a caller sees when its database, or a service,
+//! goes away, with and without a word.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -14,10 +15,19 @@ use tokio::{
 
 use crate::{db::TestDb, settings::ANY_PORT};
 
-/// Forwards to a server until it is cut.
+/// Forwards to a server until it is cut or goes silent.
 pub struct Proxy {
     address: SocketAddr,
-    up: watch::Sender<bool>,
+    line: watch::Sender<Line>,
+    /// How often it went silent: a connection stays so once it has.
+    silences: watch::Sender<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Up,
+    Cut,
+    Silent,
 }
 
 #[derive(Clone)]
@@ -45,9 +55,10 @@ impl Proxy {
     async fn start(server: Server) -> Result<Self> {
         let listener = TcpListener::bind(ANY_PORT).await?;
         let address = listener.local_addr()?;
-        let (up, state) = watch::channel(true);
-        tokio::spawn(forward(listener, server, state));
-        Ok(Self { address, up })
+        let (line, state) = watch::channel(Line::Up);
+        let (silences, silence) = watch::channel(0);
+        tokio::spawn(forward(listener, server, state, silence));
+        Ok(Self { address, line, silences })
     }
 
     /// Where it listens.
@@ -65,44 +76,71 @@ impl Proxy {
 
     /// Cuts every connection, and closes new ones at once.
     pub fn cut(&self) {
-        self.up.send_replace(false);
+        self.line.send_replace(Line::Cut);
     }
 
-    /// Forwards again.
+    /// Forwards nothing more on any connection, new ones included, and keeps them open: a server that went
+    /// away without a word. Those connections stay silent for good.
+    pub fn silence(&self) {
+        self.line.send_replace(Line::Silent);
+        self.silences.send_modify(|times| *times += 1);
+    }
+
+    /// Forwards new connections again.
     pub fn mend(&self) {
-        self.up.send_replace(true);
+        self.line.send_replace(Line::Up);
     }
 }
 
-async fn forward(listener: TcpListener, server: Server, mut state: watch::Receiver<bool>) {
+async fn forward(
+    listener: TcpListener,
+    server: Server,
+    mut line: watch::Receiver<Line>,
+    mut silence: watch::Receiver<u32>,
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            changed = state.changed() => {
+            changed = line.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                if !*state.borrow() {
+                let now = *line.borrow_and_update();
+                if now == Line::Cut {
                     connections.shutdown().await;
                 }
             }
             Ok((client, _)) = listener.accept() => {
-                if *state.borrow() {
-                    connections.spawn(connect(client, server.clone()));
+                let now = *line.borrow();
+                match now {
+                    Line::Up => {
+                        silence.mark_unchanged();
+                        connections.spawn(connect(client, server.clone(), silence.clone()));
+                    }
+                    Line::Cut => {}
+                    Line::Silent => {
+                        connections.spawn(hold(client));
+                    }
                 }
             }
         }
     }
 }
 
-async fn connect(client: TcpStream, server: Server) {
+/// Keeps a connection open without a word.
+async fn hold(client: TcpStream) {
+    std::future::pending::<()>().await;
+    drop(client);
+}
+
+async fn connect(client: TcpStream, server: Server, silence: watch::Receiver<u32>) {
     let done = match server {
         Server::Socket(path) => match UnixStream::connect(&path).await {
-            Ok(server) => both_ways(client, server).await,
+            Ok(server) => both_ways(client, server, silence).await,
             Err(error) => Err(error),
         },
         Server::Tcp(host, port) => match TcpStream::connect((host.as_str(), port)).await {
-            Ok(server) => both_ways(client, server).await,
+            Ok(server) => both_ways(client, server, silence).await,
             Err(error) => Err(error),
         },
     };
@@ -114,6 +152,11 @@ async fn connect(client: TcpStream, server: Server) {
 async fn both_ways(
     mut client: TcpStream,
     mut server: impl AsyncRead + AsyncWrite + Unpin,
+    mut silence: watch::Receiver<u32>,
 ) -> std::io::Result<()> {
-    copy_bidirectional(&mut client, &mut server).await.map(|_| ())
+    tokio::select! {
+        biased;
+        Ok(()) = silence.changed() => std::future::pending().await,
+        copied = copy_bidirectional(&mut client, &mut server) => copied.map(|_| ()),
+    }
 }

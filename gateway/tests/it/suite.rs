@@ -267,6 +267,7 @@ async fn usage(db: DbArgs) -> Result<(SocketAddr, Running)> {
         metrics_addr: ANY_PORT,
         raw_retention_days: 45,
         ingest_queue: 100_000,
+        flush_timeout: Duration::from_secs(35),
         auth: settings::auth_args(),
         serve: settings::serve_args(),
         db,

@@ -4,10 +4,15 @@
 //! Locks are taken in one order by every flush (days, leases, raw rows, counters, rollups; each in the
 //! order of its keys), so that flushes wait for each other but not in a circle.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    io,
+    time::Duration,
+};
 
 use nexus_kit::db;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, pool::PoolConnection};
+use tokio::time::{error::Elapsed, timeout};
 
 use crate::{
     domain::{
@@ -37,12 +42,18 @@ pub enum FlushError {
 #[derive(Debug, Default)]
 pub struct Slot(i16);
 
-/// Counts the events; returns an outcome for each, in their order, after the commit.
-pub async fn run(pool: &PgPool, slot: &mut Slot, events: &[&Event]) -> Result<Vec<Outcome>, FlushError> {
+/// Counts the events; returns an outcome for each, in their order, after the commit. A try takes `bound` at
+/// most: a connection that says nothing for so long is given up.
+pub async fn run(
+    pool: &PgPool,
+    bound: Duration,
+    slot: &mut Slot,
+    events: &[&Event],
+) -> Result<Vec<Outcome>, FlushError> {
     let mut tries = 0;
     loop {
         tries += 1;
-        let error = match try_once(pool, slot, events).await {
+        let error = match try_once(pool, bound, slot, events).await {
             Ok(outcomes) => return Ok(outcomes),
             Err(error) => error,
         };
@@ -51,7 +62,7 @@ pub async fn run(pool: &PgPool, slot: &mut Slot, events: &[&Event]) -> Result<Ve
             continue;
         }
         if tries < MAX_TRIES && store::api_usage::lacks_partition(&error) {
-            match ensure_partitions(pool).await {
+            match ensure_partitions(pool, bound).await {
                 Ok(made) => tracing::warn!(made, "a partition of the raw log was missing"),
                 Err(error) => return Err(failed(&error)),
             }
@@ -75,15 +86,39 @@ fn failed(error: &sqlx::Error) -> FlushError {
     }
 }
 
-async fn ensure_partitions(pool: &PgPool) -> sqlx::Result<i32> {
-    store::api_usage::ensure_partitions(&mut *pool.acquire().await?).await
+async fn ensure_partitions(pool: &PgPool, bound: Duration) -> sqlx::Result<i32> {
+    let mut connection = pool.acquire().await?;
+    let made = timeout(bound, store::api_usage::ensure_partitions(&mut connection)).await;
+    in_time(made, connection)
 }
 
-async fn try_once(pool: &PgPool, slot: &mut Slot, events: &[&Event]) -> sqlx::Result<Vec<Outcome>> {
-    let mut transaction = pool.begin().await?;
-    let outcomes = count(&mut transaction, slot, events).await?;
-    transaction.commit().await?;
-    Ok(outcomes)
+async fn try_once(
+    pool: &PgPool,
+    bound: Duration,
+    slot: &mut Slot,
+    events: &[&Event],
+) -> sqlx::Result<Vec<Outcome>> {
+    let mut connection = pool.acquire().await?;
+    let counted = timeout(bound, async {
+        let mut transaction = connection.begin().await?;
+        let outcomes = count(&mut transaction, slot, events).await?;
+        transaction.commit().await?;
+        Ok(outcomes)
+    })
+    .await;
+    in_time(counted, connection)
+}
+
+/// The result, or that the database is away where there was none in time. The connection is closed then:
+/// the pool would wait for its answer before it opens another.
+fn in_time<T>(
+    result: Result<sqlx::Result<T>, Elapsed>,
+    connection: PoolConnection<Postgres>,
+) -> sqlx::Result<T> {
+    result.unwrap_or_else(|_| {
+        drop(connection.detach());
+        Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the connection went silent")))
+    })
 }
 
 async fn count(

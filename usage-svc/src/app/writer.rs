@@ -1,6 +1,8 @@
 //! The one task that writes. While a flush commits, the next one gathers: group commit without a linger,
 //! so that a lone event waits for nobody and a crowd shares the cost.
 
+use std::time::Duration;
+
 use prometheus_client::{
     metrics::{counter::Counter, histogram::Histogram},
     registry::Registry,
@@ -42,21 +44,23 @@ impl WriterMetrics {
     }
 }
 
-/// Starts the writer. `pool` is its own, so that reads never keep it waiting for a connection. After
-/// `stop` it writes what is queued and ends.
+/// Starts the writer. `pool` is its own, so that reads never keep it waiting for a connection; `bound` is
+/// the longest time of one try. After `stop` it writes what is queued and ends.
 pub fn start(
     pool: PgPool,
+    bound: Duration,
     capacity: usize,
     metrics: WriterMetrics,
     stop: CancellationToken,
 ) -> (Recorder, tokio::task::JoinHandle<()>) {
     let (recorder, queue) = Recorder::new(capacity);
-    let writer = Writer { pool, queue, next: None, slot: Slot::default(), metrics };
+    let writer = Writer { pool, bound, queue, next: None, slot: Slot::default(), metrics };
     (recorder, tokio::spawn(writer.run(stop)))
 }
 
 struct Writer {
     pool: PgPool,
+    bound: Duration,
     queue: mpsc::Receiver<Submission>,
     /// Taken from the queue, but too large for the flush at hand.
     next: Option<Submission>,
@@ -121,7 +125,7 @@ impl Writer {
         for other in &group[1..] {
             span.follows_from(&other.span);
         }
-        let result = flush::run(&self.pool, &mut self.slot, &events).instrument(span).await;
+        let result = flush::run(&self.pool, self.bound, &mut self.slot, &events).instrument(span).await;
         self.metrics.sizes.observe(events.len() as f64);
         match &result {
             Ok(outcomes) => self.metrics.events.inc_by(outcomes.len() as u64),

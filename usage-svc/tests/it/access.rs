@@ -8,11 +8,13 @@ use nexus_client::CallOptions;
 use nexus_core::plan::Plan;
 use nexus_kit::{
     auth::Scope,
-    db::{self, Role},
+    db::{self, MIGRATOR, Role},
 };
 use nexus_proto::usage::v1::*;
-use nexus_testkit::settings;
+use nexus_testkit::{db::TestDb, settings};
+use sqlx::Executor;
 use tonic::{Code, Status};
+use uuid::Uuid;
 
 use crate::support::*;
 
@@ -135,25 +137,133 @@ async fn what_is_not_there_yet_says_so() -> Result<()> {
     Ok(())
 }
 
+/// What each role may do with each table and view of the schema; the partitions of the raw log are reached
+/// through it alone.
+const GRANTS: &str = "\
+nexus_analytics _sqlx_migrations: select
+nexus_analytics eco_current_usage: select
+nexus_analytics eco_identities: select
+nexus_analytics eco_usage_daily: select
+nexus_billing _sqlx_migrations: select
+nexus_billing eco_identities: select insert update
+nexus_billing eco_overage_charges: select insert update
+nexus_billing eco_overage_runs: select insert update
+nexus_billing eco_plan_prices: select insert
+nexus_billing eco_plans: select insert
+nexus_billing eco_stripe_events: select insert update
+nexus_billing eco_subscriptions: select insert update
+nexus_billing eco_usage_changes: select delete
+nexus_billing eco_usage_counters: select
+nexus_billing eco_usage_records: select insert update
+nexus_usage _sqlx_migrations: select
+nexus_usage eco_api_keys: select insert update
+nexus_usage eco_api_usage: select insert
+nexus_usage eco_identities: select
+nexus_usage eco_imports: select insert
+nexus_usage eco_plan_prices: select
+nexus_usage eco_plans: select
+nexus_usage eco_quota_leases: select insert update delete
+nexus_usage eco_quota_usage: select insert update
+nexus_usage eco_subscriptions: select
+nexus_usage eco_usage_changes: insert
+nexus_usage eco_usage_counters: select insert update
+nexus_usage eco_usage_daily: select insert update delete
+nexus_usage eco_usage_retention: select
+";
+
 #[tokio::test]
-async fn the_database_lets_the_service_write_only_its_own_tables() -> Result<()> {
-    let (db, _server) = server().await?;
-    account(&db, "eco_a", Plan::Pro).await?;
-    let pool = db::pool(&db.args(), Role::Usage)?;
-    for statement in [
-        "insert into eco_identities (eco_id) values ('eco_x')",
-        "update eco_subscriptions set plan = 'enterprise'",
-        "update eco_plans set included_units = 0",
-        "update eco_usage_records set billed_micros = 0",
-        "select * from eco_overage_charges",
-        "select * from eco_stripe_events",
-        "update eco_api_usage set units_count = 0",
-        "delete from eco_api_usage",
-        "drop table eco_api_usage",
+async fn each_role_has_its_grants_and_no_more() -> Result<()> {
+    let db = TestDb::new().await?;
+    let grants: Vec<String> = sqlx::query_scalar(
+        "select r.name || ' ' || c.relname || ': ' || string_agg(p.name, ' ' order by p.position)
+         from unnest(array['nexus_analytics', 'nexus_billing', 'nexus_usage']) as r (name)
+              cross join pg_class c
+              cross join unnest(array['select', 'insert', 'update', 'delete', 'truncate', 'references', 'trigger'])
+                         with ordinality as p (name, position)
+         where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f')
+           and (has_table_privilege(r.name, c.oid, p.name)
+                or p.name in ('select', 'insert', 'update', 'references')
+                   and has_any_column_privilege(r.name, c.oid, p.name))
+         group by r.name, c.relname order by r.name, c.relname",
+    )
+    .fetch_all(&db.pool)
+    .await?;
+    assert_eq!(grants.join("\n"), GRANTS.trim_end());
+
+    // Public has none, nor has anyone functions that write but usage-svc.
+    let functions: Vec<String> = sqlx::query_scalar(
+        "select r.name || ' ' || f.proname
+         from unnest(array['nexus_analytics', 'nexus_billing', 'nexus_usage', 'public']) as r (name)
+              cross join pg_proc f
+         where f.pronamespace = 'public'::regnamespace and f.provolatile = 'v'
+           and has_function_privilege(r.name, f.oid, 'execute')
+         group by 1 order by 1",
+    )
+    .fetch_all(&db.pool)
+    .await?;
+    assert_eq!(
+        functions,
+        [
+            "nexus_usage aggregate_daily_usage",
+            "nexus_usage increment_api_calls",
+            "nexus_usage nexus_drop_usage_partitions",
+            "nexus_usage nexus_ensure_usage_partitions",
+        ]
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_database_refuses_what_was_not_granted() -> Result<()> {
+    let db = TestDb::new().await?;
+    for (role, statement) in [
+        (Role::Usage, "insert into eco_identities (eco_id) values ('eco_x')"),
+        (Role::Usage, "select * from eco_overage_charges"),
+        (Role::Usage, "update eco_api_usage set units_count = 0"),
+        (Role::Usage, "drop table eco_api_usage"),
+        (Role::Billing, "select secret_sha256 from eco_api_keys"),
+        (Role::Billing, "update eco_usage_counters set recorded_units = 0"),
+        (Role::Analytics, "select secret_sha256 from eco_api_keys"),
+        (Role::Analytics, "select * from eco_overage_charges"),
     ] {
+        let pool = db::pool(&db.args(), role)?;
         let error = sqlx::query(statement).execute(&pool).await.expect_err(statement);
         let code = error.as_database_error().and_then(|e| e.code()).unwrap_or_default();
         assert_eq!(code, "42501", "{statement}: {error}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_may_create_roles_and_migrates_may_act_as_each_service() -> Result<()> {
+    let db = TestDb::new().await?;
+    let mut connection = db.pool.acquire().await?;
+    let migrator = format!("m_{}", Uuid::new_v4().simple());
+    let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::int")
+        .fetch_one(&mut *connection)
+        .await?;
+    // Who creates a role gets this membership in it, from PostgreSQL 16 on; here the roles exist already.
+    let membership = if version < 160_000 {
+        String::new()
+    } else {
+        format!(
+            "grant nexus_usage, nexus_billing, nexus_analytics to {migrator}
+             with admin true, inherit false, set false;"
+        )
+    };
+    let prepare = format!(
+        "create role {migrator} createrole; {membership}
+         drop schema public cascade; create schema public authorization {migrator};
+         set session authorization {migrator}"
+    );
+    connection.execute(sqlx::AssertSqlSafe(prepare)).await?;
+    MIGRATOR.run_direct(None, &mut *connection, false).await?;
+    for role in ["nexus_usage", "nexus_billing", "nexus_analytics"] {
+        connection.execute(sqlx::AssertSqlSafe(format!("set role {role}; reset role"))).await?;
+    }
+    let clean_up = format!(
+        "reset session authorization; drop schema public cascade; drop owned by {migrator}; drop role {migrator}"
+    );
+    connection.execute(sqlx::AssertSqlSafe(clean_up)).await?;
     Ok(())
 }

@@ -24,7 +24,7 @@ use crate::support::*;
 /// A writer alone. On a test's one thread it takes its turn after all calls that were made together.
 fn start(db: &TestDb, stop: &CancellationToken) -> Result<(Recorder, JoinHandle<()>)> {
     let pool = db::pool(&db.args(), Role::Usage)?;
-    Ok(writer::start(pool, 10_000, WriterMetrics::register(&mut Registry::default()), stop.clone()))
+    Ok(writer::start(pool, TIMEOUT, 10_000, WriterMetrics::register(&mut Registry::default()), stop.clone()))
 }
 
 fn event_on(endpoint: &str) -> Result<Event> {

@@ -1,11 +1,15 @@
 //! Connections that die and a database that goes away: what was acknowledged is counted, what was not can
 //! be sent again.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use futures::future::{join_all, try_join_all};
 use nexus_core::plan::Plan;
+use nexus_kit::config::ServeArgs;
 use nexus_proto::usage::v1::{CheckQuotaRequest, EventOutcome, UsageEvent};
 use nexus_testkit::{db::TestDb, proxy::Proxy, settings};
 use nexus_usage::Config;
@@ -105,16 +109,7 @@ async fn a_database_that_is_away_is_unavailable_and_comes_back() -> Result<()> {
 async fn a_full_queue_is_unavailable_and_what_was_taken_is_written_before_the_end() -> Result<()> {
     let db = TestDb::new().await?;
     account(&db, "eco_a", Plan::Pro).await?;
-    let server = Server::start_with(Config {
-        grpc_addr: settings::ANY_PORT,
-        metrics_addr: settings::ANY_PORT,
-        raw_retention_days: 45,
-        ingest_queue: 10_000,
-        auth: settings::auth_args(),
-        serve: settings::serve_args(),
-        db: db.args(),
-    })
-    .await?;
+    let server = Server::start_with(Config { ingest_queue: 10_000, ..config(db.args()) }).await?;
     // A flush waits for the rebuild of its day; the queue fills behind it.
     let mut rebuild = db.pool.begin().await?;
     sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
@@ -123,7 +118,7 @@ async fn a_full_queue_is_unavailable_and_what_was_taken_is_written_before_the_en
     let batches = (0..4).map(|_| record_batch(&server, (0..4000).map(|_| event("eco_a")).collect()));
     let let_go = async {
         // Two of the four fit, and the first that does not is refused while the others wait.
-        rebuild_is_waited_for(&db).await?;
+        lock_is_waited_for(&db).await?;
         rebuild.commit().await?;
         anyhow::Ok(())
     };
@@ -139,19 +134,74 @@ async fn a_full_queue_is_unavailable_and_what_was_taken_is_written_before_the_en
     Ok(())
 }
 
-/// Returns once a flush waits for an advisory lock.
-async fn rebuild_is_waited_for(db: &TestDb) -> Result<()> {
-    loop {
-        let waiting: bool = sqlx::query_scalar(
-            "select exists (select from pg_locks l join pg_database d on d.oid = l.database
-                            where d.datname = current_database() and l.locktype = 'advisory' and not l.granted)",
-        )
-        .fetch_one(&db.pool)
+/// Records an event whose flush loses its connection without a word, as in a failover: it waits for the
+/// rebuild of its day when the line goes silent and its backend ends.
+async fn record_into_silence(
+    db: &TestDb,
+    proxy: &Proxy,
+    server: &Server,
+    event: UsageEvent,
+) -> Result<Result<(), Status>> {
+    let mut rebuild = db.pool.begin().await?;
+    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
+        .execute(&mut *rebuild)
         .await?;
-        if waiting {
-            return Ok(());
-        }
-    }
+    let go_silent = async {
+        lock_is_waited_for(db).await?;
+        proxy.silence();
+        sqlx::query(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+             where datname = current_database() and application_name = 'nexus usage'",
+        )
+        .execute(&db.pool)
+        .await?;
+        rebuild.commit().await?;
+        proxy.mend();
+        anyhow::Ok(())
+    };
+    let (answer, silent) = tokio::join!(record(server, event), go_silent);
+    silent?;
+    Ok(answer.map(|_| ()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_goes_silent_in_a_flush_is_given_up_for_another() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let proxy = Proxy::before(&db).await?;
+    let bound = Duration::from_secs(2);
+    let server = Server::start_with(Config { flush_timeout: bound, ..config(proxy.args(&db)?) }).await?;
+    insist(&server, event("eco_a")).await?;
+
+    let lost = event("eco_a");
+    let answer = record_into_silence(&db, &proxy, &server, lost.clone()).await?;
+    has_retry_info(&refused(answer, Code::Unavailable, "DATABASE_UNAVAILABLE"))?;
+    insist(&server, lost).await?;
+    insist(&server, event("eco_a")).await?;
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(3));
+    tokio::time::timeout(TIMEOUT, server.stop()).await??;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_ends_though_its_flush_hears_nothing() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let proxy = Proxy::before(&db).await?;
+    let server = Server::start_with(Config {
+        flush_timeout: Duration::from_secs(3600),
+        serve: ServeArgs {
+            shutdown_grace: Duration::from_millis(100),
+            request_timeout: Duration::from_secs(2),
+            ..settings::serve_args()
+        },
+        ..config(proxy.args(&db)?)
+    })
+    .await?;
+    let answer = record_into_silence(&db, &proxy, &server, event("eco_a")).await?;
+    assert_eq!(answer.map_err(|status| status.code()), Err(Code::DeadlineExceeded));
+    tokio::time::timeout(TIMEOUT, server.stop()).await??;
+    Ok(())
 }
 
 #[tokio::test]
@@ -165,7 +215,7 @@ async fn a_caller_that_goes_away_cancels_no_flush() -> Result<()> {
     let mut call = Box::pin(record(&server, event("eco_a")));
     tokio::select! {
         answer = &mut call => anyhow::bail!("answered before the commit: {answer:?}"),
-        waited = rebuild_is_waited_for(&db) => waited?,
+        waited = lock_is_waited_for(&db) => waited?,
     }
     drop(call);
     rebuild.commit().await?;
@@ -194,5 +244,28 @@ async fn nothing_is_acknowledged_before_the_commit() -> Result<()> {
     sqlx::raw_sql("drop trigger fail on eco_usage_counters").execute(&db.pool).await?;
     assert_eq!(record(&server, event).await?.outcome(), EventOutcome::Accepted);
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn errors_that_pass_by_themselves_mean_that_the_database_is_away() -> Result<()> {
+    let db = TestDb::new().await?;
+    for (code, passes) in [
+        ("08006", true),
+        ("25P03", true), // a transaction stood idle for too long
+        ("53300", true),
+        ("55P03", true),
+        ("57014", true),
+        ("57P01", true),
+        ("40001", true),
+        ("40P01", true),
+        ("25P02", false),
+        ("23505", false),
+        ("42501", false),
+    ] {
+        let raise = format!("do $$ begin raise exception 'raised' using errcode = '{code}'; end $$");
+        let error = sqlx::raw_sql(sqlx::AssertSqlSafe(raise)).execute(&db.pool).await.expect_err(code);
+        assert_eq!(nexus_kit::db::is_unavailable(&error), passes, "{error:?}");
+    }
     Ok(())
 }

@@ -5,6 +5,7 @@ use chrono::{NaiveDate, TimeDelta};
 use nexus_core::plan::Plan;
 use nexus_kit::db::{self, Role};
 use nexus_proto::usage::v1::UsageEvent;
+use nexus_testkit::db::TestDb;
 use nexus_usage::{
     Error,
     app::{maintenance, rebuild_day},
@@ -52,9 +53,85 @@ async fn a_day_that_is_not_retained_is_refused() -> Result<()> {
     Ok(())
 }
 
+/// A day that is retained but due to be dropped, with a rollup row and a partition.
+async fn old_day(db: &TestDb) -> Result<NaiveDate> {
+    let day = now().date_naive() - TimeDelta::days(50);
+    sqlx::query("select nexus_ensure_usage_partitions($1, $1)").bind(day).execute(&db.pool).await?;
+    sqlx::query("update eco_usage_retention set raw_complete_from = $1").bind(day).execute(&db.pool).await?;
+    sqlx::query("insert into eco_usage_daily values ('eco_a', $1, '/', 'GET', 2, 1, 1, 1, '{}')")
+        .bind(day)
+        .execute(&db.pool)
+        .await?;
+    Ok(day)
+}
+
+#[tokio::test]
+async fn a_day_that_is_being_dropped_keeps_its_rollup() -> Result<()> {
+    let db = TestDb::new().await?;
+    let day = old_day(&db).await?;
+    let mut drop = db.pool.begin().await?;
+    sqlx::query("select nexus_drop_usage_partitions($1 + 1)").bind(day).execute(&mut *drop).await?;
+    let pool = db::pool(&db.args(), Role::Usage)?;
+    let dropped = async {
+        lock_is_waited_for(&db).await?;
+        drop.commit().await?;
+        anyhow::Ok(())
+    };
+    let (rebuilt, dropped) = tokio::join!(rebuild_day::run(&pool, day), dropped);
+    dropped?;
+    assert!(matches!(rebuilt, Err(Error::DayNotRetained(d)) if d == day), "{rebuilt:?}");
+    let kept: i64 = sqlx::query_scalar("select count(*) from eco_usage_daily").fetch_one(&db.pool).await?;
+    assert_eq!(kept, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_rebuild_holds_up_maintenance_and_not_the_recording_of_other_days() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    record(&server, event("eco_a")).await?;
+    let day = old_day(&db).await?;
+    let mut rebuild = db.pool.begin().await?;
+    sqlx::query("select aggregate_daily_usage($1)").bind(day).execute(&mut *rebuild).await?;
+    let drop = async {
+        // As the owner, without a lock time-out: it waits for as long as the rebuild takes.
+        let mut owner = db.pool.acquire().await?;
+        sqlx::query("select nexus_drop_usage_partitions($1 + 1)").bind(day).execute(&mut *owner).await?;
+        anyhow::Ok(())
+    };
+    let meanwhile = async {
+        lock_is_waited_for(&db).await?;
+        let recorded = tokio::time::timeout(TIMEOUT, record(&server, event("eco_a"))).await;
+        rebuild.commit().await?;
+        anyhow::Ok(recorded??)
+    };
+    let (dropped, recorded) = tokio::join!(drop, meanwhile);
+    recorded?;
+    dropped?;
+    assert_eq!(sums(&db.pool, "eco_a").await?, Sums { daily: 2, ..plain(2) });
+    Ok(())
+}
+
+#[tokio::test]
+async fn temporary_tables_do_not_stand_in_for_the_catalogue() -> Result<()> {
+    let db = TestDb::new().await?;
+    let day = old_day(&db).await?;
+    let pool = db::pool(&db.args(), Role::Usage)?;
+    let mut connection = pool.acquire().await?;
+    sqlx::query("create temporary table pg_inherits (inhrelid oid, inhparent oid)")
+        .execute(&mut *connection)
+        .await?;
+    let dropped: i32 = sqlx::query_scalar("select nexus_drop_usage_partitions($1 + 1)")
+        .bind(day)
+        .fetch_one(&mut *connection)
+        .await?;
+    assert_eq!(dropped, 1);
+    Ok(())
+}
+
 #[tokio::test]
 async fn maintenance_makes_and_drops_partitions_and_deletes_settled_leases() -> Result<()> {
-    let db = nexus_testkit::db::TestDb::new().await?;
+    let db = TestDb::new().await?;
     let today = now().date_naive();
     let days = |back: i64| today - TimeDelta::days(back);
     sqlx::query("select nexus_ensure_usage_partitions($1, $1)").bind(days(50)).execute(&db.pool).await?;

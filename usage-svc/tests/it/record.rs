@@ -1,7 +1,7 @@
 //! RecordUsage and BatchRecordUsage: outcomes, refusals, and where an event counts.
 
 use anyhow::Result;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Months, TimeDelta, Utc};
 use nexus_core::plan::Plan;
 use nexus_kit::convert::timestamp;
 use nexus_proto::usage::v1::{EventOutcome, UsageEvent};
@@ -179,20 +179,45 @@ async fn placement(
 #[tokio::test]
 async fn an_event_after_the_grace_counts_in_the_current_period() -> Result<()> {
     let (db, server) = server().await?;
+    // Years that end on the same day of the same month, leap days included.
+    let years = Months::new(48);
     // The period before ended three days ago: settled. An event of its time is late.
-    let anchor = now() - TimeDelta::days(3);
-    seed::account(&db.pool, "eco_settled", Plan::Pro, anchor).await?;
-    record(&server, event_at("eco_settled", anchor - TimeDelta::days(1))).await?;
-    assert_eq!(placement(&db, "eco_settled").await?, (anchor, true, anchor));
+    let start = now() - TimeDelta::days(3);
+    seed::account(&db.pool, "eco_settled", Plan::Pro, start - years).await?;
+    record(&server, event_at("eco_settled", start - TimeDelta::days(1))).await?;
+    assert_eq!(placement(&db, "eco_settled").await?, (start, true, start));
     assert_eq!(current(&server, "eco_settled").await?.api_calls_count, 1);
 
     // It ended 12 hours ago: an event of its time still counts in it.
-    let anchor = now() - TimeDelta::hours(12);
-    seed::account(&db.pool, "eco_in_grace", Plan::Pro, anchor).await?;
-    record(&server, event_at("eco_in_grace", anchor - TimeDelta::hours(1))).await?;
+    let start = now() - TimeDelta::hours(12);
+    seed::account(&db.pool, "eco_in_grace", Plan::Pro, start - years).await?;
+    record(&server, event_at("eco_in_grace", start - TimeDelta::hours(1))).await?;
     let (period, late, counted) = placement(&db, "eco_in_grace").await?;
-    assert!(period < anchor && !late && counted == period);
+    assert!(period < start && !late && counted == period);
     assert_eq!(current(&server, "eco_in_grace").await?.api_calls_count, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_event_from_before_the_anchor_counts_in_the_first_period_and_is_not_late() -> Result<()> {
+    let (db, server) = server().await?;
+    let anchor = now() - TimeDelta::hours(1);
+    for (eco_id, before, test_mode) in [
+        ("eco_just", TimeDelta::milliseconds(1), false),
+        ("eco_long", TimeDelta::days(34), false),
+        ("eco_test", TimeDelta::days(34), true),
+    ] {
+        seed::account(&db.pool, eco_id, Plan::Pro, anchor).await?;
+        let made = make_key(&server, eco_id, test_mode).await?.api_key;
+        let api_key_id = made.map(|key| key.key_id).unwrap_or_default();
+        record(&server, UsageEvent { api_key_id, ..event_at(eco_id, anchor - before) }).await?;
+        assert_eq!(placement(&db, eco_id).await?, (anchor, false, anchor), "{eco_id}");
+        let units = i64::from(!test_mode);
+        assert_eq!(current(&server, eco_id).await?.api_calls_count, units, "{eco_id}");
+        let test_units = 1 - units;
+        let expected = Sums { test_raw: test_units, test_counted: test_units, ..plain(units) };
+        assert_eq!(sums(&db.pool, eco_id).await?, expected, "{eco_id}");
+    }
     Ok(())
 }
 

@@ -23,6 +23,20 @@ use uuid::Uuid;
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Settings of a usage-svc on free ports.
+pub(crate) fn config(db: DbArgs) -> Config {
+    Config {
+        grpc_addr: ANY_PORT,
+        metrics_addr: ANY_PORT,
+        raw_retention_days: 45,
+        ingest_queue: 100_000,
+        flush_timeout: Duration::from_secs(35),
+        auth: settings::auth_args(),
+        serve: settings::serve_args(),
+        db,
+    }
+}
+
 /// A usage-svc of its own; stops when dropped.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
@@ -32,16 +46,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(db: DbArgs) -> Result<Self> {
-        let config = Config {
-            grpc_addr: ANY_PORT,
-            metrics_addr: ANY_PORT,
-            raw_retention_days: 45,
-            ingest_queue: 100_000,
-            auth: settings::auth_args(),
-            serve: settings::serve_args(),
-            db,
-        };
-        Self::start_with(config).await
+        Self::start_with(config(db)).await
     }
 
     pub(crate) async fn start_with(config: Config) -> Result<Self> {
@@ -177,6 +182,21 @@ pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code,
 pub(crate) fn fields(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     details.bad_request().iter().flat_map(|b| b.field_violations.iter().map(|f| f.field.clone())).collect()
+}
+
+/// Returns once a session waits for a lock.
+pub(crate) async fn lock_is_waited_for(db: &TestDb) -> Result<()> {
+    loop {
+        let waiting: bool = sqlx::query_scalar(
+            "select exists (select from pg_locks l join pg_database d on d.oid = l.database
+                            where d.datname = current_database() and not l.granted)",
+        )
+        .fetch_one(&db.pool)
+        .await?;
+        if waiting {
+            return Ok(());
+        }
+    }
 }
 
 /// Units in the raw log, the counters and the rollup; test-mode units of the first two apart.

@@ -32,6 +32,18 @@ fn currencies_without_decimals_are_charged_in_whole_units_and_those_with_three_i
 }
 
 #[test]
+fn kronur_and_ugandan_shillings_are_charged_in_whole_units_written_with_two_decimals() {
+    for code in ["ISK", "UGX"] {
+        let unit = currency(code).minor_unit();
+        assert_eq!(unit.to_minor(unit.floor(Micros(5_990_000))), 500, "{code}");
+        assert_eq!(unit.round_half_up(Micros(5_500_000)), Ok(Micros(6_000_000)), "{code}");
+    }
+    // Whole units only when paid out.
+    let forint = currency("HUF").minor_unit();
+    assert_eq!(forint.to_minor(forint.floor(Micros(10_456_000))), 1_045);
+}
+
+#[test]
 fn currency_codes_are_three_letters() {
     assert_eq!(currency("eur").as_str(), "EUR");
     for bad in ["", "EU", "EURO", "E1R", "é1"] {
@@ -100,7 +112,7 @@ proptest! {
 
     #[test]
     fn rounding_stays_within_one_unit(amount in -1_000_000 * MICROS..1_000_000 * MICROS) {
-        for unit in [currency("USD"), currency("JPY"), currency("KWD")].map(|c| c.minor_unit()) {
+        for unit in ["USD", "JPY", "KWD", "ISK"].map(|code| currency(code).minor_unit()) {
             let floor = unit.floor(Micros(amount));
             let rounded = unit.round_half_up(Micros(amount)).expect("in range");
             prop_assert!(floor.0 <= amount);

@@ -1,4 +1,5 @@
 use anyhow::Result;
+use chrono::Utc;
 use nexus_testkit::db::TestDb;
 use sqlx::Executor;
 
@@ -16,6 +17,32 @@ async fn migrate_says_what_it_applied_and_the_second_time_nothing() -> Result<()
 
     let second = run(&["migrate", "--database-url", db.url()]).await?;
     assert!(text(&second.stdout).starts_with("nothing to apply"), "{}", text(&second.stdout));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rollup_rebuilds_a_day_as_the_service_does() -> Result<()> {
+    let db = TestDb::new().await?;
+    let today = Utc::now().date_naive();
+    sqlx::query(
+        "insert into eco_api_usage (event_id, eco_id, event_day, event_time, period_start, segment, units_count,
+                                    endpoint, method, status_code, response_time_ms, test_mode, late)
+         values (gen_random_uuid(), 'eco_a', $1, now(), now(), 0, 3, '/v1/things', 'GET', 200, 7, false, false)",
+    )
+    .bind(today)
+    .execute(&db.pool)
+    .await?;
+    let rebuilt = run(&["rollup", &today.to_string(), "--database-url", db.url()]).await?;
+    assert_eq!(text(&rebuilt.stdout), format!("{today}: 1 rollup rows\n"), "{}", text(&rebuilt.stderr));
+    let units: i64 = sqlx::query_scalar("select units_count from eco_usage_daily where day = $1")
+        .bind(today)
+        .fetch_one(&db.pool)
+        .await?;
+    assert_eq!(units, 3);
+
+    let refused = run(&["rollup", "2020-01-01", "--database-url", db.url()]).await?;
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("2020-01-01 is not wholly retained"), "{said}");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The view of accounts with usage and revenue of their current period.
+//! `eco_current_usage`: the view of accounts with usage and revenue of their current period.
 
 use chrono::{DateTime, Utc};
 use nexus_core::money::Micros;

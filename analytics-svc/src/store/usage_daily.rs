@@ -1,3 +1,5 @@
+//! `eco_usage_daily`: the rollup that usage-svc keeps, read only.
+
 use futures::TryStreamExt;
 use nexus_core::{id::EcoId, sketch::Sketch};
 use sqlx::PgConnection;

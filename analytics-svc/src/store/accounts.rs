@@ -1,3 +1,5 @@
+//! `eco_identities`: billing-svc's table, read only.
+
 use nexus_core::id::EcoId;
 use sqlx::PgConnection;
 
