@@ -1,8 +1,9 @@
 //! `/api/cron/*`: what a scheduler calls.
 
-use axum::{Json, extract::State};
+use axum::{Json, body::Bytes, extract::State};
 use chrono::Utc;
 use nexus_core::money::Micros;
+use nexus_kit::validate::Violations;
 use nexus_proto::billing::v1::{OverageError, ProcessOverageResponse};
 use serde::Serialize;
 
@@ -36,7 +37,12 @@ struct Failed {
     reason: String,
 }
 
-pub(super) async fn process_overage(State(app): State<App>, _: Scheduler) -> Result<Json<Run>, Error> {
+pub(super) async fn process_overage(
+    State(app): State<App>,
+    _: Scheduler,
+    body: Bytes,
+) -> Result<Json<Run>, Error> {
+    check_body(&body)?;
     let run = app.backend.process_overage().await?;
     Ok(Json(Run {
         success: true,
@@ -47,6 +53,14 @@ pub(super) async fn process_overage(State(app): State<App>, _: Scheduler) -> Res
         duration_ms: run.duration_ms,
         timestamp: format::time(Utc::now()),
     }))
+}
+
+/// The call takes no parameters, so a body may be left out; one that is there is JSON all the same.
+fn check_body(body: &[u8]) -> Result<(), Violations> {
+    if body.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok() {
+        return Ok(());
+    }
+    Err(Violations::one("body", "must be JSON, or empty"))
 }
 
 fn results(run: &ProcessOverageResponse) -> Result<Results, Error> {

@@ -61,3 +61,18 @@ async fn without_a_configured_secret_nothing_opens() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_body_may_be_left_out_and_must_else_be_json() -> Result<()> {
+    let suite = Suite::start().await?;
+    let send = |body: &'static str| {
+        let request = suite.request("POST", ROUTE)?.bearer_auth(CRON_SECRET);
+        anyhow::Ok(Answer::of(request.header("content-type", "application/json").body(body)))
+    };
+    let refused = send("{bad")?.await?;
+    assert_eq!((refused.status.as_u16(), &refused.body["field"]), (400, &"body".into()), "{}", refused.body);
+    for body in ["", "{}"] {
+        assert_eq!(send(body)?.await?.status, 200, "{body}");
+    }
+    Ok(())
+}
