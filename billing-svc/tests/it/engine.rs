@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::{anchor, record, until};
+use crate::support::{anchor, lease_is_free, record};
 
 const ACCOUNTS: [&str; 3] = ["eco_a", "eco_b", "eco_c"];
 
@@ -63,12 +63,7 @@ impl World {
         };
         futures::future::try_join(run, kill).await?;
         engine.finished().await;
-        until(
-            &self.db,
-            "select not exists (select from pg_locks where locktype = 'advisory' and objid = 2 and objsubid = 2
-             and database = (select oid from pg_database where datname = current_database()))",
-        )
-        .await
+        lease_is_free(&self.db).await
     }
 
     /// Makes what is in doubt too old to be sent again.
