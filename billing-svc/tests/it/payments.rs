@@ -1,6 +1,13 @@
 //! What every implementation of the port must do: the one in memory, and Stripe's over HTTP.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use nexus_billing::{
@@ -13,6 +20,11 @@ use nexus_billing::{
     },
 };
 use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpListener,
+    task::JoinHandle,
+};
 use uuid::Uuid;
 
 use crate::support::{STRIPE_KEY, Sim};
@@ -189,8 +201,65 @@ async fn stripes_errors_mean_what_their_headers_say() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_error_that_is_not_stripes_refuses_nobody() -> Result<()> {
+    for status in ["400 Bad Request", "402 Payment Required", "404 Not Found"] {
+        for body in ["<html>Not here</html>", r#"{"error":{}}"#, r#"{"error":"no such route"}"#] {
+            let proxy = Proxy::start(format!("{status}\r\ncontent-type: text/html"), body).await?;
+            let stripe = Stripe::new(&args(&proxy.base))?;
+            match stripe.create_invoice_item(&item("cus_1", Uuid::nil(), 1), "k").await {
+                Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Later, "{status} {body}"),
+                other => anyhow::bail!("{status} {body}: {other:?}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Something between us and Stripe that gives every request the same answer.
+struct Proxy {
+    base: String,
+    requests: Arc<AtomicUsize>,
+    server: JoinHandle<Result<()>>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Proxy {
+    /// `head`: the status and the headers; a length is added.
+    async fn start(head: String, body: &str) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let base = format!("http://{}", listener.local_addr()?);
+        let answer =
+            format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+        let requests = Arc::new(AtomicUsize::new(0));
+        let count = requests.clone();
+        let server = tokio::spawn(async move {
+            loop {
+                let mut stream = BufReader::new(listener.accept().await?.0);
+                let (mut line, mut length) = (String::new(), 0);
+                while stream.read_line(&mut line).await? > 2 {
+                    if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                        length = value.trim().parse()?;
+                    }
+                    line.clear();
+                }
+                stream.read_exact(&mut vec![0; length]).await?;
+                count.fetch_add(1, Ordering::Relaxed);
+                stream.write_all(answer.as_bytes()).await?;
+                stream.shutdown().await?;
+            }
+        });
+        Ok(Self { base, requests, server })
+    }
+}
+
+#[tokio::test]
 async fn a_stripe_that_is_away_or_silent_leaves_a_doubt() -> Result<()> {
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let silent = TcpListener::bind("127.0.0.1:0").await?;
     let mut short = args(&format!("http://{}", silent.local_addr()?));
     short.stripe_timeout = Duration::from_millis(50);
     let away = args("http://127.0.0.1:1");

@@ -119,12 +119,12 @@ fn request(item: &InvoiceItem) -> Result<CreateInvoiceItem, RequestError> {
     Ok(request)
 }
 
-/// Whether Stripe has not made the item and never will. A refused key of ours (401, 403) says nothing about
-/// the account, a conflict of keys says that something was made with this key, and a rate limit or an error
-/// of Stripe's own passes.
+/// Whether Stripe has not made the item and never will. Only Stripe's own error says so, and not that of a
+/// proxy on the way. A refused key of ours (401, 403) says nothing about the account, a conflict of keys says
+/// that something was made with this key, and a rate limit or an error of Stripe's own passes.
 fn is_final(answer: &ErrorAnswer) -> bool {
     matches!(answer.status, 400 | 402 | 404)
-        && answer.error.kind.as_deref() != Some("idempotency_error")
+        && answer.error.kind.as_deref().is_some_and(|kind| kind != "idempotency_error")
         && answer.should_retry != Some(true)
 }
 
