@@ -12,7 +12,7 @@ use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::support::{
-    Billing, Sim, begin, begin_with, config, lease_is_free, only, record, runner, until, user,
+    Billing, Sim, begin, begin_with, config, lease_is_free, only, record, record_at, runner, until, user,
 };
 
 /// Calls with this are repeats of each other.
@@ -319,9 +319,17 @@ async fn a_run_can_be_limited_to_accounts() -> Result<()> {
     }
     let dry = billing.run(ProcessOverageRequest { dry_run: true, ..only("eco_1") }).await?;
     assert_eq!((dry.planned_charges.len(), dry.planned_charges[0].eco_id.as_str()), (1, "eco_1"));
+    // A period long over in which nothing was owed: settled by a run that looks at its account.
+    seed::account(&db.pool, "eco_2", Plan::Pro, Utc::now() - TimeDelta::days(70)).await?;
+    let first = sqlx::query_scalar("select anchor_time from eco_subscriptions where eco_id = 'eco_2'");
+    record_at(&db, "eco_2", first.fetch_one(&db.pool).await?, 5).await?;
+    until(&db, "select exists (select from eco_usage_records where eco_id = 'eco_2')").await?;
+    let settled = "select settled_time is not null from eco_usage_records where eco_id = 'eco_2'";
     assert_eq!(billing.run(only("eco_1")).await?.charged_count, 1);
+    ensure!(!sqlx::query_scalar::<_, bool>(settled).fetch_one(&db.pool).await?, "it was not to be looked at");
     assert_eq!(sim.items().await?[0]["metadata"]["eco_id"], json!("eco_1"));
     assert_eq!(billing.run_all().await?.charged_count, 1);
     assert_eq!(sim.items().await?[1]["metadata"]["eco_id"], json!("eco_0"));
+    ensure!(sqlx::query_scalar::<_, bool>(settled).fetch_one(&db.pool).await?);
     billing.stop().await
 }

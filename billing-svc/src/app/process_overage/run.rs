@@ -99,7 +99,7 @@ impl Run {
     async fn who_owes(&self) -> Result<Vec<Vec<PeriodKey>>, Error> {
         refresh::drain(&self.context.pool).await?;
         let mut connection = self.context.pool.acquire().await?;
-        records::settle_empty(&mut connection).await?;
+        records::settle_empty(&mut connection, self.begun.accounts.as_deref()).await?;
         let candidates = records::candidates(&mut connection, self.begun.accounts.as_deref()).await?;
         Ok(by_account(candidates)?)
     }
