@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nexus_billing::{
     config::StripeArgs,
     domain::charge::InvoiceItem,
@@ -284,9 +284,15 @@ fn settings_that_cannot_be_used_are_named_and_the_key_is_never_shown() -> Result
     let mut live = args("http://localhost:12111/");
     live.stripe_secret_key = "sk_live_x".into();
     ensure!(matches!(Stripe::new(&live), Err(StripeConfigError::Base(_))));
-    let mut broken = args("https://api.stripe.com/");
-    broken.stripe_secret_key = "sk_test_\n".into();
-    ensure!(matches!(Stripe::new(&broken), Err(StripeConfigError::Key)));
+    for key in ["sk_test_\n", "", "foo", "pk_test_billing"] {
+        let mut broken = args("https://api.stripe.com/");
+        broken.stripe_secret_key = key.into();
+        let error = Stripe::new(&broken).err().with_context(|| format!("{key:?} is no secret key"))?;
+        ensure!(error.to_string().contains("STRIPE_SECRET_KEY"), "{error}");
+    }
+    let mut restricted = args("https://api.stripe.com/");
+    restricted.stripe_secret_key = "rk_test_billing".into();
+    Stripe::new(&restricted)?;
     let stripe = Stripe::new(&args("https://api.stripe.com"))?;
     ensure!(!format!("{stripe:?} {:?}", args("https://api.stripe.com")).contains(STRIPE_KEY));
     Ok(())
