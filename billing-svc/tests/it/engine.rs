@@ -4,8 +4,11 @@ use std::{collections::HashSet, num::NonZeroU32, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use nexus_billing::{
-    app::process_overage::{Answer, ChargeContext, Engine, Pace, Request, charge_account},
-    payments::memory::{Fault, Memory},
+    app::process_overage::{Answer, ChargeContext, Engine, Request, charge_account},
+    payments::{
+        memory::{Fault, Memory},
+        pace::Pace,
+    },
 };
 use nexus_core::plan::Plan;
 use nexus_kit::db::{self, Role};

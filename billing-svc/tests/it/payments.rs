@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +16,7 @@ use nexus_billing::{
     payments::{
         Advice, Outcome, Payments, Search,
         memory::{Fault, Memory},
+        pace::Pace,
         stripe::{Stripe, StripeConfigError},
     },
 };
@@ -44,6 +45,11 @@ fn item(customer: &str, charge_id: Uuid, amount_minor: i64) -> InvoiceItem {
     }
 }
 
+/// One that lets everybody pass.
+fn pace() -> Pace {
+    Pace::new(NonZeroU32::MAX)
+}
+
 async fn create(payments: &dyn Payments, item: &InvoiceItem, key: &str) -> Result<String> {
     match payments.create_invoice_item(item, key).await {
         Outcome::Succeeded { item_id } => Ok(item_id),
@@ -59,19 +65,22 @@ async fn contract(payments: &dyn Payments, customer: &str, other: &str) -> Resul
     assert_eq!(create(payments, &item(customer, first, 500), "k1").await?, id);
     let credit = create(payments, &item(customer, second, -20), "k2").await?;
     assert_ne!(credit, id);
-    assert_eq!(payments.find_item(customer, first).await, Search::Found { item_id: id, amount_minor: 500 });
     assert_eq!(
-        payments.find_item(customer, second).await,
+        payments.find_item(customer, first, &pace()).await,
+        Search::Found { item_id: id, amount_minor: 500 }
+    );
+    assert_eq!(
+        payments.find_item(customer, second, &pace()).await,
         Search::Found { item_id: credit, amount_minor: -20 }
     );
-    assert_eq!(payments.find_item(customer, never).await, Search::Absent);
-    assert_eq!(payments.find_item(other, first).await, Search::Absent);
+    assert_eq!(payments.find_item(customer, never, &pace()).await, Search::Absent);
+    assert_eq!(payments.find_item(other, first, &pace()).await, Search::Absent);
     // The same key with something else: neither made nor refused.
     match payments.create_invoice_item(&item(customer, never, 1), "k1").await {
         Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Look),
         other => anyhow::bail!("{other:?}"),
     }
-    assert_eq!(payments.find_item(customer, never).await, Search::Absent);
+    assert_eq!(payments.find_item(customer, never, &pace()).await, Search::Absent);
     // Nobody to charge.
     match payments.create_invoice_item(&item("cus_nobody", never, 1), "k3").await {
         Outcome::FailedForGood(refusal) => {
@@ -85,7 +94,7 @@ async fn contract(payments: &dyn Payments, customer: &str, other: &str) -> Resul
         create(payments, &item(other, Uuid::from_u128(1_000 + i), 1), &format!("many-{i}")).await?;
     }
     for i in [0, 75, 149] {
-        let found = payments.find_item(other, Uuid::from_u128(1_000 + i)).await;
+        let found = payments.find_item(other, Uuid::from_u128(1_000 + i), &pace()).await;
         ensure!(matches!(found, Search::Found { amount_minor: 1, .. }), "{i}: {found:?}");
     }
     Ok(())
@@ -110,7 +119,7 @@ async fn faults(
             Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Again, "{kind:?}"),
             other => anyhow::bail!("{kind:?}: {other:?}"),
         }
-        let found = payments.find_item(customer, charge).await;
+        let found = payments.find_item(customer, charge, &pace()).await;
         assert_eq!(matches!(found, Search::Found { .. }), there, "{kind:?}: {found:?}");
         match payments.create_invoice_item(&item, &key).await {
             Outcome::Succeeded { .. } => ensure!(matches!(kind, Fault::Lost | Fault::AnswerLost)),
@@ -213,6 +222,48 @@ async fn an_error_that_is_not_stripes_refuses_nobody() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_listing_keeps_the_pace_page_by_page_and_ends() -> Result<()> {
+    let sim = Sim::start().await?;
+    let customer = sim.customer().await?;
+    let stripe = Stripe::new(&args(&sim.base))?;
+    for i in 0..101 {
+        create(&stripe, &item(&customer, Uuid::from_u128(i), 1), &format!("k{i}")).await?;
+    }
+    // One call in half a second, and the first is taken.
+    let pace = Pace::new(NonZeroU32::MIN.saturating_add(1));
+    pace.wait().await;
+    let started = Instant::now();
+    let found = stripe.find_item(&customer, Uuid::from_u128(0), &pace).await;
+    ensure!(matches!(found, Search::Found { .. }), "{found:?}");
+    ensure!(started.elapsed() >= Duration::from_millis(400), "{:?}", started.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_listing_without_end_is_given_up() -> Result<()> {
+    let page = json!({
+        "object": "list", "url": "/v1/invoiceitems", "has_more": true,
+        "data": [made_item().await?],
+    });
+    let proxy = Proxy::start("200 OK\r\ncontent-type: application/json".into(), &page.to_string()).await?;
+    let stripe = Stripe::new(&args(&proxy.base))?;
+    match stripe.find_item("cus_1", Uuid::from_u128(7), &pace()).await {
+        Search::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Later, "{}", doubt.message),
+        other => anyhow::bail!("{other:?}"),
+    }
+    assert_eq!(proxy.requests.load(Ordering::Relaxed), 100);
+    Ok(())
+}
+
+/// An item as Stripe shows it.
+async fn made_item() -> Result<serde_json::Value> {
+    let sim = Sim::start().await?;
+    let stripe = Stripe::new(&args(&sim.base))?;
+    create(&stripe, &item(&sim.customer().await?, Uuid::nil(), 1), "k").await?;
+    sim.items().await?.pop().context("an item")
 }
 
 /// Something between us and Stripe that gives every request the same answer.

@@ -16,14 +16,16 @@ use sqlx::{Acquire, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::pace::{LONGEST_REST, Pace, backoff};
 use crate::{
     domain::{
         charge::Intent,
         run::{AccountError, AccountResult},
     },
     error::Error,
-    payments::{Advice, Doubt, Outcome, Payments, Refusal, Search},
+    payments::{
+        Advice, Doubt, Outcome, Payments, Refusal, Search,
+        pace::{LONGEST_REST, Pace, backoff},
+    },
     store::{
         charges::{self, Readiness},
         facts::{self, PeriodKey},
@@ -222,7 +224,8 @@ async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> 
                 }
             }
             Readiness::Send | Readiness::Old => {
-                match context.payments.find_item(&intent.item.customer, intent.charge_id).await {
+                match context.payments.find_item(&intent.item.customer, intent.charge_id, &context.pace).await
+                {
                     Search::Found { item_id, amount_minor } if amount_minor == intent.item.amount_minor => {
                         return succeeded(context, &intent, &item_id).await;
                     }

@@ -15,13 +15,13 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
-    ChargeContext, Pace,
+    ChargeContext,
     run::{Live, Run},
 };
 use crate::{
     domain::run::{Figures, RunStatus},
     error::Error,
-    payments::Payments,
+    payments::{Payments, pace::Pace},
     store::{
         lease,
         runs::{self, Begun},

@@ -64,6 +64,9 @@ pub enum RequestError {
     /// No answer in time. Stripe may or may not have done it.
     #[error("no answer from Stripe in time")]
     Timeout,
+    /// A listing with more pages than are looked through.
+    #[error("a listing at Stripe took too long")]
+    TooLong,
     /// An answer that is no object of Stripe's.
     #[error("an answer from Stripe that cannot be read: {0}")]
     Unreadable(String),
