@@ -3,6 +3,7 @@
 use nexus_core::{id::EcoId, money::OutOfRange};
 use nexus_kit::{auth::AuthConfigError, db, serve::ServeError, status, validate::Violations};
 use tonic::{Code, Status};
+use uuid::Uuid;
 
 use crate::payments::stripe::StripeConfigError;
 
@@ -28,6 +29,8 @@ pub enum Error {
     AccountNotFound(EcoId),
     #[error("{0} belongs to another account")]
     Taken(&'static str),
+    #[error("run {0} was cut short; what it charged stays charged, and a repeat goes on with the rest")]
+    RunFailed(Uuid),
     #[error("the server is stopping")]
     Stopping,
     #[error(transparent)]
@@ -47,6 +50,7 @@ impl From<Error> for Status {
                 "an account with this eco_id exists",
             ),
             Error::Taken(_) => status::with_reason(Code::AlreadyExists, "STRIPE_ID_TAKEN", error.to_string()),
+            Error::RunFailed(_) => status::unavailable("RUN_FAILED", error.to_string(), status::RETRY_SOON),
             Error::Stopping => status::unavailable("STOPPING", error.to_string(), status::RETRY_SOON),
             Error::OutOfRange(e) => {
                 tracing::error!(error = %e, "an amount cannot be computed");

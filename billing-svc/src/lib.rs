@@ -1,4 +1,14 @@
-//! billing-svc
+//! billing-svc: charges every cent of overage exactly once through Stripe, keeps accounts and plans.
+//!
+//! Rules that hold everywhere in it:
+//!
+//! * A charge is written down, with its key and exact payload, and committed before it is sent
+//!   ([`app::process_overage`]); a process may end at any point.
+//! * What became of a request to Stripe is known, or it is in doubt ([`payments`]). A doubt is never taken for
+//!   a failure: it is resolved before anything else is charged for its period.
+//! * One run at a time, over all replicas, by a lease ([`store::lease`]); two at once would charge once all the
+//!   same, for each period's row is locked.
+//! * The database's clock decides ages, periods and settlement; money is integer micros.
 //!
 //! The way of a request is a straight line:
 //!
@@ -31,8 +41,8 @@ use nexus_kit::{
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use app::process_overage::{Engine, Pace};
-use payments::stripe::Stripe;
+use app::process_overage::Engine;
+use payments::{pace::Pace, stripe::Stripe};
 
 pub use config::Config;
 pub use error::{Error, StartError};

@@ -1,10 +1,50 @@
 //! The figures of a run of ProcessOverage.
 
+use std::str::FromStr;
+
 use nexus_core::money::Micros;
 use serde::{Deserialize, Serialize};
 
 /// Errors that are kept and told.
 pub const MAX_ERRORS: usize = 1_000;
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunStatus {
+    /// It is at work, or was when its process ended.
+    Running,
+    /// It looked at every account that owed.
+    Finished,
+    /// It was cut short.
+    Failed,
+}
+
+impl RunStatus {
+    /// As it is kept.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A text that names no status of a run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown status of a run `{0}`")]
+pub struct UnknownRunStatus(String);
+
+impl FromStr for RunStatus {
+    type Err = UnknownRunStatus;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRunStatus> {
+        [Self::Running, Self::Finished, Self::Failed]
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| UnknownRunStatus(text.to_owned()))
+    }
+}
 
 /// Why an account could not be charged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use crate::{
     domain::{
         charge::{Charge, ChargeStatus},
         overage::Facts,
-        run::Figures,
+        run::{Figures, RunStatus},
     },
     error::Error,
 };
@@ -103,7 +103,7 @@ pub(super) fn processed(answer: app::Answer) -> pb::ProcessOverageResponse {
         }
         app::Answer::Run(run) => pb::ProcessOverageResponse {
             run_id: run.run_id.to_string(),
-            running: run.running,
+            running: run.status == RunStatus::Running,
             duration_ms: run.duration_ms,
             ..figures(run.figures)
         },

@@ -10,7 +10,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{Advice, Doubt, Outcome, Payments, Refusal, Search};
+use super::{Advice, Doubt, Outcome, Payments, Refusal, Search, pace::Pace};
 use crate::domain::charge::{CHARGE_ID, InvoiceItem};
 
 /// What goes wrong with a call that creates an item.
@@ -132,7 +132,7 @@ impl Payments for Memory {
         call.boxed()
     }
 
-    fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid) -> BoxFuture<'a, Search> {
+    fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid, _: &'a Pace) -> BoxFuture<'a, Search> {
         let wanted = charge_id.to_string();
         let state = self.state();
         let found = state

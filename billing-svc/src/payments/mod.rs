@@ -2,6 +2,7 @@
 //! and [`memory`] for tests of the engine. One contract test holds them together.
 
 pub mod memory;
+pub mod pace;
 pub mod stripe;
 
 use std::time::Duration;
@@ -10,6 +11,7 @@ use futures::future::BoxFuture;
 use uuid::Uuid;
 
 use crate::domain::charge::InvoiceItem;
+use pace::Pace;
 
 /// Invoice items of customers.
 ///
@@ -19,8 +21,9 @@ pub trait Payments: Send + Sync {
     /// the same.
     fn create_invoice_item<'a>(&'a self, item: &'a InvoiceItem, key: &'a str) -> BoxFuture<'a, Outcome>;
 
-    /// Looks through a customer's invoice items for the one of a charge.
-    fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid) -> BoxFuture<'a, Search>;
+    /// Looks through a customer's invoice items for the one of a charge. Where that takes more than one
+    /// request, each after the first waits for its turn.
+    fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid, pace: &'a Pace) -> BoxFuture<'a, Search>;
 }
 
 /// What became of creating an item.

@@ -1,6 +1,6 @@
 //! Advisory locks: who refreshes the summary, who runs the billing.
 
-use sqlx::{Executor, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 
 /// Locks of this service, apart from those of others by their first number.
 const CLASS: i32 = 0x6e78_6269;
@@ -31,8 +31,11 @@ pub async fn try_run(db: &mut PgConnection) -> sqlx::Result<bool> {
     sqlx::query_scalar!(r#"select pg_try_advisory_lock($1, $2) as "taken!""#, CLASS, RUN).fetch_one(db).await
 }
 
-/// Gives the lease of a run back.
-#[tracing::instrument(name = "db.lease.end_run", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn end_run(db: &mut PgConnection) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(r#"select pg_advisory_unlock($1, $2) as "held!""#, CLASS, RUN).fetch_one(db).await
+/// Gives the lease of a run back, and closes the connection that held it.
+#[tracing::instrument(name = "db.lease.give_back", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn give_back(mut db: PgConnection) -> sqlx::Result<()> {
+    sqlx::query_scalar!(r#"select pg_advisory_unlock($1, $2) as "held!""#, CLASS, RUN)
+        .fetch_one(&mut db)
+        .await?;
+    db.close().await
 }

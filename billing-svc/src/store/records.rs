@@ -170,17 +170,20 @@ pub async fn candidates(db: &mut PgConnection, accounts: Option<&[String]>) -> s
         .collect()
 }
 
-/// Settles every period past its settlement time in which nothing was ever owed; returns how many.
+/// Settles every period past its settlement time in which nothing was ever owed, of these accounts only if
+/// any are named; returns how many.
 #[tracing::instrument(name = "db.eco_usage_records.settle_empty", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn settle_empty(db: &mut PgConnection) -> sqlx::Result<u64> {
+pub async fn settle_empty(db: &mut PgConnection, accounts: Option<&[String]>) -> sqlx::Result<u64> {
     let done = sqlx::query!(
         "update eco_usage_records r
          set settled_time = now(), parked_reason = null, parked_time = null
          where settled_time is null and period_end + $1::interval <= now()
            and overage_units = 0 and billed_micros = 0
+           and ($2::text[] is null or r.eco_id = any ($2))
            and not exists (select from eco_overage_charges h where h.eco_id = r.eco_id
                            and h.period_start = r.period_start and h.status in ('pending', 'succeeded'))",
         SETTLEMENT_GRACE as _,
+        accounts as Option<&[String]>,
     )
     .execute(db)
     .await?;

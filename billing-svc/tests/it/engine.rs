@@ -2,10 +2,13 @@
 
 use std::{collections::HashSet, num::NonZeroU32, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nexus_billing::{
-    app::process_overage::{Answer, Engine, Pace, Request},
-    payments::memory::{Fault, Memory},
+    app::process_overage::{Answer, ChargeContext, Engine, Request, charge_account},
+    payments::{
+        memory::{Fault, Memory},
+        pace::Pace,
+    },
 };
 use nexus_core::plan::Plan;
 use nexus_kit::db::{self, Role};
@@ -14,7 +17,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::{anchor, record, until};
+use crate::support::{anchor, lease_is_free, record};
 
 const ACCOUNTS: [&str; 3] = ["eco_a", "eco_b", "eco_c"];
 
@@ -63,12 +66,7 @@ impl World {
         };
         futures::future::try_join(run, kill).await?;
         engine.finished().await;
-        until(
-            &self.db,
-            "select not exists (select from pg_locks where locktype = 'advisory' and objid = 2 and objsubid = 2
-             and database = (select oid from pg_database where datname = current_database()))",
-        )
-        .await
+        lease_is_free(&self.db).await
     }
 
     /// Makes what is in doubt too old to be sent again.
@@ -133,6 +131,35 @@ async fn history(seed: u64) -> Result<()> {
     }
     world.run(&engine).await?;
     world.check(&units).await
+}
+
+#[tokio::test]
+async fn a_charge_that_was_never_sent_is_not_said_to_be_in_doubt() -> Result<()> {
+    let world = World::new().await?;
+    let Answer::Run(run) = world.run(&world.engine()?).await? else { bail!("another run") };
+    record(&world.db, "eco_a", 10).await?;
+    let start = sqlx::query_scalar("select period_start from eco_usage_records where eco_id = 'eco_a'");
+    let periods = [("eco_a".to_owned(), start.fetch_one(&world.db.pool).await?)];
+    let rate = NonZeroU32::new(100_000).context("not zero")?;
+    let mut context = ChargeContext {
+        pool: db::pool(&world.db.args(), Role::Billing)?,
+        payments: world.memory.clone(),
+        pace: Arc::new(Pace::new(rate)),
+        run_id: run.run_id,
+        halt: CancellationToken::new(),
+        shutdown: CancellationToken::new(),
+    };
+    // The lease is lost between writing down and sending.
+    context.halt.cancel();
+    let error = charge_account(&context, &periods).await.error.context("nothing was charged")?;
+    assert_eq!(error.reason, "NOT_SENT");
+    // The next run knows of no one but the charge, which may have been sent.
+    let error = charge_account(&context, &periods).await.error.context("nothing was charged")?;
+    assert_eq!(error.reason, "IN_DOUBT");
+    ensure!(world.memory.items().is_empty());
+    context.halt = CancellationToken::new();
+    ensure!(charge_account(&context, &periods).await.charged);
+    world.check(&[10, 0, 0]).await
 }
 
 #[tokio::test]

@@ -1,18 +1,31 @@
 //! What every implementation of the port must do: the one in memory, and Stripe's over HTTP.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nexus_billing::{
     config::StripeArgs,
     domain::charge::InvoiceItem,
     payments::{
         Advice, Outcome, Payments, Search,
         memory::{Fault, Memory},
+        pace::Pace,
         stripe::{Stripe, StripeConfigError},
     },
 };
 use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpListener,
+    task::JoinHandle,
+};
 use uuid::Uuid;
 
 use crate::support::{STRIPE_KEY, Sim};
@@ -32,6 +45,11 @@ fn item(customer: &str, charge_id: Uuid, amount_minor: i64) -> InvoiceItem {
     }
 }
 
+/// One that lets everybody pass.
+fn pace() -> Pace {
+    Pace::new(NonZeroU32::MAX)
+}
+
 async fn create(payments: &dyn Payments, item: &InvoiceItem, key: &str) -> Result<String> {
     match payments.create_invoice_item(item, key).await {
         Outcome::Succeeded { item_id } => Ok(item_id),
@@ -47,19 +65,22 @@ async fn contract(payments: &dyn Payments, customer: &str, other: &str) -> Resul
     assert_eq!(create(payments, &item(customer, first, 500), "k1").await?, id);
     let credit = create(payments, &item(customer, second, -20), "k2").await?;
     assert_ne!(credit, id);
-    assert_eq!(payments.find_item(customer, first).await, Search::Found { item_id: id, amount_minor: 500 });
     assert_eq!(
-        payments.find_item(customer, second).await,
+        payments.find_item(customer, first, &pace()).await,
+        Search::Found { item_id: id, amount_minor: 500 }
+    );
+    assert_eq!(
+        payments.find_item(customer, second, &pace()).await,
         Search::Found { item_id: credit, amount_minor: -20 }
     );
-    assert_eq!(payments.find_item(customer, never).await, Search::Absent);
-    assert_eq!(payments.find_item(other, first).await, Search::Absent);
+    assert_eq!(payments.find_item(customer, never, &pace()).await, Search::Absent);
+    assert_eq!(payments.find_item(other, first, &pace()).await, Search::Absent);
     // The same key with something else: neither made nor refused.
     match payments.create_invoice_item(&item(customer, never, 1), "k1").await {
         Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Look),
         other => anyhow::bail!("{other:?}"),
     }
-    assert_eq!(payments.find_item(customer, never).await, Search::Absent);
+    assert_eq!(payments.find_item(customer, never, &pace()).await, Search::Absent);
     // Nobody to charge.
     match payments.create_invoice_item(&item("cus_nobody", never, 1), "k3").await {
         Outcome::FailedForGood(refusal) => {
@@ -73,7 +94,7 @@ async fn contract(payments: &dyn Payments, customer: &str, other: &str) -> Resul
         create(payments, &item(other, Uuid::from_u128(1_000 + i), 1), &format!("many-{i}")).await?;
     }
     for i in [0, 75, 149] {
-        let found = payments.find_item(other, Uuid::from_u128(1_000 + i)).await;
+        let found = payments.find_item(other, Uuid::from_u128(1_000 + i), &pace()).await;
         ensure!(matches!(found, Search::Found { amount_minor: 1, .. }), "{i}: {found:?}");
     }
     Ok(())
@@ -98,7 +119,7 @@ async fn faults(
             Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Again, "{kind:?}"),
             other => anyhow::bail!("{kind:?}: {other:?}"),
         }
-        let found = payments.find_item(customer, charge).await;
+        let found = payments.find_item(customer, charge, &pace()).await;
         assert_eq!(matches!(found, Search::Found { .. }), there, "{kind:?}: {found:?}");
         match payments.create_invoice_item(&item, &key).await {
             Outcome::Succeeded { .. } => ensure!(matches!(kind, Fault::Lost | Fault::AnswerLost)),
@@ -189,8 +210,107 @@ async fn stripes_errors_mean_what_their_headers_say() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_error_that_is_not_stripes_refuses_nobody() -> Result<()> {
+    for status in ["400 Bad Request", "402 Payment Required", "404 Not Found"] {
+        for body in ["<html>Not here</html>", r#"{"error":{}}"#, r#"{"error":"no such route"}"#] {
+            let proxy = Proxy::start(format!("{status}\r\ncontent-type: text/html"), body).await?;
+            let stripe = Stripe::new(&args(&proxy.base))?;
+            match stripe.create_invoice_item(&item("cus_1", Uuid::nil(), 1), "k").await {
+                Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Later, "{status} {body}"),
+                other => anyhow::bail!("{status} {body}: {other:?}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_listing_keeps_the_pace_page_by_page_and_ends() -> Result<()> {
+    let sim = Sim::start().await?;
+    let customer = sim.customer().await?;
+    let stripe = Stripe::new(&args(&sim.base))?;
+    for i in 0..101 {
+        create(&stripe, &item(&customer, Uuid::from_u128(i), 1), &format!("k{i}")).await?;
+    }
+    // One call in half a second, and the first is taken.
+    let pace = Pace::new(NonZeroU32::MIN.saturating_add(1));
+    pace.wait().await;
+    let started = Instant::now();
+    let found = stripe.find_item(&customer, Uuid::from_u128(0), &pace).await;
+    ensure!(matches!(found, Search::Found { .. }), "{found:?}");
+    ensure!(started.elapsed() >= Duration::from_millis(400), "{:?}", started.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_listing_without_end_is_given_up() -> Result<()> {
+    let page = json!({
+        "object": "list", "url": "/v1/invoiceitems", "has_more": true,
+        "data": [made_item().await?],
+    });
+    let proxy = Proxy::start("200 OK\r\ncontent-type: application/json".into(), &page.to_string()).await?;
+    let stripe = Stripe::new(&args(&proxy.base))?;
+    match stripe.find_item("cus_1", Uuid::from_u128(7), &pace()).await {
+        Search::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Later, "{}", doubt.message),
+        other => anyhow::bail!("{other:?}"),
+    }
+    assert_eq!(proxy.requests.load(Ordering::Relaxed), 100);
+    Ok(())
+}
+
+/// An item as Stripe shows it.
+async fn made_item() -> Result<serde_json::Value> {
+    let sim = Sim::start().await?;
+    let stripe = Stripe::new(&args(&sim.base))?;
+    create(&stripe, &item(&sim.customer().await?, Uuid::nil(), 1), "k").await?;
+    sim.items().await?.pop().context("an item")
+}
+
+/// Something between us and Stripe that gives every request the same answer.
+struct Proxy {
+    base: String,
+    requests: Arc<AtomicUsize>,
+    server: JoinHandle<Result<()>>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Proxy {
+    /// `head`: the status and the headers; a length is added.
+    async fn start(head: String, body: &str) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let base = format!("http://{}", listener.local_addr()?);
+        let answer =
+            format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+        let requests = Arc::new(AtomicUsize::new(0));
+        let count = requests.clone();
+        let server = tokio::spawn(async move {
+            loop {
+                let mut stream = BufReader::new(listener.accept().await?.0);
+                let (mut line, mut length) = (String::new(), 0);
+                while stream.read_line(&mut line).await? > 2 {
+                    if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                        length = value.trim().parse()?;
+                    }
+                    line.clear();
+                }
+                stream.read_exact(&mut vec![0; length]).await?;
+                count.fetch_add(1, Ordering::Relaxed);
+                stream.write_all(answer.as_bytes()).await?;
+                stream.shutdown().await?;
+            }
+        });
+        Ok(Self { base, requests, server })
+    }
+}
+
+#[tokio::test]
 async fn a_stripe_that_is_away_or_silent_leaves_a_doubt() -> Result<()> {
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let silent = TcpListener::bind("127.0.0.1:0").await?;
     let mut short = args(&format!("http://{}", silent.local_addr()?));
     short.stripe_timeout = Duration::from_millis(50);
     let away = args("http://127.0.0.1:1");
@@ -215,9 +335,15 @@ fn settings_that_cannot_be_used_are_named_and_the_key_is_never_shown() -> Result
     let mut live = args("http://localhost:12111/");
     live.stripe_secret_key = "sk_live_x".into();
     ensure!(matches!(Stripe::new(&live), Err(StripeConfigError::Base(_))));
-    let mut broken = args("https://api.stripe.com/");
-    broken.stripe_secret_key = "sk_test_\n".into();
-    ensure!(matches!(Stripe::new(&broken), Err(StripeConfigError::Key)));
+    for key in ["sk_test_\n", "", "foo", "pk_test_billing"] {
+        let mut broken = args("https://api.stripe.com/");
+        broken.stripe_secret_key = key.into();
+        let error = Stripe::new(&broken).err().with_context(|| format!("{key:?} is no secret key"))?;
+        ensure!(error.to_string().contains("STRIPE_SECRET_KEY"), "{error}");
+    }
+    let mut restricted = args("https://api.stripe.com/");
+    restricted.stripe_secret_key = "rk_test_billing".into();
+    Stripe::new(&restricted)?;
     let stripe = Stripe::new(&args("https://api.stripe.com"))?;
     ensure!(!format!("{stripe:?} {:?}", args("https://api.stripe.com")).contains(STRIPE_KEY));
     Ok(())

@@ -4,13 +4,21 @@ use anyhow::{Context, Result, ensure};
 use chrono::{TimeDelta, Utc};
 use nexus_client::CallOptions;
 use nexus_core::plan::Plan;
-use nexus_kit::auth::Scope;
+use nexus_kit::{auth::Scope, status::reason};
 use nexus_proto::billing::v1::ProcessOverageRequest;
 use nexus_testkit::{db::TestDb, seed, settings};
 use serde_json::json;
 use tonic::Code;
+use tonic_types::StatusExt;
 
-use crate::support::{Billing, Sim, begin, config, only, record, runner, until, user};
+use crate::support::{
+    Billing, Sim, begin, begin_with, config, lease_is_free, only, record, record_at, runner, until, user,
+};
+
+/// Calls with this are repeats of each other.
+fn requested() -> ProcessOverageRequest {
+    ProcessOverageRequest { request_id: "0b9c0bd4-55a6-4a2e-8a3f-9d1d4c1a7f00".into(), ..Default::default() }
+}
 
 #[tokio::test]
 async fn a_run_finds_who_owes_although_nothing_was_refreshed() -> Result<()> {
@@ -65,15 +73,71 @@ async fn a_repeated_request_returns_the_first_runs_figures() -> Result<()> {
     let billing = Billing::start(&db, &sim.base).await?;
     sim.pro(&db, "eco_a").await?;
     record(&db, "eco_a", 100_100).await?;
-    let request = ProcessOverageRequest {
-        request_id: "0b9c0bd4-55a6-4a2e-8a3f-9d1d4c1a7f00".into(),
-        ..Default::default()
-    };
-    let first = billing.run(request.clone()).await?;
+    let first = billing.run(requested()).await?;
     record(&db, "eco_a", 100).await?;
-    let repeat = billing.run(request).await?;
+    let repeat = billing.run(requested()).await?;
     assert_eq!((&repeat.run_id, repeat.charged_count, repeat.total_micros), (&first.run_id, 1, 100_000));
     assert_eq!(sim.amounts().await?, [10]);
+    billing.stop().await
+}
+
+#[tokio::test]
+async fn a_run_that_failed_is_an_error_and_a_repeat_goes_on_with_it() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = Billing::start(&db, &sim.base).await?;
+    sim.pro(&db, "eco_a").await?;
+    record(&db, "eco_a", 100_100).await?;
+    sqlx::query("revoke update on eco_usage_records from nexus_billing").execute(&db.pool).await?;
+    for _ in 0..2 {
+        let call = billing.client.clone().process_overage(runner()?.request(requested())).await;
+        let error = call.err().context("a run that failed is no success")?;
+        assert_eq!((error.code(), reason(&error).as_str()), (Code::Unavailable, "RUN_FAILED"));
+        let run_id: String =
+            sqlx::query_scalar("select run_id::text from eco_overage_runs where status = 'failed'")
+                .fetch_one(&db.pool)
+                .await?;
+        ensure!(error.message().contains(&run_id), "{error}");
+        let retry = error.get_error_details().retry_info().and_then(|info| info.retry_delay);
+        ensure!(retry.is_some_and(|delay| !delay.is_zero()), "{retry:?}");
+    }
+    sqlx::query("grant update on eco_usage_records to nexus_billing").execute(&db.pool).await?;
+    let repeat = billing.run(requested()).await?;
+    assert_eq!((repeat.charged_count, repeat.total_micros, repeat.running), (1, 100_000, false));
+    assert_eq!(billing.run(requested()).await?.run_id, repeat.run_id);
+    assert_eq!(sim.amounts().await?, [10]);
+    billing.stop().await
+}
+
+#[tokio::test]
+async fn a_repeat_goes_on_with_a_run_that_was_killed() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let mut settings = config(&db, &sim.base);
+    settings.overage_concurrency = 1;
+    let doomed = Billing::start_with(settings).await?;
+    for eco_id in ["eco_0", "eco_1", "eco_other"] {
+        sim.pro(&db, eco_id).await?;
+        record(&db, eco_id, 100_100).await?;
+    }
+    let request = ProcessOverageRequest { account_ids: vec!["eco_0".into(), "eco_1".into()], ..requested() };
+    // The first account is charged, and kept as such, before the second one's request hangs.
+    sim.fault(json!({ "times": 1 })).await?;
+    sim.fault(json!({ "hold": true })).await?;
+    let call = begin_with(&doomed, request.clone());
+    sim.read("/held").await?;
+    until(&db, "select exists (select from eco_overage_runs where charged = 1)").await?;
+    doomed.kill().await?;
+    ensure!(call.await?.is_err(), "a killed server cannot have answered");
+    sim.admin("/release", json!({})).await?;
+    lease_is_free(&db).await?;
+    let billing = Billing::start(&db, &sim.base).await?;
+    let repeat = billing.run(request.clone()).await?;
+    assert_eq!((repeat.running, repeat.processed_count), (false, 2));
+    assert_eq!((repeat.charged_count, repeat.total_micros), (2, 200_000), "what was done before counts");
+    let runs: Vec<(String, String)> =
+        sqlx::query_as("select run_id::text, status from eco_overage_runs").fetch_all(&db.pool).await?;
+    assert_eq!(runs, [(repeat.run_id.clone(), "finished".to_owned())]);
+    assert_eq!(billing.run(request).await?.run_id, repeat.run_id);
+    assert_eq!(sim.amounts().await?, [10, 10]);
     billing.stop().await
 }
 
@@ -113,13 +177,7 @@ async fn killed_between_send_and_record_the_next_run_finds_it_done() -> Result<(
 /// A new server charges what the killed one left, once, and marks its run.
 async fn resolves(db: &TestDb, sim: &Sim) -> Result<()> {
     let billing = Billing::start(db, &sim.base).await?;
-    // The killed server's lease ends with its connection.
-    until(
-        db,
-        "select not exists (select from pg_locks where locktype = 'advisory' and objid = 2 and objsubid = 2
-         and database = (select oid from pg_database where datname = current_database()))",
-    )
-    .await?;
+    lease_is_free(db).await?;
     let run = billing.run_all().await?;
     assert_eq!((run.charged_count, run.total_micros, run.errors.len()), (1, 100_000, 0));
     assert_eq!(sim.amounts().await?, [10]);
@@ -222,8 +280,9 @@ async fn a_stopping_server_finishes_what_it_has_in_hand_and_takes_no_more() -> R
     billing.shutdown.cancel();
     sim.admin("/release", json!({})).await?;
     billing.stop().await?;
-    let answer = call.await??;
-    assert_eq!((answer.charged_count, answer.running), (1, false));
+    let error = call.await?.err().context("a run that was cut short is no success")?;
+    let error = error.downcast_ref::<tonic::Status>().context("a status")?;
+    assert_eq!((error.code(), reason(error).as_str()), (Code::Unavailable, "RUN_FAILED"));
     let left: Vec<(String, String)> =
         sqlx::query_as("select eco_id, status from eco_overage_charges").fetch_all(&db.pool).await?;
     assert_eq!(left, [("eco_0".to_owned(), "succeeded".to_owned())]);
@@ -260,9 +319,17 @@ async fn a_run_can_be_limited_to_accounts() -> Result<()> {
     }
     let dry = billing.run(ProcessOverageRequest { dry_run: true, ..only("eco_1") }).await?;
     assert_eq!((dry.planned_charges.len(), dry.planned_charges[0].eco_id.as_str()), (1, "eco_1"));
+    // A period long over in which nothing was owed: settled by a run that looks at its account.
+    seed::account(&db.pool, "eco_2", Plan::Pro, Utc::now() - TimeDelta::days(70)).await?;
+    let first = sqlx::query_scalar("select anchor_time from eco_subscriptions where eco_id = 'eco_2'");
+    record_at(&db, "eco_2", first.fetch_one(&db.pool).await?, 5).await?;
+    until(&db, "select exists (select from eco_usage_records where eco_id = 'eco_2')").await?;
+    let settled = "select settled_time is not null from eco_usage_records where eco_id = 'eco_2'";
     assert_eq!(billing.run(only("eco_1")).await?.charged_count, 1);
+    ensure!(!sqlx::query_scalar::<_, bool>(settled).fetch_one(&db.pool).await?, "it was not to be looked at");
     assert_eq!(sim.items().await?[0]["metadata"]["eco_id"], json!("eco_1"));
     assert_eq!(billing.run_all().await?.charged_count, 1);
     assert_eq!(sim.items().await?[1]["metadata"]["eco_id"], json!("eco_0"));
+    ensure!(sqlx::query_scalar::<_, bool>(settled).fetch_one(&db.pool).await?);
     billing.stop().await
 }

@@ -245,11 +245,25 @@ pub(crate) async fn until(db: &TestDb, query: &'static str) -> Result<()> {
 
 /// A run that is called for by a task of its own.
 pub(crate) fn begin(billing: &Billing) -> JoinHandle<Result<ProcessOverageResponse>> {
+    begin_with(billing, ProcessOverageRequest::default())
+}
+
+pub(crate) fn begin_with(
+    billing: &Billing,
+    request: ProcessOverageRequest,
+) -> JoinHandle<Result<ProcessOverageResponse>> {
     let mut client = billing.client.clone();
-    tokio::spawn(async move {
-        let request = runner()?.request(ProcessOverageRequest::default());
-        Ok(client.process_overage(request).await?.into_inner())
-    })
+    tokio::spawn(async move { Ok(client.process_overage(runner()?.request(request)).await?.into_inner()) })
+}
+
+/// Waits until nobody has the lease of a run: that of a killed server ends with its connection.
+pub(crate) async fn lease_is_free(db: &TestDb) -> Result<()> {
+    until(
+        db,
+        "select not exists (select from pg_locks where locktype = 'advisory' and objid = 2 and objsubid = 2
+         and database = (select oid from pg_database where datname = current_database()))",
+    )
+    .await
 }
 
 /// A run limited to one account.

@@ -1,12 +1,13 @@
-//! `nexus overage process`: has billing-svc charge what is owed.
+//! `nexus overage process`: has billing-svc charge what is owed, and follows the run to its end.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
 use nexus_client as client;
 use nexus_proto::billing::v1::{PlannedCharge, ProcessOverageRequest, ProcessOverageResponse};
 use serde_json::{Value, json};
+use tonic::{Code, Status};
 
 use crate::call::{self, Credentials, money, thousands};
 
@@ -14,8 +15,16 @@ const HELP: &str = "\
 Examples:
   nexus overage process --dry-run
   nexus overage process --account eco_demo_pro --json
-Exit code: 0 all well (also when the run goes on, or another was at work), 2 some accounts could not be
-charged, 1 the run failed. Safe to repeat: what was charged is not charged again.";
+It ends when the run has ended, however long that takes; each call takes --call-timeout at most.
+Exit code: 0 all well (also when another run was at work: then nothing was done), 2 some accounts could
+not be charged, 1 the run failed. Safe to repeat: what was charged is not charged again.";
+
+/// Between two calls about a run that goes on.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Before a call is repeated that failed; twice as long each time.
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// Calls in a row that may fail, the first included.
+const MAX_FAILURES: u32 = 5;
 
 #[derive(Subcommand)]
 pub(crate) enum Action {
@@ -44,23 +53,56 @@ pub(crate) struct ProcessArgs {
 
 pub(crate) async fn run(action: Action) -> Result<ExitCode> {
     let Action::Process(args) = action;
-    let mut billing = client::billing(args.credentials.channel(&args.billing_addr)?);
-    let request = ProcessOverageRequest {
-        request_id: uuid::Uuid::now_v7().to_string(),
-        account_ids: args.accounts,
-        dry_run: args.dry_run,
-    };
-    let response = billing
-        .process_overage(args.credentials.options()?.request(request))
-        .await
-        .map_err(|status| anyhow!("ProcessOverage at {}: {}", args.billing_addr, call::explain(&status)))?
-        .into_inner();
+    let response = to_the_end(&args).await?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&as_json(&response, args.dry_run))?);
     } else {
         print!("{}", as_text(&response, args.dry_run));
     }
     Ok(if response.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+/// Calls with one and the same `request_id` until the run has ended. A run that was cut short goes on with
+/// the next call, and a call that was lost has begun nothing twice.
+async fn to_the_end(args: &ProcessArgs) -> Result<ProcessOverageResponse> {
+    let mut billing = client::billing(args.credentials.channel(&args.billing_addr)?);
+    let request = ProcessOverageRequest {
+        request_id: uuid::Uuid::now_v7().to_string(),
+        account_ids: args.accounts.clone(),
+        dry_run: args.dry_run,
+    };
+    let mut failures = 0;
+    loop {
+        let answer = billing.process_overage(args.credentials.options()?.request(request.clone())).await;
+        let pause = match answer.map(tonic::Response::into_inner) {
+            Ok(response) if !response.running => return Ok(response),
+            Ok(response) => {
+                failures = 0;
+                eprint!("{}", as_text(&response, false));
+                PAUSE
+            }
+            Err(status) => {
+                failures += 1;
+                let failed = format!("ProcessOverage at {}: {}", args.billing_addr, call::explain(&status));
+                if failures >= MAX_FAILURES || !may_pass(&status) {
+                    return Err(anyhow!(failed));
+                }
+                eprintln!("{failed}; it is called again");
+                FIRST_BACKOFF * 2_u32.pow(failures - 1)
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Whether the same call may go well in a moment: the service is away or late, or the connection broke.
+fn may_pass(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded => true,
+        // Made on this side by the transport.
+        Code::Unknown | Code::Cancelled | Code::Internal => std::error::Error::source(status).is_some(),
+        _ => false,
+    }
 }
 
 fn as_json(r: &ProcessOverageResponse, dry_run: bool) -> Value {

@@ -16,14 +16,16 @@ use sqlx::{Acquire, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::pace::{LONGEST_REST, Pace, backoff};
 use crate::{
     domain::{
         charge::Intent,
         run::{AccountError, AccountResult},
     },
     error::Error,
-    payments::{Advice, Doubt, Outcome, Payments, Refusal, Search},
+    payments::{
+        Advice, Doubt, Outcome, Payments, Refusal, Search,
+        pace::{LONGEST_REST, Pace, backoff},
+    },
     store::{
         charges::{self, Readiness},
         facts::{self, PeriodKey},
@@ -63,6 +65,13 @@ enum Step {
     Parked(Option<AccountError>),
 }
 
+/// Whether an intent may be at Stripe.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Never,
+    Perhaps,
+}
+
 /// What became of an intent.
 enum Settled {
     /// Stripe has it.
@@ -97,17 +106,17 @@ async fn charge_period(
     result: &mut AccountResult,
 ) -> Result<(), Error> {
     loop {
-        let (intent, is_last) = match next_step(context, period).await? {
+        let (intent, sent, is_last) = match next_step(context, period).await? {
             Step::Nothing => return Ok(()),
             Step::Parked(error) => {
                 result.error = error;
                 return Ok(());
             }
-            Step::Resolve(intent) => (intent, false),
+            Step::Resolve(intent) => (intent, Sent::Perhaps, false),
             // After the last charge of a period it is looked at once more, and settled.
-            Step::Send { intent, settling } => (intent, !settling),
+            Step::Send { intent, settling } => (intent, Sent::Never, !settling),
         };
-        match carry_out(context, &intent).await? {
+        match carry_out(context, &intent, sent).await? {
             Settled::Charged => {
                 result.charged = true;
                 if intent.item.currency == Currency::USD.as_str() {
@@ -191,10 +200,10 @@ async fn park(db: &mut PgConnection, period: &PeriodKey, why: Park) -> Result<St
 }
 
 /// Sends an intent until it is known what became of it, within bounds.
-async fn carry_out(context: &ChargeContext, intent: &Intent) -> Result<Settled, Error> {
+async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> Result<Settled, Error> {
     let mut intent = intent.clone();
     let mut look = false;
-    let mut last = "the run was stopped before it was sent".to_owned();
+    let mut last = "the run was stopped before it could ask".to_owned();
     for tries in 0..MAX_TRIES {
         context.pace.wait().await;
         if context.halt.is_cancelled() {
@@ -207,6 +216,7 @@ async fn carry_out(context: &ChargeContext, intent: &Intent) -> Result<Settled, 
         let doubt = match readiness {
             Readiness::Gone => return Ok(Settled::Not(in_doubt(&intent, "another run has taken it over"))),
             Readiness::Send if !look => {
+                sent = Sent::Perhaps;
                 match context.payments.create_invoice_item(&intent.item, &intent.key()).await {
                     Outcome::Succeeded { item_id } => return succeeded(context, &intent, &item_id).await,
                     Outcome::FailedForGood(refusal) => return refused(context, &intent, refusal).await,
@@ -214,7 +224,8 @@ async fn carry_out(context: &ChargeContext, intent: &Intent) -> Result<Settled, 
                 }
             }
             Readiness::Send | Readiness::Old => {
-                match context.payments.find_item(&intent.item.customer, intent.charge_id).await {
+                match context.payments.find_item(&intent.item.customer, intent.charge_id, &context.pace).await
+                {
                     Search::Found { item_id, amount_minor } if amount_minor == intent.item.amount_minor => {
                         return succeeded(context, &intent, &item_id).await;
                     }
@@ -238,7 +249,10 @@ async fn carry_out(context: &ChargeContext, intent: &Intent) -> Result<Settled, 
             break;
         }
     }
-    Ok(Settled::Not(in_doubt(&intent, &last)))
+    Ok(Settled::Not(match sent {
+        Sent::Never => not_sent(&intent),
+        Sent::Perhaps => in_doubt(&intent, &last),
+    }))
 }
 
 /// Waits before the next try; false: there is none in this run.
@@ -305,6 +319,14 @@ fn altered(intent: &Intent, item_id: &str) -> Settled {
         "ITEM_DIFFERS",
         format!("Stripe holds charge {} with another amount; it must be reconciled.", intent.charge_id),
     ))
+}
+
+fn not_sent(intent: &Intent) -> AccountError {
+    let message = format!(
+        "Charge {} was written down and not sent, for the run was stopped; the next run sends it.",
+        intent.charge_id
+    );
+    failure(&intent.eco_id, "NOT_SENT", message)
 }
 
 fn in_doubt(intent: &Intent, why: &str) -> AccountError {

@@ -5,7 +5,6 @@ use std::{
     time::Instant,
 };
 
-use nexus_kit::db;
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::watch;
 use tokio_util::{
@@ -16,20 +15,23 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
-    ChargeContext, Pace,
+    ChargeContext,
     run::{Live, Run},
 };
 use crate::{
-    domain::run::Figures,
+    domain::run::{Figures, RunStatus},
     error::Error,
-    payments::Payments,
-    store::{lease, runs},
+    payments::{Payments, pace::Pace},
+    store::{
+        lease,
+        runs::{self, Begun},
+    },
 };
 
 /// A call of ProcessOverage.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
-    /// A repeat returns the first run's figures.
+    /// A repeat returns the first run's figures, and goes on with it where it was cut short.
     pub request_id: Option<Uuid>,
     /// Only these accounts; `None`: all.
     pub accounts: Option<Vec<String>>,
@@ -38,7 +40,7 @@ pub struct Request {
 /// The answer to it.
 #[derive(Debug, Clone)]
 pub enum Answer {
-    /// A run, at its end or so far.
+    /// A run, at its good end or so far.
     Run(Snapshot),
     /// Another run was at work; nothing was done.
     AlreadyRunning,
@@ -49,10 +51,10 @@ pub enum Answer {
 pub struct Snapshot {
     /// The run.
     pub run_id: Uuid,
+    /// How far it is.
+    pub status: RunStatus,
     /// Its figures.
     pub figures: Figures,
-    /// Whether it goes on.
-    pub running: bool,
     /// How long it has taken.
     pub duration_ms: i64,
 }
@@ -108,7 +110,8 @@ impl Engine {
         self.tasks.wait().await;
     }
 
-    /// Begins a run, named `run_id`, and waits for its end, until `wait_until` at most.
+    /// Begins a run, named `run_id`, or goes on with the one of the request where it was cut short, and
+    /// waits for its end, until `wait_until` at most.
     pub async fn process(
         &self,
         request: Request,
@@ -118,12 +121,16 @@ impl Engine {
         if self.shutdown.is_cancelled() {
             return Err(Error::Stopping);
         }
-        if let Some(run) = self.earlier(&request).await? {
+        if let Some(run) = self.earlier(&request).await?
+            && (run.status == RunStatus::Finished || self.current(run.run_id).is_some())
+        {
             return self.follow(run, wait_until).await;
         }
         // A connection of its own, which the pool does not take back: the lease lives as long as it does.
         let mut connection = self.pool.acquire().await?.detach();
+        // Only who has the lease knows that nobody is at work on a run which is not done.
         if !lease::try_run(&mut connection).await? {
+            drop(connection);
             return match self.earlier(&request).await? {
                 Some(run) => self.follow(run, wait_until).await,
                 None => Ok(Answer::AlreadyRunning),
@@ -133,24 +140,20 @@ impl Engine {
         if orphans > 0 {
             tracing::warn!(orphans, "a run before this one was cut off");
         }
-        let begun =
-            runs::insert(&mut connection, run_id, request.request_id, request.accounts.as_deref()).await;
-        match begun {
-            Ok(()) => {}
-            Err(e) if db::violates(&e, "eco_overage_runs_request_id_key") => {
-                return match self.earlier(&request).await? {
-                    Some(run) => self.follow(run, wait_until).await,
-                    None => Err(Error::Database(e)),
-                };
+        let begun = match find(&mut connection, &request).await? {
+            None => runs::insert(&mut connection, run_id, request.request_id, request.accounts).await?,
+            Some(run) if run.status == RunStatus::Finished => {
+                lease::give_back(connection).await?;
+                return Snapshot::from(run).answer();
             }
-            Err(e) => return Err(Error::Database(e)),
-        }
-        let current = self.spawn(connection, run_id, request.accounts);
-        Ok(Answer::Run(current.wait(wait_until).await?))
+            Some(run) => runs::resume(&mut connection, run.run_id).await?,
+        };
+        self.spawn(connection, begun).wait(wait_until).await?.answer()
     }
 
-    fn spawn(&self, lease: PgConnection, run_id: Uuid, accounts: Option<Vec<String>>) -> Current {
-        let (sender, live) = watch::channel(Live::default());
+    fn spawn(&self, lease: PgConnection, begun: Begun) -> Current {
+        let run_id = begun.run_id;
+        let (sender, live) = watch::channel(Live { figures: begun.figures.clone(), ended: None });
         let current = Current { run_id, started: Instant::now(), live };
         let run = Run {
             context: ChargeContext {
@@ -161,7 +164,7 @@ impl Engine {
                 halt: CancellationToken::new(),
                 shutdown: self.shutdown.clone(),
             },
-            accounts,
+            begun,
             concurrency: self.concurrency,
             live: sender,
         };
@@ -179,27 +182,38 @@ impl Engine {
     }
 
     async fn earlier(&self, request: &Request) -> Result<Option<runs::Run>, Error> {
-        let Some(request_id) = request.request_id else { return Ok(None) };
         let mut connection = self.pool.acquire().await?;
-        Ok(runs::find_by_request(&mut connection, request_id).await?)
+        Ok(find(&mut connection, request).await?)
     }
 
     /// The figures of a run that was begun before: followed to its end if it is at work in this process.
     async fn follow(&self, run: runs::Run, wait_until: tokio::time::Instant) -> Result<Answer, Error> {
+        match self.current(run.run_id) {
+            Some(current) => current.wait(wait_until).await?.answer(),
+            None => Snapshot::from(run).answer(),
+        }
+    }
+
+    /// The run, if it is at work in this process.
+    fn current(&self, run_id: Uuid) -> Option<Current> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(Answer::Run(match current.filter(|current| current.run_id == run.run_id) {
-            Some(current) if run.running => current.wait(wait_until).await?,
-            _ => Snapshot {
-                run_id: run.run_id,
-                figures: run.figures,
-                running: run.running,
-                duration_ms: run.duration_ms,
-            },
-        }))
+        current.filter(|current| current.run_id == run_id && current.is_at_work())
+    }
+}
+
+async fn find(db: &mut PgConnection, request: &Request) -> sqlx::Result<Option<runs::Run>> {
+    match request.request_id {
+        Some(request_id) => runs::find_by_request(db, request_id).await,
+        None => Ok(None),
     }
 }
 
 impl Current {
+    /// False once it has ended, or was cut off.
+    fn is_at_work(&self) -> bool {
+        self.live.has_changed().is_ok() && self.live.borrow().ended.is_none()
+    }
+
     /// The figures at the end of the run, or so far where it takes longer.
     async fn wait(mut self, until: tokio::time::Instant) -> Result<Snapshot, Error> {
         let ended = tokio::time::timeout_at(until, self.live.wait_for(|live| live.ended.is_some())).await;
@@ -209,12 +223,30 @@ impl Current {
             return Err(Error::Stopping);
         }
         let live = self.live.borrow().clone();
-        let took = live.ended.unwrap_or_else(Instant::now).duration_since(self.started);
+        let (end, status) = live.ended.unwrap_or_else(|| (Instant::now(), RunStatus::Running));
+        let took = end.duration_since(self.started);
         Ok(Snapshot {
             run_id: self.run_id,
+            status,
             figures: live.figures,
-            running: live.ended.is_none(),
             duration_ms: i64::try_from(took.as_millis()).unwrap_or(i64::MAX),
         })
+    }
+}
+
+impl Snapshot {
+    /// A run that was cut short is an error and not an answer.
+    fn answer(self) -> Result<Answer, Error> {
+        match self.status {
+            RunStatus::Running | RunStatus::Finished => Ok(Answer::Run(self)),
+            RunStatus::Failed => Err(Error::RunFailed(self.run_id)),
+        }
+    }
+}
+
+impl From<runs::Run> for Snapshot {
+    fn from(run: runs::Run) -> Self {
+        let runs::Run { run_id, status, figures, duration_ms } = run;
+        Self { run_id, status, figures, duration_ms }
     }
 }

@@ -5,16 +5,13 @@
 //! | [`engine`] | one run at a time: begins it, hands out its figures, ends with the server |
 //! | [`run`] | a run: who owes, so many at once, the heartbeat |
 //! | [`charge`] | one account: the ledger's algorithm |
-//! | [`pace`] | how fast Stripe may be called |
 //! | [`dry_run`] | what a run would charge, read only |
 
 mod charge;
 mod dry_run;
 mod engine;
-mod pace;
 mod run;
 
 pub use charge::{ChargeContext, charge_account};
 pub use dry_run::{Plan, PlannedCharge, dry_run};
 pub use engine::{Answer, Engine, Request, Snapshot};
-pub use pace::Pace;

@@ -3,20 +3,20 @@
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, future, stream};
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{ChargeContext, charge_account};
 use crate::{
     app::refresh,
-    domain::run::Figures,
+    domain::run::{Figures, RunStatus},
     error::Error,
     store::{
         facts::PeriodKey,
         lease,
         records::{self, Candidate},
-        runs::{self, End},
+        runs::{self, Begun},
     },
 };
 
@@ -29,14 +29,14 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Live {
     /// Figures so far.
     pub(super) figures: Figures,
-    /// When it ended; `None`: it goes on.
-    pub(super) ended: Option<Instant>,
+    /// When and how it ended; `None`: it goes on.
+    pub(super) ended: Option<(Instant, RunStatus)>,
 }
 
 /// A run about to begin.
 pub(super) struct Run {
     pub(super) context: ChargeContext,
-    pub(super) accounts: Option<Vec<String>>,
+    pub(super) begun: Begun,
     pub(super) concurrency: usize,
     pub(super) live: watch::Sender<Live>,
 }
@@ -52,11 +52,11 @@ impl Run {
         };
         let (result, ()) = future::join(work, self.heartbeat(&mut lease, &working)).await;
         let end = match &result {
-            Ok(true) => End::Finished,
-            Ok(false) => End::Failed,
+            Ok(true) => RunStatus::Finished,
+            Ok(false) => RunStatus::Failed,
             Err(error) => {
                 tracing::error!(%error, "a run failed");
-                End::Failed
+                RunStatus::Failed
             }
         };
         if let Err(error) = self.keep_end(lease, end).await {
@@ -71,7 +71,7 @@ impl Run {
             total_micros = figures.total.0,
             "a run ended"
         );
-        self.live.send_modify(|live| live.ended = Some(Instant::now()));
+        self.live.send_modify(|live| live.ended = Some((Instant::now(), end)));
     }
 
     /// Charges whoever owes; false: cut short.
@@ -89,7 +89,9 @@ impl Run {
                 future::ready(())
             })
             .await;
-        Ok(left == 0)
+        // An account may have been left where it was by whatever stopped the run.
+        let left_open = self.context.shutdown.is_cancelled() && self.live.borrow().figures.failed > 0;
+        Ok(left == 0 && !left_open && !self.context.halt.is_cancelled())
     }
 
     /// The periods with something to do, by account. The queue is emptied first, so that no account is
@@ -97,8 +99,8 @@ impl Run {
     async fn who_owes(&self) -> Result<Vec<Vec<PeriodKey>>, Error> {
         refresh::drain(&self.context.pool).await?;
         let mut connection = self.context.pool.acquire().await?;
-        records::settle_empty(&mut connection).await?;
-        let candidates = records::candidates(&mut connection, self.accounts.as_deref()).await?;
+        records::settle_empty(&mut connection, self.begun.accounts.as_deref()).await?;
+        let candidates = records::candidates(&mut connection, self.begun.accounts.as_deref()).await?;
         Ok(by_account(candidates)?)
     }
 
@@ -109,7 +111,7 @@ impl Run {
                 () = tokio::time::sleep(HEARTBEAT) => {}
             }
             let figures = self.live.borrow().figures.clone();
-            let beat = runs::update(&mut *lease, self.context.run_id, &figures, None);
+            let beat = runs::update(&mut *lease, &self.begun, &figures, RunStatus::Running);
             match tokio::time::timeout(HEARTBEAT_TIMEOUT, beat).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return self.lease_lost(&error),
@@ -124,15 +126,14 @@ impl Run {
     }
 
     /// Keeps the end and gives the lease back, in this order: who has the lease next sees no run at work.
-    async fn keep_end(&self, mut lease: PgConnection, end: End) -> sqlx::Result<()> {
+    async fn keep_end(&self, mut lease: PgConnection, end: RunStatus) -> sqlx::Result<()> {
         let figures = self.live.borrow().figures.clone();
         if self.context.halt.is_cancelled() {
             let mut connection = self.context.pool.acquire().await?;
-            return runs::update(&mut connection, self.context.run_id, &figures, Some(end)).await;
+            return runs::update(&mut connection, &self.begun, &figures, end).await;
         }
-        runs::update(&mut lease, self.context.run_id, &figures, Some(end)).await?;
-        lease::end_run(&mut lease).await?;
-        lease.close().await
+        runs::update(&mut lease, &self.begun, &figures, end).await?;
+        lease::give_back(lease).await
     }
 }
 

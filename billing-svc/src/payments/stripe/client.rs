@@ -11,7 +11,7 @@ use hyper::{
 };
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{Builder, Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use nexus_kit::telemetry;
@@ -26,6 +26,8 @@ const STRIPE_VERSION: HeaderName = HeaderName::from_static("stripe-version");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Less than the minute after which load balancers drop idle connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A setting of Stripe's that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,8 +35,8 @@ pub enum StripeConfigError {
     /// The base is no URL, or sends a live key in clear text.
     #[error("STRIPE_API_BASE (--stripe-api-base): {0}")]
     Base(&'static str),
-    /// The key cannot be sent.
-    #[error("STRIPE_SECRET_KEY (--stripe-secret-key) must be a key that a header can carry")]
+    /// No secret key, or one that cannot be sent.
+    #[error("STRIPE_SECRET_KEY (--stripe-secret-key) must be a secret key: it begins with sk_ or rk_")]
     Key,
 }
 
@@ -62,6 +64,9 @@ pub enum RequestError {
     /// No answer in time. Stripe may or may not have done it.
     #[error("no answer from Stripe in time")]
     Timeout,
+    /// A listing with more pages than are looked through.
+    #[error("a listing at Stripe took too long")]
+    TooLong,
     /// An answer that is no object of Stripe's.
     #[error("an answer from Stripe that cannot be read: {0}")]
     Unreadable(String),
@@ -119,10 +124,7 @@ impl HttpClient {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let http = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .build(connector.wrap_connector(tcp));
+        let http = connections(PING_INTERVAL, PING_TIMEOUT).build(connector.wrap_connector(tcp));
         Ok(Self {
             http,
             base: base(args)?,
@@ -183,6 +185,18 @@ impl StripeClient for HttpClient {
     }
 }
 
+/// How connections are kept: a dead one is found out by a ping and not by the requests sent over it.
+fn connections(ping_interval: Duration, ping_timeout: Duration) -> Builder {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .http2_keep_alive_interval(ping_interval)
+        .http2_keep_alive_timeout(ping_timeout);
+    builder
+}
+
 fn base(args: &StripeArgs) -> Result<String, StripeConfigError> {
     let bad = |_| StripeConfigError::Base("must be a URL such as https://api.stripe.com/");
     let uri: Uri = args.stripe_api_base.parse().map_err(bad)?;
@@ -203,7 +217,7 @@ fn base(args: &StripeArgs) -> Result<String, StripeConfigError> {
 
 fn authorization(secret: &SecretString) -> Result<HeaderValue, StripeConfigError> {
     let secret = secret.expose_secret();
-    if secret.is_empty() {
+    if !(secret.starts_with("sk_") || secret.starts_with("rk_")) {
         return Err(StripeConfigError::Key);
     }
     let mut value = HeaderValue::from_str(&format!("Bearer {secret}")).map_err(|_| StripeConfigError::Key)?;
@@ -238,4 +252,46 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    const PREFACE: usize = 24;
+    const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const PING: u8 = 6;
+    const SOON: Duration = Duration::from_millis(20);
+
+    #[tokio::test]
+    async fn a_connection_that_says_nothing_is_pinged_and_given_up() -> anyhow::Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let request = Request::get(format!("http://{}/", listener.local_addr()?)).body(Full::default())?;
+        let client: Client<_, Full<Bytes>> =
+            connections(SOON, SOON).http2_only(true).build(HttpConnector::new());
+        let silent = async {
+            let mut stream = listener.accept().await?.0;
+            stream.write_all(&EMPTY_SETTINGS).await?;
+            stream.read_exact(&mut [0; PREFACE]).await?;
+            loop {
+                let mut head = [0; 9];
+                stream.read_exact(&mut head).await?;
+                if head[3] == PING {
+                    return anyhow::Ok(stream);
+                }
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                stream.read_exact(&mut vec![0; length as usize]).await?;
+            }
+        };
+        // The stream stays open: only the missing answer to the ping ends the request.
+        let (answer, stream) = tokio::join!(client.request(request), silent);
+        let _open = stream?;
+        assert!(answer.is_err());
+        Ok(())
+    }
 }

@@ -2,7 +2,7 @@
 
 mod client;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use futures::future::BoxFuture;
 use stripe_billing::{
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 pub use client::{ErrorAnswer, ErrorObject, HttpClient, RequestError, StripeConfigError};
 
-use super::{Advice, Doubt, Outcome, Payments, Refusal, Search};
+use super::{Advice, Doubt, Outcome, Payments, Refusal, Search, pace::Pace};
 use crate::{
     config::StripeArgs,
     domain::charge::{CHARGE_ID, InvoiceItem},
@@ -23,6 +23,10 @@ use crate::{
 
 /// Items a page of a listing has at most.
 const PAGE: i64 = 100;
+/// Pages that are looked through at most: a customer gets some 30 items a month.
+const MAX_PAGES: usize = 100;
+/// Longest time a search may take.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Stripe.
 #[derive(Debug, Clone)]
@@ -41,9 +45,17 @@ impl Stripe {
         request(item)?.customize().request_strategy(RequestStrategy::Idempotent(key)).send(&self.client).await
     }
 
-    async fn find(&self, customer: &str, charge_id: &str) -> Result<Option<StripeItem>, RequestError> {
+    async fn find(
+        &self,
+        customer: &str,
+        charge_id: &str,
+        pace: &Pace,
+    ) -> Result<Option<StripeItem>, RequestError> {
         let mut list = ListInvoiceItem::new().customer(customer).limit(PAGE);
-        loop {
+        for turn in 0..MAX_PAGES {
+            if turn > 0 {
+                pace.wait().await;
+            }
             let page = list.send(&self.client).await?;
             let last = page.data.last().map(|item| item.id.to_string());
             let is_it = |item: &StripeItem| {
@@ -57,6 +69,7 @@ impl Stripe {
                 None => return Ok(None),
             }
         }
+        Err(RequestError::TooLong)
     }
 }
 
@@ -85,11 +98,13 @@ impl Payments for Stripe {
         Box::pin(call.instrument(span))
     }
 
-    fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid) -> BoxFuture<'a, Search> {
+    fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid, pace: &'a Pace) -> BoxFuture<'a, Search> {
         let span =
             tracing::info_span!("stripe.list_invoice_items", otel.kind = "client", server.address = "stripe");
         let call = async move {
-            match self.find(customer, &charge_id.to_string()).await {
+            let charge_id = charge_id.to_string();
+            let search = self.find(customer, &charge_id, pace);
+            match tokio::time::timeout(SEARCH_TIMEOUT, search).await.unwrap_or(Err(RequestError::TooLong)) {
                 Ok(Some(item)) => Search::Found { item_id: item.id.to_string(), amount_minor: item.amount },
                 Ok(None) => Search::Absent,
                 Err(error) => Search::Unknown(doubt(&error)),
@@ -119,12 +134,12 @@ fn request(item: &InvoiceItem) -> Result<CreateInvoiceItem, RequestError> {
     Ok(request)
 }
 
-/// Whether Stripe has not made the item and never will. A refused key of ours (401, 403) says nothing about
-/// the account, a conflict of keys says that something was made with this key, and a rate limit or an error
-/// of Stripe's own passes.
+/// Whether Stripe has not made the item and never will. Only Stripe's own error says so, and not that of a
+/// proxy on the way. A refused key of ours (401, 403) says nothing about the account, a conflict of keys says
+/// that something was made with this key, and a rate limit or an error of Stripe's own passes.
 fn is_final(answer: &ErrorAnswer) -> bool {
     matches!(answer.status, 400 | 402 | 404)
-        && answer.error.kind.as_deref() != Some("idempotency_error")
+        && answer.error.kind.as_deref().is_some_and(|kind| kind != "idempotency_error")
         && answer.should_retry != Some(true)
 }
 
@@ -145,12 +160,14 @@ fn doubt(error: &RequestError) -> Doubt {
         RequestError::Connection(_) | RequestError::Timeout | RequestError::Unreadable(_) => {
             (Advice::Again, None)
         }
+        RequestError::TooLong => (Advice::Later, None),
         RequestError::Answer(answer) => (advice(answer), answer.retry_after),
     };
     let message = match error {
         RequestError::Connection(_) => "no answer from Stripe".to_owned(),
         RequestError::Timeout => "no answer from Stripe in time".to_owned(),
         RequestError::Unreadable(_) => "an answer from Stripe that cannot be read".to_owned(),
+        RequestError::TooLong => "the customer has too many items to look through".to_owned(),
         RequestError::Answer(answer) => format!("Stripe answered {}", answer.status),
     };
     let request_id = match error {

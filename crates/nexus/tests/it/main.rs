@@ -8,4 +8,5 @@ mod dev;
 mod e2e;
 mod import;
 mod maintenance;
+mod overage;
 mod token;

@@ -11,7 +11,7 @@ use rand::Rng;
 use tokio::time::Instant;
 
 /// Longest rest that a run waits for; what Stripe asks beyond it is left to the next run.
-pub(super) const LONGEST_REST: Duration = Duration::from_secs(30);
+pub const LONGEST_REST: Duration = Duration::from_secs(30);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -53,7 +53,7 @@ impl Pace {
 }
 
 /// How long to wait before the next try: twice as long each time, between half and all of that.
-pub(super) fn backoff(tries: u32, rng: &mut impl Rng) -> Duration {
+pub fn backoff(tries: u32, rng: &mut impl Rng) -> Duration {
     let full = FIRST_BACKOFF.saturating_mul(1 << tries.min(10)).min(LONGEST_BACKOFF);
     full / 2 + (full / 2).mul_f64(rng.random())
 }
