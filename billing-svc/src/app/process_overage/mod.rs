@@ -5,6 +5,7 @@
 //! | [`engine`] | one run at a time: begins it, hands out its figures, ends with the server |
 //! | [`run`] | a run: who owes, so many at once, the heartbeat |
 //! | [`charge`] | one account: the ledger's algorithm |
+//! | [`recheck`] | replaced charges, looked through once more: what came late is taken back |
 //! | [`pace`] | how fast Stripe may be called |
 //! | [`dry_run`] | what a run would charge, read only |
 
@@ -12,6 +13,7 @@ mod charge;
 mod dry_run;
 mod engine;
 mod pace;
+mod recheck;
 mod run;
 
 pub use charge::{ChargeContext, charge_account};
