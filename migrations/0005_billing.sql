@@ -62,15 +62,18 @@ create table eco_overage_charges (
     created_time           timestamptz not null default now(),
     sent_time              timestamptz,
     finished_time          timestamptz,
+    recheck_time           timestamptz,  -- superseded: from when to look for an item that came late; null: done
     primary key (charge_id, attempt),
     unique (eco_id, period_start, sequence, attempt),
     foreign key (eco_id, period_start) references eco_usage_records,
-    check ((status = 'succeeded') = (stripe_invoice_item_id is not null))
+    check ((status = 'succeeded') = (stripe_invoice_item_id is not null)),
+    check (recheck_time is null or status = 'superseded')
 );
 -- At most one charge of a period is in doubt, and a sequence number has at most one live attempt.
 create unique index eco_overage_charges_pending on eco_overage_charges (eco_id, period_start) where status = 'pending';
 create unique index eco_overage_charges_live on eco_overage_charges (eco_id, period_start, sequence)
     where status in ('pending', 'succeeded');
+create index eco_overage_charges_recheck on eco_overage_charges (recheck_time) where recheck_time is not null;
 create index eco_overage_charges_created on eco_overage_charges (eco_id, created_time desc);
 grant select, insert, update on eco_overage_charges to nexus_billing;
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, str::FromStr};
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use nexus_core::{period::Period, text::thousands as grouped};
+use nexus_core::{money::Micros, period::Period, text::thousands as grouped};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -142,6 +142,19 @@ impl Intent {
         }
     }
 
+    /// The next charge of a period, which takes an item back that is on an invoice by mistake.
+    pub fn correction(facts: &Facts, wrong: &Self) -> Self {
+        let amount = Micros(-wrong.difference.amount.0);
+        let units = facts.ledger.units;
+        let mut intent =
+            Self::new(facts, &wrong.item.customer, Difference { amount, units_from: units, units_to: units });
+        if facts.stripe_customer_id.as_deref() != Some(&wrong.item.customer) {
+            intent.item.subscription = None;
+        }
+        intent.item.description = format!("Correction, invoiced twice: {}", wrong.item.description);
+        intent
+    }
+
     /// Idempotency key at Stripe: the same account, period, sequence and attempt always have the same.
     pub fn key(&self) -> String {
         let start = self.period.start.timestamp_micros();
@@ -186,8 +199,6 @@ fn rfc3339(at: DateTime<Utc>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use nexus_core::money::Micros;
-
     use super::*;
 
     fn text(from: i64, to: i64, included: i64) -> String {

@@ -10,7 +10,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{Advice, Doubt, Outcome, Payments, Refusal, Search, pace::Pace};
+use super::{Advice, Doubt, FoundItem, Outcome, Payments, Refusal, Search, pace::Pace};
 use crate::domain::charge::{CHARGE_ID, InvoiceItem};
 
 /// What goes wrong with a call that creates an item.
@@ -39,6 +39,8 @@ pub struct Memory {
 struct State {
     customers: HashSet<String>,
     items: Vec<(String, InvoiceItem)>,
+    made: usize,
+    invoiced: HashSet<String>,
     answers: HashMap<String, (InvoiceItem, Outcome)>,
     faults: VecDeque<Fault>,
 }
@@ -62,6 +64,13 @@ impl Memory {
     /// All items, with their ids.
     pub fn items(&self) -> Vec<(String, InvoiceItem)> {
         self.state().items.clone()
+    }
+
+    /// Puts all items of a customer on a finalised invoice.
+    pub fn invoice(&self, customer: &str) {
+        let mut state = self.state();
+        let State { items, invoiced, .. } = &mut *state;
+        invoiced.extend(items.iter().filter(|(_, item)| item.customer == customer).map(|(id, _)| id.clone()));
     }
 
     /// Calls that never got an answer so far.
@@ -97,7 +106,8 @@ impl State {
                 message: format!("no such customer: {}", item.customer),
             });
         }
-        let item_id = format!("ii_{}", self.items.len() + 1);
+        self.made += 1;
+        let item_id = format!("ii_{}", self.made);
         if fault != Some(Fault::StoredError) {
             self.items.push((item_id.clone(), item.clone()));
         }
@@ -146,6 +156,41 @@ impl Payments for Memory {
             None => Search::Absent,
         };
         futures::future::ready(search).boxed()
+    }
+
+    fn find_items<'a>(
+        &'a self,
+        customer: &'a str,
+        charge_id: Uuid,
+    ) -> BoxFuture<'a, Result<Vec<FoundItem>, Doubt>> {
+        let wanted = charge_id.to_string();
+        let state = self.state();
+        let found = state
+            .items
+            .iter()
+            .filter(|(_, item)| item.customer == customer && item.metadata.get(CHARGE_ID) == Some(&wanted))
+            .map(|(item_id, item)| FoundItem {
+                item_id: item_id.clone(),
+                amount_minor: item.amount_minor,
+                is_invoiced: state.invoiced.contains(item_id),
+            })
+            .collect();
+        futures::future::ready(Ok(found)).boxed()
+    }
+
+    fn delete_item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<(), Doubt>> {
+        let mut state = self.state();
+        let deleted = if state.invoiced.contains(item_id) {
+            Err(Doubt {
+                advice: Advice::Later,
+                retry_after: None,
+                message: "the item is on a finalised invoice".to_owned(),
+            })
+        } else {
+            state.items.retain(|(id, _)| id != item_id);
+            Ok(())
+        };
+        futures::future::ready(deleted).boxed()
     }
 }
 

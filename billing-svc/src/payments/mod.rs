@@ -15,7 +15,7 @@ use pace::Pace;
 
 /// Invoice items of customers.
 ///
-/// Both calls end; neither tries again by itself. A call that is dropped may still take effect.
+/// All calls end; none tries again by itself. A call that is dropped may still take effect.
 pub trait Payments: Send + Sync {
     /// Creates a pending invoice item. The same key never creates two; with the same key the item must be
     /// the same.
@@ -24,6 +24,28 @@ pub trait Payments: Send + Sync {
     /// Looks through a customer's invoice items for the one of a charge. Where that takes more than one
     /// request, each after the first waits for its turn.
     fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid, pace: &'a Pace) -> BoxFuture<'a, Search>;
+
+    /// All of a customer's invoice items of a charge: more than one, where a request took effect after it
+    /// was given up.
+    fn find_items<'a>(
+        &'a self,
+        customer: &'a str,
+        charge_id: Uuid,
+    ) -> BoxFuture<'a, Result<Vec<FoundItem>, Doubt>>;
+
+    /// Deletes an item that is on no finalised invoice. One that is not there counts as deleted.
+    fn delete_item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<(), Doubt>>;
+}
+
+/// An item of a charge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundItem {
+    /// Its id.
+    pub item_id: String,
+    /// Its amount in minor units.
+    pub amount_minor: i64,
+    /// Whether it is on an invoice already.
+    pub is_invoiced: bool,
 }
 
 /// What became of creating an item.

@@ -5,7 +5,7 @@ use nexus_core::{id::EcoId, money::Micros, period::Period};
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
-use super::{facts::PeriodKey, unknown_word};
+use super::{facts::PeriodKey, rechecks, unknown_word};
 use crate::domain::{
     charge::{Charge, Intent, InvoiceItem},
     overage::Difference,
@@ -102,7 +102,7 @@ pub async fn ready(db: &mut PgConnection, charge_id: Uuid, attempt: i32) -> sqlx
     })
 }
 
-/// Records that Stripe has the item; false: the attempt was no longer in doubt.
+/// Records that Stripe has the item, and lets the attempts before it be rechecked later; false: the attempt was no longer in doubt.
 #[tracing::instrument(name = "db.eco_overage_charges.succeed", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn succeed(
     db: &mut PgConnection,
@@ -110,6 +110,7 @@ pub async fn succeed(
     attempt: i32,
     item_id: &str,
 ) -> sqlx::Result<bool> {
+    rechecks::postpone(db, charge_id).await?;
     let done = sqlx::query!(
         "update eco_overage_charges
          set status = 'succeeded', stripe_invoice_item_id = $3, finished_time = now()
@@ -123,9 +124,11 @@ pub async fn succeed(
     Ok(done.rows_affected() == 1)
 }
 
-/// Records that Stripe refused the attempt for good; false: it was no longer in doubt.
+/// Records that Stripe refused the attempt for good, and lets the attempts before it be rechecked later;
+/// false: it was no longer in doubt.
 #[tracing::instrument(name = "db.eco_overage_charges.fail", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn fail(db: &mut PgConnection, charge_id: Uuid, attempt: i32, reason: &str) -> sqlx::Result<bool> {
+    rechecks::postpone(db, charge_id).await?;
     let done = sqlx::query!(
         "update eco_overage_charges
          set status = 'failed', failure_reason = $3, finished_time = now()
@@ -139,15 +142,17 @@ pub async fn fail(db: &mut PgConnection, charge_id: Uuid, attempt: i32, reason: 
     Ok(done.rows_affected() == 1)
 }
 
-/// Replaces an attempt in doubt by the next one: the same charge and payload under a new key. `None`: it
-/// was no longer in doubt.
+/// Replaces an attempt in doubt by the next one: the same charge and payload under a new key; its own request
+/// may still take effect, so it is rechecked later. `None`: it was no longer in doubt.
 #[tracing::instrument(name = "db.eco_overage_charges.replace", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn replace(db: &mut PgConnection, intent: &Intent, run_id: Uuid) -> sqlx::Result<Option<Intent>> {
     let done = sqlx::query!(
-        "update eco_overage_charges set status = 'superseded', finished_time = now()
+        "update eco_overage_charges
+         set status = 'superseded', finished_time = now(), recheck_time = now() + $3::interval
          where charge_id = $1 and attempt = $2 and status = 'pending'",
         intent.charge_id,
         intent.attempt,
+        rechecks::AFTER as _,
     )
     .execute(&mut *db)
     .await?;

@@ -131,7 +131,7 @@ pub async fn lock(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<bool> 
 }
 
 /// Periods that are neither settled nor parked (a period parked for want of a customer comes back once
-/// there is one, for want of a price likewise), by account and in order.
+/// there is one, for want of a price likewise), or that have a charge in doubt; by account and in order.
 #[tracing::instrument(name = "db.eco_usage_records.candidates", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn candidates(db: &mut PgConnection, accounts: Option<&[String]>) -> sqlx::Result<Vec<Candidate>> {
     let rows = sqlx::query!(
@@ -145,6 +145,8 @@ pub async fn candidates(db: &mut PgConnection, accounts: Option<&[String]>) -> s
            where r.settled_time is null
              and ($1::text[] is null or r.eco_id = any ($1))
              and (r.parked_reason is null
+                  or exists (select from eco_overage_charges h where h.eco_id = r.eco_id
+                             and h.period_start = r.period_start and h.status = 'pending')
                   or (r.parked_reason = 'NO_STRIPE_CUSTOMER' and i.stripe_customer_id is not null)
                   or (r.parked_reason = 'NO_PRICE_IN_CURRENCY'
                       and exists (select from eco_plan_prices p where p.plan = r.plan
@@ -195,6 +197,19 @@ pub async fn settle_empty(db: &mut PgConnection, accounts: Option<&[String]>) ->
 pub async fn settle(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> {
     sqlx::query!(
         "update eco_usage_records set settled_time = now() where eco_id = $1 and period_start = $2",
+        key.0,
+        key.1,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// A settled period has something to come after all.
+#[tracing::instrument(name = "db.eco_usage_records.reopen", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn reopen(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_usage_records set settled_time = null where eco_id = $1 and period_start = $2",
         key.0,
         key.1,
     )

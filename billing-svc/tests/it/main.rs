@@ -5,5 +5,6 @@ mod engine;
 mod overage;
 mod payments;
 mod process_overage;
+mod rechecks;
 mod runs;
 mod support;

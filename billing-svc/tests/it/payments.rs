@@ -14,7 +14,7 @@ use nexus_billing::{
     config::StripeArgs,
     domain::charge::InvoiceItem,
     payments::{
-        Advice, Outcome, Payments, Search,
+        Advice, FoundItem, Outcome, Payments, Search,
         memory::{Fault, Memory},
         pace::Pace,
         stripe::{Stripe, StripeConfigError},
@@ -100,6 +100,50 @@ async fn contract(payments: &dyn Payments, customer: &str, other: &str) -> Resul
     Ok(())
 }
 
+/// All items of a charge are found, and one that is on no invoice can be deleted. `invoice` puts a customer's
+/// items on an invoice.
+async fn extra_items(
+    payments: &dyn Payments,
+    customer: &str,
+    invoice: impl AsyncFn() -> Result<()>,
+) -> Result<()> {
+    let [charge, other] = [1, 2].map(Uuid::from_u128);
+    let on_invoice = create(payments, &item(customer, charge, 500), "a1").await?;
+    invoice().await?;
+    let extra = create(payments, &item(customer, charge, 500), "a2").await?;
+    let more = create(payments, &item(customer, other, 500), "b1").await?;
+    let found = |item_id: &str, is_invoiced| FoundItem {
+        item_id: item_id.to_owned(),
+        amount_minor: 500,
+        is_invoiced,
+    };
+    let ids = |mut items: Vec<FoundItem>| {
+        items.sort_by_key(|item| item.is_invoiced);
+        items
+    };
+    let all = payments.find_items(customer, charge).await;
+    assert_eq!(all.map(ids), Ok(vec![found(&extra, false), found(&on_invoice, true)]));
+    // Deleted, and deleted again.
+    for _ in 0..2 {
+        assert_eq!(payments.delete_item(&extra).await, Ok(()));
+        assert_eq!(payments.find_items(customer, charge).await, Ok(vec![found(&on_invoice, true)]));
+    }
+    let refused = payments.delete_item(&on_invoice).await;
+    assert_eq!(refused.map_err(|doubt| doubt.advice), Err(Advice::Later));
+    assert_eq!(payments.find_items(customer, charge).await, Ok(vec![found(&on_invoice, true)]));
+    assert_eq!(payments.find_items(customer, other).await, Ok(vec![found(&more, false)]));
+    assert_eq!(payments.find_items(customer, Uuid::from_u128(3)).await, Ok(vec![]));
+    // All of many, on more than one page.
+    for i in 0..120 {
+        create(payments, &item(customer, Uuid::from_u128(4), 500), &format!("c{i}")).await?;
+    }
+    let many = payments.find_items(customer, Uuid::from_u128(4)).await;
+    assert_eq!(many.map(|items| items.len()), Ok(120));
+    // An item made later has an id of its own.
+    assert_ne!(create(payments, &item(customer, charge, 500), "a3").await?, extra);
+    Ok(())
+}
+
 /// An answer is lost after the effect, a request is lost before it, an error is stored for its key.
 async fn faults(
     payments: &dyn Payments,
@@ -152,7 +196,13 @@ async fn in_memory() -> Result<()> {
         memory.fail_next(kind);
         Ok(())
     };
-    faults(&memory, "cus_1", fault).await
+    faults(&memory, "cus_1", fault).await?;
+    memory.add_customer("cus_3");
+    let invoice = async || {
+        memory.invoice("cus_3");
+        Ok(())
+    };
+    extra_items(&memory, "cus_3", invoice).await
 }
 
 #[tokio::test]
@@ -171,7 +221,9 @@ async fn at_stripe() -> Result<()> {
         };
         sim.fault(json!({ "outcome": outcome })).await
     };
-    faults(&stripe, &customer, fault).await
+    faults(&stripe, &customer, fault).await?;
+    let customer = sim.customer().await?;
+    extra_items(&stripe, &customer, async || sim.invoice(&customer).await).await
 }
 
 #[tokio::test]

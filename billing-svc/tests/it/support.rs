@@ -163,7 +163,13 @@ impl Sim {
         Ok(Self { base, http, shutdown, server })
     }
 
-    async fn call(&self, method: Method, path: &str, content_type: &str, body: String) -> Result<Value> {
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: String,
+    ) -> Result<Value> {
         let request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
@@ -178,7 +184,7 @@ impl Sim {
     }
 
     /// Creates an object of Stripe's and returns its id.
-    async fn create(&self, path: &str, form: &str) -> Result<String> {
+    pub(crate) async fn create(&self, path: &str, form: &str) -> Result<String> {
         let kind = "application/x-www-form-urlencoded";
         let object = self.call(Method::POST, &format!("/v1/{path}"), kind, form.to_owned()).await?;
         Ok(object["id"].as_str().context("an id")?.to_owned())
@@ -186,6 +192,14 @@ impl Sim {
 
     pub(crate) async fn customer(&self) -> Result<String> {
         self.create("customers", "email=a%40example.com").await
+    }
+
+    /// Puts all pending items of a customer on a finalised invoice.
+    pub(crate) async fn invoice(&self, customer: &str) -> Result<()> {
+        let form = format!("customer={customer}&pending_invoice_items_behavior=include");
+        let invoice = self.create("invoices", &form).await?;
+        self.create(&format!("invoices/{invoice}/finalize"), "").await?;
+        Ok(())
     }
 
     pub(crate) async fn subscription(&self, customer: &str) -> Result<String> {

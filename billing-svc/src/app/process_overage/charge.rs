@@ -5,7 +5,8 @@
 //! 3. Right before each send the intent and its age are read again, by database time; then it is sent, and
 //!    what became of it is recorded.
 //! 4. In doubt, the same is sent again while its key lives. Where that cannot help, the customer's items are
-//!    looked through; only if the charge is not there is the intent replaced by its next attempt.
+//!    looked through; only if the charge is not there is the intent replaced by its next attempt. What was
+//!    replaced is rechecked later (see [`super::recheck`]).
 //!
 //! Every step is committed before the next begins, so that a process may end at any point.
 
@@ -34,7 +35,7 @@ use crate::{
 };
 
 /// Sends and searches for one intent within a run; what is still in doubt then is the next run's.
-const MAX_TRIES: u32 = 6;
+pub(super) const MAX_TRIES: u32 = 6;
 
 /// What charging an account needs.
 #[derive(Clone)]
@@ -57,8 +58,8 @@ pub struct ChargeContext {
 enum Step {
     /// Nothing is due.
     Nothing,
-    /// This is in doubt since an earlier run.
-    Resolve(Intent),
+    /// This is in doubt since an earlier run, or a correction; `parked`: the period takes no other charge.
+    Resolve { intent: Intent, parked: bool },
     /// This was just written down; `settling`: in a period that takes no more usage.
     Send { intent: Intent, settling: bool },
     /// It cannot be charged; `None`: that was said before.
@@ -112,7 +113,7 @@ async fn charge_period(
                 result.error = error;
                 return Ok(());
             }
-            Step::Resolve(intent) => (intent, Sent::Perhaps, false),
+            Step::Resolve { intent, parked } => (intent, Sent::Perhaps, parked),
             // After the last charge of a period it is looked at once more, and settled.
             Step::Send { intent, settling } => (intent, Sent::Never, !settling),
         };
@@ -153,7 +154,8 @@ async fn decide(db: &mut PgConnection, period: &PeriodKey, run_id: Uuid) -> Resu
     records::upsert(db, std::slice::from_ref(&facts)).await?;
     if facts.ledger.pending {
         let pending = charges::pending(db, period).await?;
-        return Ok(pending.map_or(Step::Nothing, Step::Resolve));
+        let parked = facts.parked_reason.is_some();
+        return Ok(pending.map_or(Step::Nothing, |intent| Step::Resolve { intent, parked }));
     }
     if facts.is_unpriced()? {
         return park(db, period, Park::NoPrice(facts.currency)).await;
@@ -256,7 +258,7 @@ async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> 
 }
 
 /// Waits before the next try; false: there is none in this run.
-async fn rest(context: &ChargeContext, doubt: &Doubt, tries: u32) -> bool {
+pub(super) async fn rest(context: &ChargeContext, doubt: &Doubt, tries: u32) -> bool {
     if let Some(time) = doubt.retry_after {
         context.pace.rest(time);
         if time > LONGEST_REST {
@@ -282,7 +284,7 @@ async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> R
     if charges::succeed(&mut connection, intent.charge_id, intent.attempt, item_id).await? {
         Ok(Settled::Charged)
     } else {
-        // Whoever replaced it looks for the charge at Stripe before it sends, and finds this item.
+        // The recheck of what was replaced finds this item.
         tracing::error!(charge_id = %intent.charge_id, item_id, "an attempt that was replaced has an item at Stripe");
         Ok(Settled::Not(in_doubt(intent, "another run has taken it over")))
     }
@@ -308,7 +310,7 @@ async fn replace(context: &ChargeContext, intent: &Intent) -> Result<Option<Inte
     Ok(next)
 }
 
-fn period_key(intent: &Intent) -> PeriodKey {
+pub(super) fn period_key(intent: &Intent) -> PeriodKey {
     (intent.eco_id.clone(), intent.period.start)
 }
 
@@ -337,6 +339,6 @@ fn in_doubt(intent: &Intent, why: &str) -> AccountError {
     failure(&intent.eco_id, "IN_DOUBT", message)
 }
 
-fn failure(eco_id: &str, reason: &str, message: impl Into<String>) -> AccountError {
+pub(super) fn failure(eco_id: &str, reason: &str, message: impl Into<String>) -> AccountError {
     AccountError { eco_id: eco_id.to_owned(), reason: reason.to_owned(), message: message.into() }
 }

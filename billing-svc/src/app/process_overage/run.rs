@@ -7,10 +7,10 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{ChargeContext, charge_account};
+use super::{ChargeContext, charge_account, recheck};
 use crate::{
     app::refresh,
-    domain::run::{Figures, RunStatus},
+    domain::run::{AccountResult, Figures, RunStatus},
     error::Error,
     store::{
         facts::PeriodKey,
@@ -74,14 +74,30 @@ impl Run {
         self.live.send_modify(|live| live.ended = Some((Instant::now(), end)));
     }
 
-    /// Charges whoever owes; false: cut short.
+    /// Rechecks what was replaced, then charges whoever owes; false: cut short.
     async fn work(&self) -> Result<bool, Error> {
+        let mut rechecked =
+            recheck::recheck_all(&self.context, self.begun.accounts.as_deref(), self.concurrency).await?;
         let accounts = self.who_owes().await?;
         let goes_on = || !self.context.halt.is_cancelled() && !self.context.shutdown.is_cancelled();
         let mut left = accounts.len();
+        let accounts: Vec<_> = accounts
+            .into_iter()
+            .map(|periods| {
+                let error = periods.first().and_then(|period| rechecked.remove(&period.0)).flatten();
+                (periods, error)
+            })
+            .collect();
+        for error in rechecked.into_values() {
+            self.live.send_modify(|live| live.figures.add(AccountResult { error, ..Default::default() }));
+        }
         stream::iter(accounts)
             .take_while(|_| future::ready(goes_on()))
-            .map(|periods| async move { charge_account(&self.context, &periods).await })
+            .map(|(periods, error)| async move {
+                let mut result = charge_account(&self.context, &periods).await;
+                result.error = result.error.or(error);
+                result
+            })
             .buffer_unordered(self.concurrency)
             .for_each(|result| {
                 left -= 1;

@@ -1,6 +1,7 @@
 //! [`Payments`] at Stripe, by async-stripe's requests over a client of ours.
 
 mod client;
+mod items;
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,7 +16,7 @@ use uuid::Uuid;
 
 pub use client::{ErrorAnswer, ErrorObject, HttpClient, RequestError, StripeConfigError};
 
-use super::{Advice, Doubt, Outcome, Payments, Refusal, Search, pace::Pace};
+use super::{Advice, Doubt, FoundItem, Outcome, Payments, Refusal, Search, pace::Pace};
 use crate::{
     config::StripeArgs,
     domain::charge::{CHARGE_ID, InvoiceItem},
@@ -110,6 +111,29 @@ impl Payments for Stripe {
                 Err(error) => Search::Unknown(doubt(&error)),
             }
         };
+        Box::pin(call.instrument(span))
+    }
+
+    fn find_items<'a>(
+        &'a self,
+        customer: &'a str,
+        charge_id: Uuid,
+    ) -> BoxFuture<'a, Result<Vec<FoundItem>, Doubt>> {
+        let span =
+            tracing::info_span!("stripe.list_invoice_items", otel.kind = "client", server.address = "stripe");
+        let call = async move {
+            items::find_all(&self.client, customer, &charge_id.to_string()).await.map_err(|e| doubt(&e))
+        };
+        Box::pin(call.instrument(span))
+    }
+
+    fn delete_item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<(), Doubt>> {
+        let span = tracing::info_span!(
+            "stripe.delete_invoice_item",
+            otel.kind = "client",
+            server.address = "stripe"
+        );
+        let call = async move { items::delete(&self.client, item_id).await.map_err(|e| doubt(&e)) };
         Box::pin(call.instrument(span))
     }
 }

@@ -1,0 +1,202 @@
+//! Charges of which an attempt was replaced, once more.
+//!
+//! A request that was given up may still take effect, and then the charge is at Stripe twice. Some time after
+//! the last attempt the customer's items of the charge are listed again. An item that the ledger does not
+//! have is deleted while it is on no invoice. One that is on an invoice goes into the ledger, and so does a
+//! correction, which is then sent as every charge is. Only a list with just the ledger's items ends it.
+//!
+//! Like a charge, it may be cut off at any point: the next run lists again.
+
+use std::collections::BTreeMap;
+
+use futures::{StreamExt, stream};
+use sqlx::Acquire;
+
+use super::{
+    ChargeContext,
+    charge::{MAX_TRIES, failure, period_key, rest},
+};
+use crate::{
+    domain::{
+        charge::Intent,
+        overage::{Difference, Facts, Ledger},
+        run::AccountError,
+    },
+    error::Error,
+    payments::{Advice, Doubt, FoundItem},
+    store::{
+        charges, facts,
+        rechecks::{self, Recheck},
+        records,
+    },
+};
+
+/// What one look at a charge has led to.
+enum Look {
+    /// Stripe has what the ledger has.
+    Right,
+    /// Something was taken back: look again.
+    Again,
+    /// It is not known what Stripe has.
+    Unknown(Doubt),
+    /// A person has to look at it.
+    Wrong(AccountError),
+}
+
+/// Rechecks every charge that is due; returns the accounts, and why one of them is not done.
+pub(super) async fn recheck_all(
+    context: &ChargeContext,
+    accounts: Option<&[String]>,
+    concurrency: usize,
+) -> Result<BTreeMap<String, Option<AccountError>>, Error> {
+    let due = {
+        let mut connection = context.pool.acquire().await?;
+        rechecks::due(&mut connection, accounts).await?
+    };
+    let mut done = BTreeMap::<_, Option<AccountError>>::new();
+    let mut results = stream::iter(due)
+        .map(|recheck| async move {
+            let error = recheck_charge(context, &recheck).await;
+            (recheck.replaced.eco_id, error)
+        })
+        .buffer_unordered(concurrency);
+    while let Some((eco_id, error)) = results.next().await {
+        let first = done.entry(eco_id).or_default();
+        *first = first.take().or(error);
+    }
+    Ok(done)
+}
+
+#[tracing::instrument(name = "overage.recheck", skip_all, fields(eco_id = recheck.replaced.eco_id, charge_id = %recheck.replaced.charge_id))]
+async fn recheck_charge(context: &ChargeContext, recheck: &Recheck) -> Option<AccountError> {
+    let intent = &recheck.replaced;
+    match look_until_right(context, recheck).await {
+        Ok(error) => error,
+        Err(error) => {
+            tracing::error!(%error, eco_id = intent.eco_id, "a charge could not be rechecked");
+            let message = "A charge could not be rechecked by a fault of ours; the next run goes on with it.";
+            Some(failure(&intent.eco_id, "INTERNAL", message))
+        }
+    }
+}
+
+async fn look_until_right(context: &ChargeContext, recheck: &Recheck) -> Result<Option<AccountError>, Error> {
+    let intent = &recheck.replaced;
+    let mut last = "the run was stopped".to_owned();
+    for tries in 0..MAX_TRIES {
+        if is_stopped(context) {
+            break;
+        }
+        context.pace.wait().await;
+        match look(context, recheck).await? {
+            Look::Right => return Ok(None),
+            Look::Wrong(error) => return Ok(Some(error)),
+            Look::Again => last = "there were too many".to_owned(),
+            Look::Unknown(doubt) => {
+                last.clone_from(&doubt.message);
+                if !rest(context, &doubt, tries).await {
+                    break;
+                }
+            }
+        }
+    }
+    let message = format!(
+        "It is not known whether Stripe holds charge {} twice ({last}); the next run looks again.",
+        intent.charge_id
+    );
+    Ok(Some(failure(&intent.eco_id, "IN_DOUBT", message)))
+}
+
+fn is_stopped(context: &ChargeContext) -> bool {
+    context.halt.is_cancelled() || context.shutdown.is_cancelled()
+}
+
+/// Lists the charge's items, and takes back what the ledger does not have.
+async fn look(context: &ChargeContext, recheck: &Recheck) -> Result<Look, Error> {
+    let intent = &recheck.replaced;
+    let listed = match context.payments.find_items(&intent.item.customer, intent.charge_id).await {
+        Ok(listed) => listed,
+        Err(doubt) => return Ok(Look::Unknown(doubt)),
+    };
+    let mut connection = context.pool.acquire().await?;
+    let ours = rechecks::items(&mut connection, intent.charge_id).await?;
+    if let Some(missing) = ours.iter().find(|id| listed.iter().all(|item| item.item_id != **id)) {
+        return Ok(Look::Wrong(item_missing(intent, missing)));
+    }
+    let extra: Vec<_> = listed.iter().filter(|item| !ours.contains(&item.item_id)).collect();
+    if extra.is_empty() {
+        rechecks::clear(&mut connection, intent.charge_id).await?;
+        return Ok(Look::Right);
+    }
+    drop(connection);
+    if let Some(altered) = extra.iter().find(|item| item.amount_minor != intent.item.amount_minor) {
+        return Ok(Look::Wrong(item_differs(intent, altered)));
+    }
+    // An invoiced one takes a number of the ledger: one at a time.
+    if let Some(invoiced) = extra.iter().find(|item| item.is_invoiced) {
+        return adopt(context, recheck, invoiced).await;
+    }
+    for item in extra {
+        context.pace.wait().await;
+        if is_stopped(context) {
+            break;
+        }
+        tracing::warn!(charge_id = %intent.charge_id, item_id = item.item_id, "deleting a second item of a charge");
+        if let Err(doubt) = context.payments.delete_item(&item.item_id).await {
+            return Ok(Look::Unknown(doubt));
+        }
+    }
+    Ok(Look::Again)
+}
+
+/// Takes an item that is on an invoice into the ledger, with the intent of a correction.
+async fn adopt(context: &ChargeContext, recheck: &Recheck, extra: &FoundItem) -> Result<Look, Error> {
+    let wrong = &recheck.replaced;
+    let period = period_key(wrong);
+    let mut connection = context.pool.acquire().await?;
+    let mut transaction = connection.begin().await?;
+    records::lock(&mut transaction, &period).await?;
+    let Some(facts) = facts::read(&mut transaction, std::slice::from_ref(&period)).await?.pop() else {
+        return Ok(later("the account is not there"));
+    };
+    if facts.ledger.pending {
+        return Ok(later("another charge of the period is in doubt"));
+    }
+    let units = facts.ledger.units;
+    let adopted = Intent {
+        attempt: recheck.last_attempt + 1,
+        sequence: facts.ledger.last_sequence + 1,
+        difference: Difference { units_from: units, units_to: units, ..wrong.difference },
+        ..wrong.clone()
+    };
+    charges::insert(&mut transaction, &adopted, context.run_id).await?;
+    charges::succeed(&mut transaction, adopted.charge_id, adopted.attempt, &extra.item_id).await?;
+    let ledger = Ledger { last_sequence: adopted.sequence, ..facts.ledger };
+    let correction = Intent::correction(&Facts { ledger, ..facts }, wrong);
+    charges::insert(&mut transaction, &correction, context.run_id).await?;
+    records::set_billed(&mut transaction, &period).await?;
+    records::reopen(&mut transaction, &period).await?;
+    transaction.commit().await?;
+    tracing::warn!(charge_id = %wrong.charge_id, item_id = extra.item_id, correction = %correction.charge_id, "correcting a charge that was invoiced twice");
+    Ok(Look::Again)
+}
+
+fn later(message: &str) -> Look {
+    Look::Unknown(Doubt { advice: Advice::Later, retry_after: None, message: message.to_owned() })
+}
+
+fn item_missing(intent: &Intent, item_id: &str) -> AccountError {
+    let message = format!(
+        "Stripe no longer holds item {item_id} of charge {}; it must be reconciled.",
+        intent.charge_id
+    );
+    failure(&intent.eco_id, "ITEM_MISSING", message)
+}
+
+fn item_differs(intent: &Intent, item: &FoundItem) -> AccountError {
+    let message = format!(
+        "Stripe holds a second item {} of charge {} with another amount; it must be reconciled.",
+        item.item_id, intent.charge_id
+    );
+    failure(&intent.eco_id, "ITEM_DIFFERS", message)
+}

@@ -1,0 +1,314 @@
+//! A charge that was replaced is looked at once more: what its first request made late is taken back.
+
+use anyhow::{Context, Result, ensure};
+use hyper::Method;
+use nexus_proto::billing::v1::ProcessOverageRequest;
+use nexus_testkit::db::TestDb;
+use serde_json::{Value, json};
+
+use crate::support::{Billing, Sim, begin, record, until};
+
+/// A charge of 10 cents whose first request hangs at Stripe while its server is killed. A day later the next
+/// server's list does not show it, so that it is sent again with a new key.
+struct World {
+    db: TestDb,
+    sim: Sim,
+    billing: Billing,
+    customer: String,
+}
+
+impl World {
+    async fn new() -> Result<Self> {
+        let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+        let doomed = Billing::start(&db, &sim.base).await?;
+        let customer = sim.pro(&db, "eco_a").await?;
+        record(&db, "eco_a", 100_100).await?;
+        sim.fault(json!({ "hold": true })).await?;
+        let billing = Billing::start(&db, &sim.base).await?;
+        let mut world = Self { db, sim, billing, customer };
+        world.kill_held(doomed).await?;
+        world.sql("update eco_overage_charges set created_time = now() - interval '24 hours'").await?;
+        let run = world.billing.run_all().await?;
+        assert_eq!((run.charged_count, run.errors.len()), (1, 0));
+        assert_eq!(world.sim.amounts().await?, [10]);
+        world.has_recheck(true).await?;
+        Ok(world)
+    }
+
+    /// Kills a server in a run, once its request is held at Stripe.
+    async fn kill_held(&mut self, server: Billing) -> Result<()> {
+        let call = begin(&server);
+        self.sim.read("/held").await?;
+        server.kill().await?;
+        ensure!(call.await?.is_err(), "a killed server cannot have answered");
+        until(
+            &self.db,
+            "select not exists (select from pg_locks where locktype = 'advisory' and objid = 2 and objsubid = 2
+             and database = (select oid from pg_database where datname = current_database()))",
+        )
+        .await
+    }
+
+    /// The request that is held takes effect.
+    async fn release(&self) -> Result<()> {
+        self.sim.admin("/release", json!({})).await?;
+        self.sim.read("/idle").await?;
+        Ok(())
+    }
+
+    /// The first request makes a second item after all.
+    async fn late(&self) -> Result<()> {
+        self.release().await?;
+        assert_eq!(self.sim.amounts().await?, [10, 10]);
+        Ok(())
+    }
+
+    async fn sql(&self, statement: &'static str) -> Result<()> {
+        sqlx::query(statement).execute(&self.db.pool).await?;
+        Ok(())
+    }
+
+    async fn ten_minutes_later(&self) -> Result<()> {
+        self.sql("update eco_overage_charges set recheck_time = recheck_time - interval '10 minutes'").await
+    }
+
+    async fn has_recheck(&self, expected: bool) -> Result<()> {
+        let has: bool = sqlx::query_scalar(
+            "select exists (select from eco_overage_charges where recheck_time is not null)",
+        )
+        .fetch_one(&self.db.pool)
+        .await?;
+        assert_eq!(has, expected, "a recheck is to come");
+        Ok(())
+    }
+
+    /// The ledger has the same items as Stripe, with the same amounts, and they sum up to what is owed.
+    async fn agrees(&self, cents: i64) -> Result<()> {
+        let mut ledger: Vec<(String, i64)> = sqlx::query_as(
+            "select stripe_invoice_item_id, amount_minor from eco_overage_charges where status = 'succeeded'",
+        )
+        .fetch_all(&self.db.pool)
+        .await?;
+        let mut stripe = Vec::new();
+        for item in self.sim.items().await? {
+            let id = item["id"].as_str().context("an id")?.to_owned();
+            stripe.push((id, item["amount"].as_i64().context("an amount")?));
+        }
+        ledger.sort();
+        stripe.sort();
+        assert_eq!(ledger, stripe);
+        assert_eq!(stripe.iter().map(|(_, amount)| amount).sum::<i64>(), cents);
+        assert_eq!(self.billing.overage("eco_a").await?.billed_micros, cents * 10_000);
+        Ok(())
+    }
+
+    async fn deletions(&self) -> Result<usize> {
+        let log = self.sim.read("/requests?method=DELETE").await?;
+        Ok(log["requests"].as_array().context("requests")?.len())
+    }
+
+    /// The item that the first request made.
+    async fn late_item(&self) -> Result<String> {
+        let ours: String = sqlx::query_scalar(
+            "select stripe_invoice_item_id from eco_overage_charges where status = 'succeeded'",
+        )
+        .fetch_one(&self.db.pool)
+        .await?;
+        let items = self.sim.items().await?;
+        let late = items.iter().filter_map(|item| item["id"].as_str()).find(|id| *id != ours);
+        Ok(late.context("a late item")?.to_owned())
+    }
+}
+
+const PARKED: &str = "update eco_usage_records set parked_reason = 'CARD_DECLINED', parked_time = now()";
+const SETTLED: &str = "update eco_usage_records set settled_time = now()";
+const OPEN: &str = "select";
+
+#[tokio::test]
+async fn a_late_item_is_deleted_after_ten_minutes_whatever_the_period_is() -> Result<()> {
+    for state in [OPEN, PARKED, SETTLED] {
+        let world = World::new().await?;
+        world.late().await?;
+        world.sql(state).await?;
+        let ahead: bool = sqlx::query_scalar(
+            "select recheck_time >= finished_time + interval '10 minutes' from eco_overage_charges
+             where status = 'superseded'",
+        )
+        .fetch_one(&world.db.pool)
+        .await?;
+        ensure!(ahead, "it is looked at before 10 minutes");
+        let early = world.billing.run_all().await?;
+        assert_eq!((early.processed_count, world.deletions().await?), (0, 0), "{state}");
+
+        world.ten_minutes_later().await?;
+        let dry = world.billing.run(ProcessOverageRequest { dry_run: true, ..Default::default() }).await?;
+        ensure!(dry.planned_charges.is_empty() && dry.errors.is_empty());
+        assert_eq!(world.sim.amounts().await?, [10, 10], "a dry run touches nothing");
+        world.has_recheck(true).await?;
+
+        let run = world.billing.run_all().await?;
+        assert_eq!((run.processed_count, run.charged_count, run.errors.len()), (1, 0, 0), "{state}");
+        world.agrees(10).await?;
+        world.has_recheck(false).await?;
+        let again = world.billing.run_all().await?;
+        assert_eq!((again.processed_count, world.deletions().await?), (0, 1), "{state}");
+        world.billing.stop().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_deleted_where_the_first_request_never_arrived() -> Result<()> {
+    let world = World::new().await?;
+    world.ten_minutes_later().await?;
+    let run = world.billing.run_all().await?;
+    assert_eq!((run.processed_count, run.charged_count, run.errors.len()), (1, 0, 0));
+    assert_eq!(world.deletions().await?, 0);
+    world.agrees(10).await?;
+    world.has_recheck(false).await?;
+    world.billing.stop().await
+}
+
+#[tokio::test]
+async fn killed_between_delete_and_clear_the_next_run_finds_it_done() -> Result<()> {
+    let mut world = World::new().await?;
+    world.late().await?;
+    world.ten_minutes_later().await?;
+    world.sim.admin("/faults", json!({ "method": "DELETE", "hold": true })).await?;
+    let doomed = std::mem::replace(&mut world.billing, Billing::start(&world.db, &world.sim.base).await?);
+    world.kill_held(doomed).await?;
+    world.has_recheck(true).await?;
+    world.release().await?;
+    assert_eq!(world.sim.amounts().await?, [10], "it is deleted, and nobody knows");
+    let run = world.billing.run_all().await?;
+    assert_eq!((run.processed_count, run.errors.len()), (1, 0));
+    world.agrees(10).await?;
+    world.has_recheck(false).await?;
+    world.billing.stop().await
+}
+
+#[tokio::test]
+async fn a_deletion_whose_answer_is_lost_is_seen_in_the_list() -> Result<()> {
+    let world = World::new().await?;
+    world.late().await?;
+    world.ten_minutes_later().await?;
+    world.sim.admin("/faults", json!({ "method": "DELETE", "outcome": { "kind": "drop" } })).await?;
+    let run = world.billing.run_all().await?;
+    assert_eq!((run.processed_count, run.errors.len(), world.deletions().await?), (1, 0, 1));
+    world.agrees(10).await?;
+    world.has_recheck(false).await?;
+    world.billing.stop().await
+}
+
+#[tokio::test]
+async fn a_late_item_that_is_invoiced_is_credited_whatever_the_period_is() -> Result<()> {
+    for state in [OPEN, PARKED, SETTLED] {
+        let world = World::new().await?;
+        world.late().await?;
+        world.sim.invoice(&world.customer).await?;
+        world.sql(state).await?;
+        if state == PARKED {
+            // Owed, but the period is parked.
+            record(&world.db, "eco_a", 100).await?;
+        }
+        world.ten_minutes_later().await?;
+        let run = world.billing.run_all().await?;
+        assert_eq!((run.processed_count, run.total_micros, run.errors.len()), (1, -100_000, 0), "{state}");
+        assert_eq!(world.sim.amounts().await?, [10, 10, -10], "{state}");
+        let credit = &world.sim.items().await?[2];
+        assert_eq!(
+            (&credit["description"], &credit["customer"]),
+            (
+                &json!("Correction, invoiced twice: API overage: 100 calls beyond 100k limit"),
+                &json!(world.customer)
+            )
+        );
+        world.agrees(10).await?;
+        world.has_recheck(false).await?;
+        let again = world.billing.run_all().await?;
+        assert_eq!((again.charged_count, again.errors.len(), world.deletions().await?), (0, 0, 0));
+        // What is used later is charged as ever.
+        if state == OPEN {
+            record(&world.db, "eco_a", 50).await?;
+            assert_eq!(world.billing.run_all().await?.total_micros, 50_000);
+            assert_eq!(
+                world.sim.items().await?[3]["description"],
+                json!("API overage: 50 calls beyond 100k limit")
+            );
+            world.agrees(15).await?;
+        }
+        world.billing.stop().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn killed_before_the_credit_is_recorded_the_next_run_credits_once() -> Result<()> {
+    let mut world = World::new().await?;
+    world.late().await?;
+    world.sim.invoice(&world.customer).await?;
+    world.ten_minutes_later().await?;
+    world.sim.fault(json!({ "hold": true })).await?;
+    let doomed = std::mem::replace(&mut world.billing, Billing::start(&world.db, &world.sim.base).await?);
+    world.kill_held(doomed).await?;
+    world.release().await?;
+    let run = world.billing.run_all().await?;
+    assert_eq!((run.charged_count, run.total_micros, run.errors.len()), (1, -100_000, 0));
+    assert_eq!(world.sim.amounts().await?, [10, 10, -10]);
+    world.agrees(10).await?;
+    world.has_recheck(false).await?;
+    world.billing.stop().await
+}
+
+#[tokio::test]
+async fn a_charge_is_rechecked_only_after_its_last_attempt_is_resolved() -> Result<()> {
+    let world = World::new().await?;
+    world.late().await?;
+    // As if the second attempt's answer had been lost, for longer than the recheck waits.
+    world
+        .sql(
+            "update eco_overage_charges set status = 'pending', stripe_invoice_item_id = null, finished_time = null
+             where status = 'succeeded'",
+        )
+        .await?;
+    world.ten_minutes_later().await?;
+    let run = world.billing.run_all().await?;
+    assert_eq!((run.charged_count, run.errors.len(), world.deletions().await?), (1, 0, 0));
+    world.has_recheck(true).await?;
+    assert_eq!(world.billing.run_all().await?.processed_count, 0, "and ten minutes after that");
+    world.ten_minutes_later().await?;
+    assert_eq!(world.billing.run_all().await?.processed_count, 1);
+    world.agrees(10).await?;
+    world.has_recheck(false).await?;
+    world.billing.stop().await
+}
+
+#[tokio::test]
+async fn what_a_person_has_changed_at_stripe_is_named_and_left_alone() -> Result<()> {
+    let form = "application/x-www-form-urlencoded";
+    for (reason, ours) in [("ITEM_DIFFERS", false), ("ITEM_MISSING", true)] {
+        let world = World::new().await?;
+        world.late().await?;
+        world.ten_minutes_later().await?;
+        let late = world.late_item().await?;
+        if ours {
+            let items = world.sim.items().await?;
+            let ids = items.iter().filter_map(|item| item["id"].as_str());
+            let ours = ids.into_iter().find(|id| **id != *late).context("the ledger's item")?;
+            world.sim.call(Method::DELETE, &format!("/v1/invoiceitems/{ours}"), form, String::new()).await?;
+        } else {
+            world.sim.create(&format!("invoiceitems/{late}"), "amount=7").await?;
+        }
+        let before: Vec<Value> = world.sim.items().await?;
+        for _ in 0..2 {
+            let run = world.billing.run_all().await?;
+            assert_eq!((run.processed_count, run.charged_count, run.errors.len()), (1, 0, 1), "{reason}");
+            assert_eq!((run.errors[0].eco_id.as_str(), run.errors[0].reason.as_str()), ("eco_a", reason));
+            ensure!(run.errors[0].message.contains("must be reconciled"));
+        }
+        assert_eq!(world.sim.items().await?, before);
+        world.has_recheck(true).await?;
+        world.billing.stop().await?;
+    }
+    Ok(())
+}
