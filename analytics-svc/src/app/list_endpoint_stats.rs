@@ -1,6 +1,7 @@
+use nexus_kit::page;
 use sqlx::PgPool;
 
-use super::{cut, require_account, snapshot};
+use super::{require_account, snapshot};
 use crate::{
     domain::endpoints::{EndpointCursor, EndpointFilter, EndpointStats},
     error::Error,
@@ -17,7 +18,7 @@ pub async fn run(
     let mut tx = snapshot(pool).await?;
     require_account(&mut tx, &filter.eco_id).await?;
     let mut endpoints = store::usage_daily::endpoints(&mut tx, filter, after, size + 1).await?;
-    let next = cut(&mut endpoints, size, EndpointStats::cursor);
+    let next = page::cut(&mut endpoints, size, EndpointStats::cursor);
     store::usage_daily::add_sketches(&mut tx, filter, &mut endpoints).await?;
     tx.commit().await?;
     Ok((endpoints, next))

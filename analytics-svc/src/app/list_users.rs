@@ -1,6 +1,7 @@
+use nexus_kit::page;
 use sqlx::PgPool;
 
-use super::{cut, snapshot};
+use super::snapshot;
 use crate::{
     domain::users::{PageStart, User, UserCursor, UserFilter},
     error::Error,
@@ -29,6 +30,6 @@ pub async fn run(
     let total = store::current_usage::count(&mut tx, filter).await?;
     let mut users = store::current_usage::page(&mut tx, filter, start, size + 1).await?;
     tx.commit().await?;
-    let next = cut(&mut users, size, |user| user.cursor.clone());
+    let next = page::cut(&mut users, size, |user| user.cursor.clone());
     Ok(UserPage { users, next, total })
 }

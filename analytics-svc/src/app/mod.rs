@@ -23,12 +23,3 @@ async fn require_account(connection: &mut PgConnection, eco_id: &EcoId) -> Resul
         Err(Error::AccountNotFound(eco_id.clone()))
     }
 }
-
-/// Cuts a page that was read one row too long, and says after which row the next begins, if there is one.
-fn cut<T, C>(rows: &mut Vec<T>, size: i64, cursor: impl Fn(&T) -> C) -> Option<C> {
-    if (rows.len() as i64) <= size {
-        return None;
-    }
-    rows.truncate(size as usize);
-    rows.last().map(cursor)
-}

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A repeat of a request returns the account it created.
-pub async fn create_account(pool: &PgPool, new: &NewAccount) -> Result<Account, Error> {
+pub async fn run(pool: &PgPool, new: &NewAccount) -> Result<Account, Error> {
     let mut connection = pool.acquire().await?;
     if let Some(account) = created_before(&mut connection, new).await? {
         return Ok(account);

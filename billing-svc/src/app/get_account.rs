@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use crate::{domain::account::Account, error::Error, store::accounts};
 
 /// The account, with the subscription it has or had last.
-pub async fn get_account(pool: &PgPool, eco_id: &EcoId) -> Result<Account, Error> {
+pub async fn run(pool: &PgPool, eco_id: &EcoId) -> Result<Account, Error> {
     let mut connection = pool.acquire().await?;
     accounts::get(&mut connection, eco_id).await?.ok_or_else(|| Error::AccountNotFound(eco_id.clone()))
 }

@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use crate::{domain::overage::Facts, error::Error, store::facts};
 
 /// The facts of the current period, by database time.
-pub async fn get_overage(pool: &PgPool, eco_id: &EcoId) -> Result<Facts, Error> {
+pub async fn run(pool: &PgPool, eco_id: &EcoId) -> Result<Facts, Error> {
     let mut connection = pool.acquire().await?;
     let unknown = || Error::AccountNotFound(eco_id.clone());
     let period = facts::current_period(&mut connection, eco_id.as_str()).await?.ok_or_else(unknown)?;

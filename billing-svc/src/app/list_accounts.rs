@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use nexus_core::plan::Plan;
+use nexus_kit::page;
 use sqlx::PgPool;
 
 use crate::{domain::account::Account, error::Error, store::accounts};
@@ -10,7 +11,7 @@ use crate::{domain::account::Account, error::Error, store::accounts};
 pub type Cursor = (DateTime<Utc>, String);
 
 /// A page of accounts, and the place after it where there is more.
-pub async fn list_accounts(
+pub async fn run(
     pool: &PgPool,
     plan: Option<Plan>,
     after: Option<&Cursor>,
@@ -18,8 +19,6 @@ pub async fn list_accounts(
 ) -> Result<(Vec<Account>, Option<Cursor>), Error> {
     let mut connection = pool.acquire().await?;
     let mut page = accounts::list(&mut connection, plan, after, size + 1).await?;
-    let more = page.len() as i64 > size;
-    page.truncate(size as usize);
-    let next = page.last().filter(|_| more).map(|last| (last.created_time, last.eco_id.clone()));
+    let next = page::cut(&mut page, size, |last| (last.created_time, last.eco_id.clone()));
     Ok((page, next))
 }

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use nexus_core::id::EcoId;
+use nexus_kit::page;
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -15,7 +16,7 @@ use crate::{
 pub type Cursor = (DateTime<Utc>, Uuid, i32);
 
 /// A page of charges, and the place after it where there is more.
-pub async fn list_charges(
+pub async fn run(
     pool: &PgPool,
     eco_id: &EcoId,
     after: Option<&Cursor>,
@@ -26,8 +27,6 @@ pub async fn list_charges(
         return Err(Error::AccountNotFound(eco_id.clone()));
     }
     let mut page = charges::list(&mut connection, eco_id, after, size + 1).await?;
-    let more = page.len() as i64 > size;
-    page.truncate(size as usize);
-    let next = page.last().filter(|_| more).map(|last| (last.created_time, last.charge_id, last.attempt));
+    let next = page::cut(&mut page, size, |last| (last.created_time, last.charge_id, last.attempt));
     Ok((page, next))
 }

@@ -1,13 +1,14 @@
 //! Lists the plans.
 
 use nexus_core::plan::Plan;
+use nexus_kit::page;
 use sqlx::PgPool;
 
 use crate::{domain::plan::PlanVersion, error::Error, store::plans};
 
 /// A page of plans in their newest version, cheapest first, and the last plan of it where there is more.
 /// There are as many plans as [`Plan`] has values, so all are read.
-pub async fn list_plans(
+pub async fn run(
     pool: &PgPool,
     after: Option<Plan>,
     size: i64,
@@ -15,8 +16,6 @@ pub async fn list_plans(
     let mut connection = pool.acquire().await?;
     let mut page = plans::list_newest(&mut connection).await?;
     page.retain(|version| after.is_none_or(|after| version.plan > after));
-    let more = page.len() as i64 > size;
-    page.truncate(size as usize);
-    let next = page.last().filter(|_| more).map(|last| last.plan);
+    let next = page::cut(&mut page, size, |last| last.plan);
     Ok((page, next))
 }

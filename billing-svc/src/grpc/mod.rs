@@ -70,7 +70,7 @@ impl BillingService for Service {
     ) -> Result<Response<GetOverageResponse>, Status> {
         let caller = Caller::of(&request)?;
         let eco_id = caller.account(&request.get_ref().eco_id, &[Scope::BillingRun])?;
-        let facts = app::get_overage::get_overage(&self.pool, &eco_id).await?;
+        let facts = app::get_overage::run(&self.pool, &eco_id).await?;
         Ok(Response::new(overage::overage(facts)?))
     }
 
@@ -82,8 +82,7 @@ impl BillingService for Service {
         let request = request.into_inner();
         let eco_id = caller.account(&request.eco_id, &[Scope::BillingRun])?;
         let (size, after) = overage::charge_page(&request, &eco_id).map_err(Error::from)?;
-        let (charges, next) =
-            app::list_charges::list_charges(&self.pool, &eco_id, after.as_ref(), size).await?;
+        let (charges, next) = app::list_charges::run(&self.pool, &eco_id, after.as_ref(), size).await?;
         Ok(Response::new(ListChargesResponse {
             charges: charges.into_iter().map(overage::charge).collect(),
             next_page_token: next.map(|cursor| page::encode(&eco_id, &cursor)).unwrap_or_default(),
@@ -124,7 +123,7 @@ impl BillingService for Service {
     ) -> Result<Response<CreateAccountResponse>, Status> {
         Caller::of(&request)?.require_admin_or(&[Scope::AccountsWrite])?;
         let new = accounts::new_account(request.get_ref(), &mut rand::rng()).map_err(Error::from)?;
-        let account = app::create_account::create_account(&self.pool, &new).await?;
+        let account = app::create_account::run(&self.pool, &new).await?;
         Ok(Response::new(CreateAccountResponse { account: Some(accounts::account(account)) }))
     }
 
@@ -133,7 +132,7 @@ impl BillingService for Service {
         request: Request<GetAccountRequest>,
     ) -> Result<Response<GetAccountResponse>, Status> {
         let eco_id = Caller::of(&request)?.account(&request.get_ref().eco_id, &[Scope::AccountsWrite])?;
-        let account = app::get_account::get_account(&self.pool, &eco_id).await?;
+        let account = app::get_account::run(&self.pool, &eco_id).await?;
         Ok(Response::new(GetAccountResponse { account: Some(accounts::account(account)) }))
     }
 
@@ -144,8 +143,7 @@ impl BillingService for Service {
         Caller::of(&request)?.require_admin_or(&[Scope::AccountsWrite])?;
         let asked = accounts::account_page(request.get_ref()).map_err(Error::from)?;
         let (found, next) =
-            app::list_accounts::list_accounts(&self.pool, asked.plan, asked.after.as_ref(), asked.size)
-                .await?;
+            app::list_accounts::run(&self.pool, asked.plan, asked.after.as_ref(), asked.size).await?;
         Ok(Response::new(ListAccountsResponse {
             accounts: found.into_iter().map(accounts::account).collect(),
             next_page_token: next.map(|cursor| page::encode(&asked.plan, &cursor)).unwrap_or_default(),
@@ -181,7 +179,7 @@ impl BillingService for Service {
             return Err(status::permission_denied("this call takes no API key"));
         }
         let (size, after) = accounts::plan_page(request.get_ref()).map_err(Error::from)?;
-        let (plans, next) = app::list_plans::list_plans(&self.pool, after, size).await?;
+        let (plans, next) = app::list_plans::run(&self.pool, after, size).await?;
         Ok(Response::new(ListPlansResponse {
             plans: plans.into_iter().map(accounts::plan_version).collect(),
             next_page_token: next.map(|plan| page::encode(&"plans", &plan)).unwrap_or_default(),

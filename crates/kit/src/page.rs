@@ -19,6 +19,15 @@ pub fn size(requested: i32, default: i32, maximum: i32) -> Result<i64, &'static 
     }
 }
 
+/// Cuts a page that was read one row too long, and says after which row the next begins, if there is one.
+pub fn cut<T, C>(rows: &mut Vec<T>, size: i64, cursor: impl Fn(&T) -> C) -> Option<C> {
+    if (rows.len() as i64) <= size {
+        return None;
+    }
+    rows.truncate(size as usize);
+    rows.last().map(cursor)
+}
+
 /// A token that continues after `cursor` in a list with this filter.
 pub fn encode<C: Serialize>(filter: &impl Serialize, cursor: &C) -> String {
     let token = serde_json::to_vec(&(digest(filter), cursor)).expect("plain data serialises");

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use nexus_core::plan::Plan;
+use serde_json::json;
 
 use crate::{
     answer::{Answer, assert_answer},
@@ -27,6 +28,17 @@ async fn a_run_charges_once_and_lists_who_could_not_be() -> Result<()> {
 
     suite.record(vec![event("eco_owes", "/v1/x", 200, 2_500)]).await?;
     assert_answer!(suite.get_as("eco_owes", "/api/usage/overage").await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_run_that_failed_is_no_success() -> Result<()> {
+    let suite = Suite::start().await?;
+    sqlx::query("revoke update on eco_usage_records from nexus_billing").execute(&suite.db.pool).await?;
+    let failed = suite.run_overage().await?;
+    assert_eq!((failed.status.as_u16(), &failed.body), (503, &json!({"error": "Service unavailable"})));
+    sqlx::query("grant update on eco_usage_records to nexus_billing").execute(&suite.db.pool).await?;
+    assert_eq!(suite.run_overage().await?.body["success"], true);
     Ok(())
 }
 
