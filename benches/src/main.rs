@@ -5,7 +5,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`bench`] | one file a benchmark: what is measured against what, the table |
+//! | [`bench`](mod@bench) | one file a benchmark: what is measured against what, the table |
 //! | [`child`] | what the process does when it is started as a server or as a load generator |
 //! | [`process`] | starts those, reads what they say, stops them |
 //! | [`database`] | the private PostgreSQL and its accounts |

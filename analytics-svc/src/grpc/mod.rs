@@ -2,8 +2,8 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`parse`] | requests into the domain's types, all violations at once |
-//! | [`answer`] | the domain's types into responses |
+//! | `parse` | requests into the domain's types, all violations at once |
+//! | `answer` | the domain's types into responses |
 
 mod answer;
 mod parse;

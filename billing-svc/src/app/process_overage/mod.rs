@@ -2,11 +2,11 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`engine`] | one run at a time: begins it, hands out its figures, ends with the server |
-//! | [`run`] | a run: who owes, so many at once, the heartbeat |
-//! | [`charge`] | one account: the ledger's algorithm |
-//! | [`recheck`] | replaced charges, looked through once more: what came late is taken back |
-//! | [`dry_run`] | what a run would charge, read only |
+//! | `engine` | one run at a time: begins it, hands out its figures, ends with the server |
+//! | `run` | a run: who owes, so many at once, the heartbeat |
+//! | `charge` | one account: the ledger's algorithm |
+//! | `recheck` | replaced charges, looked through once more: what came late is taken back |
+//! | `dry_run` | what a run would charge, read only |
 
 mod charge;
 mod dry_run;
