@@ -1,5 +1,6 @@
 //! Requests and answers about accounts and plans.
 
+use chrono::{DateTime, Utc};
 use nexus_core::{id::EcoId, money::Currency, plan::Plan};
 use nexus_kit::{
     convert::{datetime, plan_from_proto, plan_to_proto, status_to_proto, timestamp},
@@ -80,7 +81,8 @@ pub(super) fn account_page(request: &pb::ListAccountsRequest) -> Result<AccountP
     let mut v = Violations::new();
     let plan = v.take("plan", plan_from_proto(request.plan)).flatten();
     let size = v.take("page_size", page::size(request.page_size, 50, 1_000));
-    let after = v.take("page_token", page::decode(&plan, &request.page_token)).flatten();
+    let after = page::decode_timed(&plan, &request.page_token, |c: &(DateTime<Utc>, EcoId)| c.0);
+    let after = v.take("page_token", after).flatten().map(|(time, id)| (time, id.into()));
     v.finish()?;
     Ok(AccountPage { plan, size: size.unwrap_or_default(), after })
 }

@@ -45,7 +45,8 @@ pub(super) fn charge_page(
 ) -> Result<(i64, Option<Cursor>), Violations> {
     let mut v = Violations::new();
     let size = v.take("page_size", page::size(request.page_size, 50, 100));
-    let after = v.take("page_token", page::decode(eco_id, &request.page_token)).flatten();
+    let after =
+        v.take("page_token", page::decode_timed(eco_id, &request.page_token, |c: &Cursor| c.0)).flatten();
     v.finish()?;
     Ok((size.unwrap_or_default(), after))
 }

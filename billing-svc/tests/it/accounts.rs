@@ -203,6 +203,26 @@ async fn accounts_are_listed_once_each_newest_first() -> Result<()> {
     billing.stop().await
 }
 
+/// A token is text from outside, whoever made it: what no row has is the caller's fault.
+#[tokio::test]
+async fn a_token_that_names_an_impossible_place_is_a_bad_token() -> Result<()> {
+    let db = TestDb::new().await?;
+    let billing = Billing::start(&db, NO_STRIPE).await?;
+    create(&billing, CreateAccountRequest { eco_id: "eco_a".into(), ..Default::default() }).await??;
+    let (long_ago, now) = ("-200000-01-01T00:00:00Z", Utc::now().to_rfc3339());
+    for cursor in [(long_ago, "eco_a"), (&now, "eco_\0"), (&now, "")] {
+        let page_token = nexus_kit::page::encode(&None::<nexus_core::plan::Plan>, &cursor);
+        let request = ListAccountsRequest { page_token, ..Default::default() };
+        let refused = billing.client.clone().list_accounts(manager()?.request(request)).await;
+        assert_eq!(fields(&refused.err().context("an error")?), ["page_token"], "{cursor:?}");
+    }
+    let page_token = nexus_kit::page::encode(&"eco_a", &(long_ago, uuid::Uuid::nil(), 1));
+    let request = ListChargesRequest { eco_id: "eco_a".into(), page_token, ..Default::default() };
+    let refused = billing.client.clone().list_charges(user("eco_a")?.request(request)).await;
+    assert_eq!(fields(&refused.err().context("an error")?), ["page_token"]);
+    billing.stop().await
+}
+
 #[tokio::test]
 async fn plans_are_listed_cheapest_first_in_their_newest_version() -> Result<()> {
     let db = TestDb::new().await?;
