@@ -64,7 +64,7 @@ pub async fn serve(
         args: config.serve,
         readiness: Arc::new(move || {
             let pool = pool.clone();
-            Box::pin(async move { db::ready(&pool).await })
+            Box::pin(async move { db::ready(&pool, Role::Analytics).await })
         }),
     };
     Ok(server.serve(listeners, shutdown).await?)

@@ -1,7 +1,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use nexus_kit::{config::TelemetryArgs, serve};
+use nexus_kit::{
+    config::{self, TelemetryArgs},
+    serve,
+};
 
 #[derive(Parser)]
 #[command(name = "analytics-svc", version, about)]
@@ -14,7 +17,7 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = config::parse::<Cli>();
     serve::run("nexus-analytics", &cli.telemetry, |shutdown| nexus_analytics::start(cli.config, shutdown))
         .await
 }

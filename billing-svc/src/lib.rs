@@ -85,7 +85,7 @@ pub async fn serve(
         args: config.serve,
         readiness: Arc::new(move || {
             let pool = pool.clone();
-            Box::pin(async move { db::ready(&pool).await })
+            Box::pin(async move { db::ready(&pool, Role::Billing).await })
         }),
     };
     let serving = async {

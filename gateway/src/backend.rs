@@ -220,6 +220,7 @@ async fn call<M, T, F>(
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
+    let request_span = Span::current();
     let span = tracing::info_span!(
         "call",
         otel.name = rpc,
@@ -235,6 +236,9 @@ where
             .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer within the deadline")));
         let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
         Span::current().record("rpc.grpc.status_code", code as i32);
+        if code != Code::Ok {
+            request_span.record("failed_call", rpc);
+        }
         answer.map(Response::into_inner)
     };
     work.instrument(span).await

@@ -89,6 +89,7 @@ fn http_span(method: &Method, route: &str, path: &str, id: &str) -> Span {
         http.response.status_code = tracing::field::Empty,
         request_id = id,
         caller = tracing::field::Empty,
+        failed_call = tracing::field::Empty,
     )
 }
 
@@ -135,7 +136,7 @@ impl Record {
         self.metrics.observe(labels, took);
         self.span.record("http.response.status_code", status);
         let _in_span = self.span.enter();
-        let duration_ms = took.as_secs_f64() * 1e3;
+        let duration_ms = telemetry::milliseconds(took);
         if status == StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
             tracing::error!(status, duration_ms, reason, "request");
         } else if self.route == "/healthz" || self.route == "/readyz" {

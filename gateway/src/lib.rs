@@ -100,6 +100,7 @@ pub async fn serve(
         metrics: Metrics::new(),
         limits: config.serve,
     });
+    listeners.announce()?;
     let stop_operations = CancellationToken::new();
     let operations = tokio::spawn(serve::operations(
         listeners.operations,

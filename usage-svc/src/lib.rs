@@ -91,7 +91,7 @@ pub async fn serve(
         args: config.serve,
         readiness: Arc::new(move || {
             let pool = pool.clone();
-            Box::pin(async move { db::ready(&pool).await })
+            Box::pin(async move { db::ready(&pool, Role::Usage).await })
         }),
     };
     let served = server.serve(listeners, shutdown).await;

@@ -1,7 +1,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use nexus_kit::{config::TelemetryArgs, serve};
+use nexus_kit::{
+    config::{self, TelemetryArgs},
+    serve,
+};
 
 #[derive(Parser)]
 #[command(name = "usage-svc", version, about)]
@@ -14,6 +17,6 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = config::parse::<Cli>();
     serve::run("nexus-usage", &cli.telemetry, |shutdown| nexus_usage::start(cli.config, shutdown)).await
 }

@@ -1,22 +1,70 @@
-//! Settings that all servers have. Each is a flag and an environment variable; clap names the one at
-//! fault when a value is bad.
+//! Settings that all servers have. Each is a flag and an environment variable; a bad value is told with the
+//! names of both.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, process, time::Duration};
 
-use clap::Args;
+use clap::{
+    Args, Command, Parser,
+    error::{ContextKind, ContextValue},
+};
 use secrecy::SecretString;
+
+/// Reads the command line and the environment; ends the process on `--help`, `--version` and mistakes.
+pub fn parse<C: Parser>() -> C {
+    C::try_parse().unwrap_or_else(|error| {
+        let mut command = C::command();
+        command.build();
+        exit(error, &command)
+    })
+}
+
+/// Ends the process with what is wrong on the command line of `command` (built: with its global arguments),
+/// or with the help that was asked for.
+pub fn exit(error: clap::Error, command: &Command) -> ! {
+    // 1, not clap's 2, which `nexus overage process` says something else with.
+    let code = i32::from(error.use_stderr());
+    if with_variables(error, command).print().is_err() {
+        process::exit(1);
+    }
+    process::exit(code)
+}
+
+/// Names the variables of the flags at fault: whoever has set a variable knows no flag.
+fn with_variables(mut error: clap::Error, command: &Command) -> clap::Error {
+    let flags = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(flag)) => vec![flag.clone()],
+        Some(ContextValue::Strings(flags)) => flags.clone(),
+        _ => return error,
+    };
+    let variables: Vec<String> = flags.iter().filter_map(|flag| variable(command, flag)).collect();
+    if !variables.is_empty() {
+        let tip = format!("the environment sets it too: {}", variables.join(", "));
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+fn variable(command: &Command, flag: &str) -> Option<String> {
+    let here = command.get_arguments().find(|argument| argument.to_string() == flag);
+    here.and_then(|argument| argument.get_env())
+        .map(|name| name.to_string_lossy().into_owned())
+        .or_else(|| command.get_subcommands().find_map(|command| variable(command, flag)))
+}
+
+/// Where `--help` shows what every command has.
+const TELEMETRY: &str = "Logs and traces";
 
 /// Logs and traces.
 #[derive(Args, Debug, Clone)]
 pub struct TelemetryArgs {
     /// Which log lines to write: a level, or directives like `info,sqlx=warn`
-    #[arg(long, env = "NEXUS_LOG", default_value = "info", value_name = "FILTER", global = true)]
+    #[arg(long, env = "NEXUS_LOG", default_value = "info", value_name = "FILTER", help_heading = TELEMETRY, global = true)]
     pub log: String,
     /// Form of the log lines
-    #[arg(long, env = "NEXUS_LOG_FORMAT", default_value = "json", value_enum, global = true)]
+    #[arg(long, env = "NEXUS_LOG_FORMAT", default_value = "json", value_enum, help_heading = TELEMETRY, global = true)]
     pub log_format: LogFormat,
     /// Where traces go: URL of an OTLP/gRPC collector, e.g. http://localhost:4317; unset: no traces
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", global = true)]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", help_heading = TELEMETRY, global = true)]
     pub otlp_endpoint: Option<String>,
 }
 
@@ -89,16 +137,17 @@ pub struct DbArgs {
     pub database_max_connections: u32,
 }
 
-/// A duration such as `500ms`, `25s`, `10m`, `2h`.
+/// A duration such as `500ms`, `25s`, `10m`, `2h`, `30d`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let expected = || format!("`{text}` is not a duration such as 500ms, 25s, 10m or 2h");
+    let expected = || format!("`{text}` is not a duration such as 500ms, 25s, 10m, 2h or 30d");
     let number: u64 = text[..digits].parse().map_err(|_| expected())?;
     match &text[digits..] {
         "ms" => Ok(Duration::from_millis(number)),
         "s" => Ok(Duration::from_secs(number)),
         "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(expected),
         "h" => number.checked_mul(3600).map(Duration::from_secs).ok_or_else(expected),
+        "d" => number.checked_mul(86_400).map(Duration::from_secs).ok_or_else(expected),
         _ => Err(expected()),
     }
 }

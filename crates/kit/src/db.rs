@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 use sqlx::{
-    Executor, PgConnection, PgPool, Row,
+    Connection, Executor, PgConnection, PgPool, Row,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
 use crate::config::DbArgs;
+
+/// How long readiness waits for a connection of the pool.
+const POOL_WAIT: Duration = Duration::from_secs(1);
 
 /// The schema, from the folder `migrations/`.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
@@ -39,6 +42,15 @@ impl Role {
             Role::Analytics => {
                 "set role nexus_analytics; set default_transaction_read_only = on; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'"
             }
+        }
+    }
+
+    /// Its name in the database.
+    fn name(self) -> &'static str {
+        match self {
+            Role::Usage => "nexus_usage",
+            Role::Billing => "nexus_billing",
+            Role::Analytics => "nexus_analytics",
         }
     }
 
@@ -88,20 +100,73 @@ async fn outside_a_transaction(connection: &mut PgConnection) -> sqlx::Result<bo
     connection.fetch_one("select now() = statement_timestamp()").await?.try_get(0)
 }
 
-/// Whether the database answers and has the schema this program was built with.
-pub async fn ready(pool: &PgPool) -> Result<(), String> {
+/// Why a database has not this version's schema.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// Its tables are not from our migrations.
+    #[error(
+        "it holds `{0}` and has not been migrated by `nexus migrate`: give this program a database or schema of its own"
+    )]
+    Foreign(String),
+    /// A migration failed.
+    #[error(transparent)]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The database is away.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+/// Brings a database to this version's schema. One at a time, by a lock; safe to run again.
+pub async fn migrate(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    // Found out before the first migration is applied, and not by one in the middle that fails.
+    let foreign: Option<String> = sqlx::query_scalar(
+        "select c.relname::text from pg_catalog.pg_class c
+         where c.relnamespace = current_schema()::regnamespace and c.relname like 'eco!_%' escape '!'
+           and to_regclass('_sqlx_migrations') is null
+         order by 1 limit 1",
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    match foreign {
+        Some(table) => Err(MigrateError::Foreign(table)),
+        None => Ok(MIGRATOR.run(connection).await?),
+    }
+}
+
+/// Whether the database answers, takes us for the role and has the schema this program was built with; else
+/// what is to be done.
+pub async fn ready(pool: &PgPool, role: Role) -> Result<(), String> {
+    if let Ok(Ok(mut connection)) = tokio::time::timeout(POOL_WAIT, pool.acquire()).await {
+        return schema(&mut connection).await;
+    }
+    // All in use, or none can be made: a pool does not tell why.
+    let mut connection = PgConnection::connect_with(&pool.connect_options())
+        .await
+        .map_err(|e| format!("cannot connect to the database: {e}"))?;
+    connection.execute(role.session()).await.map_err(|e| {
+        let role = role.name();
+        format!("this login cannot act as {role} ({e}): `nexus migrate` makes that role, `grant {role} to …` lets a login act as it")
+    })?;
+    schema(&mut connection).await
+}
+
+async fn schema(connection: &mut PgConnection) -> Result<(), String> {
     let newest = MIGRATOR.iter().map(|m| m.version).max().unwrap_or_default();
     let applied: i64 =
         sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success")
-            .fetch_one(pool)
+            .fetch_one(connection)
             .await
-            .map_err(|e| e.to_string())?;
+            .or_else(|e| if is_undefined_table(&e) { Ok(0) } else { Err(e.to_string()) })?;
     if applied < newest {
         return Err(format!(
             "the database is at migration {applied}, this program needs {newest}: run `nexus migrate`"
         ));
     }
     Ok(())
+}
+
+fn is_undefined_table(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(e) if e.code().as_deref() == Some("42P01"))
 }
 
 /// Whether an error means that the database is away, overloaded or restarting: the caller may try again.

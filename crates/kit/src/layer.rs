@@ -247,8 +247,12 @@ impl Call {
         self.labels.code = format!("{code:?}");
         self.metrics.observe(self.labels.clone(), took);
         let _in_span = self.span.enter();
-        let duration_ms = took.as_secs_f64() * 1e3;
+        let duration_ms = telemetry::milliseconds(took);
         match code {
+            // A probe every few seconds: worth a line only when it does not go well.
+            Code::Ok if self.labels.service.starts_with("grpc.health.") => {
+                tracing::debug!(code = ?code, duration_ms, "call");
+            }
             Code::Ok => tracing::info!(code = ?code, duration_ms, "call"),
             Code::Internal | Code::Unknown | Code::DataLoss => {
                 tracing::error!(code = ?code, duration_ms, reason = message, "call")

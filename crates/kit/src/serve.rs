@@ -71,10 +71,14 @@ pub struct Listeners {
 impl Listeners {
     /// Listens on both; port 0 takes a free one.
     pub async fn bind(main: SocketAddr, operations: SocketAddr) -> Result<Self, ServeError> {
-        let listeners = Self { main: bind(main).await?, operations: bind(operations).await? };
-        let (main, operations) = (listeners.main_addr()?, listeners.operations_addr()?);
+        Ok(Self { main: bind(main).await?, operations: bind(operations).await? })
+    }
+
+    /// Says where it listens: once the settings have held and it is about to serve.
+    pub fn announce(&self) -> Result<(), ServeError> {
+        let (main, operations) = (self.main_addr()?, self.operations_addr()?);
         tracing::info!(%main, %operations, "listening");
-        Ok(listeners)
+        Ok(())
     }
 
     /// Where the main port is.
@@ -114,6 +118,7 @@ pub struct GrpcServer {
 impl GrpcServer {
     /// Serves until `shutdown`, then finishes what is in flight within the grace.
     pub async fn serve(self, listeners: Listeners, shutdown: CancellationToken) -> Result<(), ServeError> {
+        listeners.announce()?;
         let (health, health_service) = tonic_health::server::health_reporter();
         let stop_operations = CancellationToken::new();
         let operations = tokio::spawn(operations(
@@ -281,7 +286,8 @@ pub async fn ready(readiness: Readiness) -> (StatusCode, &'static str) {
     match checked(&readiness).await {
         Ok(()) => (StatusCode::OK, "ready\n"),
         Err(reason) => {
-            tracing::warn!(reason, "not ready");
+            // A probe asks again and again: the change is what is logged.
+            tracing::debug!(reason, "not ready");
             (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
         }
     }

@@ -1,6 +1,6 @@
 //! Logs, traces, and W3C trace context in and out.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, time::Duration};
 
 use opentelemetry::{
     KeyValue,
@@ -80,6 +80,11 @@ fn exporter(endpoint: &str, service: &'static str) -> Result<SdkTracerProvider, 
         ])
         .build();
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+}
+
+/// A duration for a log line: milliseconds, to the microsecond.
+pub fn milliseconds(took: Duration) -> f64 {
+    (took.as_micros() as f64) / 1e3
 }
 
 /// Makes the caller's span, if its headers name one, the parent of ours.

@@ -6,7 +6,7 @@ use clap::{
     ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind,
     parser::ValueSource,
 };
-use nexus_kit::config::{LogFormat, TelemetryArgs};
+use nexus_kit::config::{self, LogFormat, TelemetryArgs};
 
 use crate::{dev, import, maintenance, overage, token};
 
@@ -84,13 +84,21 @@ pub(crate) struct StripeSimArgs {
 
 /// Reads the command line; ends the process on `--help`, `--version` and mistakes.
 pub(crate) fn parse() -> Cli {
-    let mut arguments: Vec<OsString> = env::args_os().collect();
-    let mut matches = Raw::command().get_matches_from(&arguments);
-    if matches.subcommand_name().is_none() {
-        arguments.push("dev".into());
-        matches = Raw::command().get_matches_from(&arguments);
+    let arguments: Vec<OsString> = env::args_os().collect();
+    matches(&arguments).and_then(|matches| read(&matches)).unwrap_or_else(|error| {
+        let mut whole = Raw::command();
+        whole.build();
+        let told = arguments.iter().find_map(|argument| whole.find_subcommand(argument));
+        config::exit(error, told.unwrap_or(&whole))
+    })
+}
+
+fn matches(arguments: &[OsString]) -> Result<ArgMatches, clap::Error> {
+    let matches = Raw::command().try_get_matches_from(arguments)?;
+    if matches.subcommand_name().is_some() {
+        return Ok(matches);
     }
-    read(&matches).unwrap_or_else(|error| error.exit())
+    Raw::command().try_get_matches_from(arguments.iter().cloned().chain(["dev".into()]))
 }
 
 fn read(matches: &ArgMatches) -> Result<Cli, clap::Error> {

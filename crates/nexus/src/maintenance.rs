@@ -52,7 +52,7 @@ impl DatabaseArgs {
 pub(crate) async fn migrate(args: &DatabaseArgs) -> Result<ExitCode> {
     let mut connection = args.connect().await?;
     let before = applied(&mut connection).await?;
-    MIGRATOR.run(&mut connection).await.context("migrating")?;
+    db::migrate(&mut connection).await.context("migrating")?;
     let mut count = 0;
     for migration in MIGRATOR.iter().filter(|m| m.migration_type.is_up_migration()) {
         if !before.contains(&migration.version) {

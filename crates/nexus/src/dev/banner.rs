@@ -48,44 +48,47 @@ pub(crate) fn text(ready: &Ready, addresses: &Addresses, database: &Database, fo
         }
     }
     text.push_str("\nTry\n");
-    for line in examples(ready) {
-        text.push_str(&line);
-        text.push('\n');
+    for (what, line) in examples(ready) {
+        text.push_str(&format!("# {what}\n{line}\n"));
     }
     text.push_str("\nCtrl-C stops everything.\n");
     text
 }
 
 /// Lines that work as they stand, in this order and as often as they are run: the shell fills in an event's
-/// id and time.
-fn examples(ready: &Ready) -> Vec<String> {
+/// id and time. Each with what it is for.
+fn examples(ready: &Ready) -> Vec<(&'static str, String)> {
     let t = &ready.tokens;
     let rest = &ready.gateway_url;
     let get = |token: &str, path: &str| format!("curl -H 'Authorization: Bearer {token}' {rest}{path}");
-    let rpc = |token: &str, address: &str, body: String, method: &str| {
+    let rpc = |token: &str, address: &str, body: &str, method: &str| {
         format!("grpcurl -plaintext -H 'authorization: Bearer {token}' -d '{body}' {address} {method}")
     };
     let mut lines = Vec::new();
     if let Some(key) = &ready.api_keys.free {
-        lines.push(format!("curl -i -H 'Authorization: ApiKey {}' {rest}/api/secure/ping", key.key));
-        lines.push(get(&t.pro.token, "/api/usage/current"));
+        let ping = format!("curl -i -H 'Authorization: ApiKey {}' {rest}/api/secure/ping", key.key);
+        lines.push(("a metered call, its limit in the headers; the account has some 50 left", ping));
+        lines.push(("where an account stands", get(&t.pro.token, "/api/usage/current")));
     } else {
         let body = format!(r#"{{"eco_id":"{}","plan":"PLAN_PRO"}}"#, t.pro.eco_id);
         let method = "nexus.billing.v1.BillingService/CreateAccount";
-        lines.push(rpc(&t.service.token, &ready.billing_addr, body, method));
+        lines.push(("a first account", rpc(&t.service.token, &ready.billing_addr, &body, method)));
     }
     let event = format!(
         r#"{{"event":{{"eco_id":"{}","event_id":"'{NEW_ID}'","event_time":"'{NOW}'","endpoint":"/v1/search","method":"GET","status_code":200}}}}"#,
         t.pro.eco_id
     );
-    lines.push(rpc(&t.service.token, &ready.usage_addr, event, "nexus.usage.v1.UsageService/RecordUsage"));
-    lines.push(get(&t.admin.token, "/api/admin/analytics/overview"));
-    let users = r#"{"plan":"PLAN_PRO"}"#.to_owned();
-    let method = "nexus.analytics.v1.AnalyticsService/ListUsers";
-    lines.push(rpc(&t.admin.token, &ready.analytics_addr, users, method));
-    lines.push(format!(
-        "curl -X POST -H 'Authorization: Bearer {}' {rest}/api/cron/process-overage",
-        ready.cron_secret
-    ));
+    let record = "nexus.usage.v1.UsageService/RecordUsage";
+    lines.push(("record a call", rpc(&t.service.token, &ready.usage_addr, &event, record)));
+    lines.push(("the business at a glance", get(&t.admin.token, "/api/admin/analytics/overview")));
+    let list = "nexus.analytics.v1.AnalyticsService/ListUsers";
+    let users = rpc(&t.admin.token, &ready.analytics_addr, r#"{"plan":"PLAN_PRO"}"#, list);
+    lines.push(("who uses the most", users));
+    let process = "nexus.billing.v1.BillingService/ProcessOverage";
+    let preview = rpc(&t.service.token, &ready.billing_addr, r#"{"dry_run":true}"#, process);
+    lines.push(("what overage would be charged, and why", preview));
+    let secret = &ready.cron_secret;
+    let charge = format!("curl -X POST -H 'Authorization: Bearer {secret}' {rest}/api/cron/process-overage");
+    lines.push(("charge it, as a scheduler does", charge));
     lines
 }

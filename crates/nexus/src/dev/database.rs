@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nexus_kit::db::MIGRATOR;
+use nexus_kit::db;
 use nexus_pg::{Cluster, Options};
 use secrecy::ExposeSecret;
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, postgres::PgConnectOptions};
@@ -46,7 +46,7 @@ impl Database {
             let url = url.expose_secret().to_owned();
             let mut connection =
                 PgConnection::connect(&url).await.context("connecting to DATABASE_URL (--database-url)")?;
-            MIGRATOR.run(&mut connection).await.context("migrating the database of DATABASE_URL")?;
+            db::migrate(&mut connection).await.context("migrating the database of DATABASE_URL")?;
             connection.close().await?;
             return Ok(Self { url, cluster: None });
         }
@@ -121,13 +121,13 @@ async fn ensure_database(cluster: &Cluster, wants_demo: bool) -> Result<()> {
     .await?;
     if exists {
         let mut connection = PgConnection::connect(&cluster.url(NAME)).await?;
-        MIGRATOR.run(&mut connection).await.context("migrating the database")?;
+        db::migrate(&mut connection).await.context("migrating the database")?;
         connection.close().await?;
     } else {
         server.execute("drop database if exists nexus_unfinished with (force)").await?;
         server.execute("create database nexus_unfinished").await?;
         let mut connection = PgConnection::connect(&cluster.url(UNFINISHED)).await?;
-        MIGRATOR.run(&mut connection).await.context("making the schema")?;
+        db::migrate(&mut connection).await.context("making the schema")?;
         mark(&mut connection, wants_demo).await?;
         connection.close().await?;
         server.execute("alter database nexus_unfinished rename to nexus").await?;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use nexus_core::plan::Plan;
 
@@ -15,6 +16,9 @@ Every line becomes an event whose id follows from the file's SHA-256 and the lin
 same file again changes nothing. Events older than 35 days are refused; --shift-to-now moves the file's
 times so that its last event is now, and keeps that shift for the file. Queries (`?…`) are not recorded.";
 
+/// The caller that every web server's log has.
+const REMOTE_ADDRESS: &str = "remote_addr";
+
 #[derive(Args)]
 pub(crate) struct ImportArgs {
     /// The log
@@ -23,7 +27,7 @@ pub(crate) struct ImportArgs {
     #[arg(long, value_enum, default_value = "combined")]
     pub(crate) format: Format,
     /// Who is charged: the remote address, or with --format json a field of that name
-    #[arg(long, default_value = "remote_addr", value_name = "remote_addr|FIELD")]
+    #[arg(long, default_value = REMOTE_ADDRESS, value_name = "remote_addr|FIELD")]
     pub(crate) account_by: String,
     /// Create accounts that do not exist, on this plan: free, pro or enterprise
     #[arg(long, value_name = "PLAN")]
@@ -57,6 +61,18 @@ pub(crate) struct ImportArgs {
     pub(crate) billing_addr: String,
     #[command(flatten)]
     pub(crate) credentials: Credentials,
+}
+
+impl ImportArgs {
+    /// What no single flag can tell: the common forms have one field that names a caller.
+    pub(crate) fn check(&self) -> Result<()> {
+        ensure!(
+            self.format == Format::Json || self.account_by == REMOTE_ADDRESS,
+            "--account-by {}: a log of the combined or common form has {REMOTE_ADDRESS} only; a field of that name needs --format json",
+            self.account_by
+        );
+        Ok(())
+    }
 }
 
 /// Form of a log's lines.

@@ -33,6 +33,7 @@ use survey::Survey;
 
 /// Imports the file and prints what was found.
 pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
+    args.check()?;
     let services = Services::new(&args)?;
     let parser = parse::Parser::new(&args);
     let size = std::fs::metadata(&args.file).with_context(|| args.file.display().to_string())?.len();
@@ -41,7 +42,8 @@ pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
     bar.finish_and_clear();
     let Some((first, last)) = survey.span else {
         print!("{}", report::nothing(&args, &survey));
-        return Ok(ExitCode::SUCCESS);
+        // An empty log is a quiet day; a log in which no line can be read is a mistake.
+        return Ok(if survey.malformed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     };
 
     let proposed = if args.shift_to_now { whole_seconds(Utc::now() - last) } else { TimeDelta::zero() };

@@ -130,6 +130,23 @@ async fn a_missing_token_is_told_before_anything_is_read() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_log_that_cannot_be_read_is_a_failure_and_an_empty_one_is_not() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (nonsense, empty) = (folder.path().join("nonsense.log"), folder.path().join("empty.log"));
+    std::fs::write(&nonsense, "nonsense\n")?;
+    std::fs::write(&empty, "")?;
+    for (file, code) in [(nonsense, 1), (empty, 0)] {
+        let file = file.to_str().expect("a path of ours");
+        let output = crate::support::run(&["import", file, "--token", "t"]).await?;
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
+        assert!(text(&output.stdout).contains("no calls"), "{}", text(&output.stdout));
+    }
+    let output = crate::support::run(&["import", LOG, "--token", "t", "--account-by", "tenant"]).await?;
+    assert!(!output.status.success() && text(&output.stderr).contains("--account-by tenant"));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_missing_file_is_named() -> Result<()> {
     let output = crate::support::run(&["import", "no-such.log", "--token", "t"]).await?;
     assert!(!output.status.success() && text(&output.stderr).contains("no-such.log"));

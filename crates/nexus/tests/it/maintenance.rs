@@ -1,9 +1,11 @@
+use std::process::Output;
+
 use anyhow::Result;
 use chrono::Utc;
 use nexus_testkit::db::TestDb;
 use sqlx::Executor;
 
-use crate::support::{run, text};
+use crate::support::{nexus, run, text};
 
 #[tokio::test]
 async fn migrate_says_what_it_applied_and_the_second_time_nothing() -> Result<()> {
@@ -17,6 +19,24 @@ async fn migrate_says_what_it_applied_and_the_second_time_nothing() -> Result<()
 
     let second = run(&["migrate", "--database-url", db.url()]).await?;
     assert!(text(&second.stdout).starts_with("nothing to apply"), "{}", text(&second.stdout));
+    Ok(())
+}
+
+#[tokio::test]
+async fn migrate_leaves_a_database_of_another_origin_as_it_is() -> Result<()> {
+    let db = TestDb::new().await?;
+    db.pool
+        .execute("drop schema public cascade; create schema public; create table eco_plans (id int)")
+        .await?;
+    let refused = run(&["migrate", "--database-url", db.url()]).await?;
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("it holds `eco_plans`"), "{said}");
+    let tables: i64 = sqlx::query_scalar(
+        "select count(*) from pg_catalog.pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'",
+    )
+    .fetch_one(&db.pool)
+    .await?;
+    assert_eq!(tables, 1);
     Ok(())
 }
 
@@ -59,5 +79,18 @@ async fn servers_name_a_bad_setting() -> Result<()> {
         let said = text(&output.stderr);
         assert!(!output.status.success() && said.contains(named), "{arguments:?}: {said}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bad_value_of_a_variable_is_told_with_the_variable() -> Result<()> {
+    let told = |output: Output| (output.status.code(), text(&output.stderr));
+    let bad = nexus().args(["usage"]).env("USAGE_GRPC_ADDR", "nowhere").output().await?;
+    let (code, said) = told(bad);
+    assert!(code == Some(1) && said.contains("'nowhere'") && said.contains("USAGE_GRPC_ADDR"), "{said}");
+    let missing = nexus().args(["billing"]).env_remove("SERVICE_TOKEN_SECRET").output().await?;
+    let (code, said) = told(missing);
+    let all = ["SERVICE_TOKEN_SECRET", "DATABASE_URL", "STRIPE_SECRET_KEY"];
+    assert!(code == Some(1) && all.iter().all(|name| said.contains(name)), "{said}");
     Ok(())
 }

@@ -27,12 +27,14 @@ async fn an_empty_runs_lines_work_in_their_order() -> Result<()> {
             ensure!(status.is_success(), "{status}: {line}");
         }
     }
-    let [created, recorded, users] = answers.as_slice() else {
-        panic!("three calls by grpcurl: {answers:?}")
+    let [created, recorded, users, preview] = answers.as_slice() else {
+        panic!("four calls by grpcurl: {answers:?}")
     };
     assert_eq!(created["account"]["ecoId"], "eco_demo_pro");
     assert_eq!(recorded["outcome"], "EVENT_OUTCOME_ACCEPTED");
     assert_eq!(users["users"][0]["ecoId"], "eco_demo_pro");
+    // Two calls are no overage: nothing is planned, and nothing was begun.
+    assert_eq!((preview.get("plannedCharges"), preview.get("runId")), (None, None));
 
     // Each run of the line is a call of its own, and both are the account's.
     let again = shell(record.context("a line that records")?).await?;
