@@ -27,8 +27,12 @@ pub enum Error {
     Invalid(#[from] Violations),
     #[error("account {0} does not exist")]
     AccountNotFound(EcoId),
-    #[error("{0} belongs to another account")]
-    Taken(&'static str),
+    #[error("an account with this eco_id exists")]
+    AccountExists,
+    #[error("stripe_customer_id belongs to another account")]
+    StripeCustomerTaken,
+    #[error("stripe_subscription_id belongs to another account")]
+    StripeSubscriptionTaken,
     #[error("run {0} was cut short; what it charged stays charged, and a repeat goes on with the rest")]
     RunFailed(Uuid),
     #[error("the server is stopping")]
@@ -44,12 +48,12 @@ impl From<Error> for Status {
         match error {
             Error::Invalid(violations) => status::invalid(&violations),
             Error::AccountNotFound(_) => status::not_found("ACCOUNT_NOT_FOUND", error.to_string()),
-            Error::Taken("eco_id") => status::with_reason(
-                Code::AlreadyExists,
-                "ACCOUNT_EXISTS",
-                "an account with this eco_id exists",
-            ),
-            Error::Taken(_) => status::with_reason(Code::AlreadyExists, "STRIPE_ID_TAKEN", error.to_string()),
+            Error::AccountExists => {
+                status::with_reason(Code::AlreadyExists, "ACCOUNT_EXISTS", error.to_string())
+            }
+            Error::StripeCustomerTaken | Error::StripeSubscriptionTaken => {
+                status::with_reason(Code::AlreadyExists, "STRIPE_ID_TAKEN", error.to_string())
+            }
             Error::RunFailed(_) => status::unavailable("RUN_FAILED", error.to_string(), status::RETRY_SOON),
             Error::Stopping => status::unavailable("STOPPING", error.to_string(), status::RETRY_SOON),
             Error::OutOfRange(e) => {

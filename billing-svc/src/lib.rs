@@ -17,7 +17,7 @@
 //! | [`grpc`] | the tonic trait: who is calling, parse (all violations at once), one use case, the answer |
 //! | [`app`] | one use case a file; owns the transaction |
 //! | [`domain`] | types and rules; pure |
-//! | [`payments`] | the port to Stripe: over HTTP, and in memory for tests |
+//! | [`payments`] | the port to Stripe, and Stripe over HTTP |
 //! | [`store`] | the only SQL; one file a table; every function takes a connection |
 //! | [`error`] | what can go wrong, and the status each is |
 //! | [`config`] | flags and environment |

@@ -35,7 +35,7 @@ pub(super) fn usage_history(
     request: &GetUsageHistoryRequest,
 ) -> Result<(EcoId, i64), Status> {
     let mut violations = Violations::new();
-    let eco_id = account(caller, &request.eco_id, &mut violations)?;
+    let eco_id = caller.account_among(&request.eco_id, &[], &mut violations)?;
     let days = violations.take("days_count", page::size(request.days_count, HISTORY_DAYS, MAX_DAYS));
     complete(violations, eco_id.zip(days)).map_err(|v| Error::Invalid(v).into())
 }
@@ -46,7 +46,7 @@ pub(super) fn endpoint_stats(
     request: &ListEndpointStatsRequest,
 ) -> Result<(EndpointFilter, Option<EndpointCursor>, i64), Status> {
     let mut violations = Violations::new();
-    let eco_id = account(caller, &request.eco_id, &mut violations)?;
+    let eco_id = caller.account_among(&request.eco_id, &[], &mut violations)?;
     let days = violations.take("days_count", page::size(request.days_count, ENDPOINT_DAYS, MAX_DAYS));
     let size =
         violations.take("page_size", page::size(request.page_size, ENDPOINTS_A_PAGE, ENDPOINTS_A_PAGE));
@@ -88,16 +88,6 @@ pub(super) fn users(request: &ListUsersRequest) -> Result<(UserFilter, PageStart
     });
     let parsed = filter.zip(start).zip(size).map(|((filter, start), size)| (filter, start, size));
     complete(violations, parsed)
-}
-
-/// The account a call is about: a user's own, whatever admins ask for. Whoever may see any account gets a
-/// malformed id as one violation among others.
-fn account(caller: &Caller, requested: &str, violations: &mut Violations) -> Result<Option<EcoId>, Status> {
-    let own_by_default = matches!(caller, Caller::User { .. }) && requested.is_empty();
-    if caller.is_admin() && !own_by_default {
-        return Ok(violations.eco_id("eco_id", requested));
-    }
-    caller.account(requested, &[]).map(Some)
 }
 
 fn prefix(query: &str) -> Result<String, String> {

@@ -22,7 +22,7 @@ pub async fn run(pool: &PgPool, new: &NewAccount) -> Result<Account, Error> {
         }
         Err(Error::Database(e)) => match (taken(&e), created_before(&mut connection, new).await?) {
             (Some(_), Some(account)) => Ok(account),
-            (Some(what), None) => Err(Error::Taken(what)),
+            (Some(taken), None) => Err(taken),
             (None, _) => Err(Error::Database(e)),
         },
         result => result,
@@ -52,18 +52,18 @@ async fn create(connection: &mut PgConnection, new: &NewAccount) -> Result<Accou
     );
     violations.finish()?;
     accounts::insert(&mut transaction, new, plan.version).await?;
-    let account = accounts::get(&mut transaction, &new.eco_id).await?;
+    let account = accounts::get(&mut transaction, new.eco_id.as_str()).await?;
     transaction.commit().await?;
     account.ok_or_else(|| Error::AccountNotFound(new.eco_id.clone()))
 }
 
 /// What another account has already.
-fn taken(error: &sqlx::Error) -> Option<&'static str> {
+fn taken(error: &sqlx::Error) -> Option<Error> {
     [
-        ("eco_identities_pkey", "eco_id"),
-        ("eco_identities_stripe_customer_id_key", "stripe_customer_id"),
-        ("eco_subscriptions_stripe_subscription_id_key", "stripe_subscription_id"),
+        ("eco_identities_pkey", Error::AccountExists),
+        ("eco_identities_stripe_customer_id_key", Error::StripeCustomerTaken),
+        ("eco_subscriptions_stripe_subscription_id_key", Error::StripeSubscriptionTaken),
     ]
     .into_iter()
-    .find_map(|(constraint, field)| db::violates(error, constraint).then_some(field))
+    .find_map(|(constraint, taken)| db::violates(error, constraint).then_some(taken))
 }

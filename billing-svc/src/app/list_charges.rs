@@ -23,7 +23,7 @@ pub async fn run(
     size: i64,
 ) -> Result<(Vec<Charge>, Option<Cursor>), Error> {
     let mut connection = pool.acquire().await?;
-    if accounts::get(&mut connection, eco_id).await?.is_none() {
+    if accounts::get(&mut connection, eco_id.as_str()).await?.is_none() {
         return Err(Error::AccountNotFound(eco_id.clone()));
     }
     let mut page = charges::list(&mut connection, eco_id, after, size + 1).await?;

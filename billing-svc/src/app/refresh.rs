@@ -10,12 +10,9 @@ use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    domain::period::PeriodKey,
     error::Error,
-    store::{
-        changes,
-        facts::{self, PeriodKey},
-        lease, records,
-    },
+    store::{changes, facts, lease, records},
 };
 
 const EVERY: Duration = Duration::from_millis(500);

@@ -2,15 +2,36 @@
 
 use std::{collections::BTreeMap, str::FromStr};
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use nexus_core::{money::Micros, period::Period, text::thousands as grouped};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::overage::{Difference, Facts};
+use super::{
+    overage::{Difference, Facts},
+    period::PeriodKey,
+};
 
 /// Names of charges are made within this namespace.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6a1d_41f0_5c0e_4a55_9d5c_0d3a_7f3e_11b2);
+
+/// Age from which an attempt is never sent again: Stripe may forget its key after 24 hours.
+pub const KEY_LIFE: TimeDelta = TimeDelta::hours(23);
+
+/// How long after the last attempt of a charge its items are looked through once more, where an attempt was
+/// replaced.
+pub const RECHECK_AFTER: TimeDelta = TimeDelta::minutes(10);
+
+/// What may be done with an attempt now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// It may be sent.
+    Send,
+    /// As old as [`KEY_LIFE`]: its key may be forgotten.
+    Old,
+    /// No longer in doubt, or replaced.
+    Gone,
+}
 
 /// A charge as it is written down before it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +161,16 @@ impl Intent {
             difference,
             item,
         }
+    }
+
+    /// The same charge under a new key.
+    pub fn next_attempt(&self) -> Self {
+        Self { attempt: self.attempt + 1, ..self.clone() }
+    }
+
+    /// The period it belongs to.
+    pub fn period_key(&self) -> PeriodKey {
+        PeriodKey { eco_id: self.eco_id.clone(), start: self.period.start }
     }
 
     /// The next charge of a period, which takes an item back that is on an invoice by mistake.

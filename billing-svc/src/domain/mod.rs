@@ -5,11 +5,13 @@
 //! | [`account`] | an account with its subscription; what a new one must be |
 //! | [`plan`] | a plan's newest version and its prices |
 //! | [`overage`] | what an account owes for a period, and the difference to charge |
+//! | [`period`] | an account's period: its key, why it is parked, whether a run has to look at it |
 //! | [`charge`] | an entry of the ledger: its key, its exact payload, the text on the invoice |
 //! | [`run`] | the figures of a run over many accounts |
 
 pub mod account;
 pub mod charge;
 pub mod overage;
+pub mod period;
 pub mod plan;
 pub mod run;

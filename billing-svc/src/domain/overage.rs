@@ -7,6 +7,8 @@ use nexus_core::{
     plan::{Plan, SubscriptionStatus},
 };
 
+use super::{period::ParkReason, run::AccountError};
+
 /// Everything that decides about an account's overage in one period, read in one statement.
 #[derive(Debug, Clone)]
 pub struct Facts {
@@ -33,7 +35,7 @@ pub struct Facts {
     /// Overage that the summary says, if there is one.
     pub summary: Option<Overage>,
     /// Why the period is parked, if it is.
-    pub parked_reason: Option<String>,
+    pub parked: Option<ParkReason>,
     /// Customer at Stripe.
     pub stripe_customer_id: Option<String>,
     /// Subscription at Stripe.
@@ -86,7 +88,65 @@ pub struct Difference {
     pub units_to: i64,
 }
 
+/// What is to be done about a period in which no charge is in doubt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next<'a> {
+    /// Nothing: it owes nothing, or what it is parked for is still missing.
+    Nothing,
+    /// It takes no more usage and owes nothing: it is done for good.
+    Settle,
+    /// It owes and cannot be charged, which was not so before.
+    Park(ParkReason),
+    /// It owes this.
+    Charge {
+        /// Who is charged at Stripe.
+        customer: &'a str,
+        /// The charge.
+        difference: Difference,
+    },
+}
+
 impl Facts {
+    /// What is to be done about the period: what a run does, and what a dry run says.
+    pub fn next(&self) -> Result<Next<'_>, OutOfRange> {
+        if self.stays_parked() {
+            return Ok(Next::Nothing);
+        }
+        if self.is_unpriced()? {
+            return Ok(Next::Park(ParkReason::NoPriceInCurrency));
+        }
+        Ok(match (self.difference()?, self.stripe_customer_id.as_deref()) {
+            (None, _) if self.is_settling() => Next::Settle,
+            (None, _) => Next::Nothing,
+            (Some(_), None) => Next::Park(ParkReason::NoStripeCustomer),
+            (Some(difference), Some(customer)) => Next::Charge { customer, difference },
+        })
+    }
+
+    /// Whether the period is parked, and what it is parked for is still missing. A run's candidates are
+    /// selected by the same rule.
+    fn stays_parked(&self) -> bool {
+        match &self.parked {
+            None => false,
+            Some(ParkReason::NoStripeCustomer) => self.stripe_customer_id.is_none(),
+            Some(ParkReason::NoPriceInCurrency) => self.price == Price::NoneInCurrency,
+            Some(ParkReason::Refused(_)) => true,
+        }
+    }
+
+    /// What is told of the account when the period is parked.
+    pub fn park_error(&self, reason: &ParkReason) -> AccountError {
+        let eco_id = &self.eco_id;
+        let message = match reason {
+            ParkReason::NoStripeCustomer => format!("No Stripe customer ID found for {eco_id}"),
+            ParkReason::NoPriceInCurrency => {
+                format!("The plan of {eco_id} has no price in {}", self.currency)
+            }
+            ParkReason::Refused(_) => format!("Stripe refused a charge of {eco_id}"),
+        };
+        AccountError::new(eco_id, reason.as_str(), message)
+    }
+
     /// Units recorded in the period.
     pub fn api_calls(&self) -> i64 {
         self.segment_units.iter().sum()
@@ -134,7 +194,7 @@ impl Facts {
     }
 
     /// Whether overage cannot be priced: the plan has no price in the account's currency.
-    pub fn is_unpriced(&self) -> Result<bool, OutOfRange> {
+    fn is_unpriced(&self) -> Result<bool, OutOfRange> {
         Ok(self.price == Price::NoneInCurrency && self.overage()?.units > 0)
     }
 }
@@ -160,7 +220,7 @@ mod tests {
             segment_units: vec![0],
             last_event_time: None,
             summary: None,
-            parked_reason: None,
+            parked: None,
             stripe_customer_id: None,
             stripe_subscription_id: None,
             ledger: Ledger::default(),
@@ -235,9 +295,50 @@ mod tests {
         let mut facts = facts(UnitPrice { micros: 0, per_units: 1 }, 100);
         facts.segment_units = vec![500];
         assert_eq!(facts.overage(), Ok(Overage::default()));
-        assert_eq!(facts.is_unpriced(), Ok(false));
+        assert_eq!(facts.next(), Ok(Next::Nothing));
         facts.price = Price::NoneInCurrency;
-        assert_eq!(facts.is_unpriced(), Ok(true));
+        assert_eq!(facts.next(), Ok(Next::Park(ParkReason::NoPriceInCurrency)));
         assert_eq!(facts.difference(), Ok(None));
+    }
+
+    #[test]
+    fn what_is_parked_stays_so_until_what_it_is_parked_for_is_there() {
+        let mut facts = facts(UnitPrice { micros: 1_000, per_units: 1 }, 0);
+        facts.segment_units = vec![20];
+        let price = facts.price;
+        let charge = Difference { amount: Micros(20_000), units_from: 0, units_to: 20 };
+        let charge = Ok(Next::Charge { customer: "cus_a", difference: charge });
+        let park = |reason| Ok(Next::Park(reason));
+        use ParkReason::{NoPriceInCurrency, NoStripeCustomer};
+        let refused = ParkReason::Refused("CARD_DECLINED".to_owned());
+        for (parked, has_customer, has_price, expected) in [
+            (None, true, true, charge.clone()),
+            (None, false, true, park(NoStripeCustomer)),
+            (None, true, false, park(NoPriceInCurrency)),
+            (None, false, false, park(NoPriceInCurrency)),
+            (Some(NoStripeCustomer), false, true, Ok(Next::Nothing)),
+            (Some(NoStripeCustomer), false, false, Ok(Next::Nothing)),
+            (Some(NoStripeCustomer), true, false, park(NoPriceInCurrency)),
+            (Some(NoStripeCustomer), true, true, charge.clone()),
+            (Some(NoPriceInCurrency), true, false, Ok(Next::Nothing)),
+            (Some(NoPriceInCurrency), false, true, park(NoStripeCustomer)),
+            (Some(NoPriceInCurrency), true, true, charge),
+            (Some(refused), true, true, Ok(Next::Nothing)),
+        ] {
+            facts.stripe_customer_id = has_customer.then(|| "cus_a".to_owned());
+            facts.price = if has_price { price } else { Price::NoneInCurrency };
+            facts.parked = parked;
+            assert_eq!(facts.next(), expected, "{:?} {has_customer} {has_price}", facts.parked);
+        }
+    }
+
+    #[test]
+    fn a_period_that_owes_nothing_is_settled_once_it_takes_no_more_usage() {
+        let mut facts = facts(UnitPrice { micros: 1_000, per_units: 1 }, 0);
+        assert_eq!(facts.next(), Ok(Next::Nothing));
+        facts.now = facts.period.end + TimeDelta::hours(24);
+        assert_eq!(facts.next(), Ok(Next::Settle));
+        facts.parked = Some(ParkReason::Refused("CARD_DECLINED".to_owned()));
+        assert_eq!(facts.next(), Ok(Next::Nothing));
     }
 }

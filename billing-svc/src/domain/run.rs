@@ -57,6 +57,13 @@ pub struct AccountError {
     pub message: String,
 }
 
+impl AccountError {
+    /// Reason as a word, and in a sentence.
+    pub fn new(eco_id: &str, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { eco_id: eco_id.to_owned(), reason: reason.into(), message: message.into() }
+    }
+}
+
 /// What a run has done so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Figures {

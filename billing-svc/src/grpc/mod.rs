@@ -57,8 +57,8 @@ impl BillingService for Service {
         let asked = overage::process_request(request.into_inner()).map_err(Error::from)?;
         if asked.dry_run {
             let accounts = asked.run.accounts.as_deref();
-            let plan = app::process_overage::dry_run(&self.pool, accounts).await?;
-            return Ok(Response::new(overage::planned(plan, started.elapsed())));
+            let dry_run = app::process_overage::dry_run(&self.pool, accounts).await?;
+            return Ok(Response::new(overage::planned(dry_run, started.elapsed())));
         }
         let answer = self.engine.process(asked.run, Uuid::now_v7(), wait_until).await?;
         Ok(Response::new(overage::processed(answer)))
@@ -78,14 +78,12 @@ impl BillingService for Service {
         &self,
         request: Request<ListChargesRequest>,
     ) -> Result<Response<ListChargesResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let request = request.into_inner();
-        let eco_id = caller.account(&request.eco_id, &[Scope::BillingRun])?;
-        let (size, after) = overage::charge_page(&request, &eco_id).map_err(Error::from)?;
-        let (charges, next) = app::list_charges::run(&self.pool, &eco_id, after.as_ref(), size).await?;
+        let asked = overage::charge_page(&Caller::of(&request)?, request.get_ref())?;
+        let (charges, next) =
+            app::list_charges::run(&self.pool, &asked.eco_id, asked.after.as_ref(), asked.size).await?;
         Ok(Response::new(ListChargesResponse {
             charges: charges.into_iter().map(overage::charge).collect(),
-            next_page_token: next.map(|cursor| page::encode(&eco_id, &cursor)).unwrap_or_default(),
+            next_page_token: next.map(|cursor| page::encode(&asked.eco_id, &cursor)).unwrap_or_default(),
         }))
     }
 

@@ -3,8 +3,14 @@
 use std::time::Duration;
 
 use nexus_core::{id::EcoId, money};
-use nexus_kit::{convert::timestamp, page, validate::Violations};
+use nexus_kit::{
+    auth::{Caller, Scope},
+    convert::timestamp,
+    page, status,
+    validate::Violations,
+};
 use nexus_proto::billing::v1 as pb;
+use tonic::Status;
 
 use crate::{
     app::{list_charges::Cursor, process_overage as app},
@@ -38,17 +44,25 @@ pub(super) fn overage(facts: Facts) -> Result<pb::GetOverageResponse, Error> {
     })
 }
 
-/// Reads the page of a request to list charges.
-pub(super) fn charge_page(
-    request: &pb::ListChargesRequest,
-    eco_id: &EcoId,
-) -> Result<(i64, Option<Cursor>), Violations> {
+/// Which charges are asked for.
+pub(super) struct ChargePage {
+    pub(super) eco_id: EcoId,
+    pub(super) size: i64,
+    pub(super) after: Option<Cursor>,
+}
+
+/// Reads a request to list charges.
+pub(super) fn charge_page(caller: &Caller, request: &pb::ListChargesRequest) -> Result<ChargePage, Status> {
     let mut v = Violations::new();
+    let eco_id = caller.account_among(&request.eco_id, &[Scope::BillingRun], &mut v)?;
     let size = v.take("page_size", page::size(request.page_size, 50, 100));
-    let after =
-        v.take("page_token", page::decode_timed(eco_id, &request.page_token, |c: &Cursor| c.0)).flatten();
-    v.finish()?;
-    Ok((size.unwrap_or_default(), after))
+    // A token belongs to an account, and cannot be read without it.
+    let after = eco_id.as_ref().and_then(|eco_id| {
+        v.take("page_token", page::decode_timed(eco_id, &request.page_token, |c: &Cursor| c.0)).flatten()
+    });
+    let (Some(eco_id), Some(size)) = (eco_id, size) else { return Err(status::invalid(&v)) };
+    v.finish().map_err(|v| status::invalid(&v))?;
+    Ok(ChargePage { eco_id, size, after })
 }
 
 /// An entry of the ledger for the wire.
@@ -112,11 +126,11 @@ pub(super) fn processed(answer: app::Answer) -> pb::ProcessOverageResponse {
 }
 
 /// The answer to a dry run.
-pub(super) fn planned(plan: app::Plan, took: Duration) -> pb::ProcessOverageResponse {
+pub(super) fn planned(dry_run: app::DryRun, took: Duration) -> pb::ProcessOverageResponse {
     pb::ProcessOverageResponse {
         duration_ms: i64::try_from(took.as_millis()).unwrap_or(i64::MAX),
-        planned_charges: plan.charges.into_iter().map(planned_charge).collect(),
-        ..figures(plan.figures)
+        planned_charges: dry_run.charges.into_iter().map(planned_charge).collect(),
+        ..figures(dry_run.figures)
     }
 }
 

@@ -1,7 +1,6 @@
-//! The port to whoever holds the customers' invoices, and its two implementations: [`stripe`] over HTTP,
-//! and [`memory`] for tests of the engine. One contract test holds them together.
+//! The port to whoever holds the customers' invoices, and [`stripe`], which does it over HTTP. The engine's
+//! tests have a second implementation, in memory; one contract test holds the two together.
 
-pub mod memory;
 pub mod pace;
 pub mod stripe;
 
@@ -21,16 +20,14 @@ pub trait Payments: Send + Sync {
     /// the same.
     fn create_invoice_item<'a>(&'a self, item: &'a InvoiceItem, key: &'a str) -> BoxFuture<'a, Outcome>;
 
-    /// Looks through a customer's invoice items for the one of a charge. Where that takes more than one
-    /// request, each after the first waits for its turn.
-    fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid, pace: &'a Pace) -> BoxFuture<'a, Search>;
-
     /// All of a customer's invoice items of a charge: more than one, where a request took effect after it
-    /// was given up.
+    /// was given up. Where that takes more than one request, each after the first waits for its turn. A
+    /// listing that cannot be read to its end, within bounds, is a doubt: what is not in it may be there.
     fn find_items<'a>(
         &'a self,
         customer: &'a str,
         charge_id: Uuid,
+        pace: &'a Pace,
     ) -> BoxFuture<'a, Result<Vec<FoundItem>, Doubt>>;
 
     /// Deletes an item that is on no finalised invoice. One that is not there counts as deleted.
@@ -91,20 +88,4 @@ pub enum Advice {
     Look,
     /// Nothing now: the next run may.
     Later,
-}
-
-/// What a search brought.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Search {
-    /// The item is there.
-    Found {
-        /// Its id.
-        item_id: String,
-        /// Its amount in minor units.
-        amount_minor: i64,
-    },
-    /// No item of the charge is there.
-    Absent,
-    /// Not known.
-    Unknown(Doubt),
 }

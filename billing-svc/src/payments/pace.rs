@@ -1,4 +1,4 @@
-//! How fast Stripe may be called: one rate for all accounts, a rest for all when it asks for one.
+//! How fast Stripe may be called: one rate for all accounts, a pause for all when it asks for one.
 
 use std::{
     num::NonZeroU32,
@@ -10,8 +10,8 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use rand::Rng;
 use tokio::time::Instant;
 
-/// Longest rest that a run waits for; what Stripe asks beyond it is left to the next run.
-pub const LONGEST_REST: Duration = Duration::from_secs(30);
+/// Longest pause that a run waits for; what Stripe asks beyond it is left to the next run.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -19,7 +19,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Pace {
     limiter: DefaultDirectRateLimiter,
-    rest_until: Mutex<Option<Instant>>,
+    paused_until: Mutex<Option<Instant>>,
 }
 
 impl Pace {
@@ -28,15 +28,15 @@ impl Pace {
         let burst = NonZeroU32::new(per_second.get() / 10).unwrap_or(NonZeroU32::MIN);
         Self {
             limiter: RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)),
-            rest_until: Mutex::default(),
+            paused_until: Mutex::default(),
         }
     }
 
     /// Waits until a call may be made.
     pub async fn wait(&self) {
         loop {
-            let rest = *self.rest_until.lock().unwrap_or_else(PoisonError::into_inner);
-            match rest.filter(|until| *until > Instant::now()) {
+            let paused = *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
+            match paused.filter(|until| *until > Instant::now()) {
                 Some(until) => tokio::time::sleep_until(until).await,
                 None => break,
             }
@@ -44,11 +44,11 @@ impl Pace {
         self.limiter.until_ready().await;
     }
 
-    /// Lets all callers rest for so long.
-    pub fn rest(&self, time: Duration) {
-        let until = Instant::now() + time.min(LONGEST_REST);
-        let mut rest = self.rest_until.lock().unwrap_or_else(PoisonError::into_inner);
-        *rest = (*rest).max(Some(until));
+    /// Makes all callers wait for so long.
+    pub fn pause_all(&self, time: Duration) {
+        let until = Instant::now() + time.min(LONGEST_PAUSE);
+        let mut paused = self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
+        *paused = (*paused).max(Some(until));
     }
 }
 

@@ -1,7 +1,7 @@
 //! `eco_identities` with `eco_subscriptions`: always read together, written together at creation.
 
 use chrono::{DateTime, Utc};
-use nexus_core::{id::EcoId, plan::Plan};
+use nexus_core::plan::Plan;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -69,7 +69,7 @@ pub async fn insert(db: &mut PgConnection, new: &NewAccount, plan_version: i32) 
 
 /// An account, with the subscription it has or had last.
 #[tracing::instrument(name = "db.eco_identities.get", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn get(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<Option<Account>> {
+pub async fn get(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<Account>> {
     sqlx::query_as!(
         Row,
         "select i.eco_id, i.email, i.closed_time, s.plan, s.status, i.stripe_customer_id,
@@ -77,9 +77,9 @@ pub async fn get(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<Option<A
          from eco_identities i
          join eco_subscriptions s on s.eco_id = i.eco_id
          where i.eco_id = $1
-         order by s.ended_time desc nulls first
+         order by s.ended_time desc nulls first, s.subscription_id desc
          limit 1",
-        eco_id.as_str(),
+        eco_id,
     )
     .fetch_optional(db)
     .await?
@@ -90,21 +90,14 @@ pub async fn get(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<Option<A
 /// The account that was created by a request.
 #[tracing::instrument(name = "db.eco_identities.find_by_request", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn find_by_request(db: &mut PgConnection, request_id: Uuid) -> sqlx::Result<Option<Account>> {
-    sqlx::query_as!(
-        Row,
-        "select i.eco_id, i.email, i.closed_time, s.plan, s.status, i.stripe_customer_id,
-                s.stripe_subscription_id, s.anchor_time, i.currency_code, i.created_time
-         from eco_identities i
-         join eco_subscriptions s on s.eco_id = i.eco_id
-         where i.create_request_id = $1
-         order by s.ended_time desc nulls first
-         limit 1",
-        request_id,
-    )
-    .fetch_optional(db)
-    .await?
-    .map(Account::try_from)
-    .transpose()
+    let eco_id =
+        sqlx::query_scalar!("select eco_id from eco_identities where create_request_id = $1", request_id,)
+            .fetch_optional(&mut *db)
+            .await?;
+    match eco_id {
+        Some(eco_id) => get(db, &eco_id).await,
+        None => Ok(None),
+    }
 }
 
 /// Accounts, newest first, after a place in that order.
@@ -121,7 +114,7 @@ pub async fn list(
                 s.stripe_subscription_id, s.anchor_time, i.currency_code, i.created_time
          from eco_identities i
          join lateral (select * from eco_subscriptions s where s.eco_id = i.eco_id
-                       order by s.ended_time desc nulls first limit 1) s on true
+                       order by s.ended_time desc nulls first, s.subscription_id desc limit 1) s on true
          where ($1::text is null or s.plan = $1)
            and ($2::timestamptz is null
                 or (i.created_time <= $2 and (i.created_time < $2 or i.eco_id > $3)))

@@ -2,22 +2,22 @@
 
 use sqlx::PgConnection;
 
-use super::facts::PeriodKey;
+use crate::domain::period::PeriodKey;
 
 /// Takes up to `limit` entries off the queue, for good once the transaction commits; returns how many, and
 /// the periods they name, each once.
 #[tracing::instrument(name = "db.eco_usage_changes.take", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn take(db: &mut PgConnection, limit: i64) -> sqlx::Result<(usize, Vec<PeriodKey>)> {
-    let rows = sqlx::query!(
+    let mut keys = sqlx::query_as!(
+        PeriodKey,
         "delete from eco_usage_changes
          where change_id in (select change_id from eco_usage_changes order by change_id limit $1)
-         returning eco_id, period_start",
+         returning eco_id, period_start as start",
         limit,
     )
     .fetch_all(db)
     .await?;
-    let taken = rows.len();
-    let mut keys: Vec<PeriodKey> = rows.into_iter().map(|row| (row.eco_id, row.period_start)).collect();
+    let taken = keys.len();
     keys.sort_unstable();
     keys.dedup();
     Ok((taken, keys))
@@ -26,7 +26,7 @@ pub async fn take(db: &mut PgConnection, limit: i64) -> sqlx::Result<(usize, Vec
 /// The periods the queue names now, each once.
 #[tracing::instrument(name = "db.eco_usage_changes.peek", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn peek(db: &mut PgConnection) -> sqlx::Result<Vec<PeriodKey>> {
-    let rows =
-        sqlx::query!("select distinct eco_id, period_start from eco_usage_changes").fetch_all(db).await?;
-    Ok(rows.into_iter().map(|row| (row.eco_id, row.period_start)).collect())
+    sqlx::query_as!(PeriodKey, "select distinct eco_id, period_start as start from eco_usage_changes")
+        .fetch_all(db)
+        .await
 }

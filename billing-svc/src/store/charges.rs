@@ -1,18 +1,48 @@
-//! `eco_overage_charges`: the ledger.
+//! `eco_overage_charges`: the ledger, and which of its charges are to be rechecked: those of which an attempt
+//! was replaced whose request may have taken effect after all.
 
 use chrono::{DateTime, Utc};
 use nexus_core::{id::EcoId, money::Micros, period::Period};
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
-use super::{facts::PeriodKey, rechecks, unknown_word};
+use super::unknown_word;
 use crate::domain::{
-    charge::{Charge, Intent, InvoiceItem},
+    charge::{Charge, Intent, InvoiceItem, KEY_LIFE, RECHECK_AFTER, Readiness},
     overage::Difference,
+    period::PeriodKey,
 };
 
-/// Age from which an attempt is never sent again: Stripe may forget its key after 24 hours.
-const KEY_LIFE: chrono::Duration = chrono::Duration::hours(23);
+struct Row {
+    charge_id: Uuid,
+    attempt: i32,
+    eco_id: String,
+    period_start: DateTime<Utc>,
+    period_end: DateTime<Utc>,
+    sequence: i32,
+    units_from: i64,
+    units_to: i64,
+    amount_micros: i64,
+    payload: Json<InvoiceItem>,
+}
+
+impl From<Row> for Intent {
+    fn from(row: Row) -> Self {
+        Self {
+            charge_id: row.charge_id,
+            attempt: row.attempt,
+            eco_id: row.eco_id,
+            period: Period { start: row.period_start, end: row.period_end },
+            sequence: row.sequence,
+            difference: Difference {
+                amount: Micros(row.amount_micros),
+                units_from: row.units_from,
+                units_to: row.units_to,
+            },
+            item: row.payload.0,
+        }
+    }
+}
 
 /// Writes an intent down.
 #[tracing::instrument(name = "db.eco_overage_charges.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
@@ -45,40 +75,18 @@ pub async fn insert(db: &mut PgConnection, intent: &Intent, run_id: Uuid) -> sql
 /// The attempt of a period that is in doubt, as it was written down.
 #[tracing::instrument(name = "db.eco_overage_charges.pending", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn pending(db: &mut PgConnection, period: &PeriodKey) -> sqlx::Result<Option<Intent>> {
-    let row = sqlx::query!(
+    let row = sqlx::query_as!(
+        Row,
         r#"select charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to,
                   amount_micros, payload as "payload: Json<InvoiceItem>"
            from eco_overage_charges
            where eco_id = $1 and period_start = $2 and status = 'pending'"#,
-        period.0,
-        period.1,
+        period.eco_id,
+        period.start,
     )
     .fetch_optional(db)
     .await?;
-    Ok(row.map(|row| Intent {
-        charge_id: row.charge_id,
-        attempt: row.attempt,
-        eco_id: row.eco_id,
-        period: Period { start: row.period_start, end: row.period_end },
-        sequence: row.sequence,
-        difference: Difference {
-            amount: Micros(row.amount_micros),
-            units_from: row.units_from,
-            units_to: row.units_to,
-        },
-        item: row.payload.0,
-    }))
-}
-
-/// What may be done with an attempt now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Readiness {
-    /// It may be sent; the time is noted.
-    Send,
-    /// Too old: its key may be forgotten.
-    Old,
-    /// No longer in doubt, or replaced.
-    Gone,
+    Ok(row.map(Intent::from))
 }
 
 /// Reads an attempt again, right before it is sent: its state, and its age by database time.
@@ -95,11 +103,7 @@ pub async fn ready(db: &mut PgConnection, charge_id: Uuid, attempt: i32) -> sqlx
     )
     .fetch_optional(db)
     .await?;
-    Ok(match young {
-        Some(true) => Readiness::Send,
-        Some(false) => Readiness::Old,
-        None => Readiness::Gone,
-    })
+    Ok(young.map_or(Readiness::Gone, |young| if young { Readiness::Send } else { Readiness::Old }))
 }
 
 /// Records that Stripe has the item, and lets the attempts before it be rechecked later; false: the attempt was no longer in doubt.
@@ -110,7 +114,7 @@ pub async fn succeed(
     attempt: i32,
     item_id: &str,
 ) -> sqlx::Result<bool> {
-    rechecks::postpone(db, charge_id).await?;
+    postpone_recheck(db, charge_id).await?;
     let done = sqlx::query!(
         "update eco_overage_charges
          set status = 'succeeded', stripe_invoice_item_id = $3, finished_time = now()
@@ -128,7 +132,7 @@ pub async fn succeed(
 /// false: it was no longer in doubt.
 #[tracing::instrument(name = "db.eco_overage_charges.fail", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn fail(db: &mut PgConnection, charge_id: Uuid, attempt: i32, reason: &str) -> sqlx::Result<bool> {
-    rechecks::postpone(db, charge_id).await?;
+    postpone_recheck(db, charge_id).await?;
     let done = sqlx::query!(
         "update eco_overage_charges
          set status = 'failed', failure_reason = $3, finished_time = now()
@@ -152,16 +156,87 @@ pub async fn replace(db: &mut PgConnection, intent: &Intent, run_id: Uuid) -> sq
          where charge_id = $1 and attempt = $2 and status = 'pending'",
         intent.charge_id,
         intent.attempt,
-        rechecks::AFTER as _,
+        RECHECK_AFTER as _,
     )
     .execute(&mut *db)
     .await?;
     if done.rows_affected() == 0 {
         return Ok(None);
     }
-    let next = Intent { attempt: intent.attempt + 1, ..intent.clone() };
+    let next = intent.next_attempt();
     insert(db, &next, run_id).await?;
     Ok(Some(next))
+}
+
+/// Charges that are to be rechecked now, each as its last attempt that was replaced, in the order of their
+/// accounts. A period with a charge in doubt comes after that is resolved.
+#[tracing::instrument(name = "db.eco_overage_charges.due_rechecks", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn due_rechecks(db: &mut PgConnection, accounts: Option<&[String]>) -> sqlx::Result<Vec<Intent>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select distinct on (h.eco_id, h.charge_id)
+                  h.charge_id, h.attempt, h.eco_id, h.period_start, h.period_end, h.sequence, h.units_from,
+                  h.units_to, h.amount_micros, h.payload as "payload: Json<InvoiceItem>"
+           from eco_overage_charges h
+           where h.recheck_time <= now()
+             and ($1::text[] is null or h.eco_id = any ($1))
+             and not exists (select from eco_overage_charges p where p.eco_id = h.eco_id
+                             and p.period_start = h.period_start and p.status = 'pending')
+           order by h.eco_id, h.charge_id, h.attempt desc"#,
+        accounts as Option<&[String]>,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(Intent::from).collect())
+}
+
+/// Number of a charge's last attempt.
+#[tracing::instrument(name = "db.eco_overage_charges.last_attempt", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn last_attempt(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<i32> {
+    sqlx::query_scalar!(
+        r#"select max(attempt) as "last!" from eco_overage_charges where charge_id = $1"#,
+        charge_id,
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// Ids of the items that the ledger has of a charge.
+#[tracing::instrument(name = "db.eco_overage_charges.items", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn items(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"select stripe_invoice_item_id as "id!" from eco_overage_charges
+           where charge_id = $1 and status = 'succeeded'"#,
+        charge_id,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// An attempt of the charge has come to its end just now: what it replaced is rechecked from then on.
+#[tracing::instrument(name = "db.eco_overage_charges.postpone_recheck", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+async fn postpone_recheck(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_overage_charges set recheck_time = now() + $2::interval
+         where charge_id = $1 and recheck_time is not null",
+        charge_id,
+        RECHECK_AFTER as _,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The charge was rechecked.
+#[tracing::instrument(name = "db.eco_overage_charges.clear_recheck", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn clear_recheck(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_overage_charges set recheck_time = null where charge_id = $1 and recheck_time is not null",
+        charge_id,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// Charges of an account, newest first, after a place in that order.

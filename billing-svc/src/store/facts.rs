@@ -9,10 +9,10 @@ use nexus_core::{
 use sqlx::PgConnection;
 
 use super::unknown_word;
-use crate::domain::overage::{Facts, Ledger, Overage, Price};
-
-/// An account's period, by its start.
-pub type PeriodKey = (String, DateTime<Utc>);
+use crate::domain::{
+    overage::{Facts, Ledger, Overage, Price},
+    period::{ParkReason, PeriodKey},
+};
 
 struct Row {
     eco_id: String,
@@ -44,7 +44,7 @@ struct Row {
 #[tracing::instrument(name = "db.eco_usage_counters.facts", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec<Facts>> {
     let (eco_ids, starts): (Vec<&str>, Vec<DateTime<Utc>>) =
-        keys.iter().map(|(eco_id, start)| (eco_id.as_str(), *start)).unzip();
+        keys.iter().map(|key| (key.eco_id.as_str(), key.start)).unzip();
     sqlx::query_as!(
         Row,
         r#"select k.eco_id as "eco_id!", k.period_start as "period_start!",
@@ -63,7 +63,7 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
            join eco_identities i on i.eco_id = k.eco_id
            cross join lateral (
                select s.* from eco_subscriptions s where s.eco_id = k.eco_id
-               order by s.ended_time desc nulls first limit 1) s
+               order by s.ended_time desc nulls first, s.subscription_id desc limit 1) s
            left join eco_usage_records r on r.eco_id = k.eco_id and r.period_start = k.period_start
            cross join lateral (
                select case when r.period_end <= now() then r.plan else s.plan end as plan,
@@ -103,13 +103,13 @@ pub async fn current_period(db: &mut PgConnection, eco_id: &str) -> sqlx::Result
         r#"select nexus_period_start(anchor_time, now()) as "start!"
            from eco_subscriptions
            where eco_id = $1
-           order by ended_time desc nulls first
+           order by ended_time desc nulls first, subscription_id desc
            limit 1"#,
         eco_id,
     )
     .fetch_optional(db)
     .await?;
-    Ok(start.map(|start| (eco_id.to_owned(), start)))
+    Ok(start.map(|start| PeriodKey { eco_id: eco_id.to_owned(), start }))
 }
 
 impl TryFrom<Row> for Facts {
@@ -132,7 +132,7 @@ impl TryFrom<Row> for Facts {
             segment_units: row.segment_units,
             last_event_time: row.last_event_time,
             summary: summary.map(|(units, micros)| Overage { units, exact: Micros(micros) }),
-            parked_reason: row.parked_reason,
+            parked: row.parked_reason.map(ParkReason::from),
             stripe_customer_id: row.stripe_customer_id,
             stripe_subscription_id: row.stripe_subscription_id,
             ledger: Ledger {

@@ -6,7 +6,6 @@ pub mod charges;
 pub mod facts;
 pub mod lease;
 pub mod plans;
-pub mod rechecks;
 pub mod records;
 pub mod runs;
 

@@ -2,45 +2,16 @@
 
 use chrono::{DateTime, Utc};
 use nexus_core::{
-    money::{self, Currency, Micros, OutOfRange},
+    money::{Micros, OutOfRange},
     period::SETTLEMENT_GRACE,
 };
 use sqlx::PgConnection;
 
-use super::{facts::PeriodKey, unknown_word};
-use crate::domain::overage::Facts;
-
-/// Parked: the account has no customer at Stripe.
-pub const NO_STRIPE_CUSTOMER: &str = "NO_STRIPE_CUSTOMER";
-/// Parked: the plan has no price in the account's currency.
-pub const NO_PRICE_IN_CURRENCY: &str = "NO_PRICE_IN_CURRENCY";
-
-/// A period that a run may have to look at, as the summary shows it.
-#[derive(Debug, Clone)]
-pub struct Candidate {
-    /// Account and start of the period.
-    pub key: PeriodKey,
-    /// Currency of the amounts.
-    pub currency: Currency,
-    /// Exact cost of the overage.
-    pub overage: Micros,
-    /// Σ of the ledger.
-    pub billed: Micros,
-    /// Whether a charge is in doubt.
-    pub pending: bool,
-    /// Whether the period is past its settlement time.
-    pub settling: bool,
-    /// Whether there is overage that the plan has no price for.
-    pub unpriced: bool,
-}
-
-impl Candidate {
-    /// Whether there is something to do: a charge to make or to resolve, or a period to settle.
-    pub fn owes(&self) -> Result<bool, OutOfRange> {
-        let due = money::due(self.overage, self.currency.minor_unit(), self.settling)?;
-        Ok(self.pending || self.settling || due != self.billed || self.unpriced)
-    }
-}
+use super::unknown_word;
+use crate::domain::{
+    overage::Facts,
+    period::{Candidate, ParkReason, PeriodKey},
+};
 
 /// Writes what the facts say of usage, in the order of the keys. A settled period whose count has changed
 /// after all is open again.
@@ -122,8 +93,8 @@ impl Columns {
 pub async fn lock(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<bool> {
     let row = sqlx::query_scalar!(
         "select eco_id from eco_usage_records where eco_id = $1 and period_start = $2 for update",
-        key.0,
-        key.1,
+        key.eco_id,
+        key.start,
     )
     .fetch_optional(db)
     .await?;
@@ -147,13 +118,15 @@ pub async fn candidates(db: &mut PgConnection, accounts: Option<&[String]>) -> s
              and (r.parked_reason is null
                   or exists (select from eco_overage_charges h where h.eco_id = r.eco_id
                              and h.period_start = r.period_start and h.status = 'pending')
-                  or (r.parked_reason = 'NO_STRIPE_CUSTOMER' and i.stripe_customer_id is not null)
-                  or (r.parked_reason = 'NO_PRICE_IN_CURRENCY'
+                  or (r.parked_reason = $3 and i.stripe_customer_id is not null)
+                  or (r.parked_reason = $4
                       and exists (select from eco_plan_prices p where p.plan = r.plan
                                   and p.version = r.plan_version and p.currency_code = r.currency_code)))
            order by r.eco_id, r.period_start"#,
         accounts as Option<&[String]>,
         SETTLEMENT_GRACE as _,
+        ParkReason::NoStripeCustomer.as_str(),
+        ParkReason::NoPriceInCurrency.as_str(),
     )
     .fetch_all(db)
     .await?;
@@ -161,7 +134,7 @@ pub async fn candidates(db: &mut PgConnection, accounts: Option<&[String]>) -> s
         .map(|row| {
             Ok(Candidate {
                 currency: row.currency_code.parse().map_err(unknown_word)?,
-                key: (row.eco_id, row.period_start),
+                key: PeriodKey { eco_id: row.eco_id, start: row.period_start },
                 overage: Micros(row.overage_micros),
                 billed: Micros(row.billed_micros),
                 pending: row.pending,
@@ -197,8 +170,8 @@ pub async fn settle_empty(db: &mut PgConnection, accounts: Option<&[String]>) ->
 pub async fn settle(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> {
     sqlx::query!(
         "update eco_usage_records set settled_time = now() where eco_id = $1 and period_start = $2",
-        key.0,
-        key.1,
+        key.eco_id,
+        key.start,
     )
     .execute(db)
     .await?;
@@ -210,8 +183,8 @@ pub async fn settle(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> 
 pub async fn reopen(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> {
     sqlx::query!(
         "update eco_usage_records set settled_time = null where eco_id = $1 and period_start = $2",
-        key.0,
-        key.1,
+        key.eco_id,
+        key.start,
     )
     .execute(db)
     .await?;
@@ -220,14 +193,14 @@ pub async fn reopen(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> 
 
 /// Parks a period with a reason, or takes it out of the park.
 #[tracing::instrument(name = "db.eco_usage_records.park", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn park(db: &mut PgConnection, key: &PeriodKey, reason: Option<&str>) -> sqlx::Result<()> {
+pub async fn park(db: &mut PgConnection, key: &PeriodKey, reason: Option<&ParkReason>) -> sqlx::Result<()> {
     sqlx::query!(
         "update eco_usage_records
          set parked_reason = $3, parked_time = case when $3::text is not null then now() end
          where eco_id = $1 and period_start = $2",
-        key.0,
-        key.1,
-        reason,
+        key.eco_id,
+        key.start,
+        reason.map(ParkReason::as_str),
     )
     .execute(db)
     .await?;
@@ -242,8 +215,8 @@ pub async fn set_billed(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<
          set billed_micros = (select coalesce(sum(h.amount_micros), 0) from eco_overage_charges h
                               where h.eco_id = $1 and h.period_start = $2 and h.status in ('pending', 'succeeded'))
          where eco_id = $1 and period_start = $2",
-        key.0,
-        key.1,
+        key.eco_id,
+        key.start,
     )
     .execute(db)
     .await?;
@@ -255,8 +228,9 @@ pub async fn set_billed(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<
 pub async fn waits_for_customer(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
         r#"select exists (select from eco_usage_records where eco_id = $1 and settled_time is null
-                          and parked_reason = 'NO_STRIPE_CUSTOMER') as "waits!""#,
+                          and parked_reason = $2) as "waits!""#,
         eco_id,
+        ParkReason::NoStripeCustomer.as_str(),
     )
     .fetch_one(db)
     .await

@@ -8,7 +8,7 @@ use nexus_testkit::db::TestDb;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::support::{Billing, manager, user};
+use crate::support::{Billing, manager, runner, user};
 
 const NO_STRIPE: &str = "http://127.0.0.1:9/";
 
@@ -218,8 +218,16 @@ async fn a_token_that_names_an_impossible_place_is_a_bad_token() -> Result<()> {
     }
     let page_token = nexus_kit::page::encode(&"eco_a", &(long_ago, uuid::Uuid::nil(), 1));
     let request = ListChargesRequest { eco_id: "eco_a".into(), page_token, ..Default::default() };
-    let refused = billing.client.clone().list_charges(user("eco_a")?.request(request)).await;
+    let refused = billing.client.clone().list_charges(user("eco_a")?.request(request.clone())).await;
     assert_eq!(fields(&refused.err().context("an error")?), ["page_token"]);
+    // Who may see any account is told of its id together with the rest.
+    for (eco_id, expected) in
+        [("eco_a", vec!["page_size", "page_token"]), ("acct", vec!["eco_id", "page_size"])]
+    {
+        let request = ListChargesRequest { eco_id: eco_id.into(), page_size: -1, ..request.clone() };
+        let refused = billing.client.clone().list_charges(runner()?.request(request)).await;
+        assert_eq!(fields(&refused.err().context("an error")?), expected);
+    }
     billing.stop().await
 }
 

@@ -5,10 +5,8 @@ use std::{collections::HashSet, num::NonZeroU32, sync::Arc, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use nexus_billing::{
     app::process_overage::{Answer, ChargeContext, Engine, Request, charge_account},
-    payments::{
-        memory::{Fault, Memory},
-        pace::Pace,
-    },
+    domain::period::PeriodKey,
+    payments::pace::Pace,
 };
 use nexus_core::plan::Plan;
 use nexus_kit::db::{self, Role};
@@ -17,7 +15,10 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::{anchor, lease_is_free, record};
+use crate::{
+    memory::{Fault, Memory},
+    support::{anchor, lease_is_free, record},
+};
 
 const ACCOUNTS: [&str; 3] = ["eco_a", "eco_b", "eco_c"];
 
@@ -139,7 +140,7 @@ async fn a_charge_that_was_never_sent_is_not_said_to_be_in_doubt() -> Result<()>
     let Answer::Run(run) = world.run(&world.engine()?).await? else { bail!("another run") };
     record(&world.db, "eco_a", 10).await?;
     let start = sqlx::query_scalar("select period_start from eco_usage_records where eco_id = 'eco_a'");
-    let periods = [("eco_a".to_owned(), start.fetch_one(&world.db.pool).await?)];
+    let periods = [PeriodKey { eco_id: "eco_a".to_owned(), start: start.fetch_one(&world.db.pool).await? }];
     let rate = NonZeroU32::new(100_000).context("not zero")?;
     let mut context = ChargeContext {
         pool: db::pool(&world.db.args(), Role::Billing)?,

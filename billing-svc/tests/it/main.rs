@@ -1,10 +1,13 @@
 //! billing-svc over gRPC, with a database of its own and a stand-in Stripe where one is needed.
 
 mod accounts;
+mod dry_run;
 mod engine;
+mod memory;
 mod overage;
 mod payments;
 mod process_overage;
+mod proxy;
 mod rechecks;
 mod runs;
 mod support;

@@ -2,10 +2,6 @@
 
 use std::{
     num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -14,21 +10,20 @@ use nexus_billing::{
     config::StripeArgs,
     domain::charge::InvoiceItem,
     payments::{
-        Advice, FoundItem, Outcome, Payments, Search,
-        memory::{Fault, Memory},
+        Advice, FoundItem, Outcome, Payments,
         pace::Pace,
         stripe::{Stripe, StripeConfigError},
     },
 };
 use serde_json::json;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpListener,
-    task::JoinHandle,
-};
+use tokio::net::TcpListener;
 use uuid::Uuid;
 
-use crate::support::{STRIPE_KEY, Sim};
+use crate::{
+    memory::{Fault, Memory},
+    proxy::Proxy,
+    support::{STRIPE_KEY, Sim},
+};
 
 fn item(customer: &str, charge_id: Uuid, amount_minor: i64) -> InvoiceItem {
     InvoiceItem {
@@ -57,6 +52,11 @@ async fn create(payments: &dyn Payments, item: &InvoiceItem, key: &str) -> Resul
     }
 }
 
+/// An item that is on no invoice.
+fn pending(item_id: &str, amount_minor: i64) -> FoundItem {
+    FoundItem { item_id: item_id.to_owned(), amount_minor, is_invoiced: false }
+}
+
 /// `customer` and `other` exist, `cus_nobody` does not.
 async fn contract(payments: &dyn Payments, customer: &str, other: &str) -> Result<()> {
     let [first, second, never] = [1, 2, 3].map(Uuid::from_u128);
@@ -65,22 +65,16 @@ async fn contract(payments: &dyn Payments, customer: &str, other: &str) -> Resul
     assert_eq!(create(payments, &item(customer, first, 500), "k1").await?, id);
     let credit = create(payments, &item(customer, second, -20), "k2").await?;
     assert_ne!(credit, id);
-    assert_eq!(
-        payments.find_item(customer, first, &pace()).await,
-        Search::Found { item_id: id, amount_minor: 500 }
-    );
-    assert_eq!(
-        payments.find_item(customer, second, &pace()).await,
-        Search::Found { item_id: credit, amount_minor: -20 }
-    );
-    assert_eq!(payments.find_item(customer, never, &pace()).await, Search::Absent);
-    assert_eq!(payments.find_item(other, first, &pace()).await, Search::Absent);
+    assert_eq!(payments.find_items(customer, first, &pace()).await, Ok(vec![pending(&id, 500)]));
+    assert_eq!(payments.find_items(customer, second, &pace()).await, Ok(vec![pending(&credit, -20)]));
+    assert_eq!(payments.find_items(customer, never, &pace()).await, Ok(vec![]));
+    assert_eq!(payments.find_items(other, first, &pace()).await, Ok(vec![]));
     // The same key with something else: neither made nor refused.
     match payments.create_invoice_item(&item(customer, never, 1), "k1").await {
         Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Look),
         other => anyhow::bail!("{other:?}"),
     }
-    assert_eq!(payments.find_item(customer, never, &pace()).await, Search::Absent);
+    assert_eq!(payments.find_items(customer, never, &pace()).await, Ok(vec![]));
     // Nobody to charge.
     match payments.create_invoice_item(&item("cus_nobody", never, 1), "k3").await {
         Outcome::FailedForGood(refusal) => {
@@ -94,8 +88,8 @@ async fn contract(payments: &dyn Payments, customer: &str, other: &str) -> Resul
         create(payments, &item(other, Uuid::from_u128(1_000 + i), 1), &format!("many-{i}")).await?;
     }
     for i in [0, 75, 149] {
-        let found = payments.find_item(other, Uuid::from_u128(1_000 + i), &pace()).await;
-        ensure!(matches!(found, Search::Found { amount_minor: 1, .. }), "{i}: {found:?}");
+        let found = payments.find_items(other, Uuid::from_u128(1_000 + i), &pace()).await;
+        ensure!(found.as_ref().is_ok_and(|items| items.len() == 1), "{i}: {found:?}");
     }
     Ok(())
 }
@@ -112,32 +106,28 @@ async fn extra_items(
     invoice().await?;
     let extra = create(payments, &item(customer, charge, 500), "a2").await?;
     let more = create(payments, &item(customer, other, 500), "b1").await?;
-    let found = |item_id: &str, is_invoiced| FoundItem {
-        item_id: item_id.to_owned(),
-        amount_minor: 500,
-        is_invoiced,
-    };
+    let invoiced = FoundItem { is_invoiced: true, ..pending(&on_invoice, 500) };
     let ids = |mut items: Vec<FoundItem>| {
         items.sort_by_key(|item| item.is_invoiced);
         items
     };
-    let all = payments.find_items(customer, charge).await;
-    assert_eq!(all.map(ids), Ok(vec![found(&extra, false), found(&on_invoice, true)]));
+    let all = payments.find_items(customer, charge, &pace()).await;
+    assert_eq!(all.map(ids), Ok(vec![pending(&extra, 500), invoiced.clone()]));
     // Deleted, and deleted again.
     for _ in 0..2 {
         assert_eq!(payments.delete_item(&extra).await, Ok(()));
-        assert_eq!(payments.find_items(customer, charge).await, Ok(vec![found(&on_invoice, true)]));
+        assert_eq!(payments.find_items(customer, charge, &pace()).await, Ok(vec![invoiced.clone()]));
     }
     let refused = payments.delete_item(&on_invoice).await;
     assert_eq!(refused.map_err(|doubt| doubt.advice), Err(Advice::Later));
-    assert_eq!(payments.find_items(customer, charge).await, Ok(vec![found(&on_invoice, true)]));
-    assert_eq!(payments.find_items(customer, other).await, Ok(vec![found(&more, false)]));
-    assert_eq!(payments.find_items(customer, Uuid::from_u128(3)).await, Ok(vec![]));
+    assert_eq!(payments.find_items(customer, charge, &pace()).await, Ok(vec![invoiced.clone()]));
+    assert_eq!(payments.find_items(customer, other, &pace()).await, Ok(vec![pending(&more, 500)]));
+    assert_eq!(payments.find_items(customer, Uuid::from_u128(3), &pace()).await, Ok(vec![]));
     // All of many, on more than one page.
     for i in 0..120 {
         create(payments, &item(customer, Uuid::from_u128(4), 500), &format!("c{i}")).await?;
     }
-    let many = payments.find_items(customer, Uuid::from_u128(4)).await;
+    let many = payments.find_items(customer, Uuid::from_u128(4), &pace()).await;
     assert_eq!(many.map(|items| items.len()), Ok(120));
     // An item made later has an id of its own.
     assert_ne!(create(payments, &item(customer, charge, 500), "a3").await?, extra);
@@ -163,8 +153,8 @@ async fn faults(
             Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Again, "{kind:?}"),
             other => anyhow::bail!("{kind:?}: {other:?}"),
         }
-        let found = payments.find_item(customer, charge, &pace()).await;
-        assert_eq!(matches!(found, Search::Found { .. }), there, "{kind:?}: {found:?}");
+        let found = payments.find_items(customer, charge, &pace()).await;
+        assert_eq!(found.map(|items| !items.is_empty()), Ok(there), "{kind:?}");
         match payments.create_invoice_item(&item, &key).await {
             Outcome::Succeeded { .. } => ensure!(matches!(kind, Fault::Lost | Fault::AnswerLost)),
             Outcome::Unknown(doubt) => {
@@ -265,7 +255,7 @@ async fn stripes_errors_mean_what_their_headers_say() -> Result<()> {
 async fn an_error_that_is_not_stripes_refuses_nobody() -> Result<()> {
     for status in ["400 Bad Request", "402 Payment Required", "404 Not Found"] {
         for body in ["<html>Not here</html>", r#"{"error":{}}"#, r#"{"error":"no such route"}"#] {
-            let proxy = Proxy::start(format!("{status}\r\ncontent-type: text/html"), body).await?;
+            let proxy = Proxy::with_answer(&format!("{status}\r\ncontent-type: text/html"), body).await?;
             let stripe = Stripe::new(&args(&proxy.base))?;
             match stripe.create_invoice_item(&item("cus_1", Uuid::nil(), 1), "k").await {
                 Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Later, "{status} {body}"),
@@ -288,76 +278,31 @@ async fn a_listing_keeps_the_pace_page_by_page_and_ends() -> Result<()> {
     let pace = Pace::new(NonZeroU32::MIN.saturating_add(1));
     pace.wait().await;
     let started = Instant::now();
-    let found = stripe.find_item(&customer, Uuid::from_u128(0), &pace).await;
-    ensure!(matches!(found, Search::Found { .. }), "{found:?}");
+    let found = stripe.find_items(&customer, Uuid::from_u128(0), &pace).await;
+    assert_eq!(found.map(|items| items.len()), Ok(1));
     ensure!(started.elapsed() >= Duration::from_millis(400), "{:?}", started.elapsed());
     Ok(())
 }
 
 #[tokio::test]
 async fn a_listing_without_end_is_given_up() -> Result<()> {
-    let page = json!({
-        "object": "list", "url": "/v1/invoiceitems", "has_more": true,
-        "data": [made_item().await?],
-    });
-    let proxy = Proxy::start("200 OK\r\ncontent-type: application/json".into(), &page.to_string()).await?;
-    let stripe = Stripe::new(&args(&proxy.base))?;
-    match stripe.find_item("cus_1", Uuid::from_u128(7), &pace()).await {
-        Search::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Later, "{}", doubt.message),
-        other => anyhow::bail!("{other:?}"),
-    }
-    assert_eq!(proxy.requests.load(Ordering::Relaxed), 100);
-    Ok(())
-}
-
-/// An item as Stripe shows it.
-async fn made_item() -> Result<serde_json::Value> {
     let sim = Sim::start().await?;
-    let stripe = Stripe::new(&args(&sim.base))?;
-    create(&stripe, &item(&sim.customer().await?, Uuid::nil(), 1), "k").await?;
-    sim.items().await?.pop().context("an item")
-}
-
-/// Something between us and Stripe that gives every request the same answer.
-struct Proxy {
-    base: String,
-    requests: Arc<AtomicUsize>,
-    server: JoinHandle<Result<()>>,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.server.abort();
+    let customer = sim.customer().await?;
+    let (there, absent) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    create(&Stripe::new(&args(&sim.base))?, &item(&customer, there, 1), "k").await?;
+    let proxy = Proxy::with_endless_listing(&sim).await?;
+    let stripe = Stripe::new(&args(&proxy.base))?;
+    // Neither absent, nor all there is.
+    for (charge, requests) in [(absent, 100), (there, 200)] {
+        let found = stripe.find_items(&customer, charge, &pace()).await;
+        assert_eq!(found.map_err(|doubt| doubt.advice), Err(Advice::Later));
+        assert_eq!(proxy.answered(), requests);
     }
-}
-
-impl Proxy {
-    /// `head`: the status and the headers; a length is added.
-    async fn start(head: String, body: &str) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let base = format!("http://{}", listener.local_addr()?);
-        let answer =
-            format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
-        let requests = Arc::new(AtomicUsize::new(0));
-        let count = requests.clone();
-        let server = tokio::spawn(async move {
-            loop {
-                let mut stream = BufReader::new(listener.accept().await?.0);
-                let (mut line, mut length) = (String::new(), 0);
-                while stream.read_line(&mut line).await? > 2 {
-                    if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                        length = value.trim().parse()?;
-                    }
-                    line.clear();
-                }
-                stream.read_exact(&mut vec![0; length]).await?;
-                count.fetch_add(1, Ordering::Relaxed);
-                stream.write_all(answer.as_bytes()).await?;
-                stream.shutdown().await?;
-            }
-        });
-        Ok(Self { base, requests, server })
-    }
+    let nothing = json!({ "object": "list", "url": "/v1/invoiceitems", "has_more": true, "data": [] });
+    let proxy = Proxy::with_answer("200 OK\r\ncontent-type: application/json", &nothing.to_string()).await?;
+    let found = Stripe::new(&args(&proxy.base))?.find_items(&customer, absent, &pace()).await;
+    assert_eq!(found.map_err(|doubt| doubt.advice), Err(Advice::Again));
+    Ok(())
 }
 
 #[tokio::test]

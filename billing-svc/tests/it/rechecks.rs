@@ -6,7 +6,10 @@ use nexus_proto::billing::v1::ProcessOverageRequest;
 use nexus_testkit::db::TestDb;
 use serde_json::{Value, json};
 
-use crate::support::{Billing, Sim, begin, record, until};
+use crate::{
+    proxy::Proxy,
+    support::{Billing, Sim, begin, record, until},
+};
 
 /// A charge of 10 cents whose first request hangs at Stripe while its server is killed. A day later the next
 /// server's list does not show it, so that it is sent again with a new key.
@@ -257,6 +260,30 @@ async fn killed_before_the_credit_is_recorded_the_next_run_credits_once() -> Res
     assert_eq!(world.sim.amounts().await?, [10, 10, -10]);
     world.agrees(10).await?;
     world.has_recheck(false).await?;
+    world.billing.stop().await
+}
+
+#[tokio::test]
+async fn a_listing_without_end_leaves_the_recheck_to_a_later_run_and_holds_up_nobody() -> Result<()> {
+    let mut world = World::new().await?;
+    world.late().await?;
+    world.ten_minutes_later().await?;
+    let proxy = Proxy::with_endless_listing(&world.sim).await?;
+    let healthy = std::mem::replace(&mut world.billing, Billing::start(&world.db, &proxy.base).await?);
+    world.sim.pro(&world.db, "eco_b").await?;
+    record(&world.db, "eco_b", 100_200).await?;
+    let run = world.billing.run_all().await?;
+    assert_eq!((run.running, run.processed_count, run.charged_count), (false, 2, 1));
+    assert_eq!((run.errors.len(), run.errors[0].eco_id.as_str()), (1, "eco_a"));
+    assert_eq!(run.errors[0].reason, "IN_DOUBT");
+    assert_eq!(proxy.answered(), 100, "it is read once, and not to its end");
+    assert_eq!(world.sim.amounts().await?, [10, 10, 20]);
+    world.has_recheck(true).await?;
+    // Once the listing ends, what came late is taken back.
+    assert_eq!(healthy.run_all().await?.errors.len(), 0);
+    assert_eq!(world.sim.amounts().await?, [10, 20]);
+    world.has_recheck(false).await?;
+    healthy.stop().await?;
     world.billing.stop().await
 }
 

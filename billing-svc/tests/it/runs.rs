@@ -1,4 +1,4 @@
-//! Runs of ProcessOverage: one at a time, without their callers, killed, stopped, dry.
+//! Runs of ProcessOverage: one at a time, without their callers, killed, stopped.
 
 use anyhow::{Context, Result, ensure};
 use chrono::{TimeDelta, Utc};
@@ -186,50 +186,6 @@ async fn resolves(db: &TestDb, sim: &Sim) -> Result<()> {
         .await?;
     assert_eq!(runs, ["failed", "finished"]);
     billing.stop().await
-}
-
-#[tokio::test]
-async fn a_dry_run_says_what_would_be_charged_and_touches_nothing() -> Result<()> {
-    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
-    // Nothing is refreshed meanwhile: a dry run sees what the summary does not have yet.
-    let mut refresher = db.pool.begin().await?;
-    sqlx::query("select pg_advisory_xact_lock(1853383273, 1)").execute(&mut *refresher).await?;
-    let billing = Billing::start(&db, &sim.base).await?;
-    sim.pro(&db, "eco_a").await?;
-    seed::account(&db.pool, "eco_none", Plan::Pro, Utc::now() - TimeDelta::days(3)).await?;
-    record(&db, "eco_a", 100_507).await?;
-    record(&db, "eco_none", 100_100).await?;
-    let before = contents(&db).await?;
-    let dry = billing.run(ProcessOverageRequest { dry_run: true, ..Default::default() }).await?;
-    assert_eq!(contents(&db).await?, before);
-    assert_eq!(sim.read("/requests?path=/v1/invoiceitems").await?["requests"], json!([]));
-    assert_eq!(
-        (dry.run_id.as_str(), dry.processed_count, dry.charged_count, dry.total_micros),
-        ("", 2, 1, 500_000)
-    );
-    assert_eq!((dry.errors.len(), dry.errors[0].reason.as_str()), (1, "NO_STRIPE_CUSTOMER"));
-    assert_eq!(dry.planned_charges.len(), 1);
-    let planned = &dry.planned_charges[0];
-    assert_eq!(
-        (planned.eco_id.as_str(), planned.api_calls_count, planned.included_count),
-        ("eco_a", 100_507, 100_000)
-    );
-    assert_eq!((planned.overage_count, planned.price_micros, planned.price_per_count), (507, 1_000, 1));
-    assert_eq!((planned.due_micros, planned.billed_micros, planned.charge_micros), (500_000, 0, 500_000));
-    // And that is what a run does.
-    refresher.rollback().await?;
-    assert_eq!(billing.run_all().await?.total_micros, dry.total_micros);
-    billing.stop().await
-}
-
-async fn contents(db: &TestDb) -> Result<String> {
-    Ok(sqlx::query_scalar(
-        "select concat((select json_agg(r order by eco_id) from eco_usage_records r),
-                       (select json_agg(r) from eco_overage_charges r), (select json_agg(r) from eco_overage_runs r),
-                       (select json_agg(r) from eco_usage_changes r))",
-    )
-    .fetch_one(&db.pool)
-    .await?)
 }
 
 #[tokio::test]

@@ -135,14 +135,24 @@ impl Caller {
     /// The account a call is about: a user's own, whatever admins and services with one of the scopes ask
     /// for. `requested` is empty where the request names none.
     pub fn account(&self, requested: &str, scopes: &[Scope]) -> Result<EcoId, Status> {
+        let mut violations = Violations::new();
+        let eco_id = self.account_among(requested, scopes, &mut violations)?;
+        eco_id.ok_or_else(|| status::invalid(&violations))
+    }
+
+    /// The same for a request with more fields: a malformed id is one violation among others.
+    pub fn account_among(
+        &self,
+        requested: &str,
+        scopes: &[Scope],
+        violations: &mut Violations,
+    ) -> Result<Option<EcoId>, Status> {
         let any_account = self.is_admin() || scopes.iter().any(|s| self.has_scope(*s));
         match self {
             Caller::User { eco_id, .. } if requested.is_empty() || requested == eco_id.as_str() => {
-                Ok(eco_id.clone())
+                Ok(Some(eco_id.clone()))
             }
-            _ if any_account => {
-                EcoId::parse(requested).map_err(|e| status::invalid(&Violations::one("eco_id", e)))
-            }
+            _ if any_account => Ok(violations.eco_id("eco_id", requested)),
             _ => Err(status::permission_denied("this call is for the own account only")),
         }
     }

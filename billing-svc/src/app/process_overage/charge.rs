@@ -19,19 +19,17 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        charge::Intent,
+        charge::{Intent, Readiness},
+        overage::{Facts, Next},
+        period::{ParkReason, PeriodKey},
         run::{AccountError, AccountResult},
     },
     error::Error,
     payments::{
-        Advice, Doubt, Outcome, Payments, Refusal, Search,
-        pace::{LONGEST_REST, Pace, backoff},
+        Advice, Doubt, Outcome, Payments, Refusal,
+        pace::{LONGEST_PAUSE, Pace, backoff},
     },
-    store::{
-        charges::{self, Readiness},
-        facts::{self, PeriodKey},
-        records,
-    },
+    store::{charges, facts, records},
 };
 
 /// Sends and searches for one intent within a run; what is still in doubt then is the next run's.
@@ -54,12 +52,12 @@ pub struct ChargeContext {
     pub shutdown: CancellationToken,
 }
 
-/// What is to be done about a period.
+/// What is done about a period.
 enum Step {
-    /// Nothing is due.
+    /// Nothing more.
     Nothing,
-    /// This is in doubt since an earlier run, or a correction; `parked`: the period takes no other charge.
-    Resolve { intent: Intent, parked: bool },
+    /// This is in doubt since an earlier run, or a correction.
+    Resolve(Intent),
     /// This was just written down; `settling`: in a period that takes no more usage.
     Send { intent: Intent, settling: bool },
     /// It cannot be charged; `None`: that was said before.
@@ -73,8 +71,8 @@ enum Sent {
     Perhaps,
 }
 
-/// What became of an intent.
-enum Settled {
+/// What became of a charge.
+enum ChargeOutcome {
     /// Stripe has it.
     Charged,
     /// It went no further.
@@ -82,15 +80,15 @@ enum Settled {
 }
 
 /// Charges what an account owes, period by period, and stops at the first failure.
-#[tracing::instrument(name = "overage.account", skip_all, fields(eco_id = periods.first().map(|p| p.0.as_str())))]
+#[tracing::instrument(name = "overage.account", skip_all, fields(eco_id = periods.first().map(|p| p.eco_id.as_str())))]
 pub async fn charge_account(context: &ChargeContext, periods: &[PeriodKey]) -> AccountResult {
     let mut result = AccountResult::default();
     for period in periods {
         if let Err(error) = charge_period(context, period, &mut result).await {
-            tracing::error!(%error, eco_id = period.0, "an account could not be charged");
+            tracing::error!(%error, eco_id = period.eco_id, "an account could not be charged");
             let message =
                 "The account could not be charged by a fault of ours; the next run goes on with it.";
-            result.error = Some(failure(&period.0, "INTERNAL", message));
+            result.error = Some(AccountError::new(&period.eco_id, "INTERNAL", message));
         }
         if result.error.is_some() {
             break;
@@ -113,18 +111,18 @@ async fn charge_period(
                 result.error = error;
                 return Ok(());
             }
-            Step::Resolve { intent, parked } => (intent, Sent::Perhaps, parked),
+            Step::Resolve(intent) => (intent, Sent::Perhaps, false),
             // After the last charge of a period it is looked at once more, and settled.
             Step::Send { intent, settling } => (intent, Sent::Never, !settling),
         };
         match carry_out(context, &intent, sent).await? {
-            Settled::Charged => {
+            ChargeOutcome::Charged => {
                 result.charged = true;
                 if intent.item.currency == Currency::USD.as_str() {
                     result.total = Micros(result.total.0.saturating_add(intent.difference.amount.0));
                 }
             }
-            Settled::Not(error) => {
+            ChargeOutcome::Not(error) => {
                 result.error = Some(error);
                 return Ok(());
             }
@@ -153,56 +151,45 @@ async fn decide(db: &mut PgConnection, period: &PeriodKey, run_id: Uuid) -> Resu
     };
     records::upsert(db, std::slice::from_ref(&facts)).await?;
     if facts.ledger.pending {
-        let pending = charges::pending(db, period).await?;
-        let parked = facts.parked_reason.is_some();
-        return Ok(pending.map_or(Step::Nothing, |intent| Step::Resolve { intent, parked }));
+        return Ok(charges::pending(db, period).await?.map_or(Step::Nothing, Step::Resolve));
     }
-    if facts.is_unpriced()? {
-        return park(db, period, Park::NoPrice(facts.currency)).await;
-    }
-    let Some(difference) = facts.difference()? else {
-        if facts.is_settling() {
+    match facts.next()? {
+        Next::Nothing => Ok(Step::Nothing),
+        Next::Settle => {
             records::settle(db, period).await?;
+            Ok(Step::Nothing)
         }
-        return Ok(Step::Nothing);
-    };
-    let Some(customer) = &facts.stripe_customer_id else {
-        return park(db, period, Park::NoCustomer).await;
-    };
-    let intent = Intent::new(&facts, customer, difference);
-    charges::insert(db, &intent, run_id).await?;
-    records::set_billed(db, period).await?;
-    if facts.parked_reason.is_some() {
-        records::park(db, period, None).await?;
+        Next::Park(reason) => {
+            let error = untold_error(db, &facts, &reason).await?;
+            records::park(db, period, Some(&reason)).await?;
+            Ok(Step::Parked(error))
+        }
+        Next::Charge { customer, difference } => {
+            let intent = Intent::new(&facts, customer, difference);
+            charges::insert(db, &intent, run_id).await?;
+            records::set_billed(db, period).await?;
+            if facts.parked.is_some() {
+                records::park(db, period, None).await?;
+            }
+            Ok(Step::Send { intent, settling: facts.is_settling() })
+        }
     }
-    Ok(Step::Send { intent, settling: facts.is_settling() })
 }
 
-/// Why a period is parked before anything was sent.
-enum Park {
-    NoCustomer,
-    NoPrice(Currency),
-}
-
-async fn park(db: &mut PgConnection, period: &PeriodKey, why: Park) -> Result<Step, Error> {
-    let eco_id = &period.0;
-    let (error, said_before) = match why {
-        Park::NoCustomer => {
-            let message = format!("No Stripe customer ID found for {eco_id}");
-            let said = records::waits_for_customer(db, eco_id).await?;
-            (failure(eco_id, records::NO_STRIPE_CUSTOMER, message), said)
-        }
-        Park::NoPrice(currency) => {
-            let message = format!("The plan of {eco_id} has no price in {currency}");
-            (failure(eco_id, records::NO_PRICE_IN_CURRENCY, message), false)
-        }
-    };
-    records::park(db, period, Some(&error.reason)).await?;
-    Ok(Step::Parked((!said_before).then_some(error)))
+/// What is told of the account when a period is to be parked; `None`: it was told of another period. To be
+/// asked before this one is parked.
+pub(super) async fn untold_error(
+    db: &mut PgConnection,
+    facts: &Facts,
+    reason: &ParkReason,
+) -> Result<Option<AccountError>, Error> {
+    let told =
+        *reason == ParkReason::NoStripeCustomer && records::waits_for_customer(db, &facts.eco_id).await?;
+    Ok((!told).then(|| facts.park_error(reason)))
 }
 
 /// Sends an intent until it is known what became of it, within bounds.
-async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> Result<Settled, Error> {
+async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> Result<ChargeOutcome, Error> {
     let mut intent = intent.clone();
     let mut look = false;
     let mut last = "the run was stopped before it could ask".to_owned();
@@ -216,7 +203,9 @@ async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> 
             charges::ready(&mut connection, intent.charge_id, intent.attempt).await?
         };
         let doubt = match readiness {
-            Readiness::Gone => return Ok(Settled::Not(in_doubt(&intent, "another run has taken it over"))),
+            Readiness::Gone => {
+                return Ok(ChargeOutcome::Not(in_doubt(&intent, "another run has taken it over")));
+            }
             Readiness::Send if !look => {
                 sent = Sent::Perhaps;
                 match context.payments.create_invoice_item(&intent.item, &intent.key()).await {
@@ -225,43 +214,61 @@ async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> 
                     Outcome::Unknown(doubt) => doubt,
                 }
             }
-            Readiness::Send | Readiness::Old => {
-                match context.payments.find_item(&intent.item.customer, intent.charge_id, &context.pace).await
-                {
-                    Search::Found { item_id, amount_minor } if amount_minor == intent.item.amount_minor => {
-                        return succeeded(context, &intent, &item_id).await;
-                    }
-                    Search::Found { item_id, .. } => return Ok(altered(&intent, &item_id)),
-                    Search::Absent => match replace(context, &intent).await? {
-                        Some(next) => {
-                            intent = next;
-                            look = false;
-                            continue;
-                        }
-                        None => return Ok(Settled::Not(in_doubt(&intent, "another run has taken it over"))),
-                    },
-                    Search::Unknown(doubt) => doubt,
+            Readiness::Send | Readiness::Old => match look_for(context, &intent).await? {
+                Looked::Is(outcome) => return Ok(outcome),
+                Looked::Replaced(next) => {
+                    intent = next;
+                    look = false;
+                    continue;
                 }
-            }
+                Looked::Unknown(doubt) => doubt,
+            },
         };
         tracing::info!(charge_id = %intent.charge_id, attempt = intent.attempt, advice = ?doubt.advice, reason = doubt.message, "the outcome of a charge is unknown");
         look |= doubt.advice == Advice::Look;
         last = doubt.message.clone();
-        if !rest(context, &doubt, tries).await {
+        if !back_off(context, &doubt, tries).await {
             break;
         }
     }
-    Ok(Settled::Not(match sent {
+    Ok(ChargeOutcome::Not(match sent {
         Sent::Never => not_sent(&intent),
         Sent::Perhaps => in_doubt(&intent, &last),
     }))
 }
 
+/// What looking for an intent at Stripe has led to.
+enum Looked {
+    /// It is known what became of it.
+    Is(ChargeOutcome),
+    /// Stripe does not have it: this is to be sent instead.
+    Replaced(Intent),
+    /// It is still not known.
+    Unknown(Doubt),
+}
+
+/// Looks through the customer's items for the charge, and replaces the intent if it is not there.
+async fn look_for(context: &ChargeContext, intent: &Intent) -> Result<Looked, Error> {
+    let found = context.payments.find_items(&intent.item.customer, intent.charge_id, &context.pace).await;
+    Ok(match found.as_deref() {
+        // What else there is of the charge is found when what was replaced is rechecked.
+        Ok([item, ..]) if item.amount_minor == intent.item.amount_minor => {
+            Looked::Is(succeeded(context, intent, &item.item_id).await?)
+        }
+        Ok([item, ..]) => Looked::Is(altered(intent, &item.item_id)),
+        Ok([]) => match replace(context, intent).await? {
+            Some(next) => Looked::Replaced(next),
+            None => Looked::Is(ChargeOutcome::Not(in_doubt(intent, "another run has taken it over"))),
+        },
+        Err(doubt) => Looked::Unknown(doubt.clone()),
+    })
+}
+
 /// Waits before the next try; false: there is none in this run.
-pub(super) async fn rest(context: &ChargeContext, doubt: &Doubt, tries: u32) -> bool {
+pub(super) async fn back_off(context: &ChargeContext, doubt: &Doubt, tries: u32) -> bool {
     if let Some(time) = doubt.retry_after {
-        context.pace.rest(time);
-        if time > LONGEST_REST {
+        context.pace.pause_all(time);
+        if time > LONGEST_PAUSE {
             return false;
         }
     }
@@ -279,27 +286,28 @@ pub(super) async fn rest(context: &ChargeContext, doubt: &Doubt, tries: u32) -> 
     !context.halt.is_cancelled() && !context.shutdown.is_cancelled()
 }
 
-async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> Result<Settled, Error> {
+async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> Result<ChargeOutcome, Error> {
     let mut connection = context.pool.acquire().await?;
     if charges::succeed(&mut connection, intent.charge_id, intent.attempt, item_id).await? {
-        Ok(Settled::Charged)
+        Ok(ChargeOutcome::Charged)
     } else {
         // The recheck of what was replaced finds this item.
         tracing::error!(charge_id = %intent.charge_id, item_id, "an attempt that was replaced has an item at Stripe");
-        Ok(Settled::Not(in_doubt(intent, "another run has taken it over")))
+        Ok(ChargeOutcome::Not(in_doubt(intent, "another run has taken it over")))
     }
 }
 
-async fn refused(context: &ChargeContext, intent: &Intent, refusal: Refusal) -> Result<Settled, Error> {
-    let period = period_key(intent);
+async fn refused(context: &ChargeContext, intent: &Intent, refusal: Refusal) -> Result<ChargeOutcome, Error> {
+    let period = intent.period_key();
     let mut connection = context.pool.acquire().await?;
     let mut transaction = connection.begin().await?;
     if charges::fail(&mut transaction, intent.charge_id, intent.attempt, &refusal.reason).await? {
         records::set_billed(&mut transaction, &period).await?;
-        records::park(&mut transaction, &period, Some(&refusal.reason)).await?;
+        let reason = ParkReason::Refused(refusal.reason.clone());
+        records::park(&mut transaction, &period, Some(&reason)).await?;
     }
     transaction.commit().await?;
-    Ok(Settled::Not(failure(&intent.eco_id, &refusal.reason, refusal.message)))
+    Ok(ChargeOutcome::Not(AccountError::new(&intent.eco_id, refusal.reason, refusal.message)))
 }
 
 async fn replace(context: &ChargeContext, intent: &Intent) -> Result<Option<Intent>, Error> {
@@ -310,13 +318,9 @@ async fn replace(context: &ChargeContext, intent: &Intent) -> Result<Option<Inte
     Ok(next)
 }
 
-pub(super) fn period_key(intent: &Intent) -> PeriodKey {
-    (intent.eco_id.clone(), intent.period.start)
-}
-
-fn altered(intent: &Intent, item_id: &str) -> Settled {
+fn altered(intent: &Intent, item_id: &str) -> ChargeOutcome {
     tracing::error!(charge_id = %intent.charge_id, item_id, "Stripe has the charge with another amount");
-    Settled::Not(failure(
+    ChargeOutcome::Not(AccountError::new(
         &intent.eco_id,
         "ITEM_DIFFERS",
         format!("Stripe holds charge {} with another amount; it must be reconciled.", intent.charge_id),
@@ -328,7 +332,7 @@ fn not_sent(intent: &Intent) -> AccountError {
         "Charge {} was written down and not sent, for the run was stopped; the next run sends it.",
         intent.charge_id
     );
-    failure(&intent.eco_id, "NOT_SENT", message)
+    AccountError::new(&intent.eco_id, "NOT_SENT", message)
 }
 
 fn in_doubt(intent: &Intent, why: &str) -> AccountError {
@@ -336,9 +340,5 @@ fn in_doubt(intent: &Intent, why: &str) -> AccountError {
         "It is not known whether charge {} reached Stripe ({why}); the next run resolves it.",
         intent.charge_id
     );
-    failure(&intent.eco_id, "IN_DOUBT", message)
-}
-
-pub(super) fn failure(eco_id: &str, reason: &str, message: impl Into<String>) -> AccountError {
-    AccountError { eco_id: eco_id.to_owned(), reason: reason.to_owned(), message: message.into() }
+    AccountError::new(&intent.eco_id, "IN_DOUBT", message)
 }

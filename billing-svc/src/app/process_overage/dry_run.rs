@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use nexus_core::money::{Currency, Micros, OutOfRange};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 
+use super::charge::untold_error;
 use crate::{
     domain::{
-        overage::{Facts, Price},
-        run::{AccountError, AccountResult, Figures},
+        overage::{Difference, Facts, Next, Price},
+        run::{AccountResult, Figures},
     },
     error::Error,
     store::{changes, facts, records},
@@ -20,7 +21,7 @@ const BATCH: usize = 1_000;
 
 /// What a run would do.
 #[derive(Debug, Clone, Default)]
-pub struct Plan {
+pub struct DryRun {
     /// Its figures.
     pub figures: Figures,
     /// The first of its charges.
@@ -41,7 +42,7 @@ pub struct PlannedCharge {
 }
 
 /// Looks at the accounts a run would look at, in one read-only snapshot.
-pub async fn dry_run(pool: &PgPool, accounts: Option<&[String]>) -> Result<Plan, Error> {
+pub async fn dry_run(pool: &PgPool, accounts: Option<&[String]>) -> Result<DryRun, Error> {
     let mut snapshot = pool.begin_with("begin isolation level repeatable read read only").await?;
     let mut periods = BTreeSet::new();
     for candidate in records::candidates(&mut snapshot, accounts).await? {
@@ -50,12 +51,12 @@ pub async fn dry_run(pool: &PgPool, accounts: Option<&[String]>) -> Result<Plan,
         }
     }
     let queued = changes::peek(&mut snapshot).await?;
-    periods.extend(queued.into_iter().filter(|(eco_id, _)| accounts.is_none_or(|a| a.contains(eco_id))));
+    periods.extend(queued.into_iter().filter(|key| accounts.is_none_or(|a| a.contains(&key.eco_id))));
     let periods: Vec<_> = periods.into_iter().collect();
     let mut planner = Planner::default();
     for batch in periods.chunks(BATCH) {
         for facts in facts::read(&mut snapshot, batch).await? {
-            planner.look_at(facts)?;
+            planner.look_at(&mut snapshot, facts).await?;
         }
     }
     snapshot.rollback().await?;
@@ -64,41 +65,36 @@ pub async fn dry_run(pool: &PgPool, accounts: Option<&[String]>) -> Result<Plan,
 
 #[derive(Default)]
 struct Planner {
-    plan: Plan,
+    planned: DryRun,
     /// The account being looked at; its periods follow each other.
     account: Option<(String, AccountResult)>,
 }
 
 impl Planner {
-    fn look_at(&mut self, facts: Facts) -> Result<(), OutOfRange> {
-        let Some(difference) = facts.difference()? else {
-            if facts.is_unpriced()? && facts.parked_reason.is_none() {
-                let message = format!("The plan of {} has no price in {}", facts.eco_id, facts.currency);
-                self.account(&facts.eco_id).error =
-                    Some(error(&facts.eco_id, records::NO_PRICE_IN_CURRENCY, message));
+    async fn look_at(&mut self, db: &mut PgConnection, facts: Facts) -> Result<(), Error> {
+        match facts.next()? {
+            Next::Nothing | Next::Settle => {}
+            // As in a run, an account goes no further than its first error.
+            _ if self.account(&facts.eco_id).error.is_some() => {}
+            Next::Park(reason) => {
+                let error = untold_error(db, &facts, &reason).await?;
+                self.account(&facts.eco_id).error = error;
             }
-            return Ok(());
-        };
-        let waits = facts.parked_reason.as_deref() == Some(records::NO_STRIPE_CUSTOMER);
-        match (&facts.stripe_customer_id, &facts.parked_reason) {
-            (None, None) => {
-                let message = format!("No Stripe customer ID found for {}", facts.eco_id);
-                self.account(&facts.eco_id).error =
-                    Some(error(&facts.eco_id, records::NO_STRIPE_CUSTOMER, message));
-            }
-            (Some(_), reason) if reason.is_none() || waits => {
-                let account = self.account(&facts.eco_id);
-                account.charged = true;
-                if facts.currency == Currency::USD {
-                    account.total.0 = account.total.0.checked_add(difference.amount.0).ok_or(OutOfRange)?;
-                }
-                if self.plan.charges.len() < MAX_PLANNED {
-                    let due = facts.due()?;
-                    let (overage_units, amount) = (difference.units_to, difference.amount);
-                    self.plan.charges.push(PlannedCharge { facts, overage_units, due, amount });
-                }
-            }
-            _ => {}
+            Next::Charge { difference, .. } => self.charge(facts, difference)?,
+        }
+        Ok(())
+    }
+
+    fn charge(&mut self, facts: Facts, difference: Difference) -> Result<(), OutOfRange> {
+        let account = self.account(&facts.eco_id);
+        account.charged = true;
+        if facts.currency == Currency::USD {
+            account.total.0 = account.total.0.checked_add(difference.amount.0).ok_or(OutOfRange)?;
+        }
+        if self.planned.charges.len() < MAX_PLANNED {
+            let due = facts.due()?;
+            let (overage_units, amount) = (difference.units_to, difference.amount);
+            self.planned.charges.push(PlannedCharge { facts, overage_units, due, amount });
         }
         Ok(())
     }
@@ -112,13 +108,13 @@ impl Planner {
 
     fn close_account(&mut self) {
         if let Some((_, result)) = self.account.take() {
-            self.plan.figures.add(result);
+            self.planned.figures.add(result);
         }
     }
 
-    fn finish(mut self) -> Plan {
+    fn finish(mut self) -> DryRun {
         self.close_account();
-        self.plan
+        self.planned
     }
 }
 
@@ -130,8 +126,4 @@ impl PlannedCharge {
             Price::NoneInCurrency => (0, 1),
         }
     }
-}
-
-fn error(eco_id: &str, reason: &str, message: String) -> AccountError {
-    AccountError { eco_id: eco_id.to_owned(), reason: reason.to_owned(), message }
 }

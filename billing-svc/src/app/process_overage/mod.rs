@@ -15,5 +15,5 @@ mod recheck;
 mod run;
 
 pub use charge::{ChargeContext, charge_account};
-pub use dry_run::{Plan, PlannedCharge, dry_run};
+pub use dry_run::{DryRun, PlannedCharge, dry_run};
 pub use engine::{Answer, Engine, Request, Snapshot};

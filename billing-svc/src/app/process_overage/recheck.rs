@@ -14,7 +14,7 @@ use sqlx::Acquire;
 
 use super::{
     ChargeContext,
-    charge::{MAX_TRIES, failure, period_key, rest},
+    charge::{MAX_TRIES, back_off},
 };
 use crate::{
     domain::{
@@ -24,11 +24,7 @@ use crate::{
     },
     error::Error,
     payments::{Advice, Doubt, FoundItem},
-    store::{
-        charges, facts,
-        rechecks::{self, Recheck},
-        records,
-    },
+    store::{charges, facts, records},
 };
 
 /// What one look at a charge has led to.
@@ -51,13 +47,13 @@ pub(super) async fn recheck_all(
 ) -> Result<BTreeMap<String, Option<AccountError>>, Error> {
     let due = {
         let mut connection = context.pool.acquire().await?;
-        rechecks::due(&mut connection, accounts).await?
+        charges::due_rechecks(&mut connection, accounts).await?
     };
     let mut done = BTreeMap::<_, Option<AccountError>>::new();
     let mut results = stream::iter(due)
-        .map(|recheck| async move {
-            let error = recheck_charge(context, &recheck).await;
-            (recheck.replaced.eco_id, error)
+        .map(|replaced| async move {
+            let error = recheck_charge(context, &replaced).await;
+            (replaced.eco_id, error)
         })
         .buffer_unordered(concurrency);
     while let Some((eco_id, error)) = results.next().await {
@@ -67,34 +63,32 @@ pub(super) async fn recheck_all(
     Ok(done)
 }
 
-#[tracing::instrument(name = "overage.recheck", skip_all, fields(eco_id = recheck.replaced.eco_id, charge_id = %recheck.replaced.charge_id))]
-async fn recheck_charge(context: &ChargeContext, recheck: &Recheck) -> Option<AccountError> {
-    let intent = &recheck.replaced;
-    match look_until_right(context, recheck).await {
+#[tracing::instrument(name = "overage.recheck", skip_all, fields(eco_id = replaced.eco_id, charge_id = %replaced.charge_id))]
+async fn recheck_charge(context: &ChargeContext, replaced: &Intent) -> Option<AccountError> {
+    match look_until_right(context, replaced).await {
         Ok(error) => error,
         Err(error) => {
-            tracing::error!(%error, eco_id = intent.eco_id, "a charge could not be rechecked");
+            tracing::error!(%error, eco_id = replaced.eco_id, "a charge could not be rechecked");
             let message = "A charge could not be rechecked by a fault of ours; the next run goes on with it.";
-            Some(failure(&intent.eco_id, "INTERNAL", message))
+            Some(AccountError::new(&replaced.eco_id, "INTERNAL", message))
         }
     }
 }
 
-async fn look_until_right(context: &ChargeContext, recheck: &Recheck) -> Result<Option<AccountError>, Error> {
-    let intent = &recheck.replaced;
+async fn look_until_right(context: &ChargeContext, replaced: &Intent) -> Result<Option<AccountError>, Error> {
     let mut last = "the run was stopped".to_owned();
     for tries in 0..MAX_TRIES {
         if is_stopped(context) {
             break;
         }
         context.pace.wait().await;
-        match look(context, recheck).await? {
+        match look(context, replaced).await? {
             Look::Right => return Ok(None),
             Look::Wrong(error) => return Ok(Some(error)),
             Look::Again => last = "there were too many".to_owned(),
             Look::Unknown(doubt) => {
                 last.clone_from(&doubt.message);
-                if !rest(context, &doubt, tries).await {
+                if !back_off(context, &doubt, tries).await {
                     break;
                 }
             }
@@ -102,9 +96,9 @@ async fn look_until_right(context: &ChargeContext, recheck: &Recheck) -> Result<
     }
     let message = format!(
         "It is not known whether Stripe holds charge {} twice ({last}); the next run looks again.",
-        intent.charge_id
+        replaced.charge_id
     );
-    Ok(Some(failure(&intent.eco_id, "IN_DOUBT", message)))
+    Ok(Some(AccountError::new(&replaced.eco_id, "IN_DOUBT", message)))
 }
 
 fn is_stopped(context: &ChargeContext) -> bool {
@@ -112,36 +106,37 @@ fn is_stopped(context: &ChargeContext) -> bool {
 }
 
 /// Lists the charge's items, and takes back what the ledger does not have.
-async fn look(context: &ChargeContext, recheck: &Recheck) -> Result<Look, Error> {
-    let intent = &recheck.replaced;
-    let listed = match context.payments.find_items(&intent.item.customer, intent.charge_id).await {
+async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error> {
+    let listed =
+        context.payments.find_items(&replaced.item.customer, replaced.charge_id, &context.pace).await;
+    let listed = match listed {
         Ok(listed) => listed,
         Err(doubt) => return Ok(Look::Unknown(doubt)),
     };
     let mut connection = context.pool.acquire().await?;
-    let ours = rechecks::items(&mut connection, intent.charge_id).await?;
+    let ours = charges::items(&mut connection, replaced.charge_id).await?;
     if let Some(missing) = ours.iter().find(|id| listed.iter().all(|item| item.item_id != **id)) {
-        return Ok(Look::Wrong(item_missing(intent, missing)));
+        return Ok(Look::Wrong(item_missing(replaced, missing)));
     }
     let extra: Vec<_> = listed.iter().filter(|item| !ours.contains(&item.item_id)).collect();
     if extra.is_empty() {
-        rechecks::clear(&mut connection, intent.charge_id).await?;
+        charges::clear_recheck(&mut connection, replaced.charge_id).await?;
         return Ok(Look::Right);
     }
     drop(connection);
-    if let Some(altered) = extra.iter().find(|item| item.amount_minor != intent.item.amount_minor) {
-        return Ok(Look::Wrong(item_differs(intent, altered)));
+    if let Some(altered) = extra.iter().find(|item| item.amount_minor != replaced.item.amount_minor) {
+        return Ok(Look::Wrong(item_differs(replaced, altered)));
     }
     // An invoiced one takes a number of the ledger: one at a time.
     if let Some(invoiced) = extra.iter().find(|item| item.is_invoiced) {
-        return adopt(context, recheck, invoiced).await;
+        return adopt(context, replaced, invoiced).await;
     }
     for item in extra {
         context.pace.wait().await;
         if is_stopped(context) {
             break;
         }
-        tracing::warn!(charge_id = %intent.charge_id, item_id = item.item_id, "deleting a second item of a charge");
+        tracing::warn!(charge_id = %replaced.charge_id, item_id = item.item_id, "deleting a second item of a charge");
         if let Err(doubt) = context.payments.delete_item(&item.item_id).await {
             return Ok(Look::Unknown(doubt));
         }
@@ -150,9 +145,8 @@ async fn look(context: &ChargeContext, recheck: &Recheck) -> Result<Look, Error>
 }
 
 /// Takes an item that is on an invoice into the ledger, with the intent of a correction.
-async fn adopt(context: &ChargeContext, recheck: &Recheck, extra: &FoundItem) -> Result<Look, Error> {
-    let wrong = &recheck.replaced;
-    let period = period_key(wrong);
+async fn adopt(context: &ChargeContext, wrong: &Intent, extra: &FoundItem) -> Result<Look, Error> {
+    let period = wrong.period_key();
     let mut connection = context.pool.acquire().await?;
     let mut transaction = connection.begin().await?;
     records::lock(&mut transaction, &period).await?;
@@ -164,7 +158,7 @@ async fn adopt(context: &ChargeContext, recheck: &Recheck, extra: &FoundItem) ->
     }
     let units = facts.ledger.units;
     let adopted = Intent {
-        attempt: recheck.last_attempt + 1,
+        attempt: charges::last_attempt(&mut transaction, wrong.charge_id).await? + 1,
         sequence: facts.ledger.last_sequence + 1,
         difference: Difference { units_from: units, units_to: units, ..wrong.difference },
         ..wrong.clone()
@@ -190,7 +184,7 @@ fn item_missing(intent: &Intent, item_id: &str) -> AccountError {
         "Stripe no longer holds item {item_id} of charge {}; it must be reconciled.",
         intent.charge_id
     );
-    failure(&intent.eco_id, "ITEM_MISSING", message)
+    AccountError::new(&intent.eco_id, "ITEM_MISSING", message)
 }
 
 fn item_differs(intent: &Intent, item: &FoundItem) -> AccountError {
@@ -198,5 +192,5 @@ fn item_differs(intent: &Intent, item: &FoundItem) -> AccountError {
         "Stripe holds a second item {} of charge {} with another amount; it must be reconciled.",
         item.item_id, intent.charge_id
     );
-    failure(&intent.eco_id, "ITEM_DIFFERS", message)
+    AccountError::new(&intent.eco_id, "ITEM_DIFFERS", message)
 }

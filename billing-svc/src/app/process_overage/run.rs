@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, future, stream};
+use nexus_core::money::OutOfRange;
 use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -10,12 +11,13 @@ use tokio_util::sync::CancellationToken;
 use super::{ChargeContext, charge_account, recheck};
 use crate::{
     app::refresh,
-    domain::run::{AccountResult, Figures, RunStatus},
+    domain::{
+        period::{Candidate, PeriodKey},
+        run::{AccountResult, Figures, RunStatus},
+    },
     error::Error,
     store::{
-        facts::PeriodKey,
-        lease,
-        records::{self, Candidate},
+        lease, records,
         runs::{self, Begun},
     },
 };
@@ -84,7 +86,7 @@ impl Run {
         let accounts: Vec<_> = accounts
             .into_iter()
             .map(|periods| {
-                let error = periods.first().and_then(|period| rechecked.remove(&period.0)).flatten();
+                let error = periods.first().and_then(|period| rechecked.remove(&period.eco_id)).flatten();
                 (periods, error)
             })
             .collect();
@@ -153,14 +155,14 @@ impl Run {
     }
 }
 
-fn by_account(candidates: Vec<Candidate>) -> Result<Vec<Vec<PeriodKey>>, nexus_core::money::OutOfRange> {
+fn by_account(candidates: Vec<Candidate>) -> Result<Vec<Vec<PeriodKey>>, OutOfRange> {
     let mut accounts: Vec<Vec<PeriodKey>> = Vec::new();
     for candidate in candidates {
         if !candidate.owes()? {
             continue;
         }
         match accounts.last_mut() {
-            Some(periods) if periods.first().is_some_and(|p| p.0 == candidate.key.0) => {
+            Some(periods) if periods.first().is_some_and(|p| p.eco_id == candidate.key.eco_id) => {
                 periods.push(candidate.key);
             }
             _ => accounts.push(vec![candidate.key]),

@@ -1,22 +1,45 @@
 //! Items that are at Stripe already: all of a charge, and deleting one.
 
+use std::time::Duration;
+
 use stripe_billing::{
     InvoiceItem as StripeItem,
     invoice_item::{DeleteInvoiceItem, ListInvoiceItem},
 };
 
-use super::{FoundItem, HttpClient, PAGE, RequestError};
+use super::{FoundItem, HttpClient, Pace, RequestError};
 use crate::domain::charge::CHARGE_ID;
 
-/// All of a customer's items of a charge.
+/// Items a page of a listing has at most.
+const PAGE: i64 = 100;
+/// Pages that are looked through at most: a customer gets some 30 items a month.
+const MAX_PAGES: usize = 100;
+/// Longest time a search may take.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// All of a customer's items of a charge; an error where the listing has no end within bounds.
 pub(super) async fn find_all(
     client: &HttpClient,
     customer: &str,
     charge_id: &str,
+    pace: &Pace,
+) -> Result<Vec<FoundItem>, RequestError> {
+    let search = look_through(client, customer, charge_id, pace);
+    tokio::time::timeout(SEARCH_TIMEOUT, search).await.unwrap_or(Err(RequestError::TooLong))
+}
+
+async fn look_through(
+    client: &HttpClient,
+    customer: &str,
+    charge_id: &str,
+    pace: &Pace,
 ) -> Result<Vec<FoundItem>, RequestError> {
     let mut found = Vec::new();
     let mut list = ListInvoiceItem::new().customer(customer).limit(PAGE);
-    loop {
+    for turn in 0..MAX_PAGES {
+        if turn > 0 {
+            pace.wait().await;
+        }
         let page = list.send(client).await?;
         let last = page.data.last().map(|item| item.id.to_string());
         found.extend(page.data.into_iter().filter(|item| is_of(item, charge_id)).map(|item| FoundItem {
@@ -24,11 +47,14 @@ pub(super) async fn find_all(
             amount_minor: item.amount,
             is_invoiced: item.invoice.is_some(),
         }));
-        match last.filter(|_| page.has_more) {
-            Some(last) => list = list.starting_after(last),
-            None => return Ok(found),
+        if !page.has_more {
+            return Ok(found);
         }
+        let last =
+            last.ok_or_else(|| RequestError::Unreadable("an empty page with more to come".to_owned()))?;
+        list = list.starting_after(last);
     }
+    Err(RequestError::TooLong)
 }
 
 fn is_of(item: &StripeItem, charge_id: &str) -> bool {

@@ -3,31 +3,18 @@
 mod client;
 mod items;
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use futures::future::BoxFuture;
-use stripe_billing::{
-    InvoiceItem as StripeItem,
-    invoice_item::{CreateInvoiceItem, ListInvoiceItem},
-};
+use stripe_billing::{InvoiceItem as StripeItem, invoice_item::CreateInvoiceItem};
 use stripe_client_core::{IdempotencyKey, RequestStrategy, StripeRequest};
 use tracing::Instrument;
 use uuid::Uuid;
 
 pub use client::{ErrorAnswer, ErrorObject, HttpClient, RequestError, StripeConfigError};
 
-use super::{Advice, Doubt, FoundItem, Outcome, Payments, Refusal, Search, pace::Pace};
-use crate::{
-    config::StripeArgs,
-    domain::charge::{CHARGE_ID, InvoiceItem},
-};
-
-/// Items a page of a listing has at most.
-const PAGE: i64 = 100;
-/// Pages that are looked through at most: a customer gets some 30 items a month.
-const MAX_PAGES: usize = 100;
-/// Longest time a search may take.
-const SEARCH_TIMEOUT: Duration = Duration::from_secs(120);
+use super::{Advice, Doubt, FoundItem, Outcome, Payments, Refusal, pace::Pace};
+use crate::{config::StripeArgs, domain::charge::InvoiceItem};
 
 /// Stripe.
 #[derive(Debug, Clone)]
@@ -44,33 +31,6 @@ impl Stripe {
     async fn create(&self, item: &InvoiceItem, key: &str) -> Result<StripeItem, RequestError> {
         let key = IdempotencyKey::new(key).map_err(|e| RequestError::Unreadable(e.to_string()))?;
         request(item)?.customize().request_strategy(RequestStrategy::Idempotent(key)).send(&self.client).await
-    }
-
-    async fn find(
-        &self,
-        customer: &str,
-        charge_id: &str,
-        pace: &Pace,
-    ) -> Result<Option<StripeItem>, RequestError> {
-        let mut list = ListInvoiceItem::new().customer(customer).limit(PAGE);
-        for turn in 0..MAX_PAGES {
-            if turn > 0 {
-                pace.wait().await;
-            }
-            let page = list.send(&self.client).await?;
-            let last = page.data.last().map(|item| item.id.to_string());
-            let is_it = |item: &StripeItem| {
-                item.metadata.as_ref().and_then(|m| m.get(CHARGE_ID)).is_some_and(|id| id == charge_id)
-            };
-            if let Some(item) = page.data.into_iter().find(is_it) {
-                return Ok(Some(item));
-            }
-            match last.filter(|_| page.has_more) {
-                Some(last) => list = list.starting_after(last),
-                None => return Ok(None),
-            }
-        }
-        Err(RequestError::TooLong)
     }
 }
 
@@ -99,30 +59,17 @@ impl Payments for Stripe {
         Box::pin(call.instrument(span))
     }
 
-    fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid, pace: &'a Pace) -> BoxFuture<'a, Search> {
-        let span =
-            tracing::info_span!("stripe.list_invoice_items", otel.kind = "client", server.address = "stripe");
-        let call = async move {
-            let charge_id = charge_id.to_string();
-            let search = self.find(customer, &charge_id, pace);
-            match tokio::time::timeout(SEARCH_TIMEOUT, search).await.unwrap_or(Err(RequestError::TooLong)) {
-                Ok(Some(item)) => Search::Found { item_id: item.id.to_string(), amount_minor: item.amount },
-                Ok(None) => Search::Absent,
-                Err(error) => Search::Unknown(doubt(&error)),
-            }
-        };
-        Box::pin(call.instrument(span))
-    }
-
     fn find_items<'a>(
         &'a self,
         customer: &'a str,
         charge_id: Uuid,
+        pace: &'a Pace,
     ) -> BoxFuture<'a, Result<Vec<FoundItem>, Doubt>> {
         let span =
             tracing::info_span!("stripe.list_invoice_items", otel.kind = "client", server.address = "stripe");
         let call = async move {
-            items::find_all(&self.client, customer, &charge_id.to_string()).await.map_err(|e| doubt(&e))
+            let found = items::find_all(&self.client, customer, &charge_id.to_string(), pace).await;
+            found.map_err(|e| doubt(&e))
         };
         Box::pin(call.instrument(span))
     }

@@ -5,6 +5,7 @@ use nexus_core::id::EcoId;
 use nexus_kit::{
     auth::{AuthConfigError, AuthError, Authenticator, Caller, Scope, service_token, user_token},
     config::AuthArgs,
+    validate::Violations,
 };
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -210,6 +211,14 @@ fn a_user_reaches_only_the_own_account() {
     assert_eq!(account(&service, ""), Err(tonic::Code::InvalidArgument));
     let other = Caller::Service { name: "s".into(), scopes: vec![Scope::BillingRun] };
     assert_eq!(account(&other, "eco_b"), Err(tonic::Code::PermissionDenied));
+    // A bad id is told together with the rest of the request; that a call is not allowed, alone.
+    let mut all = Violations::one("page_size", "must not be negative");
+    let mut among =
+        |caller: &Caller| caller.account_among("acct", &[Scope::UsageCheck], &mut all).map_err(|s| s.code());
+    assert_eq!(among(&service), Ok(None));
+    assert_eq!(among(&me), Err(tonic::Code::PermissionDenied));
+    let fields: Vec<_> = all.0.iter().map(|violation| violation.field.as_str()).collect();
+    assert_eq!(fields, ["page_size", "eco_id"]);
 }
 
 #[test]

@@ -7,15 +7,16 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
+use nexus_billing::{
+    domain::charge::{CHARGE_ID, InvoiceItem},
+    payments::{Advice, Doubt, FoundItem, Outcome, Payments, Refusal, pace::Pace},
+};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{Advice, Doubt, FoundItem, Outcome, Payments, Refusal, Search, pace::Pace};
-use crate::domain::charge::{CHARGE_ID, InvoiceItem};
-
 /// What goes wrong with a call that creates an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The request is lost on its way.
     Lost,
     /// The item is made, the answer is lost.
@@ -30,7 +31,7 @@ pub enum Fault {
 
 /// Items by customer.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub(crate) struct Memory {
     state: Mutex<State>,
     unanswered: watch::Sender<usize>,
 }
@@ -47,39 +48,39 @@ struct State {
 
 impl Memory {
     /// No customers yet.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// Adds a customer.
-    pub fn add_customer(&self, customer: &str) {
+    pub(crate) fn add_customer(&self, customer: &str) {
         self.state().customers.insert(customer.to_owned());
     }
 
     /// Lets the next call that creates an item go wrong.
-    pub fn fail_next(&self, fault: Fault) {
+    pub(crate) fn fail_next(&self, fault: Fault) {
         self.state().faults.push_back(fault);
     }
 
     /// All items, with their ids.
-    pub fn items(&self) -> Vec<(String, InvoiceItem)> {
+    pub(crate) fn items(&self) -> Vec<(String, InvoiceItem)> {
         self.state().items.clone()
     }
 
     /// Puts all items of a customer on a finalised invoice.
-    pub fn invoice(&self, customer: &str) {
+    pub(crate) fn invoice(&self, customer: &str) {
         let mut state = self.state();
         let State { items, invoiced, .. } = &mut *state;
         invoiced.extend(items.iter().filter(|(_, item)| item.customer == customer).map(|(id, _)| id.clone()));
     }
 
     /// Calls that never got an answer so far.
-    pub fn unanswered(&self) -> usize {
+    pub(crate) fn unanswered(&self) -> usize {
         *self.unanswered.borrow()
     }
 
     /// Waits until there are that many.
-    pub async fn until_unanswered(&self, at_least: usize) {
+    pub(crate) async fn until_unanswered(&self, at_least: usize) {
         // The sender lives in `self`, so waiting ends only when there are enough.
         if self.unanswered.subscribe().wait_for(|n| *n >= at_least).await.is_err() {
             futures::future::pending().await
@@ -142,26 +143,11 @@ impl Payments for Memory {
         call.boxed()
     }
 
-    fn find_item<'a>(&'a self, customer: &'a str, charge_id: Uuid, _: &'a Pace) -> BoxFuture<'a, Search> {
-        let wanted = charge_id.to_string();
-        let state = self.state();
-        let found = state
-            .items
-            .iter()
-            .find(|(_, item)| item.customer == customer && item.metadata.get(CHARGE_ID) == Some(&wanted));
-        let search = match found {
-            Some((item_id, item)) => {
-                Search::Found { item_id: item_id.clone(), amount_minor: item.amount_minor }
-            }
-            None => Search::Absent,
-        };
-        futures::future::ready(search).boxed()
-    }
-
     fn find_items<'a>(
         &'a self,
         customer: &'a str,
         charge_id: Uuid,
+        _: &'a Pace,
     ) -> BoxFuture<'a, Result<Vec<FoundItem>, Doubt>> {
         let wanted = charge_id.to_string();
         let state = self.state();
