@@ -123,6 +123,58 @@ impl Backend {
             .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
     }
 
+    /// Makes a key for the user's account.
+    pub async fn create_api_key(
+        &self,
+        user: &User,
+        request: usage::CreateApiKeyRequest,
+    ) -> Result<usage::CreateApiKeyResponse, Error> {
+        let mut client = self.usage.clone();
+        let send = |r| async move { client.create_api_key(r).await };
+        call("UsageService.CreateApiKey", self.user(user)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+    }
+
+    /// A page of the user's keys.
+    pub async fn api_keys(
+        &self,
+        user: &User,
+        request: usage::ListApiKeysRequest,
+    ) -> Result<usage::ListApiKeysResponse, Error> {
+        let mut client = self.usage.clone();
+        let send = |r| async move { client.list_api_keys(r).await };
+        call("UsageService.ListApiKeys", self.user(user)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+    }
+
+    /// Revokes one of the user's keys.
+    pub async fn revoke_api_key(
+        &self,
+        user: &User,
+        request: usage::RevokeApiKeyRequest,
+    ) -> Result<usage::RevokeApiKeyResponse, Error> {
+        let mut client = self.usage.clone();
+        let send = |r| async move { client.revoke_api_key(r).await };
+        call("UsageService.RevokeApiKey", self.user(user)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::User, "API key not found"))
+    }
+
+    /// Gives one of the user's keys a new secret.
+    pub async fn rotate_api_key(
+        &self,
+        user: &User,
+        request: usage::RotateApiKeyRequest,
+    ) -> Result<usage::RotateApiKeyResponse, Error> {
+        let mut client = self.usage.clone();
+        let send = |r| async move { client.rotate_api_key(r).await };
+        call("UsageService.RotateApiKey", self.user(user)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::User, "API key not found"))
+    }
+
     /// The business at a glance, for an admin.
     pub async fn overview(&self, admin: &User) -> Result<analytics::GetOverviewResponse, Error> {
         let mut client = self.analytics.clone();

@@ -4,6 +4,7 @@
 use chrono::{DateTime, Utc};
 use nexus_core::plan::Plan;
 use nexus_kit::convert;
+use nexus_proto::usage::v1::ApiKeyStatus;
 use prost_types::Timestamp;
 
 use crate::error::Error;
@@ -40,4 +41,13 @@ pub fn status_word(value: i32) -> Result<&'static str, Error> {
         .flatten()
         .map(|status| status.as_str())
         .ok_or_else(|| Error::Internal(format!("the service sent no known status: {value}")))
+}
+
+/// The word of an API key's status.
+pub fn key_status_word(status: ApiKeyStatus) -> Result<&'static str, Error> {
+    match status {
+        ApiKeyStatus::Active => Ok("active"),
+        ApiKeyStatus::Revoked => Ok("revoked"),
+        ApiKeyStatus::Unspecified => Err(Error::Internal("the service sent no status of a key".to_owned())),
+    }
 }

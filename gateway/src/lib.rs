@@ -7,7 +7,7 @@
 //! | [`server`] | connections: bounds, TLS, drain |
 //! | [`layer`] | around every request: id, span, log line, metrics, time limit, headers |
 //! | [`auth`] | who is calling, as extractors |
-//! | [`query`] | query parameters, all violations at once |
+//! | [`query`], [`body`] | query parameters and JSON bodies, all violations at once |
 //! | [`routes`] | one file a group of endpoints: parse, call the service, convert the answer |
 //! | [`metering`] | around a tracked endpoint: whose key, quota, record |
 //! | [`recorder`] | events of answered calls, until they are committed |
@@ -22,6 +22,7 @@
 
 pub mod auth;
 pub mod backend;
+pub mod body;
 pub mod config;
 pub mod convert;
 pub mod error;

@@ -14,7 +14,7 @@ use axum::{
 use chrono::Utc;
 use http::{Method, request::Parts};
 use nexus_core::{id::ApiKeyText, period::Period};
-use nexus_kit::convert::timestamp;
+use nexus_kit::{auth::Scope, convert::timestamp};
 use nexus_proto::usage::v1::{UsageEvent, VerifyApiKeyResponse};
 use uuid::Uuid;
 
@@ -29,6 +29,9 @@ use crate::{
 
 /// Longest response time an event may carry.
 const MAX_RESPONSE_TIME: Duration = Duration::from_secs(86_400);
+
+/// Scopes of a key that calls a tracked endpoint: the call takes a unit, and is recorded.
+const NEEDED: [Scope; 2] = [Scope::UsageCheck, Scope::UsageWrite];
 
 /// What an event tells of a call before it is answered.
 pub struct Call {
@@ -64,6 +67,11 @@ impl Admitted {
     pub async fn new(app: &Gateway, key: &ApiKeyText, call: Call) -> Result<Self, Error> {
         let (backend, place) = (&app.backend, app.recorder.reserve()?);
         let caller = backend.verify_api_key(key).await?;
+        // What a key may not do itself, a tracked endpoint does not do in its name.
+        let missing = NEEDED.into_iter().find(|scope| !scope.is_in(&caller.scopes));
+        if let Some(scope) = missing {
+            return Err(Error::MissingScope(scope));
+        }
         if caller.test_mode {
             let usage = backend.usage_of(&caller.eco_id).await?;
             let period = Period {

@@ -86,6 +86,11 @@ impl Params {
         word
     }
 
+    /// The token of a page, as the service made it; empty: the first page.
+    pub fn page_token(&mut self) -> String {
+        self.text("page_token").unwrap_or_default()
+    }
+
     /// A short text without control characters.
     pub fn short_text(&mut self, name: &str) -> String {
         let text = self.text(name).unwrap_or_default();

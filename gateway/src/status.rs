@@ -37,7 +37,12 @@ pub fn rest(status: &Status, credentials: Credentials, not_found: &'static str) 
         return unavailable(status);
     }
     match (status.code(), credentials) {
-        (Code::FailedPrecondition, _) if reason(status) == "ACCOUNT_CLOSED" => Error::AccountClosed,
+        (Code::FailedPrecondition, _) => match reason(status).as_str() {
+            "ACCOUNT_CLOSED" => Error::AccountClosed,
+            "API_KEY_REVOKED" => Error::ApiKeyRevoked,
+            "TOO_MANY_SECRETS" => Error::TooManySecrets,
+            _ => internal(status),
+        },
         (Code::NotFound, _) => Error::NotFound(not_found),
         (Code::Unauthenticated, Credentials::User) => Error::Unauthorized,
         (Code::PermissionDenied, Credentials::User) => Error::Forbidden,

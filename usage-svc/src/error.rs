@@ -47,6 +47,15 @@ pub enum Error {
     /// An API key is unknown, wrong or revoked; which, the caller does not learn.
     #[error("the API key is invalid")]
     InvalidApiKey,
+    /// There is no such key, or it is another account's; which, the caller does not learn.
+    #[error("there is no such API key")]
+    UnknownApiKey,
+    /// A revoked key stays revoked.
+    #[error("the API key is revoked")]
+    RevokedApiKey,
+    /// As many old secrets of a key are valid as may be.
+    #[error("{0} old secrets of the key are still valid; wait, or rotate with a grace period of 0")]
+    TooManySecrets(i64),
     /// The raw log of a day was dropped, at least in part.
     #[error("the raw log of {0} is not wholly retained")]
     DayNotRetained(NaiveDate),
@@ -100,6 +109,9 @@ impl From<&Error> for Status {
             Error::InvalidApiKey => {
                 status::with_reason(Code::Unauthenticated, "INVALID_API_KEY", error.to_string())
             }
+            Error::UnknownApiKey => status::not_found("API_KEY_NOT_FOUND", error.to_string()),
+            Error::RevokedApiKey => precondition("API_KEY_REVOKED"),
+            Error::TooManySecrets(_) => precondition("TOO_MANY_SECRETS"),
             Error::DayNotRetained(_) => precondition("DAY_NOT_RETAINED"),
             Error::Overloaded => unavailable("OVERLOADED"),
             Error::Stopping => unavailable("STOPPING"),

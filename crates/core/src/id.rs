@@ -18,6 +18,9 @@ pub enum IdError {
     /// Not an API key.
     #[error("must be `eco_api_<22 base62>.<22 base62>`")]
     ApiKey,
+    /// Not the public id of an API key.
+    #[error("must be `eco_api_<22 base62>`")]
+    ApiKeyId,
 }
 
 /// Id of an account: `eco_` and 1 to 60 characters of `[A-Za-z0-9_.:-]`.
@@ -95,16 +98,25 @@ impl ApiKeyText {
     /// The key of a repeatable request: the same server secret, account and request id give the same
     /// key, so that a retry gets the first answer although only a hash is stored.
     pub fn derive(server_secret: &[u8], eco_id: &EcoId, request_id: Uuid) -> Self {
-        let part = |what: &str| {
-            let mut mac =
-                Hmac::<Sha256>::new_from_slice(server_secret).expect("HMAC takes a key of any length");
-            for field in [what.as_bytes(), eco_id.as_str().as_bytes(), request_id.as_bytes()] {
-                mac.update(field);
-                mac.update(&[0]);
-            }
-            base62(&mut StdRng::from_seed(mac.finalize().into_bytes().into()))
-        };
+        let part = |what| derived(server_secret, what, eco_id.as_str(), request_id);
         Self { key_id: format!("{KEY_PREFIX}{}", part("api key id")), secret: part("api key secret") }
+    }
+
+    /// An existing key with a new random secret.
+    pub fn random_for(key_id: &str, rng: &mut impl RngCore) -> Result<Self, IdError> {
+        Self::of(key_id, base62(rng))
+    }
+
+    /// An existing key with the new secret of a repeatable request, as in [`Self::derive`].
+    pub fn derive_for(server_secret: &[u8], key_id: &str, request_id: Uuid) -> Result<Self, IdError> {
+        Self::of(key_id, derived(server_secret, "api key rotation", key_id, request_id))
+    }
+
+    fn of(key_id: &str, secret: String) -> Result<Self, IdError> {
+        if !is_api_key_id(key_id) {
+            return Err(IdError::ApiKeyId);
+        }
+        Ok(Self { key_id: key_id.to_owned(), secret })
     }
 
     /// The public half.
@@ -141,6 +153,16 @@ pub fn is_api_key_id(text: &str) -> bool {
 
 fn is_base62_part(text: &str) -> bool {
     text.len() == PART_LEN && text.bytes().all(|c| c.is_ascii_alphanumeric())
+}
+
+/// 22 characters that only the holder of the server's secret can tell.
+fn derived(server_secret: &[u8], what: &str, subject: &str, request_id: Uuid) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(server_secret).expect("HMAC takes a key of any length");
+    for field in [what.as_bytes(), subject.as_bytes(), request_id.as_bytes()] {
+        mac.update(field);
+        mac.update(&[0]);
+    }
+    base62(&mut StdRng::from_seed(mac.finalize().into_bytes().into()))
 }
 
 /// 22 characters, each of 62, without bias: bytes of 248 and above are passed over.

@@ -55,6 +55,11 @@ impl Scope {
             Scope::Admin => "admin",
         }
     }
+
+    /// Whether an API key with these scopes has this one; none at all: everything a key may.
+    pub fn is_in(self, key_scopes: &[String]) -> bool {
+        key_scopes.is_empty() || key_scopes.iter().any(|scope| scope == self.as_str())
+    }
 }
 
 impl FromStr for Scope {

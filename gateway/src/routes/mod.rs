@@ -17,6 +17,7 @@ use crate::{
 
 mod admin;
 mod cron;
+mod keys;
 mod secure;
 mod usage;
 
@@ -32,6 +33,10 @@ pub fn router(app: App) -> Router {
         .route("/api/admin/analytics/overview", get(admin::overview))
         .route("/api/admin/analytics/users", get(admin::users))
         .route("/api/cron/process-overage", post(cron::process_overage))
+        .route("/api/keys/generate", post(keys::generate))
+        .route("/api/keys/list", get(keys::list))
+        .route("/api/keys/revoke", post(keys::revoke))
+        .route("/api/keys/rotate", post(keys::rotate))
         .route("/api/secure/ping", get(secure::ping))
         .fallback(|| async { Error::NotFound("Not found") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })

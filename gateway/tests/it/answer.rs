@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, Utc};
 use insta::internals::{Content, ContentPath, Redaction};
+use nexus_core::id::{ApiKeyText, is_api_key_id};
 use reqwest::{RequestBuilder, StatusCode, header::HeaderMap};
 use serde_json::{Map, Value, json};
 
@@ -80,6 +81,22 @@ pub(crate) fn date() -> Redaction {
     })
 }
 
+/// Stands for the public id of an API key.
+pub(crate) fn key_id() -> Redaction {
+    insta::dynamic_redaction(|value: Content, path: ContentPath<'_>| {
+        assert!(value.as_str().is_some_and(is_api_key_id), "{path}: {value:?}");
+        "[key id]"
+    })
+}
+
+/// Stands for an API key with its secret.
+pub(crate) fn key() -> Redaction {
+    insta::dynamic_redaction(|value: Content, path: ContentPath<'_>| {
+        assert!(value.as_str().is_some_and(|text| ApiKeyText::parse(text).is_ok()), "{path}");
+        "[key]"
+    })
+}
+
 /// Stands for a number of milliseconds.
 pub(crate) fn millis() -> Redaction {
     insta::dynamic_redaction(|value: Content, path: ContentPath<'_>| {
@@ -111,6 +128,12 @@ macro_rules! assert_answer {
             ".body.history[].date" => $crate::answer::date(),
             ".body.users[].created_at" => $crate::answer::time(),
             ".body.apiKeyId" => "[key]",
+            ".body.key_id" => $crate::answer::key_id(),
+            ".body.key" => $crate::answer::key(),
+            ".body.created_at" => $crate::answer::time(),
+            ".body.previous_expires_at" => $crate::answer::time(),
+            ".body.keys[].id" => $crate::answer::key_id(),
+            ".body.keys[].created_at" => $crate::answer::time(),
             ".headers[\"x-ratelimit-reset\"]" => $crate::answer::time(),
             ".headers[\"ratelimit-policy\"]" => $crate::answer::seconds(),
             ".headers.ratelimit" => $crate::answer::seconds(),

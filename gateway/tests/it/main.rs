@@ -5,6 +5,7 @@ mod access;
 mod admin;
 mod answer;
 mod cron;
+mod keys;
 mod outage;
 mod problem;
 mod requests;

@@ -10,7 +10,7 @@ use crate::{
     suite::Suite,
 };
 
-const USAGE: [&str; 1] = ["/api/usage/current"];
+const USAGE: [&str; 2] = ["/api/usage/current", "/api/keys/list"];
 const BILLING: [&str; 1] = ["/api/usage/overage"];
 const ANALYTICS: [&str; 2] = ["/api/usage/history", "/api/usage/endpoints"];
 const ADMIN: [&str; 2] = ["/api/admin/analytics/overview", "/api/admin/analytics/users"];
@@ -42,6 +42,8 @@ async fn without_the_database_every_route_says_so_and_all_go_on_when_it_is_back(
     for path in ADMIN {
         assert_unavailable(&suite.get_as_admin(path).await?, path)?;
     }
+    let new = serde_json::json!({"name": "new"});
+    assert_unavailable(&suite.post_as("eco_pro", "/api/keys/generate", &new).await?, "a write")?;
     assert_unavailable(&suite.run_overage().await?, "the scheduler's")?;
     assert_unavailable(&suite.get("/api/secure/ping", &key).await?, "a tracked one")?;
     assert_answer!(suite.get_as("eco_pro", "/api/usage/current").await?);

@@ -42,6 +42,10 @@ async fn what_is_not_there_is_404_and_a_wrong_method_405() -> Result<()> {
         ("/api/usage/overage", "GET,HEAD"),
         ("/api/admin/analytics/overview", "GET,HEAD"),
         ("/api/admin/analytics/users", "GET,HEAD"),
+        ("/api/keys/list", "GET,HEAD"),
+        ("/api/keys/generate", "POST"),
+        ("/api/keys/revoke", "POST"),
+        ("/api/keys/rotate", "POST"),
         ("/api/secure/ping", "GET,HEAD"),
         ("/api/cron/process-overage", "POST"),
     ];
@@ -61,6 +65,19 @@ async fn bodies_and_headers_have_bounds() -> Result<()> {
     assert_answer!(Answer::of(large).await?);
 
     let address = suite.gateway.trim_start_matches("http://");
+    // One whose length is not declared is counted as it comes.
+    let mut connection = TcpStream::connect(address).await?;
+    let token = nexus_testkit::settings::admin_token()?;
+    let header = format!(
+        "POST /api/keys/revoke HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\
+         transfer-encoding: chunked\r\n\r\n100001\r\n"
+    );
+    connection.write_all(header.as_bytes()).await?;
+    connection.write_all(&vec![b' '; 1024 * 1024 + 1]).await?;
+    let mut answer = [0; 12];
+    connection.read_exact(&mut answer).await?;
+    assert_eq!(&answer, b"HTTP/1.1 413");
+
     let mut connection = TcpStream::connect(address).await?;
     let header = format!("GET /healthz HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "y".repeat(64 * 1024));
     connection.write_all(header.as_bytes()).await?;

@@ -169,6 +169,27 @@ async fn a_test_mode_key_is_metered_apart_and_never_limited() -> Result<()> {
     Ok(())
 }
 
+/// What a key may not do over gRPC, the gateway does not do in its name.
+#[tokio::test]
+async fn a_key_needs_the_scopes_of_a_metered_call() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_free", Plan::Free).await?;
+    let ping = async |scopes: serde_json::Value| {
+        let body = serde_json::json!({"name": "scoped", "scopes": scopes});
+        let made = suite.post_as("eco_free", "/api/keys/generate", &body).await?;
+        suite.get(PING, &format!("ApiKey {}", made.body["key"].as_str().unwrap_or_default())).await
+    };
+    assert_answer!(ping(["usage.write"].into()).await?);
+    assert_answer!(ping(["usage.check", "reports.read"].into()).await?);
+    assert_eq!(suite.recorded("eco_free").await?, 0);
+    let consumed = "select coalesce(sum(granted_units), 0)::bigint from eco_quota_usage";
+    assert_eq!(sqlx::query_scalar::<_, i64>(consumed).fetch_one(&suite.db.pool).await?, 0);
+    assert_eq!(ping(["usage.check", "usage.write", "reports.read"].into()).await?.status, 200);
+    assert_eq!(ping(serde_json::json!([])).await?.status, 200);
+    assert_eq!(suite.recorded("eco_free").await?, 2);
+    Ok(())
+}
+
 #[tokio::test]
 async fn without_a_good_key_nothing_is_answered() -> Result<()> {
     let suite = Suite::start().await?;

@@ -174,6 +174,11 @@ impl Suite {
         self.get_as(settings::ADMIN, path).await
     }
 
+    /// The answer to a POST of an account's user.
+    pub(crate) async fn post_as(&self, eco_id: &str, path: &str, body: &serde_json::Value) -> Result<Answer> {
+        Answer::of(self.request("POST", path)?.bearer_auth(user_token(eco_id)?).json(body)).await
+    }
+
     /// The answer to the scheduler.
     pub(crate) async fn run_overage(&self) -> Result<Answer> {
         Answer::of(self.request("POST", "/api/cron/process-overage")?.bearer_auth(CRON_SECRET)).await

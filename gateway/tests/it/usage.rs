@@ -11,8 +11,13 @@ use crate::{
     suite::{Suite, event},
 };
 
-const ROUTES: [&str; 4] =
-    ["/api/usage/current", "/api/usage/history", "/api/usage/endpoints", "/api/usage/overage"];
+const ROUTES: [&str; 5] = [
+    "/api/usage/current",
+    "/api/usage/history",
+    "/api/usage/endpoints",
+    "/api/usage/overage",
+    "/api/keys/list",
+];
 
 #[tokio::test]
 async fn current_of_a_plan_with_a_limit() -> Result<()> {

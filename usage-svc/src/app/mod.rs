@@ -7,17 +7,25 @@
 //! | [`flush`] | the transaction that counts a group of events exactly once |
 //! | [`check_quota`] | admits units, exactly up to a hard limit |
 //! | [`current_usage`] | an account's current period, live |
-//! | [`api_keys`] | makes and verifies API keys |
+//! | [`create_api_key`] | makes an API key |
+//! | [`list_api_keys`] | an account's keys, newest first |
+//! | [`revoke_api_key`] | ends a key for good |
+//! | [`rotate_api_key`] | gives a key a new secret; the old one stays valid for a while |
+//! | [`verify_api_key`] | whose key a text is, if it opens one |
 //! | [`register_import`] | the time shift of an imported file |
 //! | [`rebuild_day`] | rebuilds a day's rollup from the raw log |
 //! | [`maintenance`] | partitions made ahead and dropped, settled leases deleted |
 
-pub mod api_keys;
 pub mod check_quota;
+pub mod create_api_key;
 pub mod current_usage;
 pub mod flush;
+pub mod list_api_keys;
 pub mod maintenance;
 pub mod rebuild_day;
 pub mod record_usage;
 pub mod register_import;
+pub mod revoke_api_key;
+pub mod rotate_api_key;
+pub mod verify_api_key;
 pub mod writer;

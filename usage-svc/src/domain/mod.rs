@@ -2,6 +2,7 @@
 //!
 //! | module | what it decides |
 //! |---|---|
+//! | [`api_key`] | an API key, and which texts open it |
 //! | [`event`] | what an event is, and which two are the same |
 //! | [`judge`] | whether an event is taken, and the period it counts in |
 //! | [`admission`] | which units of a flush were admitted before |
@@ -9,6 +10,7 @@
 //! | [`quota`] | an account's terms and where it stands |
 
 pub mod admission;
+pub mod api_key;
 pub mod delta;
 pub mod event;
 pub mod judge;

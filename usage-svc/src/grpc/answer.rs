@@ -10,8 +10,8 @@ use nexus_kit::{
     validate::Violations,
 };
 use nexus_proto::usage::v1::{
-    ApiKey, ApiKeyStatus, BatchRecordUsageResponse, CheckQuotaResponse, EventOutcome, EventResult,
-    GetCurrentUsageResponse, RecordUsageResponse, VerifyApiKeyResponse,
+    BatchRecordUsageResponse, CheckQuotaResponse, EventOutcome, EventResult, GetCurrentUsageResponse,
+    RecordUsageResponse,
 };
 use tonic::Status;
 
@@ -19,7 +19,6 @@ use crate::{
     app::check_quota::Decision,
     domain::{event::Outcome, judge::Refusal, quota::Standing},
     error::Error,
-    store::api_keys::ApiKeyRow,
 };
 
 const UPGRADE_URL: &str = "/dashboard/billing";
@@ -158,30 +157,5 @@ pub(super) fn current_usage(eco_id: &EcoId, standing: &Standing) -> GetCurrentUs
         plan: plan_to_proto(standing.terms.plan).into(),
         consumed_count: standing.consumption.consumed(),
         forfeited_count: standing.forfeited,
-    }
-}
-
-/// A key, without its secret.
-pub(super) fn api_key(row: ApiKeyRow) -> ApiKey {
-    let status = if row.active { ApiKeyStatus::Active } else { ApiKeyStatus::Revoked };
-    ApiKey {
-        key_id: row.key_id,
-        eco_id: row.eco_id,
-        name: row.name,
-        scopes: row.scopes,
-        test_mode: row.test_mode,
-        status: status.into(),
-        create_time: Some(timestamp(row.created_time)),
-        last_used_time: row.last_used_time.map(timestamp),
-    }
-}
-
-/// Whose key it is.
-pub(super) fn verified(row: ApiKeyRow) -> VerifyApiKeyResponse {
-    VerifyApiKeyResponse {
-        eco_id: row.eco_id,
-        key_id: row.key_id,
-        scopes: row.scopes,
-        test_mode: row.test_mode,
     }
 }

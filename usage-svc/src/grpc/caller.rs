@@ -57,12 +57,11 @@ impl Service {
     }
 
     async fn calling_key(&self, text: &ApiKeyText, scope: Scope) -> Result<CallingKey, Status> {
-        let key = app::api_keys::verify(&self.pool, text).await?;
-        if !key.scopes.is_empty() && !key.scopes.iter().any(|s| s == scope.as_str()) {
+        let key = app::verify_api_key::run(&self.pool, text).await?;
+        if !key.may(scope) {
             return Err(status::permission_denied(format!("the API key lacks the scope {}", scope.as_str())));
         }
-        let eco_id = EcoId::parse(&key.eco_id).expect("the table checks account ids by the same rule");
-        Ok(CallingKey { key_id: key.key_id, eco_id, test_mode: key.test_mode })
+        Ok(CallingKey { key_id: key.key_id, eco_id: key.eco_id, test_mode: key.test_mode })
     }
 }
 

@@ -1,6 +1,7 @@
 //! The gRPC side: each RPC says who may call, parses, runs one use case and converts the answer.
 
 mod answer;
+mod api_keys;
 mod caller;
 pub mod envoy;
 mod parse;
@@ -8,6 +9,8 @@ mod parse;
 use nexus_core::id::ApiKeyText;
 use nexus_kit::{
     auth::{Caller, Scope},
+    convert::timestamp,
+    page,
     serve::MAX_MESSAGE_BYTES,
     status,
     validate::Violations,
@@ -33,7 +36,7 @@ pub struct Service {
     pub recorder: Recorder,
     /// Answers of CheckQuota to repeated requests.
     pub quota_memory: app::check_quota::Memory,
-    /// Derives the keys of repeatable CreateApiKey requests.
+    /// Derives the keys of repeatable CreateApiKey and RotateApiKey requests.
     pub key_secret: SecretString,
 }
 
@@ -126,31 +129,50 @@ impl UsageService for Service {
     ) -> Result<Response<CreateApiKeyResponse>, Status> {
         let caller = Caller::of(&request)?;
         let eco_id = caller.account(&request.get_ref().eco_id, &[Scope::AccountsWrite])?;
-        let new = parse::new_key(request.into_inner(), eco_id, &self.key_secret)?;
-        let stored = app::api_keys::create(&self.pool, &new).await?;
+        let new = api_keys::new_key(request.into_inner(), eco_id, &self.key_secret)?;
+        let stored = app::create_api_key::run(&self.pool, &new).await?;
         let key = new.text.expose();
-        Ok(Response::new(CreateApiKeyResponse { api_key: Some(answer::api_key(stored)), key }))
+        Ok(Response::new(CreateApiKeyResponse { api_key: Some(api_keys::api_key(stored)), key }))
     }
 
     async fn list_api_keys(
         &self,
-        _request: Request<ListApiKeysRequest>,
+        request: Request<ListApiKeysRequest>,
     ) -> Result<Response<ListApiKeysResponse>, Status> {
-        Err(status::not_implemented("ListApiKeys"))
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let eco_id = caller.account(&request.eco_id, &[Scope::AccountsWrite])?;
+        let (size, after) = api_keys::key_page(&request, &eco_id).map_err(Error::Invalid)?;
+        let (keys, next) = app::list_api_keys::run(&self.pool, &eco_id, after.as_ref(), size).await?;
+        Ok(Response::new(ListApiKeysResponse {
+            api_keys: keys.into_iter().map(api_keys::api_key).collect(),
+            next_page_token: next.map(|cursor| page::encode(&eco_id, &cursor)).unwrap_or_default(),
+        }))
     }
 
     async fn revoke_api_key(
         &self,
-        _request: Request<RevokeApiKeyRequest>,
+        request: Request<RevokeApiKeyRequest>,
     ) -> Result<Response<RevokeApiKeyResponse>, Status> {
-        Err(status::not_implemented("RevokeApiKey"))
+        let owner = api_keys::owner(Caller::of(&request)?)?;
+        let key_id = request.into_inner().key_id;
+        api_keys::key_id(&key_id).map_err(Error::Invalid)?;
+        let key = app::revoke_api_key::run(&self.pool, &key_id, owner.as_ref()).await?;
+        Ok(Response::new(RevokeApiKeyResponse { api_key: Some(api_keys::api_key(key)) }))
     }
 
     async fn rotate_api_key(
         &self,
-        _request: Request<RotateApiKeyRequest>,
+        request: Request<RotateApiKeyRequest>,
     ) -> Result<Response<RotateApiKeyResponse>, Status> {
-        Err(status::not_implemented("RotateApiKey"))
+        let owner = api_keys::owner(Caller::of(&request)?)?;
+        let rotation = api_keys::rotation(&request.into_inner(), &self.key_secret).map_err(Error::Invalid)?;
+        let (key, expires) = app::rotate_api_key::run(&self.pool, &rotation, owner.as_ref()).await?;
+        Ok(Response::new(RotateApiKeyResponse {
+            api_key: Some(api_keys::api_key(key)),
+            key: rotation.text.expose(),
+            previous_expire_time: Some(timestamp(expires)),
+        }))
     }
 
     async fn verify_api_key(
@@ -163,8 +185,8 @@ impl UsageService for Service {
             return Err(status::invalid(&Violations::one("key", "is required")));
         }
         let text = ApiKeyText::parse(&text).map_err(|_| Error::InvalidApiKey)?;
-        let key = app::api_keys::verify(&self.pool, &text).await?;
-        Ok(Response::new(answer::verified(key)))
+        let key = app::verify_api_key::run(&self.pool, &text).await?;
+        Ok(Response::new(api_keys::verified(key)))
     }
 
     async fn register_import(

@@ -1,30 +1,23 @@
 //! From the contract's requests to the domain's types, with every violation at once.
 
 use chrono::{DateTime, Utc};
-use nexus_core::id::{ApiKeyText, EcoId, is_api_key_id};
+use nexus_core::id::{EcoId, is_api_key_id};
 use nexus_kit::{
     convert, status,
     validate::{Violation, Violations},
 };
-use nexus_proto::usage::v1::{CheckQuotaRequest, CreateApiKeyRequest, UsageEvent};
-use secrecy::{ExposeSecret, SecretString};
+use nexus_proto::usage::v1::{CheckQuotaRequest, UsageEvent};
 use tonic::Status;
 use uuid::Uuid;
 
 use super::caller::CallingKey;
-use crate::{
-    app::api_keys::NewKey,
-    domain::event::{Event, Payload},
-};
+use crate::domain::event::{Event, Payload};
 
 const MAX_BATCH: usize = 10_000;
 const MAX_UNITS: i64 = 1_000_000;
 const MAX_ENDPOINT_BYTES: usize = 512;
 const MAX_METHOD_LETTERS: usize = 16;
 const MAX_RESPONSE_TIME_MS: i32 = 86_400_000;
-const MAX_NAME_CHARACTERS: usize = 100;
-const MAX_SCOPES: usize = 32;
-const MAX_SCOPE_BYTES: usize = 100;
 
 /// A batch, as far as it is valid.
 pub(super) struct Batch {
@@ -151,33 +144,6 @@ pub(super) fn check(pb: CheckQuotaRequest, key: Option<&CallingKey>) -> Result<C
         (Some(eco_id), Ok(())) => Ok(Check { eco_id, units, request_id }),
         (_, finished) => Err(status::invalid(&finished.expect_err("a field that is missing was said to be"))),
     }
-}
-
-/// A key to make. With a request id it is derived, so that a repeat makes the same one.
-pub(super) fn new_key(
-    pb: CreateApiKeyRequest,
-    eco_id: EcoId,
-    server_secret: &SecretString,
-) -> Result<NewKey, Status> {
-    let mut v = Violations::new();
-    let length = (1..=MAX_NAME_CHARACTERS).contains(&pb.name.chars().count());
-    v.require(length, "name", format!("must be 1 to {MAX_NAME_CHARACTERS} characters"));
-    v.require(!pb.name.chars().any(char::is_control), "name", "must have no control characters");
-    v.require(pb.scopes.len() <= MAX_SCOPES, "scopes", format!("must be at most {MAX_SCOPES}"));
-    for (i, scope) in pb.scopes.iter().enumerate() {
-        let word =
-            scope.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"_.:-".contains(&c));
-        let length = (1..=MAX_SCOPE_BYTES).contains(&scope.len());
-        let message = format!("must be 1 to {MAX_SCOPE_BYTES} characters of [a-z0-9_.:-]");
-        v.require(word && length, &format!("scopes[{i}]"), message);
-    }
-    let request_id = v.optional_uuid("request_id", &pb.request_id);
-    v.finish().map_err(|violations| status::invalid(&violations))?;
-    let text = match request_id {
-        Some(id) => ApiKeyText::derive(server_secret.expose_secret().as_bytes(), &eco_id, id),
-        None => ApiKeyText::random(&mut rand::rng()),
-    };
-    Ok(NewKey { eco_id, name: pb.name, scopes: pb.scopes, test_mode: pb.test_mode, text })
 }
 
 pub(super) fn file_digest(text: &str) -> Result<(), Violations> {

@@ -3,24 +3,40 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use nexus_core::id::EcoId;
 use sqlx::PgConnection;
 
-use crate::domain::judge::Key;
+use crate::domain::{
+    api_key::{ApiKey, Status, StoredKey},
+    judge::Key,
+};
 
-/// A key as it is stored: the secret only as its hash.
-#[derive(Debug, Clone)]
-pub struct ApiKeyRow {
-    pub key_id: String,
-    pub eco_id: String,
-    pub secret_sha256: Vec<u8>,
-    pub name: String,
-    pub scopes: Vec<String>,
-    pub test_mode: bool,
-    pub active: bool,
-    pub created_time: DateTime<Utc>,
-    pub last_used_time: Option<DateTime<Utc>>,
-    /// Its last use was noted too long ago (or never) to leave it at that.
-    pub use_is_stale: bool,
+struct Row {
+    key_id: String,
+    eco_id: String,
+    name: String,
+    scopes: Vec<String>,
+    test_mode: bool,
+    active: bool,
+    created_time: DateTime<Utc>,
+    last_used_time: Option<DateTime<Utc>>,
+}
+
+impl TryFrom<Row> for ApiKey {
+    type Error = sqlx::Error;
+
+    fn try_from(row: Row) -> sqlx::Result<Self> {
+        Ok(Self {
+            key_id: row.key_id,
+            eco_id: EcoId::parse(&row.eco_id).map_err(|e| sqlx::Error::Decode(Box::new(e)))?,
+            name: row.name,
+            scopes: row.scopes,
+            test_mode: row.test_mode,
+            status: if row.active { Status::Active } else { Status::Revoked },
+            created: row.created_time,
+            last_used: row.last_used_time,
+        })
+    }
 }
 
 /// A key to store.
@@ -51,17 +67,98 @@ pub async fn for_recording(
 
 /// A key by its public id.
 #[tracing::instrument(name = "db.eco_api_keys.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn by_id(connection: &mut PgConnection, key_id: &str) -> sqlx::Result<Option<ApiKeyRow>> {
-    sqlx::query_as!(
-        ApiKeyRow,
-        r#"select key_id, eco_id, secret_sha256, name, scopes, test_mode, status = 'active' as "active!",
-                  created_time, last_used_time,
-                  (last_used_time is null or last_used_time < now() - interval '1 minute') as "use_is_stale!"
+pub async fn by_id(connection: &mut PgConnection, key_id: &str) -> sqlx::Result<Option<ApiKey>> {
+    let row = sqlx::query_as!(
+        Row,
+        r#"select key_id, eco_id, name, scopes, test_mode, status = 'active' as "active!", created_time,
+                  last_used_time
            from eco_api_keys where key_id = $1"#,
         key_id,
     )
     .fetch_optional(connection)
-    .await
+    .await?;
+    row.map(ApiKey::try_from).transpose()
+}
+
+/// A key with the secrets that open it by the database's clock.
+#[tracing::instrument(name = "db.eco_api_keys.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn for_verification(
+    connection: &mut PgConnection,
+    key_id: &str,
+) -> sqlx::Result<Option<StoredKey>> {
+    let row = sqlx::query!(
+        r#"select key_id, eco_id, name, scopes, test_mode, status = 'active' as "active!", created_time,
+                  last_used_time,
+                  array(select secret_sha256
+                        union all
+                        select r.previous_secret_sha256 from eco_api_key_rotations r
+                        where r.key_id = k.key_id and r.previous_expire_time > now()) as "secrets!",
+                  (last_used_time is null or last_used_time < now() - interval '1 minute') as "use_is_stale!"
+           from eco_api_keys k where key_id = $1"#,
+        key_id,
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| {
+        let key = Row {
+            key_id: row.key_id,
+            eco_id: row.eco_id,
+            name: row.name,
+            scopes: row.scopes,
+            test_mode: row.test_mode,
+            active: row.active,
+            created_time: row.created_time,
+            last_used_time: row.last_used_time,
+        };
+        Ok(StoredKey { key: key.try_into()?, secrets: row.secrets, use_is_stale: row.use_is_stale })
+    })
+    .transpose()
+}
+
+/// A key, locked until the transaction ends; `owner`: only if it is this account's.
+#[tracing::instrument(name = "db.eco_api_keys.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn lock(
+    connection: &mut PgConnection,
+    key_id: &str,
+    owner: Option<&EcoId>,
+) -> sqlx::Result<Option<ApiKey>> {
+    let row = sqlx::query_as!(
+        Row,
+        r#"select key_id, eco_id, name, scopes, test_mode, status = 'active' as "active!", created_time,
+                  last_used_time
+           from eco_api_keys where key_id = $1 and ($2::text is null or eco_id = $2) for update"#,
+        key_id,
+        owner.map(EcoId::as_str),
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(ApiKey::try_from).transpose()
+}
+
+/// An account's keys, newest first, after a place in that order.
+#[tracing::instrument(name = "db.eco_api_keys.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn list(
+    connection: &mut PgConnection,
+    eco_id: &EcoId,
+    after: Option<&(DateTime<Utc>, String)>,
+    limit: i64,
+) -> sqlx::Result<Vec<ApiKey>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select key_id, eco_id, name, scopes, test_mode, status = 'active' as "active!", created_time,
+                  last_used_time
+           from eco_api_keys
+           where eco_id = $1 and ($2::timestamptz is null or (created_time, key_id) < ($2, $3))
+           order by created_time desc, key_id desc
+           limit $4"#,
+        eco_id.as_str(),
+        after.map(|a| a.0),
+        after.map(|a| a.1.as_str()),
+        limit,
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter().map(ApiKey::try_from).collect()
 }
 
 /// Stores a key unless its id is taken; whether it was stored.
@@ -92,5 +189,39 @@ pub async fn note_use(connection: &mut PgConnection, key_id: &str) -> sqlx::Resu
     )
     .execute(connection)
     .await?;
+    Ok(())
+}
+
+/// Revokes a key, once; `owner`: only if it is this account's. The key, however often.
+#[tracing::instrument(name = "db.eco_api_keys.update", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn revoke(
+    connection: &mut PgConnection,
+    key_id: &str,
+    owner: Option<&EcoId>,
+) -> sqlx::Result<Option<ApiKey>> {
+    let row = sqlx::query_as!(
+        Row,
+        r#"update eco_api_keys set status = 'revoked', revoked_time = coalesce(revoked_time, now())
+           where key_id = $1 and ($2::text is null or eco_id = $2)
+           returning key_id, eco_id, name, scopes, test_mode, status = 'active' as "active!", created_time,
+                     last_used_time"#,
+        key_id,
+        owner.map(EcoId::as_str),
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(ApiKey::try_from).transpose()
+}
+
+/// Gives a locked key the secret of its newest rotation.
+#[tracing::instrument(name = "db.eco_api_keys.update", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn replace_secret(
+    connection: &mut PgConnection,
+    key_id: &str,
+    secret_sha256: &[u8],
+) -> sqlx::Result<()> {
+    sqlx::query!("update eco_api_keys set secret_sha256 = $2 where key_id = $1", key_id, secret_sha256,)
+        .execute(connection)
+        .await?;
     Ok(())
 }

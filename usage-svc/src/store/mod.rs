@@ -1,6 +1,7 @@
 //! The only SQL of the service, one file a table. Functions take a connection; the use case owns the transaction.
 
 pub mod accounts;
+pub mod api_key_rotations;
 pub mod api_keys;
 pub mod api_usage;
 pub mod imports;

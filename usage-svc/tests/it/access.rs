@@ -123,9 +123,6 @@ async fn what_is_not_there_yet_says_so() -> Result<()> {
     let results = [
         client.stream_usage(options.request(stream)).await.map(|_| ()),
         client.lease_quota(options.request(lease)).await.map(|_| ()),
-        client.list_api_keys(options.request(ListApiKeysRequest::default())).await.map(|_| ()),
-        client.revoke_api_key(options.request(RevokeApiKeyRequest::default())).await.map(|_| ()),
-        client.rotate_api_key(options.request(RotateApiKeyRequest::default())).await.map(|_| ()),
         RateLimitServiceClient::new(server.channel()?)
             .should_rate_limit(options.request(RateLimitRequest::default()))
             .await
@@ -156,6 +153,7 @@ nexus_billing eco_usage_changes: select delete
 nexus_billing eco_usage_counters: select
 nexus_billing eco_usage_records: select insert update
 nexus_usage _sqlx_migrations: select
+nexus_usage eco_api_key_rotations: select insert update
 nexus_usage eco_api_keys: select insert update
 nexus_usage eco_api_usage: select insert
 nexus_usage eco_identities: select

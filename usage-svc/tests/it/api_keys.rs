@@ -5,7 +5,7 @@ use nexus_core::plan::Plan;
 use nexus_kit::auth::Scope;
 use nexus_proto::usage::v1::{
     ApiKeyStatus, CreateApiKeyRequest, CreateApiKeyResponse, EventOutcome, RecordUsageRequest,
-    RegisterImportRequest, UsageEvent, VerifyApiKeyRequest, VerifyApiKeyResponse,
+    RegisterImportRequest, UsageEvent,
 };
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -18,11 +18,6 @@ async fn create(
     request: CreateApiKeyRequest,
 ) -> Result<Result<CreateApiKeyResponse, Status>> {
     Ok(server.client()?.create_api_key(options.request(request)).await.map(|r| r.into_inner()))
-}
-
-async fn verify(server: &Server, key: &str) -> Result<Result<VerifyApiKeyResponse, Status>> {
-    let request = VerifyApiKeyRequest { key: key.to_owned() };
-    Ok(server.client()?.verify_api_key(service()?.request(request)).await.map(|r| r.into_inner()))
 }
 
 fn named(name: &str) -> CreateApiKeyRequest {
@@ -46,6 +41,17 @@ async fn a_key_is_made_verified_and_refused_when_wrong_or_revoked() -> Result<()
     let used: bool =
         sqlx::query_scalar("select last_used_time is not null from eco_api_keys").fetch_one(&db.pool).await?;
     assert!(used);
+    // Within the minute a further use writes nothing.
+    let version = "select xmin::text from eco_api_keys";
+    let before: String = sqlx::query_scalar(version).fetch_one(&db.pool).await?;
+    verify(&server, &made.key).await??;
+    assert_eq!(sqlx::query_scalar::<_, String>(version).fetch_one(&db.pool).await?, before);
+    sqlx::query("update eco_api_keys set last_used_time = now() - interval '2 minutes'")
+        .execute(&db.pool)
+        .await?;
+    verify(&server, &made.key).await??;
+    let fresh = "select last_used_time > now() - interval '1 minute' from eco_api_keys";
+    assert!(sqlx::query_scalar::<_, bool>(fresh).fetch_one(&db.pool).await?);
 
     let (id, secret) = made.key.split_once('.').context("id and secret")?;
     let wrong =
@@ -107,11 +113,7 @@ async fn keys_are_made_for_accounts_that_may_have_them() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Pro).await?;
     account(&db, "eco_closed", Plan::Pro).await?;
-    sqlx::query(
-        "update eco_identities set status = 'closed', closed_time = now() where eco_id = 'eco_closed'",
-    )
-    .execute(&db.pool)
-    .await?;
+    close(&db, "eco_closed").await?;
     let of = |eco_id: &str| CreateApiKeyRequest { eco_id: eco_id.to_owned(), ..named("k") };
     let denied = [
         create(&server, user("eco_b")?, of("eco_a")).await?,
@@ -159,8 +161,6 @@ async fn a_calling_key_records_for_itself_and_for_no_other_key_of_its_account() 
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Pro).await?;
     let (live, test) = (make_key(&server, "eco_a", false).await?, make_key(&server, "eco_a", true).await?);
-    let key_id =
-        |made: &CreateApiKeyResponse| made.api_key.as_ref().map(|k| k.key_id.clone()).unwrap_or_default();
     for (caller, named) in [(&live, &test), (&test, &live)] {
         let event = UsageEvent { api_key_id: key_id(named), ..event("eco_a") };
         let request = api_key(&caller.key)?.request(RecordUsageRequest { event: Some(event) });

@@ -137,6 +137,23 @@ pub(crate) async fn make_key(server: &Server, eco_id: &str, test_mode: bool) -> 
     Ok(server.client()?.create_api_key(user(eco_id)?.request(request)).await?.into_inner())
 }
 
+pub(crate) fn key_id(made: &CreateApiKeyResponse) -> String {
+    made.api_key.as_ref().map(|key| key.key_id.clone()).unwrap_or_default()
+}
+
+/// What verifying a key says.
+pub(crate) async fn verify(server: &Server, key: &str) -> Result<Result<VerifyApiKeyResponse, Status>> {
+    let request = VerifyApiKeyRequest { key: key.to_owned() };
+    Ok(server.client()?.verify_api_key(service()?.request(request)).await.map(|r| r.into_inner()))
+}
+
+/// Closes an account.
+pub(crate) async fn close(db: &TestDb, eco_id: &str) -> Result<()> {
+    let close = "update eco_identities set status = 'closed', closed_time = now() where eco_id = $1";
+    sqlx::query(close).bind(eco_id).execute(&db.pool).await?;
+    Ok(())
+}
+
 pub(crate) async fn record(server: &Server, event: UsageEvent) -> Result<RecordUsageResponse, Status> {
     let options = service().map_err(|e| Status::internal(e.to_string()))?;
     let mut client = server.client().map_err(|e| Status::internal(e.to_string()))?;

@@ -58,3 +58,28 @@ fn a_derived_key_depends_on_every_part_and_repeats() {
     assert_ne!(first, key(b"s", &EcoId::parse("eco_b").expect("an id"), request));
     assert_ne!(first, key(b"s", &account, Uuid::from_u128(8)));
 }
+
+#[test]
+fn a_key_keeps_its_id_with_a_new_secret() {
+    let key = ApiKeyText::derive(b"s", &EcoId::parse("eco_a").expect("an id"), Uuid::from_u128(7));
+    let other = ApiKeyText::random(&mut StdRng::seed_from_u64(3));
+    let rotated = |secret: &[u8], key: &ApiKeyText, request| {
+        let text =
+            ApiKeyText::derive_for(secret, key.key_id(), Uuid::from_u128(request)).expect("its own id");
+        assert_eq!(text.key_id(), key.key_id());
+        assert!(ApiKeyText::parse(&text.expose()).is_ok());
+        text.secret_sha256()
+    };
+    let first = rotated(b"s", &key, 7);
+    assert_eq!(first, rotated(b"s", &key, 7));
+    for differs in
+        [rotated(b"t", &key, 7), rotated(b"s", &other, 7), rotated(b"s", &key, 8), key.secret_sha256()]
+    {
+        assert_ne!(first, differs);
+    }
+    let mut rng = StdRng::seed_from_u64(4);
+    let random = ApiKeyText::random_for(key.key_id(), &mut rng).expect("its own id");
+    assert!(random.key_id() == key.key_id() && !random.matches(&key.secret_sha256()));
+    assert!(ApiKeyText::random_for("eco_api_short", &mut rng).is_err());
+    assert!(ApiKeyText::derive_for(b"s", &key.expose(), Uuid::nil()).is_err());
+}

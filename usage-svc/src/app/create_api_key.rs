@@ -1,15 +1,13 @@
-//! Makes and verifies API keys. The secret is stored as its SHA-256 only.
+//! Makes an API key. The secret is stored as its SHA-256 only.
 
 use nexus_core::id::{ApiKeyText, EcoId};
 use nexus_kit::validate::Violations;
 use sqlx::PgPool;
 
 use crate::{
+    domain::api_key::ApiKey,
     error::Error,
-    store::{
-        self,
-        api_keys::{ApiKeyRow, NewApiKey},
-    },
+    store::{self, api_keys::NewApiKey},
 };
 
 /// A key to make.
@@ -28,7 +26,7 @@ pub struct NewKey {
 }
 
 /// Stores a key. A key that is there already is the answer to a repeated request, if it is the same.
-pub async fn create(pool: &PgPool, new: &NewKey) -> Result<ApiKeyRow, Error> {
+pub async fn run(pool: &PgPool, new: &NewKey) -> Result<ApiKey, Error> {
     let mut transaction = pool.begin().await?;
     match store::accounts::is_closed(&mut transaction, &new.eco_id).await? {
         None => return Err(Error::UnknownAccount),
@@ -47,7 +45,7 @@ pub async fn create(pool: &PgPool, new: &NewKey) -> Result<ApiKeyRow, Error> {
     let stored =
         store::api_keys::by_id(&mut transaction, row.key_id).await?.ok_or(sqlx::Error::RowNotFound)?;
     transaction.commit().await?;
-    let same = stored.eco_id == row.eco_id
+    let same = stored.eco_id == new.eco_id
         && stored.name == new.name
         && stored.scopes == new.scopes
         && stored.test_mode == new.test_mode;
@@ -55,18 +53,4 @@ pub async fn create(pool: &PgPool, new: &NewKey) -> Result<ApiKeyRow, Error> {
         return Err(Error::Invalid(Violations::one("request_id", "was used to create another key")));
     }
     Ok(stored)
-}
-
-/// The stored key, if the text is right and the key is active.
-pub async fn verify(pool: &PgPool, text: &ApiKeyText) -> Result<ApiKeyRow, Error> {
-    let mut connection = pool.acquire().await?;
-    let stored = store::api_keys::by_id(&mut connection, text.key_id()).await?;
-    // An unknown key is compared as well, with a hash that no text has, so that it takes as long.
-    let right = text.matches(stored.as_ref().map_or(&[0; 32], |key| key.secret_sha256.as_slice()));
-    let key = stored.filter(|key| right && key.active).ok_or(Error::InvalidApiKey)?;
-    if key.use_is_stale {
-        // Noted once a minute: a busy key costs no write per call.
-        store::api_keys::note_use(&mut connection, &key.key_id).await?;
-    }
-    Ok(key)
 }

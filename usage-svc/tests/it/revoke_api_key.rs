@@ -1,0 +1,90 @@
+//! RevokeApiKey.
+
+use anyhow::{Context, Result};
+use nexus_client::CallOptions;
+use nexus_core::plan::Plan;
+use nexus_kit::auth::Scope;
+use nexus_proto::usage::v1::{
+    ApiKey, ApiKeyStatus, GetCurrentUsageRequest, RecordUsageRequest, RevokeApiKeyRequest,
+};
+use nexus_testkit::settings::ADMIN;
+use tonic::{Code, Status};
+
+use crate::support::*;
+
+async fn revoke(server: &Server, options: CallOptions, key_id: &str) -> Result<Result<ApiKey, Status>> {
+    let request = options.request(RevokeApiKeyRequest { key_id: key_id.to_owned() });
+    match server.client()?.revoke_api_key(request).await {
+        Ok(answer) => Ok(Ok(answer.into_inner().api_key.context("the answer has the key")?)),
+        Err(status) => Ok(Err(status)),
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_refused_at_every_replica_at_once() -> Result<()> {
+    let (db, here) = server().await?;
+    let there = Server::start(db.args()).await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let (made, other) = (make_key(&here, "eco_a", false).await?, make_key(&here, "eco_a", false).await?);
+    for server in [&here, &there] {
+        verify(server, &made.key).await??;
+    }
+    assert_eq!(revoke(&here, user("eco_a")?, &key_id(&made)).await??.status(), ApiKeyStatus::Revoked);
+    for server in [&here, &there] {
+        refused(verify(server, &made.key).await?, Code::Unauthenticated, "INVALID_API_KEY");
+        let mut client = server.client()?;
+        let key = api_key(&made.key)?;
+        let record = RecordUsageRequest { event: Some(event("eco_a")) };
+        let recorded = client.record_usage(key.request(record)).await;
+        refused(recorded, Code::Unauthenticated, "INVALID_API_KEY");
+        let read = client.get_current_usage(key.request(GetCurrentUsageRequest::default())).await;
+        refused(read, Code::Unauthenticated, "INVALID_API_KEY");
+        verify(server, &other.key).await??;
+    }
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_repeated_revocation_changes_nothing() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let id = key_id(&make_key(&server, "eco_a", false).await?);
+    let first = revoke(&server, user("eco_a")?, &id).await??;
+    let time = "select revoked_time::text from eco_api_keys";
+    let revoked: String = sqlx::query_scalar(time).fetch_one(&db.pool).await?;
+    assert_eq!(revoke(&server, user("eco_a")?, &id).await??, first);
+    assert_eq!(sqlx::query_scalar::<_, String>(time).fetch_one(&db.pool).await?, revoked);
+    Ok(())
+}
+
+/// Another account's key and one that is not there answer alike, to the letter.
+#[tokio::test]
+async fn a_user_revokes_keys_of_the_own_account_only() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    account(&db, "eco_b", Plan::Pro).await?;
+    let made = make_key(&server, "eco_a", false).await?;
+    let unknown = format!("eco_api_{}", "0".repeat(22));
+    let foreign = revoke(&server, user("eco_b")?, &key_id(&made)).await?;
+    let missing = revoke(&server, user("eco_b")?, &unknown).await?;
+    let foreign = refused(foreign, Code::NotFound, "API_KEY_NOT_FOUND");
+    let missing = refused(missing, Code::NotFound, "API_KEY_NOT_FOUND");
+    assert_eq!((foreign.message(), foreign.details()), (missing.message(), missing.details()));
+    for options in [service()?, api_key(&made.key)?] {
+        let result = revoke(&server, options, &key_id(&made)).await?;
+        refused(result, Code::PermissionDenied, "PERMISSION_DENIED");
+    }
+    let status =
+        refused(revoke(&server, user("eco_a")?, &made.key).await?, Code::InvalidArgument, "INVALID_ARGUMENT");
+    assert_eq!(fields(&status), ["key_id"]);
+    verify(&server, &made.key).await??;
+
+    for options in [user(ADMIN)?, with_scopes(&[Scope::AccountsWrite])?] {
+        let made = make_key(&server, "eco_a", false).await?;
+        revoke(&server, options.clone(), &key_id(&made)).await??;
+        refused(verify(&server, &made.key).await?, Code::Unauthenticated, "INVALID_API_KEY");
+        refused(revoke(&server, options, &unknown).await?, Code::NotFound, "API_KEY_NOT_FOUND");
+    }
+    Ok(())
+}
