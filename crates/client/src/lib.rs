@@ -1,5 +1,45 @@
-//! Typed clients of the three services: a lazily connected channel per service, and requests that carry
-//! credentials and a deadline.
+//! What a service needs to meter itself, and typed clients of the three services.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`tracker`] | [`Tracker`]: delivers usage events in the background, each counted once |
+//! | [`guard`] | [`Guard`]: asks for units of an account's quota |
+//! | [`meter`] | [`MeterLayer`]: a tower layer that does both around an axum or tonic service |
+//! | [`headers`] | the quota in headers of an answer |
+//! | [`credentials`] | who the program is for usage-svc |
+//! | `spool` | the tracker's disk buffer |
+//! | here | a lazily connected channel per service, and requests that carry credentials and a deadline |
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use nexus_client::{Credentials, Tracker};
+//! use nexus_proto::usage::v1::UsageEvent;
+//!
+//! # async fn example(token: &str) -> Result<(), nexus_client::BuildError> {
+//! let tracker = Tracker::builder("http://localhost:50051", Credentials::bearer(token)).build().await?;
+//! let event = UsageEvent {
+//!     eco_id: "eco_9f3kQ".to_owned(),
+//!     endpoint: "/v1/reports/{id}".to_owned(),
+//!     method: "GET".to_owned(),
+//!     status_code: 200,
+//!     ..UsageEvent::default()
+//! };
+//! if let Err(dropped) = tracker.track(event) {
+//!     eprintln!("{dropped}");
+//! }
+//! let report = tracker.shutdown(Duration::from_secs(10)).await;
+//! assert_eq!(report.undelivered, 0);
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod credentials;
+pub mod guard;
+pub mod headers;
+pub mod meter;
+mod spool;
+pub mod tracker;
 
 use std::{io, path::Path, time::Duration};
 
@@ -13,6 +53,12 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
+
+pub use credentials::Credentials;
+pub use guard::Guard;
+pub use meter::MeterLayer;
+pub use spool::SpoolError;
+pub use tracker::{Tracker, builder::BuildError};
 
 /// Answers larger than this are refused.
 const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;

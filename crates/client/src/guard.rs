@@ -1,0 +1,183 @@
+//! Asks usage-svc for units of an account's quota, one call of `CheckQuota` each.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+use nexus_proto::{
+    common::v1::Plan,
+    usage::v1::{CheckQuotaRequest, CheckQuotaResponse, usage_service_client::UsageServiceClient},
+};
+use prost_types::Timestamp;
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::StatusExt;
+
+use crate::{credentials::Credentials, headers::Quota, usage};
+
+/// How long a usage-svc that was away is not asked again.
+const REST: Duration = Duration::from_secs(1);
+
+/// The answer of a check.
+#[derive(Debug, Clone)]
+pub enum Decision {
+    /// The units are admitted.
+    Admitted(Admitted),
+    /// They are not; nothing is consumed.
+    Refused(Box<Refused>),
+}
+
+/// Units that may be used.
+#[derive(Debug, Clone)]
+pub struct Admitted {
+    /// For `UsageEvent.admission` of the call, so that recording it does not consume again.
+    pub admission: String,
+    /// What is left.
+    pub quota: Quota,
+}
+
+/// A quota that is used up.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// Nothing is left in it.
+    pub quota: Quota,
+    /// Units consumed.
+    pub current_usage: i64,
+    /// When to come back, where that may be before the reset.
+    pub retry: Option<Duration>,
+    /// Where to upgrade.
+    pub upgrade_url: String,
+    /// The whole answer, as a gRPC service passes it on.
+    pub status: Status,
+}
+
+/// Why there is no decision.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum GuardError {
+    /// usage-svc is away, late or overloaded.
+    #[error("usage-svc is unavailable: {0}")]
+    Unavailable(String),
+    /// There is no such account, or it is closed.
+    #[error("the account cannot be checked: {0}")]
+    Account(String),
+    /// Our own credentials or request are at fault, or the answer is not one of this contract.
+    #[error("the check failed: {0}")]
+    Failed(String),
+}
+
+/// Asks for units. Clones share what they know.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    client: UsageServiceClient<Channel>,
+    credentials: Credentials,
+    timeout: Duration,
+    rests_until: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Guard {
+    /// Asks over this channel ([`crate::channel`]), with the scope `usage.check` or an account's own API key.
+    /// A check takes 500 ms at most.
+    pub fn new(channel: Channel, credentials: Credentials) -> Self {
+        let timeout = Duration::from_millis(500);
+        Self { client: usage(channel), credentials, timeout, rests_until: Arc::default() }
+    }
+
+    /// Longest time that a check may take. A check holds up the call it is for.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Asks for units, all or none. It asks once: a retry elsewhere could consume twice. After a usage-svc that
+    /// was away, checks fail at once for a second, so that an outage does not slow every call down.
+    pub async fn check(&self, eco_id: &str, units_count: i64) -> Result<Decision, GuardError> {
+        if self.rests() {
+            return Err(GuardError::Unavailable("it was away a moment ago".to_owned()));
+        }
+        let request = CheckQuotaRequest { eco_id: eco_id.to_owned(), units_count, ..Default::default() };
+        let options = self.credentials.options(self.timeout).map_err(|s| GuardError::Failed(describe(&s)))?;
+        let mut client = self.client.clone();
+        let answer = tokio::time::timeout(self.timeout, client.check_quota(options.request(request))).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+        let decided = match answer {
+            Ok(response) => admitted(response.into_inner()).map(Decision::Admitted),
+            Err(status) => refusal(status),
+        };
+        if matches!(decided, Err(GuardError::Unavailable(_))) {
+            *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + REST);
+        }
+        decided
+    }
+
+    fn rests(&self) -> bool {
+        let until = *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+}
+
+fn admitted(response: CheckQuotaResponse) -> Result<Admitted, GuardError> {
+    let malformed = || GuardError::Failed("the answer has no period".to_owned());
+    let quota = Quota {
+        plan: response.plan(),
+        limit: response.limit_count,
+        remaining: response.remaining_count,
+        period_start: response.period_start_time.as_ref().and_then(time).ok_or_else(malformed)?,
+        period_end: response.period_end_time.as_ref().and_then(time).ok_or_else(malformed)?,
+    };
+    Ok(Admitted { admission: response.admission, quota })
+}
+
+fn time(at: &Timestamp) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(at.seconds, u32::try_from(at.nanos).ok()?)
+}
+
+fn refusal(status: Status) -> Result<Decision, GuardError> {
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.as_str()).unwrap_or_default();
+    match (status.code(), reason) {
+        (Code::ResourceExhausted, "QUOTA_EXCEEDED") => match over_limit(&status) {
+            Some(refused) => Ok(Decision::Refused(Box::new(refused))),
+            None => Err(GuardError::Failed(format!("a refusal without its figures: {}", status.message()))),
+        },
+        (Code::NotFound, _) | (Code::FailedPrecondition, "ACCOUNT_CLOSED") => {
+            Err(GuardError::Account(describe(&status)))
+        }
+        (Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented, _) => {
+            Err(GuardError::Failed(describe(&status)))
+        }
+        _ => Err(GuardError::Unavailable(describe(&status))),
+    }
+}
+
+fn over_limit(status: &Status) -> Option<Refused> {
+    let details = status.get_error_details();
+    let figures = &details.error_info()?.metadata;
+    let number = |key: &str| figures.get(key)?.parse::<i64>().ok();
+    let time = |key: &str| figures.get(key)?.parse::<DateTime<Utc>>().ok();
+    let plan = match figures.get("plan")?.as_str() {
+        "free" => Plan::Free,
+        "pro" => Plan::Pro,
+        "enterprise" => Plan::Enterprise,
+        _ => Plan::Unspecified,
+    };
+    let quota = Quota {
+        plan,
+        limit: number("limit")?,
+        remaining: 0,
+        period_start: time("period_start")?,
+        period_end: time("period_end")?,
+    };
+    Some(Refused {
+        quota,
+        current_usage: number("current_usage")?,
+        retry: details.retry_info().and_then(|info| info.retry_delay),
+        upgrade_url: details.help()?.links.first()?.url.clone(),
+        status: status.clone(),
+    })
+}
+
+fn describe(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}

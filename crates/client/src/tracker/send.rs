@@ -1,0 +1,107 @@
+//! One call of `BatchRecordUsage`, and what its answer means for the events.
+
+use std::{error::Error, time::Duration};
+
+use nexus_proto::usage::v1::{
+    BatchRecordUsageRequest, EventResult, UsageEvent, usage_service_client::UsageServiceClient,
+};
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::StatusExt;
+
+use crate::credentials::Credentials;
+
+/// What became of a batch.
+pub(super) enum Answer {
+    /// Each event has been decided on; those that are not listed were counted.
+    Decided(Vec<EventResult>),
+    /// Nothing is known to have happened; the same events are to be sent again.
+    Later { why: String, told: Option<Duration> },
+    /// The server failed on this batch, or took it for forbidden: perhaps because of one of its events. To be
+    /// sent again in parts, behind the others.
+    Suspect { why: String },
+    /// The server takes no such message: to be sent in parts; an event alone is refused.
+    Refused { why: String },
+}
+
+pub(super) async fn send(
+    mut client: UsageServiceClient<Channel>,
+    credentials: Credentials,
+    timeout: Duration,
+    events: Vec<UsageEvent>,
+) -> Answer {
+    let request = match credentials.options(timeout) {
+        Ok(options) => options.request(BatchRecordUsageRequest { events }),
+        Err(status) => return failed(&status),
+    };
+    match tokio::time::timeout(timeout, client.batch_record_usage(request)).await {
+        Ok(Ok(response)) => Answer::Decided(response.into_inner().results),
+        Ok(Err(status)) => failed(&status),
+        Err(_elapsed) => Answer::Later { why: format!("no answer within {timeout:?}"), told: None },
+    }
+}
+
+fn failed(status: &Status) -> Answer {
+    let why = format!("{:?}: {}", status.code(), status.message());
+    let told = || status.get_error_details().retry_info().and_then(|info| info.retry_delay);
+    match status.code() {
+        // Made on this side, from a connection that broke.
+        _ if status.source().is_some_and(|s| s.downcast_ref::<Status>().is_none()) => {
+            Answer::Later { why, told: None }
+        }
+        Code::InvalidArgument | Code::OutOfRange => Answer::Refused { why },
+        // A message too large; a server that is merely busy says UNAVAILABLE or when to come back.
+        Code::ResourceExhausted if told().is_none() => Answer::Refused { why },
+        Code::Internal | Code::PermissionDenied | Code::NotFound | Code::FailedPrecondition => {
+            Answer::Suspect { why }
+        }
+        _ => Answer::Later { why, told: told() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn kind(answer: &Answer) -> &'static str {
+        match answer {
+            Answer::Decided(_) => "decided",
+            Answer::Later { told: Some(_), .. } => "later, told when",
+            Answer::Later { .. } => "later",
+            Answer::Suspect { .. } => "suspect",
+            Answer::Refused { .. } => "refused",
+        }
+    }
+
+    #[test]
+    fn only_what_cannot_succeed_unchanged_is_refused() {
+        for (code, expected) in [
+            (Code::Unavailable, "later"),
+            (Code::DeadlineExceeded, "later"),
+            (Code::Aborted, "later"),
+            (Code::Cancelled, "later"),
+            (Code::Unknown, "later"),
+            (Code::Unauthenticated, "later"),
+            (Code::Unimplemented, "later"),
+            (Code::Internal, "suspect"),
+            (Code::PermissionDenied, "suspect"),
+            (Code::InvalidArgument, "refused"),
+            (Code::OutOfRange, "refused"),
+            (Code::ResourceExhausted, "refused"),
+        ] {
+            assert_eq!(kind(&failed(&Status::new(code, ""))), expected, "{code:?}");
+        }
+        let busy = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
+        for code in [Code::Unavailable, Code::ResourceExhausted] {
+            let status = Status::with_error_details(code, "", busy.clone());
+            assert_eq!(kind(&failed(&status)), "later, told when", "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_broke_is_no_answer_of_the_server() {
+        let broken = Status::from_error(Box::new(std::io::Error::other("reset")));
+        assert_eq!(kind(&failed(&broken)), "later", "{broken:?}");
+    }
+}

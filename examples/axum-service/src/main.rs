@@ -1,0 +1,74 @@
+//! An axum service that meters itself: who calls is found out from the API key, the layer does the rest.
+
+use std::{env, time::Duration};
+
+use anyhow::{Context, Result};
+use axum::{
+    Router,
+    extract::{Path, Request, State},
+    http::{StatusCode, header::AUTHORIZATION},
+    middleware::{self, Next},
+    response::Response,
+    routing::get,
+};
+use nexus_client::{CallOptions, Credentials, Guard, MeterLayer, Tracker, meter::Caller};
+use nexus_proto::usage::v1::{VerifyApiKeyRequest, usage_service_client::UsageServiceClient};
+use tokio::{net::TcpListener, signal};
+use tonic::{Code, transport::Channel};
+
+#[derive(Clone)]
+struct Keys {
+    usage: UsageServiceClient<Channel>,
+    options: CallOptions,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let address = env::var("NEXUS_USAGE_ADDR").context("NEXUS_USAGE_ADDR, e.g. http://localhost:50051")?;
+    let token = env::var("NEXUS_TOKEN").context("NEXUS_TOKEN: a service token")?;
+    let channel = nexus_client::channel(&address)?;
+
+    let tracker = Tracker::builder(&address, Credentials::bearer(&token))
+        .disk_buffer(env::temp_dir().join("example-axum-service.redb"), 64 * 1024 * 1024)
+        .build()
+        .await?;
+    let guard = Guard::new(channel.clone(), Credentials::bearer(&token));
+    let meter =
+        MeterLayer::new(tracker.clone(), |parts| parts.extensions.get::<Caller>().cloned()).limit(guard);
+    let keys = Keys {
+        usage: nexus_client::usage(channel),
+        options: CallOptions::bearer(&token, Duration::from_secs(2))?,
+    };
+    let app = Router::new()
+        .route("/v1/reports/{id}", get(report))
+        .layer(meter)
+        .layer(middleware::from_fn_with_state(keys, verify));
+
+    let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    axum::serve(listener, app).with_graceful_shutdown(async { signal::ctrl_c().await.unwrap_or(()) }).await?;
+    println!("{}", tracker.shutdown(Duration::from_secs(10)).await.stats);
+    Ok(())
+}
+
+async fn report(Path(id): Path<u64>) -> String {
+    format!("report {id}\n")
+}
+
+/// Lets in who shows a good API key, and says to the layer whose it is.
+async fn verify(
+    State(mut keys): State<Keys>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, StatusCode> {
+    let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let key = header.and_then(|text| text.strip_prefix("ApiKey ")).ok_or(StatusCode::UNAUTHORIZED)?;
+    let question = keys.options.request(VerifyApiKeyRequest { key: key.to_owned() });
+    let known = keys.usage.verify_api_key(question).await.map_err(|status| match status.code() {
+        Code::Unauthenticated | Code::InvalidArgument => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    })?;
+    let known = known.into_inner();
+    request.extensions_mut().insert(Caller::new(known.eco_id).api_key(known.key_id, known.test_mode));
+    Ok(next.run(request).await)
+}
