@@ -3,7 +3,7 @@
 
 use axum::{
     body::Bytes,
-    extract::{FromRequest, Request},
+    extract::{FromRequest, Request, rejection::BytesRejection},
 };
 use http::StatusCode;
 use nexus_kit::validate::Violations;
@@ -21,14 +21,17 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
-            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                Error::PayloadTooLarge
-            } else {
-                Violations::one("body", "must come as a whole").into()
-            }
-        })?;
+        let bytes = Bytes::from_request(request, state).await.map_err(unread)?;
         Ok(Self::of(&bytes)?)
+    }
+}
+
+/// Why a body was not read: it is too long, or broke off.
+pub fn unread(rejection: BytesRejection) -> Error {
+    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        Error::PayloadTooLarge
+    } else {
+        Violations::one("body", "must come as a whole").into()
     }
 }
 

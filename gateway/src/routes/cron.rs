@@ -1,13 +1,17 @@
 //! `/api/cron/*`: what a scheduler calls.
 
-use axum::{Json, body::Bytes, extract::State};
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+};
 use chrono::Utc;
 use nexus_core::money::Micros;
 use nexus_kit::validate::Violations;
 use nexus_proto::billing::v1::{OverageError, ProcessOverageResponse};
 use serde::Serialize;
 
-use crate::{App, auth::Scheduler, error::Error, format};
+use crate::{App, auth::Scheduler, body, error::Error, format};
 
 #[derive(Serialize)]
 pub(super) struct Run {
@@ -40,9 +44,9 @@ struct Failed {
 pub(super) async fn process_overage(
     State(app): State<App>,
     _: Scheduler,
-    body: Bytes,
+    sent: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Run>, Error> {
-    check_body(&body)?;
+    check_body(&sent.map_err(body::unread)?)?;
     let run = app.backend.process_overage().await?;
     Ok(Json(Run {
         success: true,

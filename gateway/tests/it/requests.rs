@@ -8,7 +8,7 @@ use tokio::{
 
 use crate::{
     answer::{Answer, assert_answer},
-    suite::Suite,
+    suite::{CRON_SECRET, Suite},
 };
 
 #[tokio::test]
@@ -66,17 +66,22 @@ async fn bodies_and_headers_have_bounds() -> Result<()> {
 
     let address = suite.gateway.trim_start_matches("http://");
     // One whose length is not declared is counted as it comes.
-    let mut connection = TcpStream::connect(address).await?;
     let token = nexus_testkit::settings::admin_token()?;
-    let header = format!(
-        "POST /api/keys/revoke HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\
-         transfer-encoding: chunked\r\n\r\n100001\r\n"
-    );
-    connection.write_all(header.as_bytes()).await?;
-    connection.write_all(&vec![b' '; 1024 * 1024 + 1]).await?;
-    let mut answer = [0; 12];
-    connection.read_exact(&mut answer).await?;
-    assert_eq!(&answer, b"HTTP/1.1 413");
+    for (path, token) in [("/api/keys/revoke", token.as_str()), ("/api/cron/process-overage", CRON_SECRET)] {
+        let mut connection = TcpStream::connect(address).await?;
+        let header = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\
+             transfer-encoding: chunked\r\n\r\n100001\r\n"
+        );
+        connection.write_all(header.as_bytes()).await?;
+        connection.write_all(&vec![b' '; 1024 * 1024 + 1]).await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}") {
+            answer.push(connection.read_u8().await?);
+        }
+        let answer = String::from_utf8(answer)?;
+        assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("\r\n\r\n{\"error\":"), "{answer}");
+    }
 
     let mut connection = TcpStream::connect(address).await?;
     let header = format!("GET /healthz HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "y".repeat(64 * 1024));

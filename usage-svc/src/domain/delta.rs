@@ -24,7 +24,7 @@ pub struct CounterDelta {
     pub unadmitted: i64,
     /// Units of test-mode keys, in neither of the above.
     pub test: i64,
-    /// Newest event.
+    /// Newest event that is recorded; 1970 where all are of test-mode keys.
     pub last_event_time: DateTime<Utc>,
 }
 
@@ -81,12 +81,12 @@ impl<'a> Deltas<'a> {
             recorded: 0,
             unadmitted: 0,
             test: 0,
-            last_event_time: payload.event_time,
+            last_event_time: DateTime::UNIX_EPOCH,
         });
-        delta.last_event_time = delta.last_event_time.max(payload.event_time);
         if row.placement.test_mode {
             delta.test += payload.units_count;
         } else {
+            delta.last_event_time = delta.last_event_time.max(payload.event_time);
             delta.recorded += payload.units_count;
             delta.unadmitted += payload.units_count - row.admitted_units;
         }

@@ -226,11 +226,18 @@ async fn test_mode_keys_are_metered_apart() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Free).await?;
     let key = make_key(&server, "eco_a", true).await?.api_key.map(|k| k.key_id).unwrap_or_default();
+    let again = key.clone();
     record(&server, UsageEvent { api_key_id: key, units_count: 5, ..event("eco_a") }).await?;
     record(&server, UsageEvent { units_count: 2, ..event("eco_a") }).await?;
     assert_eq!(sums(&db.pool, "eco_a").await?, Sums { test_raw: 5, test_counted: 5, ..plain(2) });
     let usage = current(&server, "eco_a").await?;
     assert_eq!((usage.api_calls_count, usage.consumed_count), (2, 2));
+    // The test key's call is not the newest that is recorded, though it comes later.
+    let newest = "select max(last_event_time) from eco_usage_counters where eco_id = 'eco_a'";
+    let before: DateTime<Utc> = sqlx::query_scalar(newest).fetch_one(&db.pool).await?;
+    record(&server, UsageEvent { api_key_id: again, ..event("eco_a") }).await?;
+    let after: DateTime<Utc> = sqlx::query_scalar(newest).fetch_one(&db.pool).await?;
+    assert_eq!(before, after);
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use super::{database::Database, folder::Folder, ports::Addresses, ready_file::Re
 
 /// A new UUID and the time, by the shell.
 const NEW_ID: &str = "$(cat /proc/sys/kernel/random/uuid)";
+const FIRST_ACCOUNT: &str = "00000000-0000-4000-8000-000000000001";
 const NOW: &str = "$(date -u +%FT%TZ)";
 
 /// The banner: where everything is, and lines to copy.
@@ -70,7 +71,9 @@ fn examples(ready: &Ready) -> Vec<(&'static str, String)> {
         lines.push(("a metered call, its limit in the headers; the account has some 50 left", ping));
         lines.push(("where an account stands", get(&t.pro.token, "/api/usage/current")));
     } else {
-        let body = format!(r#"{{"eco_id":"{}","plan":"PLAN_PRO"}}"#, t.pro.eco_id);
+        // The id makes a repeat return the account.
+        let body =
+            format!(r#"{{"eco_id":"{}","plan":"PLAN_PRO","request_id":"{FIRST_ACCOUNT}"}}"#, t.pro.eco_id);
         let method = "nexus.billing.v1.BillingService/CreateAccount";
         lines.push(("a first account", rpc(&t.service.token, &ready.billing_addr, &body, method)));
     }

@@ -22,7 +22,7 @@ mod survey;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -30,6 +30,9 @@ pub(crate) use args::{HELP, ImportArgs};
 use report::Report;
 use send::{Services, Times};
 use survey::Survey;
+
+/// Older events are refused.
+const OLDEST: TimeDelta = TimeDelta::days(35);
 
 /// Imports the file and prints what was found.
 pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
@@ -46,9 +49,16 @@ pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
         return Ok(if survey.malformed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     };
 
+    // The shift is kept for good: not for a file of which nothing would be recorded.
+    ensure!(
+        args.shift_to_now || Utc::now() - last < OLDEST,
+        "{}: its last event is of {}, and events older than 35 days are refused; --shift-to-now moves the file's times",
+        args.file.display(),
+        show(last)
+    );
     let proposed = if args.shift_to_now { whole_seconds(Utc::now() - last) } else { TimeDelta::zero() };
-    let shift = services.register(&survey.digest, proposed).await?;
-    if shift != proposed && !args.shift_to_now {
+    let (shift, known) = services.register(&survey.digest, proposed).await?;
+    if known && !(args.shift_to_now && !shift.is_zero()) && shift != proposed {
         eprintln!(
             "nexus: this file was imported before with its times moved by {} s; so they are again, or every event would count twice",
             shift.num_seconds()

@@ -91,8 +91,9 @@ impl Services {
         })
     }
 
-    /// The shift of this file: the one proposed, or that of its first import.
-    pub(super) async fn register(&self, digest: &[u8; 32], proposed: TimeDelta) -> Result<TimeDelta> {
+    /// The shift of this file, the one proposed or that of its first import, and whether it was imported
+    /// before.
+    pub(super) async fn register(&self, digest: &[u8; 32], proposed: TimeDelta) -> Result<(TimeDelta, bool)> {
         let request = RegisterImportRequest {
             file_digest: hex(digest),
             proposed_shift_ms: proposed.num_milliseconds(),
@@ -101,7 +102,8 @@ impl Services {
             let (mut usage, request) = (self.usage.clone(), self.options.request(request.clone()));
             async move { usage.register_import(request).await }
         });
-        Ok(TimeDelta::milliseconds(answer.await?.into_inner().shift_ms))
+        let answer = answer.await?.into_inner();
+        Ok((TimeDelta::milliseconds(answer.shift_ms), answer.already_registered))
     }
 
     /// Makes the accounts that are not there, if asked to, and says which are.

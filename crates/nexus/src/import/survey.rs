@@ -13,9 +13,6 @@ use super::{
     parse::{Call, Parser},
 };
 
-/// Malformed lines told one by one; more are only counted.
-const TOLD: u64 = 20;
-
 /// What the first reading found. Memory grows with the accounts, not with the file.
 pub(super) struct Survey {
     pub(super) digest: [u8; 32],
@@ -54,15 +51,10 @@ impl Survey {
                 Some(Ok((account, call))) => found.add(account, call.time),
                 Some(Err(reason)) => {
                     found.malformed += 1;
-                    if found.malformed <= TOLD {
-                        bar.suspend(|| eprintln!("line {}: {reason}; skipped", line.number));
-                    }
+                    bar.suspend(|| eprintln!("line {}: {reason}; skipped", line.number));
                 }
             }
             bar.set_position(line.position);
-        }
-        if found.malformed > TOLD {
-            bar.suspend(|| eprintln!("… and {} more malformed lines", found.malformed - TOLD));
         }
         found.digest = lines.digest();
         Ok(found)

@@ -56,7 +56,14 @@ async fn demo_data_is_whole_after_an_interrupted_first_run_and_agrees_with_itsel
         let status = replay(line).await?;
         assert!(status.is_success(), "{status}: {line}");
     }
-    dev.stop().await
+    dev.stop().await?;
+
+    // Made-up accounts are not charged at a Stripe that is somebody's.
+    let theirs =
+        nexus().arg("dev").args(&arguments).env("STRIPE_SECRET_KEY", "sk_test_theirs").output().await?;
+    let said = text(&theirs.stderr);
+    assert!(!theirs.status.success() && said.contains("demo data") && said.contains("--data-dir"), "{said}");
+    Ok(())
 }
 
 /// Kills a first run in the middle of making the data.

@@ -27,6 +27,16 @@ async fn importing_twice_changes_nothing() -> Result<()> {
     let dev = Dev::start(&["--ephemeral", "--empty"]).await?;
     let pool = dev.database().await?;
     let import = ["import", LOG, "--create-accounts", "free", "--shift-to-now"];
+    // Of events as old as these nothing would be recorded: nothing is fixed or made for them.
+    let old = tempfile::tempdir()?;
+    let old = old.path().join("old.log");
+    std::fs::write(&old, std::fs::read_to_string(LOG)?.replace("/2026:", "/2015:"))?;
+    let old = old.to_str().expect("a path of ours");
+    let refused = dev.command(&["import", old, "--create-accounts", "free"]).await?;
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("--shift-to-now"), "{said}");
+    assert!(state(&pool).await?.is_empty());
+
     let first = dev.command(&import).await?;
     let (said, told) = (text(&first.stdout), text(&first.stderr));
     assert!(first.status.success(), "{told}");

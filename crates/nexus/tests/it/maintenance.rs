@@ -72,6 +72,7 @@ async fn servers_name_a_bad_setting() -> Result<()> {
         (&["usage", "--grpc-addr", "nowhere"][..], "--grpc-addr"),
         (&["billing", "--shutdown-grace", "long"], "--shutdown-grace"),
         (&["gateway", "--http-addr", "nowhere"], "--http-addr"),
+        (&["gateway", "--otlp-endpoint", "https://collector:4317"], "--otlp-endpoint"),
         (&["rollup", "yesterday"], "DATE"),
         (&["overage", "process", "--billing-addr", "ftp://x"], "--billing-addr"),
     ] {

@@ -20,7 +20,7 @@ mod load;
 mod names;
 mod traffic;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, Utc};
 use nexus_core::{
     id::{ApiKeyText, EcoId},
@@ -67,6 +67,10 @@ pub(crate) async fn ensure(
         Some(_) => database::demo_state(&mut connection).await?,
         None => DemoState::Foreign,
     };
+    ensure!(
+        state != DemoState::Loaded || stripe.embedded,
+        "this data folder has demo data, whose customers the Stripe of STRIPE_SECRET_KEY does not know: give another --data-dir"
+    );
     let loaded = match state {
         DemoState::Loaded => true,
         DemoState::Wanted if args.wants_demo() && stripe.embedded => {
