@@ -102,6 +102,8 @@ impl Connection {
         shutdown: CancellationToken,
     ) -> Result<(), String> {
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
+        // The versions are told apart by the first bytes, for which hyper waits without end.
+        timeout(PATIENCE, stream.readable()).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         let served = match tls {
             None => self.serve(stream, shutdown).await,
             Some(tls) => {

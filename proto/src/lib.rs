@@ -2,6 +2,8 @@
 //!
 //! The `.proto` files beside this crate are the source; their comments are the documentation.
 
+pub mod codec;
+
 /// Words that all three services share.
 pub mod common {
     /// `nexus.common.v1`

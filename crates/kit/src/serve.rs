@@ -27,6 +27,7 @@ use crate::{
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 
 const CONNECTION_AGE: Duration = Duration::from_secs(300);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -172,8 +173,9 @@ fn server(args: &ServeArgs) -> Result<Server, ServeError> {
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         // Clients come back over a new connection, so that load spreads over replicas that joined later.
+        // No grace beside it: with one, the connection would be cut at its end without a GOAWAY, and whatever
+        // is in flight with it.
         .max_connection_age(CONNECTION_AGE)
-        .max_connection_age_grace(args.request_timeout)
         .max_concurrent_streams(1024)
         .http2_max_header_list_size(32 * 1024)
         .initial_stream_window_size(1024 * 1024)
@@ -184,8 +186,8 @@ fn server(args: &ServeArgs) -> Result<Server, ServeError> {
                 std::fs::read(path)
                     .map_err(|error| ServeError::Tls { path: path.display().to_string(), error })
             };
-            Ok(server
-                .tls_config(ServerTlsConfig::new().identity(Identity::from_pem(read(cert)?, read(key)?)))?)
+            let identity = Identity::from_pem(read(cert)?, read(key)?);
+            Ok(server.tls_config(ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_TIMEOUT))?)
         }
         _ => Ok(server),
     }

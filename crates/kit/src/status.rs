@@ -7,10 +7,13 @@ use nexus_proto::ERROR_DOMAIN;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt};
 
-use crate::validate::Violations;
+use crate::validate::{Violation, Violations};
 
 /// Delay after which a caller should try again when a part of the system is away.
 pub const RETRY_SOON: Duration = Duration::from_secs(1);
+
+/// Violations are told up to so many bytes.
+const MAX_TOLD_BYTES: usize = 2_000;
 
 /// A status with `ErrorInfo` alone.
 pub fn with_reason(code: Code, reason: &str, message: impl Into<String>) -> Status {
@@ -20,10 +23,26 @@ pub fn with_reason(code: Code, reason: &str, message: impl Into<String>) -> Stat
 /// Invalid input, with every field at fault.
 pub fn invalid(violations: &Violations) -> Status {
     let mut details = error_info("INVALID_ARGUMENT", HashMap::new());
+    let told = told(&violations.0);
     let fields: Vec<_> =
-        violations.0.iter().map(|v| FieldViolation::new(v.field.clone(), v.message.clone())).collect();
+        told.iter().map(|v| FieldViolation::new(v.field.clone(), v.message.clone())).collect();
     details.set_bad_request(fields);
-    Status::with_error_details(Code::InvalidArgument, violations.to_string(), details)
+    let mut message = Violations(told.to_vec()).to_string();
+    if told.len() < violations.0.len() {
+        message.push_str(&format!("; and {} more", violations.0.len() - told.len()));
+    }
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// As many as fit into the headers that clients take: gRPC's own refuse more than 8 KiB, and each is said
+/// twice, in words and in the details.
+fn told(violations: &[Violation]) -> &[Violation] {
+    let mut bytes = 0;
+    let fit = violations.iter().take_while(|v| {
+        bytes += v.field.len() + v.message.len();
+        bytes <= MAX_TOLD_BYTES
+    });
+    &violations[..fit.count().max(1).min(violations.len())]
 }
 
 /// No or bad credentials.

@@ -6,6 +6,7 @@ use moka::future::Cache;
 use nexus_core::id::EcoId;
 use nexus_kit::validate::Violations;
 use sqlx::PgPool;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{domain::quota::Standing, error::Error, store};
@@ -48,7 +49,12 @@ impl Memory {
         request_id: Uuid,
     ) -> Result<Decision, Arc<Error>> {
         let key = (eco_id.clone(), request_id);
-        let decision = self.0.try_get_with(key, run(pool, eco_id, units)).await?;
+        // A task of its own: what has begun is finished and remembered, though the caller goes away.
+        let (pool, account, memory) = (pool.clone(), eco_id.clone(), self.0.clone());
+        let task = tokio::spawn(
+            async move { memory.try_get_with(key, run(&pool, &account, units)).await }.in_current_span(),
+        );
+        let decision = task.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
         if decision.units != units {
             let message = "was used for another number of units";
             return Err(Arc::new(Error::Invalid(Violations::one("request_id", message))));

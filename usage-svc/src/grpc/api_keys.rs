@@ -46,7 +46,7 @@ pub(super) fn new_key(
     v.require(length, "name", format!("must be 1 to {MAX_NAME_CHARACTERS} characters"));
     v.require(!pb.name.chars().any(char::is_control), "name", "must have no control characters");
     v.require(pb.scopes.len() <= MAX_SCOPES, "scopes", format!("must be at most {MAX_SCOPES}"));
-    for (i, scope) in pb.scopes.iter().enumerate() {
+    for (i, scope) in pb.scopes.iter().take(MAX_SCOPES).enumerate() {
         let word =
             scope.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"_.:-".contains(&c));
         let length = (1..=MAX_SCOPE_BYTES).contains(&scope.len());

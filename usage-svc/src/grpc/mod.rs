@@ -195,7 +195,7 @@ impl UsageService for Service {
     ) -> Result<Response<RegisterImportResponse>, Status> {
         Caller::of(&request)?.require_scope(Scope::UsageWrite)?;
         let RegisterImportRequest { file_digest, proposed_shift_ms } = request.into_inner();
-        parse::file_digest(&file_digest).map_err(Error::Invalid)?;
+        parse::import(&file_digest, proposed_shift_ms).map_err(Error::Invalid)?;
         let (shift_ms, already_registered) =
             app::register_import::run(&self.pool, &file_digest, proposed_shift_ms).await?;
         Ok(Response::new(RegisterImportResponse { shift_ms, already_registered }))

@@ -146,9 +146,15 @@ pub(super) fn check(pb: CheckQuotaRequest, key: Option<&CallingKey>) -> Result<C
     }
 }
 
-pub(super) fn file_digest(text: &str) -> Result<(), Violations> {
+/// The years that times of RFC 3339 have between them.
+const MAX_SHIFT_MS: i64 = 10_000 * 366 * 86_400_000;
+
+pub(super) fn import(file_digest: &str, shift_ms: i64) -> Result<(), Violations> {
     let mut v = Violations::new();
-    let digest = text.len() == 64 && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+    let digest =
+        file_digest.len() == 64 && file_digest.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
     v.require(digest, "file_digest", "must be 64 lower-case hexadecimal digits");
+    let shift = (-MAX_SHIFT_MS..=MAX_SHIFT_MS).contains(&shift_ms);
+    v.require(shift, "proposed_shift_ms", "must be within 10,000 years");
     v.finish()
 }

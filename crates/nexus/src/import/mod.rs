@@ -58,7 +58,7 @@ pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
     );
     let proposed = if args.shift_to_now { whole_seconds(Utc::now() - last) } else { TimeDelta::zero() };
     let (shift, known) = services.register(&survey.digest, proposed).await?;
-    if known && !(args.shift_to_now && !shift.is_zero()) && shift != proposed {
+    if known && shift.is_zero() == args.shift_to_now {
         eprintln!(
             "nexus: this file was imported before with its times moved by {} s; so they are again, or every event would count twice",
             shift.num_seconds()

@@ -1,6 +1,6 @@
 //! A line of the combined or common form, or of JSON, becomes a call.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use regex::Regex;
 use serde_json::{Map, Value};
 
@@ -87,10 +87,13 @@ impl Parser {
     pub(super) fn call(&self, line: Option<&[u8]>) -> Result<Call, Malformed> {
         // What is not UTF-8 in a log stands in paths and agents; it must not hide the call.
         let text = String::from_utf8_lossy(line.ok_or(Malformed::TooLong)?);
-        match self {
+        let call = match self {
             Self::Ncsa { form, line } => ncsa(form, line, &text),
             Self::Json(fields) => fields.call(&text),
-        }
+        }?;
+        // RFC 3339 writes no others; and sums of them stay in range.
+        let year = call.time.year();
+        if (1..=9999).contains(&year) { Ok(call) } else { Err(Malformed::Time(format!("year {year}"))) }
     }
 }
 
@@ -263,6 +266,8 @@ mod tests {
         let other = call(json, epoch).expect("a line");
         assert_eq!((other.time, other.caller.as_str(), other.latency_ms), (read.time, "7", 0));
         assert_eq!(call(json, r#"{"time":1}"#), Err(Malformed::Missing("path".to_owned())));
+        let far = r#"{"tenant":"a","time":8e12,"method":"GET","path":"/","status":200}"#;
+        assert_eq!(call(json, far), Err(Malformed::Time("year 255479".to_owned())));
         let bad = r#"{"tenant":"a","time":"noon","method":"GET","path":"/","status":200}"#;
         assert_eq!(call(json, bad), Err(Malformed::Value("time".to_owned())));
     }

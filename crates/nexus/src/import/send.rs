@@ -103,7 +103,9 @@ impl Services {
             async move { usage.register_import(request).await }
         });
         let answer = answer.await?.into_inner();
-        Ok((TimeDelta::milliseconds(answer.shift_ms), answer.already_registered))
+        let shift =
+            TimeDelta::try_milliseconds(answer.shift_ms).context("the file's shift is out of range")?;
+        Ok((shift, answer.already_registered))
     }
 
     /// Makes the accounts that are not there, if asked to, and says which are.
