@@ -203,17 +203,24 @@ pub(crate) fn fields(status: &Status) -> Vec<String> {
 
 /// Returns once a session waits for a lock.
 pub(crate) async fn lock_is_waited_for(db: &TestDb) -> Result<()> {
-    loop {
-        let waiting: bool = sqlx::query_scalar(
-            "select exists (select from pg_locks l join pg_database d on d.oid = l.database
-                            where d.datname = current_database() and not l.granted)",
-        )
-        .fetch_one(&db.pool)
-        .await?;
-        if waiting {
-            return Ok(());
-        }
+    is_waited_for(db, "true").await
+}
+
+/// Returns once a session other than the maintenance waits for a lock; that one waits for rebuilds by itself.
+pub(crate) async fn flush_waits(db: &TestDb) -> Result<()> {
+    let maintenance = "l.locktype = 'advisory' and l.objsubid = 1
+        and l.objid::bigint = hashtext('nexus_usage_partitions')::bigint & 4294967295";
+    is_waited_for(db, &format!("not ({maintenance})")).await
+}
+
+async fn is_waited_for(db: &TestDb, which: &str) -> Result<()> {
+    let statement = format!(
+        "select exists (select from pg_locks l join pg_database d on d.oid = l.database
+                        where d.datname = current_database() and not l.granted and {which})"
+    );
+    while !sqlx::query_scalar::<_, bool>(sqlx::AssertSqlSafe(statement.as_str())).fetch_one(&db.pool).await? {
     }
+    Ok(())
 }
 
 /// Units in the raw log, the counters and the rollup; test-mode units of the first two apart.
