@@ -33,7 +33,7 @@ use nexus_kit::{
     auth::Authenticator,
     db::{self, Role},
     metrics::Metrics,
-    serve::{GrpcServer, Listeners},
+    serve::{CONNECTION_AGE, GrpcServer, Listeners},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -62,6 +62,7 @@ pub async fn serve(
         auth,
         metrics: Metrics::new(),
         args: config.serve,
+        connection_age: CONNECTION_AGE,
         readiness: Arc::new(move || {
             let pool = pool.clone();
             Box::pin(async move { db::ready(&pool, Role::Analytics).await })

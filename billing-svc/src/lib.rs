@@ -36,7 +36,7 @@ use nexus_kit::{
     auth::Authenticator,
     db::{self, Role},
     metrics::Metrics,
-    serve::{GrpcServer, Listeners, drained},
+    serve::{CONNECTION_AGE, GrpcServer, Listeners, drained},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -83,6 +83,7 @@ pub async fn serve(
         auth,
         metrics: Metrics::new(),
         args: config.serve,
+        connection_age: CONNECTION_AGE,
         readiness: Arc::new(move || {
             let pool = pool.clone();
             Box::pin(async move { db::ready(&pool, Role::Billing).await })

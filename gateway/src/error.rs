@@ -13,7 +13,7 @@ use http::{
 };
 use nexus_core::text::thousands;
 use nexus_kit::{
-    auth::{AuthConfigError, Scope},
+    auth::AuthConfigError,
     serve::ServeError,
     status::RETRY_SOON,
     validate::{Violation, Violations},
@@ -76,9 +76,6 @@ pub enum Error {
     NoCronSecret,
     #[error("not an admin")]
     Forbidden,
-    /// The API key may not do what the route needs.
-    #[error("the API key lacks the scope {}", .0.as_str())]
-    MissingScope(Scope),
     #[error("the account is closed")]
     AccountClosed,
     #[error("the API key is revoked")]
@@ -115,7 +112,7 @@ impl Error {
             Error::MissingApiKey => (StatusCode::UNAUTHORIZED, "Missing API key"),
             Error::InvalidApiKey => (StatusCode::UNAUTHORIZED, "Invalid API key"),
             Error::NoCronSecret => (StatusCode::INTERNAL_SERVER_ERROR, "CRON_SECRET not configured"),
-            Error::Forbidden | Error::MissingScope(_) => (StatusCode::FORBIDDEN, "Forbidden"),
+            Error::Forbidden => (StatusCode::FORBIDDEN, "Forbidden"),
             Error::AccountClosed => (StatusCode::FORBIDDEN, "Account closed"),
             Error::ApiKeyRevoked => (StatusCode::CONFLICT, "API key revoked"),
             Error::TooManySecrets => (StatusCode::CONFLICT, "Too many secrets in grace"),
@@ -146,9 +143,6 @@ impl Error {
                 ("period_end", format::time(over.period_end).into()),
                 ("upgrade_url", UPGRADE_URL.into()),
             ],
-            Error::MissingScope(scope) => {
-                vec![("message", format!("The API key lacks the scope {}.", scope.as_str()).into())]
-            }
             Error::TooManySecrets => {
                 vec![("message", "Wait until one has ended, or rotate with \"grace_period_ms\": 0.".into())]
             }

@@ -15,7 +15,6 @@
 //! | [`token`] | the gateway's own service tokens |
 //! | [`status`] | what a service's status means over REST |
 //! | [`error`], [`problem`] | what can go wrong, the answer each is, and its two forms |
-//! | [`ratelimit`] | quota in headers |
 //! | [`convert`], [`format`](mod@format) | words and times of the services; money, numbers and times in JSON |
 //! | [`readiness`] | whether the services are there |
 //! | [`config`] | flags and environment |
@@ -31,7 +30,6 @@ pub mod layer;
 pub mod metering;
 pub mod problem;
 pub mod query;
-pub mod ratelimit;
 pub mod readiness;
 pub mod recorder;
 pub mod routes;

@@ -13,25 +13,19 @@ use axum::{
 };
 use chrono::Utc;
 use http::{Method, request::Parts};
-use nexus_core::{id::ApiKeyText, period::Period};
-use nexus_kit::{auth::Scope, convert::timestamp};
+use nexus_client::headers::Quota;
+use nexus_core::id::ApiKeyText;
+use nexus_kit::convert::timestamp;
 use nexus_proto::usage::v1::{UsageEvent, VerifyApiKeyResponse};
 use uuid::Uuid;
 
-use crate::{
-    Gateway,
-    convert::{plan, required_time},
-    error::Error,
-    layer::Arrival,
-    ratelimit::{self, Quota, TEST_POLICY},
-    recorder::Place,
-};
+use crate::{Gateway, convert::required_time, error::Error, layer::Arrival, recorder::Place};
 
 /// Longest response time an event may carry.
 const MAX_RESPONSE_TIME: Duration = Duration::from_secs(86_400);
 
-/// Scopes of a key that calls a tracked endpoint: the call takes a unit, and is recorded.
-const NEEDED: [Scope; 2] = [Scope::UsageCheck, Scope::UsageWrite];
+/// Policy of keys in test mode, which are never limited.
+const TEST_POLICY: &str = "test-monthly";
 
 /// What an event tells of a call before it is answered.
 pub struct Call {
@@ -67,30 +61,20 @@ impl Admitted {
     pub async fn new(app: &Gateway, key: &ApiKeyText, call: Call) -> Result<Self, Error> {
         let (backend, place) = (&app.backend, app.recorder.reserve()?);
         let caller = backend.verify_api_key(key).await?;
-        // What a key may not do itself, a tracked endpoint does not do in its name.
-        let missing = NEEDED.into_iter().find(|scope| !scope.is_in(&caller.scopes));
-        if let Some(scope) = missing {
-            return Err(Error::MissingScope(scope));
-        }
         if caller.test_mode {
             let usage = backend.usage_of(&caller.eco_id).await?;
-            let period = Period {
-                start: required_time("period_start", usage.period_start_time.as_ref())?,
-                end: required_time("period_end", usage.period_end_time.as_ref())?,
+            let quota = Quota {
+                policy: TEST_POLICY,
+                limit: -1,
+                remaining: -1,
+                period_start: required_time("period_start", usage.period_start_time.as_ref())?,
+                period_end: required_time("period_end", usage.period_end_time.as_ref())?,
             };
-            let quota = Quota { policy: TEST_POLICY, limit: -1, remaining: -1, period };
             return Ok(Self { caller, call, quota, admission: String::new(), place });
         }
         let admitted = backend.check_quota(&caller.eco_id).await?;
-        let quota = Quota {
-            policy: ratelimit::policy_name(plan(admitted.plan)?),
-            limit: admitted.limit_count,
-            remaining: admitted.remaining_count,
-            period: Period {
-                start: required_time("period_start", admitted.period_start_time.as_ref())?,
-                end: required_time("period_end", admitted.period_end_time.as_ref())?,
-            },
-        };
+        let quota = Quota::of(&admitted)
+            .ok_or_else(|| Error::Internal("the service admitted a call to no period".to_owned()))?;
         Ok(Self { caller, call, quota, admission: admitted.admission, place })
     }
 
@@ -112,7 +96,7 @@ impl Admitted {
             admission: self.admission,
         };
         app.recorder.record(self.place, event).await;
-        response.headers_mut().extend(ratelimit::headers(&self.quota, now));
+        self.quota.set(response.headers_mut(), now);
         response
     }
 }

@@ -4,6 +4,8 @@
 use std::{error::Error as StdError, io, path::Path, pin::pin, sync::Arc, time::Duration};
 
 use axum::Router;
+use http::Request;
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -13,6 +15,7 @@ use nexus_kit::{config::ServeArgs, serve::ServeError};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    sync::Notify,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -24,10 +27,11 @@ use tokio_rustls::{
     },
 };
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 type AnyError = Box<dyn StdError + Send + Sync>;
 
-/// Longest a client may take for its TLS handshake, and for the headers of a request.
+/// Longest a client may take for its TLS handshake, for its first request, and for the headers of each.
 const PATIENCE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const MAX_HEADERS: usize = 100;
@@ -102,8 +106,6 @@ impl Connection {
         shutdown: CancellationToken,
     ) -> Result<(), String> {
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
-        // The versions are told apart by the first bytes, for which hyper waits without end.
-        timeout(PATIENCE, stream.readable()).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         let served = match tls {
             None => self.serve(stream, shutdown).await,
             Some(tls) => {
@@ -120,10 +122,23 @@ impl Connection {
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         shutdown: CancellationToken,
     ) -> Result<(), AnyError> {
-        let service = TowerToHyperService::new(self.app);
+        // The versions are told apart by the first bytes, for which hyper waits without end.
+        let first = Arc::new(Notify::new());
+        let begun = first.clone();
+        let app = self.app.map_request(move |request: Request<Incoming>| {
+            first.notify_one();
+            request
+        });
+        let silent = async {
+            if timeout(PATIENCE, begun.notified()).await.is_ok() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let service = TowerToHyperService::new(app);
         let mut connection = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             served = connection.as_mut() => return served,
+            () = silent => return Err("no request came".into()),
             () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
         }
         connection.await

@@ -4,7 +4,8 @@
 use std::{error::Error as _, time::Duration};
 
 use chrono::{DateTime, Utc};
-use nexus_core::period::Period;
+use http::HeaderMap;
+use nexus_client::guard::Refused;
 use nexus_kit::{
     status::{RETRY_SOON, reason},
     validate::Violations,
@@ -13,10 +14,7 @@ use rand::Rng;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::{
-    error::{Error, LimitExceeded},
-    ratelimit::{self, Quota},
-};
+use crate::error::{Error, LimitExceeded};
 
 /// Whose credentials a call carried, and so whose fault it is when they do not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,35 +59,22 @@ pub fn of_api_key(status: &Status) -> Error {
 
 /// The meaning of a refusal of `CheckQuota`.
 pub fn of_quota(status: &Status, now: DateTime<Utc>, rng: &mut impl Rng) -> Error {
-    if status.code() != Code::ResourceExhausted || reason(status) != "QUOTA_EXCEEDED" {
-        return rest(status, Credentials::Gateway, "Account not found");
-    }
-    match over_limit(status, now, rng) {
-        Some(over) => Error::LimitExceeded(Box::new(over)),
-        None => internal(status),
+    match Refused::of(status) {
+        Some(refused) => Error::LimitExceeded(Box::new(over_limit(&refused, now, rng))),
+        None => rest(status, Credentials::Gateway, "Account not found"),
     }
 }
 
-fn over_limit(status: &Status, now: DateTime<Utc>, rng: &mut impl Rng) -> Option<LimitExceeded> {
-    let details = status.get_error_details();
-    let figures = &details.error_info()?.metadata;
-    let number = |key: &str| figures.get(key)?.parse::<i64>().ok();
-    let time = |key: &str| figures.get(key)?.parse::<DateTime<Utc>>().ok();
-    let quota = Quota {
-        policy: ratelimit::policy_name(figures.get("plan")?.parse().ok()?),
-        limit: number("limit")?,
-        remaining: 0,
-        period: Period { start: time("period_start")?, end: time("period_end")? },
-    };
-    let retry = details.retry_info().and_then(|i| i.retry_delay);
-    let mut headers = ratelimit::headers(&quota, now);
-    ratelimit::add_retry_after(&mut headers, quota.period.end, retry, now, rng);
-    Some(LimitExceeded {
-        current_usage: number("current_usage")?,
-        limit: quota.limit,
-        period_end: quota.period.end,
+fn over_limit(refused: &Refused, now: DateTime<Utc>, rng: &mut impl Rng) -> LimitExceeded {
+    let mut headers = HeaderMap::new();
+    refused.quota.set(&mut headers, now);
+    refused.quota.set_retry_after(&mut headers, refused.retry, now, rng);
+    LimitExceeded {
+        current_usage: refused.current_usage,
+        limit: refused.quota.limit,
+        period_end: refused.quota.period_end,
         headers,
-    })
+    }
 }
 
 /// Whether the service is away, overloaded or late: the same call may succeed in a moment.

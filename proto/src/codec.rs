@@ -55,9 +55,9 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // The whole message, in one piece.
-        if buffer.chunk().len() == buffer.remaining() && holds_more_than(buffer.chunk(), MAX_VALUES) {
-            return Err(Status::invalid_argument(format!("a message holds {MAX_VALUES} values at most")));
+        // The transport gathers a message before it is decoded: the first piece is all of it.
+        if holds_more_than(buffer.chunk(), MAX_VALUES) {
+            return Err(Status::out_of_range(format!("a message holds {MAX_VALUES} values at most")));
         }
         self.0.decode(buffer)
     }

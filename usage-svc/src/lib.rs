@@ -37,7 +37,7 @@ use nexus_kit::{
     config::DbArgs,
     db::{self, Role},
     metrics::Metrics,
-    serve::{GrpcServer, Listeners},
+    serve::{CONNECTION_AGE, GrpcServer, Listeners},
 };
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -89,6 +89,7 @@ pub async fn serve(
         auth,
         metrics,
         args: config.serve,
+        connection_age: CONNECTION_AGE,
         readiness: Arc::new(move || {
             let pool = pool.clone();
             Box::pin(async move { db::ready(&pool, Role::Usage).await })

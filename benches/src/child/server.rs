@@ -8,7 +8,7 @@ use nexus_kit::{
     auth::Authenticator,
     config::{AuthArgs, ServeArgs, TelemetryArgs},
     metrics::Metrics,
-    serve::{GrpcServer, Listeners},
+    serve::{CONNECTION_AGE, GrpcServer, Listeners},
     telemetry,
 };
 use nexus_proto::usage::v1::CheckQuotaResponse;
@@ -83,6 +83,7 @@ impl LayeredEcho {
             auth: Arc::new(Authenticator::new(&self.auth)?),
             metrics: Metrics::new(),
             args: self.serve,
+            connection_age: CONNECTION_AGE,
             readiness: Arc::new(|| Box::pin(async { Ok(()) })),
         };
         let served = server.serve(listeners, shutdown).await;

@@ -6,15 +6,17 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use nexus_proto::{
-    common::v1::Plan,
-    usage::v1::{CheckQuotaRequest, CheckQuotaResponse, usage_service_client::UsageServiceClient},
+use nexus_proto::usage::v1::{
+    CheckQuotaRequest, CheckQuotaResponse, usage_service_client::UsageServiceClient,
 };
-use prost_types::Timestamp;
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
 
-use crate::{credentials::Credentials, headers::Quota, usage};
+use crate::{
+    credentials::Credentials,
+    headers::{self, Quota},
+    usage,
+};
 
 /// How long a usage-svc that was away is not asked again.
 const REST: Duration = Duration::from_secs(1);
@@ -50,6 +52,30 @@ pub struct Refused {
     pub upgrade_url: String,
     /// The whole answer, as a gRPC service passes it on.
     pub status: Status,
+}
+
+impl Refused {
+    /// What a refusal of `CheckQuota` tells; `None`: it is another status, or lacks the figures.
+    pub fn of(status: &Status) -> Option<Self> {
+        let details = status.get_error_details();
+        let info = details.error_info().filter(|info| info.reason == "QUOTA_EXCEEDED")?;
+        let number = |key: &str| info.metadata.get(key)?.parse::<i64>().ok();
+        let time = |key: &str| info.metadata.get(key)?.parse::<DateTime<Utc>>().ok();
+        let quota = Quota {
+            policy: headers::policy(info.metadata.get("plan")?),
+            limit: number("limit")?,
+            remaining: 0,
+            period_start: time("period_start")?,
+            period_end: time("period_end")?,
+        };
+        Some(Self {
+            quota,
+            current_usage: number("current_usage")?,
+            retry: details.retry_info().and_then(|info| info.retry_delay),
+            upgrade_url: details.help()?.links.first()?.url.clone(),
+            status: status.clone(),
+        })
+    }
 }
 
 /// Why there is no decision.
@@ -119,25 +145,15 @@ impl Guard {
 
 fn admitted(response: CheckQuotaResponse) -> Result<Admitted, GuardError> {
     let malformed = || GuardError::Failed("the answer has no period".to_owned());
-    let quota = Quota {
-        plan: response.plan(),
-        limit: response.limit_count,
-        remaining: response.remaining_count,
-        period_start: response.period_start_time.as_ref().and_then(time).ok_or_else(malformed)?,
-        period_end: response.period_end_time.as_ref().and_then(time).ok_or_else(malformed)?,
-    };
+    let quota = Quota::of(&response).ok_or_else(malformed)?;
     Ok(Admitted { admission: response.admission, quota })
-}
-
-fn time(at: &Timestamp) -> Option<DateTime<Utc>> {
-    DateTime::from_timestamp(at.seconds, u32::try_from(at.nanos).ok()?)
 }
 
 fn refusal(status: Status) -> Result<Decision, GuardError> {
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.as_str()).unwrap_or_default();
     match (status.code(), reason) {
-        (Code::ResourceExhausted, "QUOTA_EXCEEDED") => match over_limit(&status) {
+        (Code::ResourceExhausted, "QUOTA_EXCEEDED") => match Refused::of(&status) {
             Some(refused) => Ok(Decision::Refused(Box::new(refused))),
             None => Err(GuardError::Failed(format!("a refusal without its figures: {}", status.message()))),
         },
@@ -149,33 +165,6 @@ fn refusal(status: Status) -> Result<Decision, GuardError> {
         }
         _ => Err(GuardError::Unavailable(describe(&status))),
     }
-}
-
-fn over_limit(status: &Status) -> Option<Refused> {
-    let details = status.get_error_details();
-    let figures = &details.error_info()?.metadata;
-    let number = |key: &str| figures.get(key)?.parse::<i64>().ok();
-    let time = |key: &str| figures.get(key)?.parse::<DateTime<Utc>>().ok();
-    let plan = match figures.get("plan")?.as_str() {
-        "free" => Plan::Free,
-        "pro" => Plan::Pro,
-        "enterprise" => Plan::Enterprise,
-        _ => Plan::Unspecified,
-    };
-    let quota = Quota {
-        plan,
-        limit: number("limit")?,
-        remaining: 0,
-        period_start: time("period_start")?,
-        period_end: time("period_end")?,
-    };
-    Some(Refused {
-        quota,
-        current_usage: number("current_usage")?,
-        retry: details.retry_info().and_then(|info| info.retry_delay),
-        upgrade_url: details.help()?.links.first()?.url.clone(),
-        status: status.clone(),
-    })
 }
 
 fn describe(status: &Status) -> String {

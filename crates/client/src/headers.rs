@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use http::{HeaderMap, HeaderName, HeaderValue, header::RETRY_AFTER};
-use nexus_proto::common::v1::Plan;
+use nexus_proto::{common::v1::Plan, usage::v1::CheckQuotaResponse};
+use prost_types::Timestamp;
 use rand::Rng;
 
 /// Clients that were refused together do not come back together.
@@ -20,8 +21,8 @@ const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 /// An account's quota, as an answer tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
-    /// The account's plan: it names the policy.
-    pub plan: Plan,
+    /// Name of the policy, e.g. `free-monthly`.
+    pub policy: &'static str,
     /// Units included in the period; -1: unlimited.
     pub limit: i64,
     /// Units left; -1: unlimited.
@@ -33,10 +34,20 @@ pub struct Quota {
 }
 
 impl Quota {
+    /// What an answer of `CheckQuota` tells; `None`: it lacks the period.
+    pub fn of(admitted: &CheckQuotaResponse) -> Option<Self> {
+        Some(Self {
+            policy: policy(word(admitted.plan())),
+            limit: admitted.limit_count,
+            remaining: admitted.remaining_count,
+            period_start: time(admitted.period_start_time.as_ref())?,
+            period_end: time(admitted.period_end_time.as_ref())?,
+        })
+    }
+
     /// Sets the headers of every metered answer.
     pub fn set(&self, headers: &mut HeaderMap, now: DateTime<Utc>) {
-        let Self { limit, remaining, period_start, period_end, .. } = self;
-        let policy = policy_name(self.plan);
+        let Self { policy, limit, remaining, period_start, period_end } = self;
         let window = (*period_end - *period_start).num_seconds();
         headers.insert(LIMIT, HeaderValue::from(*limit));
         headers.insert(REMAINING, HeaderValue::from(*remaining));
@@ -71,13 +82,28 @@ pub(crate) fn rfc3339(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }
 
-fn policy_name(plan: Plan) -> &'static str {
+/// Name of the policy of a plan, by the plan's word.
+pub(crate) fn policy(plan: &str) -> &'static str {
     match plan {
-        Plan::Free => "free-monthly",
-        Plan::Pro => "pro-monthly",
-        Plan::Enterprise => "enterprise-monthly",
-        Plan::Unspecified => "monthly",
+        "free" => "free-monthly",
+        "pro" => "pro-monthly",
+        "enterprise" => "enterprise-monthly",
+        _ => "monthly",
     }
+}
+
+fn word(plan: Plan) -> &'static str {
+    match plan {
+        Plan::Free => "free",
+        Plan::Pro => "pro",
+        Plan::Enterprise => "enterprise",
+        Plan::Unspecified => "",
+    }
+}
+
+fn time(at: Option<&Timestamp>) -> Option<DateTime<Utc>> {
+    let at = at?;
+    DateTime::from_timestamp(at.seconds, u32::try_from(at.nanos).ok()?)
 }
 
 fn seconds_until(at: DateTime<Utc>, now: DateTime<Utc>) -> u64 {
@@ -103,7 +129,7 @@ mod tests {
     }
 
     fn quota(plan: Plan, limit: i64, remaining: i64) -> Quota {
-        Quota { plan, limit, remaining, period_start: at(0), period_end: at(2_592_000) }
+        Quota { policy: policy(word(plan)), limit, remaining, period_start: at(0), period_end: at(2_592_000) }
     }
 
     fn shown(quota: Quota, now: DateTime<Utc>) -> Vec<(String, String)> {

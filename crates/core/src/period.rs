@@ -10,6 +10,9 @@ use chrono::{DateTime, Datelike, Duration, Months, Utc};
 /// How long after its end a period still takes events of its own time; then it is settled.
 pub const SETTLEMENT_GRACE: Duration = Duration::hours(24);
 
+/// Events older than this are refused.
+pub const MAX_EVENT_AGE: Duration = Duration::days(35);
+
 /// A half-open stretch of time, `[start, end)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Period {

@@ -1,6 +1,6 @@
-//! What happens around every RPC, in this order: a span that continues the caller's trace, a place among
-//! the calls in flight, authentication, the call itself within its deadline and with panics caught; then one log line and the
-//! metrics, when the last trailer is out or the caller is gone.
+//! What happens around every RPC, in this order: a span that continues the caller's trace, authentication, a
+//! place among the calls in flight, the call itself within its deadline and with panics caught; then one log
+//! line and the metrics, when the last trailer is out or the caller is gone.
 
 use std::{
     collections::HashSet,
@@ -21,7 +21,7 @@ use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
 use crate::{
-    auth::{AuthError, Authenticator},
+    auth::{AuthError, Authenticator, Caller},
     metrics::{InFlight, Metrics, RpcLabels},
     status, telemetry,
 };
@@ -74,7 +74,6 @@ where
         let (service, method) = split_path(request.uri().path());
         let span = rpc_span(&service, &method);
         telemetry::continue_trace(&span, request.headers());
-        let place = layer.metrics.enter(layer.max_in_flight);
         let call = Call {
             started: Instant::now(),
             labels: RpcLabels { service, method, code: String::new() },
@@ -85,16 +84,19 @@ where
         };
         let work = async move {
             let mut call = call;
-            let Some(place) = place else {
-                return call.finish_with(status::unavailable(
-                    "OVERLOADED",
-                    "too many calls in flight",
-                    status::RETRY_SOON,
-                ));
+            let share = match admit(&layer.auth, &call.labels.service, &mut request) {
+                Ok(share) => share,
+                Err(refusal) => return call.finish_with(refusal),
             };
-            call._place = Some(place);
-            if let Err(refusal) = admit(&layer.auth, &call.labels.service, &mut request) {
-                return call.finish_with(refusal);
+            if let Some(limit) = share.of(layer.max_in_flight) {
+                let Some(place) = layer.metrics.enter(limit) else {
+                    return call.finish_with(status::unavailable(
+                        "OVERLOADED",
+                        "too many calls in flight",
+                        status::RETRY_SOON,
+                    ));
+                };
+                call._place = Some(place);
             }
             let limit = time_limit(request.headers(), layer.request_timeout);
             let answer = AssertUnwindSafe(inner.call(request)).catch_unwind();
@@ -178,26 +180,47 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
     })
 }
 
-fn admit(auth: &Authenticator, service: &str, request: &mut Request<Body>) -> Result<(), Status> {
+/// The part of the places among the calls in flight that a caller may take.
+enum Share {
+    /// None, and needs none: health and reflection that are open. A stream of them lasts as long as whoever
+    /// wants, and must not keep a caller with credentials out.
+    None,
+    /// Half: an API key is verified by the handler, in the database, and may yet turn out to be made up.
+    Half,
+    /// All.
+    Whole,
+}
+
+impl Share {
+    fn of(&self, places: u32) -> Option<u32> {
+        match self {
+            Share::None => None,
+            Share::Half => Some(places.div_ceil(2)),
+            Share::Whole => Some(places),
+        }
+    }
+}
+
+fn admit(auth: &Authenticator, service: &str, request: &mut Request<Body>) -> Result<Share, Status> {
     let open = (auth.open_health && service.starts_with("grpc.health."))
         || (auth.open_reflection && service.starts_with("grpc.reflection."));
     if open {
-        return Ok(());
+        return Ok(Share::None);
     }
     let header = request.headers().get(http::header::AUTHORIZATION);
     let text = header.map(|h| h.to_str().map_err(|_| AuthError::Invalid)).transpose();
     match text.and_then(|text| auth.authenticate(text)) {
         Ok(caller) => {
             Span::current().record("caller", caller_name(&caller).as_str());
+            let share = if matches!(caller, Caller::ApiKey(_)) { Share::Half } else { Share::Whole };
             request.extensions_mut().insert(caller);
-            Ok(())
+            Ok(share)
         }
         Err(error) => Err(status::unauthenticated(error.to_string())),
     }
 }
 
-fn caller_name(caller: &crate::auth::Caller) -> String {
-    use crate::auth::Caller;
+fn caller_name(caller: &Caller) -> String {
     match caller {
         Caller::User { eco_id, .. } => eco_id.to_string(),
         Caller::Service { name, .. } => name.clone(),

@@ -3,7 +3,7 @@
 use std::{future::Future, io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
-use futures::future::BoxFuture;
+use futures::{StreamExt, future::BoxFuture};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -26,7 +26,10 @@ use crate::{
 /// Longest request a server reads; a batch of 10,000 events is about 2 MiB.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 
-const CONNECTION_AGE: Duration = Duration::from_secs(300);
+/// Clients come back over a new connection, so that load spreads over replicas that joined later.
+pub const CONNECTION_AGE: Duration = Duration::from_secs(300);
+/// After an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -114,6 +117,8 @@ pub struct GrpcServer {
     pub args: ServeArgs,
     /// Whether it is ready.
     pub readiness: Readiness,
+    /// After so long a connection takes no new calls; [`CONNECTION_AGE`] but in tests.
+    pub connection_age: Duration,
 }
 
 impl GrpcServer {
@@ -155,9 +160,16 @@ impl GrpcServer {
         };
         let routes =
             self.routes.add_service(health_service).add_service(reflection).add_service(reflection_alpha);
-        let router = server(&self.args)?.layer(layer).add_routes(routes);
+        let router = server(&self.args, self.connection_age)?.layer(layer).add_routes(routes);
 
-        let incoming = TcpIncoming::from(listeners.main).with_nodelay(Some(true));
+        let incoming = TcpIncoming::from(listeners.main).with_nodelay(Some(true)).then(|accepted| async {
+            // E.g. for want of file descriptors: tonic would try again at once, and again.
+            if let Err(error) = &accepted {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            accepted
+        });
         let served = router.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
         let result = drained(served, &shutdown, self.args.shutdown_grace).await;
         shutdown.cancel();
@@ -168,14 +180,13 @@ impl GrpcServer {
     }
 }
 
-fn server(args: &ServeArgs) -> Result<Server, ServeError> {
+fn server(args: &ServeArgs, age: Duration) -> Result<Server, ServeError> {
     let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        // Clients come back over a new connection, so that load spreads over replicas that joined later.
         // No grace beside it: with one, the connection would be cut at its end without a GOAWAY, and whatever
         // is in flight with it.
-        .max_connection_age(CONNECTION_AGE)
+        .max_connection_age(age)
         .max_concurrent_streams(1024)
         .http2_max_header_list_size(32 * 1024)
         .initial_stream_window_size(1024 * 1024)

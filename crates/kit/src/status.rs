@@ -13,7 +13,7 @@ use crate::validate::{Violation, Violations};
 pub const RETRY_SOON: Duration = Duration::from_secs(1);
 
 /// Violations are told up to so many bytes.
-const MAX_TOLD_BYTES: usize = 2_000;
+const MAX_TOLD_BYTES: usize = 1_500;
 
 /// A status with `ErrorInfo` alone.
 pub fn with_reason(code: Code, reason: &str, message: impl Into<String>) -> Status {
@@ -35,7 +35,7 @@ pub fn invalid(violations: &Violations) -> Status {
 }
 
 /// As many as fit into the headers that clients take: gRPC's own refuse more than 8 KiB, and each is said
-/// twice, in words and in the details.
+/// three times: in words, in the details, and in the words that these repeat.
 fn told(violations: &[Violation]) -> &[Violation] {
     let mut bytes = 0;
     let fit = violations.iter().take_while(|v| {

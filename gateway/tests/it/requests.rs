@@ -92,6 +92,23 @@ async fn bodies_and_headers_have_bounds() -> Result<()> {
     Ok(())
 }
 
+/// Whoever connects and makes no request is not waited for.
+#[tokio::test]
+async fn a_connection_without_a_request_is_closed() -> Result<()> {
+    let suite = Suite::start().await?;
+    let address = suite.gateway.trim_start_matches("http://");
+    // The second could yet become HTTP/2.
+    let closed = ["", "PRI", "GET / HT"].map(|sent| async move {
+        let mut connection = TcpStream::connect(address).await?;
+        connection.write_all(sent.as_bytes()).await?;
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).await?;
+        anyhow::Ok(())
+    });
+    futures::future::try_join_all(closed).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn beyond_the_calls_in_flight_new_ones_are_put_off() -> Result<()> {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

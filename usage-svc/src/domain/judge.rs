@@ -5,13 +5,11 @@ use std::collections::HashMap;
 use chrono::{DateTime, Duration, Utc};
 use nexus_core::{
     id::EcoId,
-    period::{SETTLEMENT_GRACE, counting_period},
+    period::{MAX_EVENT_AGE, SETTLEMENT_GRACE, counting_period},
 };
 
 use super::event::Event;
 
-/// Events older than this are refused.
-pub const MAX_AGE: Duration = Duration::days(35);
 /// Events further ahead of the database's clock than this are refused.
 pub const MAX_AHEAD: Duration = Duration::minutes(5);
 
@@ -22,7 +20,7 @@ pub enum Refusal {
     UnknownAccount,
     /// The account was closed when the call happened, or its settlement is over.
     ClosedAccount,
-    /// Older than [`MAX_AGE`].
+    /// Older than [`MAX_EVENT_AGE`].
     TooOld,
     /// Further ahead than [`MAX_AHEAD`].
     InTheFuture,
@@ -75,7 +73,7 @@ pub struct Placement {
 pub fn judge(event: &Event, facts: &Facts) -> Result<Placement, Refusal> {
     let at = event.payload.event_time;
     let account = facts.accounts.get(&event.eco_id).ok_or(Refusal::UnknownAccount)?;
-    if at < facts.now - MAX_AGE {
+    if at < facts.now - MAX_EVENT_AGE {
         return Err(Refusal::TooOld);
     }
     if at > facts.now + MAX_AHEAD {

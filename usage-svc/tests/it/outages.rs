@@ -118,7 +118,7 @@ async fn a_full_queue_is_unavailable_and_what_was_taken_is_written_before_the_en
     let batches = (0..4).map(|_| record_batch(&server, (0..4000).map(|_| event("eco_a")).collect()));
     let let_go = async {
         // Two of the four fit, and the first that does not is refused while the others wait.
-        flush_waits(&db).await?;
+        service_waits(&db).await?;
         rebuild.commit().await?;
         anyhow::Ok(())
     };
@@ -147,7 +147,7 @@ async fn record_into_silence(
         .execute(&mut *rebuild)
         .await?;
     let go_silent = async {
-        flush_waits(db).await?;
+        service_waits(db).await?;
         proxy.silence();
         sqlx::query(
             "select pg_terminate_backend(pid) from pg_stat_activity
@@ -215,7 +215,7 @@ async fn a_caller_that_goes_away_cancels_no_flush() -> Result<()> {
     let mut call = Box::pin(record(&server, event("eco_a")));
     tokio::select! {
         answer = &mut call => anyhow::bail!("answered before the commit: {answer:?}"),
-        waited = flush_waits(&db) => waited?,
+        waited = service_waits(&db) => waited?,
     }
     drop(call);
     rebuild.commit().await?;

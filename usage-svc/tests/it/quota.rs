@@ -46,6 +46,37 @@ async fn exactly_the_limit_is_admitted_over_two_servers() -> Result<()> {
     Ok(())
 }
 
+/// The commit is under way when the caller goes away.
+#[tokio::test]
+async fn a_repeat_gets_the_answer_that_the_first_caller_did_not_wait_for() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    sqlx::raw_sql(
+        "create function wait() returns trigger language plpgsql as
+         $$ begin perform pg_advisory_xact_lock_shared(42); return null; end $$;
+         create constraint trigger wait after insert on eco_quota_leases
+         deferrable initially deferred for each row execute function wait();",
+    )
+    .execute(&db.pool)
+    .await?;
+    let mut holder = db.pool.begin().await?;
+    sqlx::query("select pg_advisory_xact_lock(42)").execute(&mut *holder).await?;
+    let repeated = || CheckQuotaRequest {
+        eco_id: "eco_a".to_owned(),
+        request_id: Uuid::from_u128(7).to_string(),
+        ..CheckQuotaRequest::default()
+    };
+    let (mut client, options) = (server.client()?, service()?);
+    tokio::select! {
+        answer = client.check_quota(options.request(repeated())) => panic!("before the commit: {answer:?}"),
+        waited = service_waits(&db) => waited?,
+    }
+    holder.commit().await?;
+    let answer = server.client()?.check_quota(options.request(repeated())).await?.into_inner();
+    assert_eq!((answer.consumed_count, current(&server, "eco_a").await?.consumed_count), (1, 1));
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_admission_says_where_the_account_stands() -> Result<()> {
     let (db, server) = server().await?;

@@ -135,6 +135,9 @@ async fn a_batch_has_1_to_10000_events() -> Result<()> {
         let status = refused(record_batch(&server, events).await, Code::InvalidArgument, "INVALID_ARGUMENT");
         assert_eq!(fields(&status), ["events"]);
     }
+    // Far more are refused before anything is built of them: empty ones take next to no bytes.
+    let events = vec![UsageEvent::default(); 20_001];
+    refused(record_batch(&server, events).await, Code::OutOfRange, "MESSAGE_TOO_LARGE");
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(0));
     let events = (0..10_000).map(|_| event("eco_a")).collect();
     assert_eq!(record_batch(&server, events).await?.accepted_count, 10_000);

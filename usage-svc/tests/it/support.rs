@@ -207,7 +207,7 @@ pub(crate) async fn lock_is_waited_for(db: &TestDb) -> Result<()> {
 }
 
 /// Returns once a session other than the maintenance waits for a lock; that one waits for rebuilds by itself.
-pub(crate) async fn flush_waits(db: &TestDb) -> Result<()> {
+pub(crate) async fn service_waits(db: &TestDb) -> Result<()> {
     let maintenance = "l.locktype = 'advisory' and l.objsubid = 1
         and l.objid::bigint = hashtext('nexus_usage_partitions')::bigint & 4294967295";
     is_waited_for(db, &format!("not ({maintenance})")).await

@@ -1,24 +1,34 @@
 //! What happens around every RPC.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use chrono::{TimeDelta, Utc};
+use futures::{StreamExt, stream::FuturesUnordered};
 use http::uri::PathAndQuery;
 use nexus_client::CallOptions;
 use nexus_kit::{
     auth::{Scope, service_token},
     metrics::Metrics,
-    serve::Listeners,
+    serve::{GrpcServer, Listeners},
 };
 use nexus_proto::usage::v1::{CheckQuotaRequest, StreamUsageRequest};
 use prost_types::Any;
 use secrecy::SecretString;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Code, Status, client::Grpc, service::Routes, transport::Channel};
+use tonic::{Code, Request, Status, client::Grpc, service::Routes, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
 
 use crate::server::{SERVICE_SECRET, server};
+
+const RECORD: &str = "/nexus.usage.v1.UsageService/RecordUsage";
 
 /// A server whose CheckQuota never answers, with 200 ms for every call.
 async fn start() -> (Channel, Metrics, DropGuard) {
@@ -29,6 +39,10 @@ async fn start() -> (Channel, Metrics, DropGuard) {
         .route("/nexus.usage.v1.UsageService/RecordUsage", axum::routing::post(panics));
     let mut server = server(routes);
     server.args.request_timeout = Duration::from_millis(200);
+    serve(server).await
+}
+
+async fn serve(server: GrpcServer) -> (Channel, Metrics, DropGuard) {
     let any = "127.0.0.1:0".parse().expect("an address");
     let listeners = Listeners::bind(any, any).await.expect("free ports");
     let address = format!("http://{}", listeners.main_addr().expect("bound"));
@@ -93,6 +107,65 @@ async fn what_the_transport_refuses_has_a_reason_too() {
     let status = call(&channel, "/nexus.usage.v1.UsageService/NoSuch", Any::default()).await;
     assert_eq!(code_and_reason(&status), (Code::Unimplemented, "UNIMPLEMENTED".into()));
     assert!(status.get_error_details().error_info().is_some_and(|i| i.domain == "nexus.metering"));
+}
+
+/// A connection that is too old takes no new calls; those it has are answered.
+#[tokio::test]
+async fn a_connections_age_cuts_no_call() {
+    let (begun, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = (begun.clone(), ended.clone());
+    let slow = axum::routing::post(async move || {
+        counts.0.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        counts.1.fetch_add(1, Ordering::Relaxed);
+    });
+    let mut routes = Routes::default();
+    *routes.axum_router_mut() = std::mem::take(routes.axum_router_mut()).route(RECORD, slow);
+    let mut server = server(routes);
+    server.args.request_timeout = Duration::from_millis(200);
+    server.connection_age = Duration::from_millis(100);
+    let (channel, _metrics, _stop) = serve(server).await;
+    for _ in 0..60 {
+        call(&channel, RECORD, Any::default()).await;
+    }
+    assert_eq!((begun.load(Ordering::Relaxed), ended.load(Ordering::Relaxed)), (60, 60));
+}
+
+/// Ten places; whoever shows no credentials that hold cannot take them all.
+#[tokio::test]
+async fn callers_without_verified_credentials_leave_places_to_the_others() {
+    let silent = axum::routing::post(std::future::pending::<()>);
+    let mut routes = Routes::default();
+    *routes.axum_router_mut() = std::mem::take(routes.axum_router_mut())
+        .route("/nexus.usage.v1.UsageService/CheckQuota", silent)
+        .route(RECORD, axum::routing::post(panics));
+    let mut server = server(routes);
+    server.args.request_timeout = Duration::from_secs(60);
+    let (channel, _metrics, _stop) = serve(server).await;
+
+    let mut watches = Vec::new();
+    for _ in 0..20 {
+        let request = HealthCheckRequest { service: "some.Service".to_owned() };
+        watches.push(HealthClient::new(channel.clone()).watch(request).await.expect("health is open"));
+    }
+    let key = format!("ApiKey eco_api_{}.{}", "a".repeat(22), "b".repeat(22));
+    let mut calls: FuturesUnordered<_> = (0..20)
+        .map(|_| {
+            let mut client = nexus_client::usage(channel.clone());
+            let mut request = Request::new(CheckQuotaRequest::default());
+            request.metadata_mut().insert("authorization", key.parse().expect("a header"));
+            async move { client.check_quota(request).await.expect_err("no answer is a success") }
+        })
+        .collect();
+    for _ in 0..15 {
+        let refused = calls.next().await.expect("one that finds no place");
+        assert_eq!(code_and_reason(&refused), (Code::Unavailable, "OVERLOADED".into()));
+    }
+    let status = tokio::select! {
+        status = call(&channel, RECORD, Any::default()) => status,
+        other = calls.next() => panic!("a sixth place for an API key: {other:?}"),
+    };
+    assert_eq!(status.code(), Code::Internal, "the handler was reached: {status:?}");
 }
 
 #[tokio::test]

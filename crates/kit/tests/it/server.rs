@@ -6,7 +6,7 @@ use nexus_kit::{
     auth::Authenticator,
     config::{AuthArgs, ServeArgs},
     metrics::Metrics,
-    serve::GrpcServer,
+    serve::{CONNECTION_AGE, GrpcServer},
 };
 use tonic::service::Routes;
 
@@ -36,5 +36,6 @@ pub(crate) fn server(routes: Routes) -> GrpcServer {
             tls_key: None,
         },
         readiness: Arc::new(|| Box::pin(async { Ok(()) })),
+        connection_age: CONNECTION_AGE,
     }
 }

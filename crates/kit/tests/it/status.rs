@@ -30,6 +30,23 @@ fn invalid_input_names_every_field() {
     );
 }
 
+/// Clients refuse headers of more than 8 KiB, and would not hear what is wrong.
+#[test]
+fn however_many_fields_are_at_fault_the_status_fits_into_headers() {
+    let mut violations = Violations::new();
+    for i in 0..1_000 {
+        violations.add(format!("account_ids[{i}]"), "must begin with eco_");
+    }
+    let status = status::invalid(&violations);
+    let told = status.get_error_details().bad_request().map_or(0, |b| b.field_violations.len());
+    assert!((20..1_000).contains(&told), "{told}");
+    assert!(status.message().ends_with(&format!("; and {} more", 1_000 - told)), "{}", status.message());
+    assert!(status.message().len() + status.details().len() * 4 / 3 < 8_000);
+    // One that is long by itself is told.
+    let long = status::invalid(&Violations::one("name", "x".repeat(3_000)));
+    assert_eq!(long.get_error_details().bad_request().map(|b| b.field_violations.len()), Some(1));
+}
+
 #[test]
 fn a_used_up_quota_says_how_much_until_when_and_where_to_upgrade() {
     let status = status::quota_exceeded(QuotaExceeded {

@@ -3,11 +3,28 @@
 use std::path::PathBuf;
 
 use nexus_kit::serve::Listeners;
+use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, service::Routes};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::server::server;
+
+/// Whoever connects and says nothing is not waited for.
+#[tokio::test]
+async fn a_handshake_that_does_not_come_ends_the_connection() {
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let listeners = Listeners::bind(any, any).await.expect("free ports");
+    let address = listeners.main_addr().expect("bound");
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let mut server = server(Routes::default());
+    (server.args.tls_cert, server.args.tls_key) = (Some(key("server.pem")), Some(key("server.key")));
+    tokio::spawn(server.serve(listeners, stop));
+    let mut silent = tokio::net::TcpStream::connect(address).await.expect("a connection");
+    let ended = silent.read(&mut [0; 1]).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+}
 
 fn key(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests/it/keys", name].iter().collect()

@@ -25,14 +25,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
+use nexus_core::period::MAX_EVENT_AGE;
 
 pub(crate) use args::{HELP, ImportArgs};
 use report::Report;
 use send::{Services, Times};
 use survey::Survey;
-
-/// Older events are refused.
-const OLDEST: TimeDelta = TimeDelta::days(35);
 
 /// Imports the file and prints what was found.
 pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
@@ -51,10 +49,11 @@ pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
 
     // The shift is kept for good: not for a file of which nothing would be recorded.
     ensure!(
-        args.shift_to_now || Utc::now() - last < OLDEST,
-        "{}: its last event is of {}, and events older than 35 days are refused; --shift-to-now moves the file's times",
+        args.shift_to_now || Utc::now() - last < MAX_EVENT_AGE,
+        "{}: its last event is of {}, and events older than {} days are refused; --shift-to-now moves the file's times",
         args.file.display(),
-        show(last)
+        show(last),
+        MAX_EVENT_AGE.num_days()
     );
     let proposed = if args.shift_to_now { whole_seconds(Utc::now() - last) } else { TimeDelta::zero() };
     let (shift, known) = services.register(&survey.digest, proposed).await?;
