@@ -12,7 +12,11 @@ async fn a_begin_that_is_given_up_leaves_no_transaction_to_the_next_caller() {
     args.database_max_connections = 2;
     let pool = db::pool(&args, Role::Usage).expect("a good URL");
     let mut given_up = 0;
-    for polls in (0..40).cycle().take(160) {
+    for polls in (0..40).cycle() {
+        // Every round gives up at least its first.
+        if given_up == 40 {
+            break;
+        }
         let yields = async {
             for _ in 0..polls {
                 tokio::task::yield_now().await;
@@ -27,5 +31,4 @@ async fn a_begin_that_is_given_up_leaves_no_transaction_to_the_next_caller() {
         let row = connection.fetch_one("select now() = statement_timestamp()").await.expect("an answer");
         assert!(row.get::<bool, _>(0), "the connection is within a transaction that nobody ended");
     }
-    assert!(given_up > 20, "{given_up}: the test gave up too few to say anything");
 }
