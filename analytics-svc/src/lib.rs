@@ -60,6 +60,7 @@ pub async fn serve(
         routes: Routes::new(grpc::server(service)),
         services: &["nexus.analytics.v1.AnalyticsService"],
         auth,
+        api_keys: None,
         metrics: Metrics::new(),
         args: config.serve,
         connection_age: CONNECTION_AGE,

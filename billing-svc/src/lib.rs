@@ -81,6 +81,7 @@ pub async fn serve(
         routes: Routes::new(grpc::server(service)),
         services: &["nexus.billing.v1.BillingService"],
         auth,
+        api_keys: None,
         metrics: Metrics::new(),
         args: config.serve,
         connection_age: CONNECTION_AGE,

@@ -4,7 +4,7 @@
 use std::{future::Future, time::Duration};
 
 use chrono::Utc;
-use nexus_client::CallOptions;
+use nexus_client::{CallOptions, is_transient};
 use nexus_core::id::ApiKeyText;
 use nexus_kit::telemetry;
 use nexus_proto::{
@@ -249,7 +249,7 @@ impl Backend {
             let options = self.own(self.timeout)?;
             match call("UsageService.RecordUsage", options, self.timeout, request, send).await {
                 Ok(_) => return Ok(()),
-                Err(failed) if status::is_unavailable(&failed) => {
+                Err(failed) if is_transient(&failed) => {
                     tracing::warn!(code = ?failed.code(), "the event is not recorded yet");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);

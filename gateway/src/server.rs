@@ -88,6 +88,7 @@ fn connection_builder() -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEADER_BYTES)
         .max_concurrent_streams(256)
+        .max_pending_accept_reset_streams(1024)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(PATIENCE);
     builder
@@ -138,7 +139,10 @@ impl Connection {
         let mut connection = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             served = connection.as_mut() => return served,
-            () = silent => return Err("no request came".into()),
+            () = silent => {
+                connection.as_mut().graceful_shutdown();
+                return timeout(PATIENCE, connection).await.unwrap_or_else(|_| Err("no request came".into()));
+            }
             () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
         }
         connection.await

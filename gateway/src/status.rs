@@ -1,11 +1,11 @@
 //! What the services' statuses mean over REST. Texts of a service are for the log; what a caller reads is
 //! ours.
 
-use std::{error::Error as _, time::Duration};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use http::HeaderMap;
-use nexus_client::guard::Refused;
+use nexus_client::{guard::Refused, is_transient};
 use nexus_kit::{
     status::{RETRY_SOON, reason},
     validate::Violations,
@@ -31,7 +31,7 @@ const FIELDS: [(&str, &str); 4] =
 
 /// The meaning of a status; `not_found` is the text for an unknown thing.
 pub fn rest(status: &Status, credentials: Credentials, not_found: &'static str) -> Error {
-    if is_unavailable(status) {
+    if is_transient(status) {
         return unavailable(status);
     }
     match (status.code(), credentials) {
@@ -74,16 +74,6 @@ fn over_limit(refused: &Refused, now: DateTime<Utc>, rng: &mut impl Rng) -> Limi
         limit: refused.quota.limit,
         period_end: refused.quota.period_end,
         headers,
-    }
-}
-
-/// Whether the service is away, overloaded or late: the same call may succeed in a moment.
-pub fn is_unavailable(status: &Status) -> bool {
-    match status.code() {
-        Code::Unavailable | Code::DeadlineExceeded | Code::Aborted => true,
-        // Made on this side: the connection broke, or the transport's own deadline passed.
-        Code::Unknown | Code::Cancelled | Code::Internal => status.source().is_some(),
-        _ => false,
     }
 }
 

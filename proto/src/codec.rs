@@ -1,7 +1,8 @@
 //! The codec of all our services: protobuf, with a bound on how many values one message may hold.
 //!
 //! An empty message in a list is two bytes on the wire, next to none compressed, and a struct of some hundred
-//! bytes in memory. So the values are counted before anything is built of them.
+//! bytes in memory. So the values are counted before anything is built of them. What a value holds is not looked
+//! into: services whose messages have lists within lists bound the length of a message the more.
 
 use prost::{
     Message,

@@ -87,6 +87,7 @@ pub async fn serve(
         routes: Routes::new(grpc::server(service)).add_service(grpc::envoy::server()),
         services: &["nexus.usage.v1.UsageService"],
         auth,
+        api_keys: Some(grpc::caller::key_verifier(pool.clone())),
         metrics,
         args: config.serve,
         connection_age: CONNECTION_AGE,

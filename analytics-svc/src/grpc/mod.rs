@@ -8,7 +8,7 @@
 mod answer;
 mod parse;
 
-use nexus_kit::{auth::Caller, page, serve::MAX_MESSAGE_BYTES, status};
+use nexus_kit::{auth::Caller, page, serve::MAX_REQUEST_BYTES, status};
 use nexus_proto::analytics::v1::{
     analytics_service_server::{AnalyticsService, AnalyticsServiceServer},
     *,
@@ -30,7 +30,7 @@ pub struct Service {
 /// The tonic server: message sizes bounded, compressed requests accepted.
 pub fn server(service: Service) -> AnalyticsServiceServer<Service> {
     AnalyticsServiceServer::new(service)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
         .accept_compressed(CompressionEncoding::Zstd)
         .accept_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Gzip)

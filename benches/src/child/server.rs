@@ -81,6 +81,7 @@ impl LayeredEcho {
             routes: Routes::new(echo::Echo { answer: self.echo.answer }),
             services: &["nexus.usage.v1.UsageService"],
             auth: Arc::new(Authenticator::new(&self.auth)?),
+            api_keys: None,
             metrics: Metrics::new(),
             args: self.serve,
             connection_age: CONNECTION_AGE,

@@ -15,7 +15,7 @@ use tonic_types::StatusExt;
 use crate::{
     credentials::Credentials,
     headers::{self, Quota},
-    usage,
+    is_transient, usage,
 };
 
 /// How long a usage-svc that was away is not asked again.
@@ -152,6 +152,9 @@ fn admitted(response: CheckQuotaResponse) -> Result<Admitted, GuardError> {
 fn refusal(status: Status) -> Result<Decision, GuardError> {
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.as_str()).unwrap_or_default();
+    if is_transient(&status) {
+        return Err(GuardError::Unavailable(describe(&status)));
+    }
     match (status.code(), reason) {
         (Code::ResourceExhausted, "QUOTA_EXCEEDED") => match Refused::of(&status) {
             Some(refused) => Ok(Decision::Refused(Box::new(refused))),

@@ -41,7 +41,7 @@ pub mod meter;
 mod spool;
 pub mod tracker;
 
-use std::{io, path::Path, time::Duration};
+use std::{error::Error as _, io, path::Path, time::Duration};
 
 use nexus_proto::{
     analytics::v1::analytics_service_client::AnalyticsServiceClient,
@@ -49,7 +49,7 @@ use nexus_proto::{
     usage::v1::usage_service_client::UsageServiceClient,
 };
 use tonic::{
-    Request,
+    Code, Request, Status,
     metadata::{Ascii, MetadataValue},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
@@ -129,6 +129,18 @@ pub fn billing(channel: Channel) -> BillingServiceClient<Channel> {
 /// A client of analytics-svc.
 pub fn analytics(channel: Channel) -> AnalyticsServiceClient<Channel> {
     AnalyticsServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Whether the same call may go well in a moment: the service is away, late or overloaded, or no answer of it
+/// came, whatever code the transport made of that.
+pub fn is_transient(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Aborted)
+        || is_made_here(status)
+}
+
+/// Whether this is no answer of the server, but was made on this side of a connection that broke.
+pub(crate) fn is_made_here(status: &Status) -> bool {
+    status.source().is_some_and(|source| source.downcast_ref::<Status>().is_none())
 }
 
 /// What every call carries. Its `Debug` form hides the credentials.

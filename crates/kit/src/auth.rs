@@ -5,10 +5,11 @@
 //! * A *service* shows a JWT of type `nexus-service+jwt` under a secret of its own, with scopes.
 //! * An *API client* shows an API key, which usage-svc looks up; here it is only read.
 
-use std::{collections::HashSet, fmt, fs, str::FromStr};
+use std::{collections::HashSet, fmt, fs, str::FromStr, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use chrono::{DateTime, Utc};
+use futures::future::BoxFuture;
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
     jwk::{AlgorithmParameters, EllipticCurve, JwkSet, KeyAlgorithm},
@@ -90,8 +91,51 @@ pub enum Caller {
         /// What it may do.
         scopes: Vec<Scope>,
     },
-    /// A customer's program, by API key: read but not yet verified.
+    /// A customer's program, by API key. Read only: where a server takes keys, its layer verifies them
+    /// ([`KeyVerifier`]).
     ApiKey(ApiKeyText),
+}
+
+/// An API key that opens its account.
+#[derive(Debug, Clone)]
+pub struct VerifiedKey {
+    /// Its public id.
+    pub key_id: String,
+    /// Account it belongs to.
+    pub eco_id: EcoId,
+    /// What it may do; empty: everything a key may.
+    pub scopes: Vec<String>,
+    /// Metered apart.
+    pub test_mode: bool,
+}
+
+/// Verifies API keys before a call's message is read: what somebody made up must not have the server build what
+/// comes with it.
+pub type KeyVerifier =
+    Arc<dyn Fn(ApiKeyText) -> BoxFuture<'static, Result<VerifiedKey, Status>> + Send + Sync>;
+
+impl VerifiedKey {
+    /// The key a call was made with, where it was made with one.
+    pub fn of<T>(request: &Request<T>) -> Option<&Self> {
+        request.extensions().get()
+    }
+
+    /// The account a call is about: the key's own, named or not.
+    pub fn account(&self, requested: &str) -> Result<EcoId, Status> {
+        if requested.is_empty() || requested == self.eco_id.as_str() {
+            Ok(self.eco_id.clone())
+        } else {
+            Err(status::permission_denied("an API key is for its own account only"))
+        }
+    }
+
+    /// Demands that the key may do this.
+    pub fn require_scope(&self, scope: Scope) -> Result<(), Status> {
+        if scope.is_in(&self.scopes) {
+            return Ok(());
+        }
+        Err(status::permission_denied(format!("the API key lacks the scope {}", scope.as_str())))
+    }
 }
 
 impl Caller {

@@ -64,7 +64,7 @@ pub struct TelemetryArgs {
     #[arg(long, env = "NEXUS_LOG_FORMAT", default_value = "json", value_enum, help_heading = TELEMETRY, global = true)]
     pub log_format: LogFormat,
     /// Where traces go: URL of an OTLP/gRPC collector, e.g. http://localhost:4317; unset: no traces
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_parser = parse_collector, value_name = "URL", help_heading = TELEMETRY, global = true)]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_parser = parse_collector, hide_env_values = true, value_name = "URL", help_heading = TELEMETRY, global = true)]
     pub otlp_endpoint: Option<String>,
 }
 
@@ -155,9 +155,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// URL of a collector. Without TLS: a collector stands beside the server, and sends on as it likes.
 fn parse_collector(text: &str) -> Result<String, String> {
     let http = text.parse::<http::Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http"));
-    let expected =
-        "is not an http:// URL, such as http://localhost:4317 (without TLS: to a collector nearby)";
-    if http { Ok(text.to_owned()) } else { Err(format!("`{text}` {expected}")) }
+    let expected = "not an http:// URL, such as http://localhost:4317 (without TLS: to a collector nearby)";
+    if http { Ok(text.to_owned()) } else { Err(expected.to_owned()) }
 }
 
 /// A duration in which something can be done: not zero.

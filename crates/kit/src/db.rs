@@ -14,6 +14,9 @@ use crate::config::DbArgs;
 /// How long readiness waits for a connection of the pool.
 const POOL_WAIT: Duration = Duration::from_secs(1);
 
+const UNDEFINED_TABLE: &str = "42P01";
+const TOO_MANY_CONNECTIONS: &str = "53300";
+
 /// The schema, from the folder `migrations/`.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
@@ -65,12 +68,19 @@ impl Role {
 
 /// The database URL cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("DATABASE_URL (--database-url) is not a PostgreSQL URL: {0}")]
-pub struct BadUrl(sqlx::Error);
+#[error("DATABASE_URL (--database-url) is not a PostgreSQL URL, such as postgres://user@host/nexus: {0}")]
+pub struct BadUrl(String);
 
 /// Reads a database URL; the error does not repeat it.
 pub fn options(args: &DbArgs) -> Result<PgConnectOptions, BadUrl> {
-    args.database_url.expose_secret().parse().map_err(BadUrl)
+    let url = args.database_url.expose_secret();
+    let known = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+    let options = if known {
+        url.parse().map_err(|e: sqlx::Error| e.to_string())
+    } else {
+        Err("another scheme".into())
+    };
+    options.map_err(BadUrl)
 }
 
 /// A pool whose sessions act as the role. Connects when first used, so that a server starts while the
@@ -104,10 +114,11 @@ async fn outside_a_transaction(connection: &mut PgConnection) -> sqlx::Result<bo
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// Its tables are not from our migrations.
-    #[error(
-        "it holds `{0}` and has not been migrated by `nexus migrate`: give this program a database or schema of its own"
-    )]
+    #[error("it holds `{0}` and was not made by `nexus migrate`: give this program a database of its own")]
     Foreign(String),
+    /// The connection's first schema is another.
+    #[error("new tables would not go into the schema `public` (search_path)")]
+    NotPublic,
     /// A migration failed.
     #[error(transparent)]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -119,15 +130,16 @@ pub enum MigrateError {
 /// Brings a database to this version's schema. One at a time, by a lock; safe to run again.
 pub async fn migrate(connection: &mut PgConnection) -> Result<(), MigrateError> {
     // Found out before the first migration is applied, and not by one in the middle that fails.
-    let foreign: Option<String> = sqlx::query_scalar(
-        "select c.relname::text from pg_catalog.pg_class c
-         where c.relnamespace = current_schema()::regnamespace and c.relname like 'eco!_%' escape '!'
-           and to_regclass('_sqlx_migrations') is null
-         order by 1 limit 1",
+    let (public, foreign): (bool, Option<String>) = sqlx::query_as(
+        "select current_schema() is not distinct from 'public',
+                (select min(c.relname::text) from pg_catalog.pg_class c
+                 join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'public'
+                 where c.relname like 'eco!_%' escape '!' and to_regclass('public._sqlx_migrations') is null)",
     )
-    .fetch_optional(&mut *connection)
+    .fetch_one(&mut *connection)
     .await?;
     match foreign {
+        _ if !public => Err(MigrateError::NotPublic),
         Some(table) => Err(MigrateError::Foreign(table)),
         None => Ok(MIGRATOR.run(connection).await?),
     }
@@ -140,9 +152,12 @@ pub async fn ready(pool: &PgPool, role: Role) -> Result<(), String> {
         return schema(&mut connection).await;
     }
     // All in use, or none can be made: a pool does not tell why.
-    let mut connection = PgConnection::connect_with(&pool.connect_options())
-        .await
-        .map_err(|e| format!("cannot connect to the database: {e}"))?;
+    let mut connection = match PgConnection::connect_with(&pool.connect_options()).await {
+        Ok(connection) => connection,
+        // There is no room for one more beside those that are at work.
+        Err(error) if has_code(&error, TOO_MANY_CONNECTIONS) && pool.size() > 0 => return Ok(()),
+        Err(error) => return Err(format!("cannot connect to the database: {error}")),
+    };
     connection.execute(role.session()).await.map_err(|e| {
         let role = role.name();
         format!("this login cannot act as {role} ({e}): `nexus migrate` makes that role, `grant {role} to …` lets a login act as it")
@@ -156,7 +171,7 @@ async fn schema(connection: &mut PgConnection) -> Result<(), String> {
         sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success")
             .fetch_one(connection)
             .await
-            .or_else(|e| if is_undefined_table(&e) { Ok(0) } else { Err(e.to_string()) })?;
+            .or_else(|e| if has_code(&e, UNDEFINED_TABLE) { Ok(0) } else { Err(e.to_string()) })?;
     if applied < newest {
         return Err(format!(
             "the database is at migration {applied}, this program needs {newest}: run `nexus migrate`"
@@ -165,8 +180,8 @@ async fn schema(connection: &mut PgConnection) -> Result<(), String> {
     Ok(())
 }
 
-fn is_undefined_table(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Database(e) if e.code().as_deref() == Some("42P01"))
+fn has_code(error: &sqlx::Error, code: &str) -> bool {
+    matches!(error, sqlx::Error::Database(e) if e.code().as_deref() == Some(code))
 }
 
 /// Whether an error means that the database is away, overloaded or restarting: the caller may try again.

@@ -14,6 +14,7 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt;
+use nexus_core::id::ApiKeyText;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::{Code, Status, body::Body};
@@ -21,7 +22,7 @@ use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
 use crate::{
-    auth::{AuthError, Authenticator, Caller},
+    auth::{AuthError, Authenticator, Caller, KeyVerifier},
     metrics::{InFlight, Metrics, RpcLabels},
     status, telemetry,
 };
@@ -31,6 +32,8 @@ use crate::{
 pub struct RequestLayer {
     /// Verifies callers.
     pub auth: Arc<Authenticator>,
+    /// Verifies API keys; `None`: this server takes none.
+    pub api_keys: Option<KeyVerifier>,
     /// Counts calls.
     pub metrics: Metrics,
     /// Calls in flight beyond which new ones are refused.
@@ -84,12 +87,13 @@ where
         };
         let work = async move {
             let mut call = call;
-            let share = match admit(&layer.auth, &call.labels.service, &mut request) {
-                Ok(share) => share,
+            let caller = match caller(&layer.auth, &call.labels.service, request.headers()) {
+                Ok(caller) => caller,
                 Err(refusal) => return call.finish_with(refusal),
             };
-            if let Some(limit) = share.of(layer.max_in_flight) {
-                let Some(place) = layer.metrics.enter(limit) else {
+            if let Some(caller) = &caller {
+                Span::current().record("caller", caller_name(caller).as_str());
+                let Some(place) = layer.metrics.enter(layer.max_in_flight) else {
                     return call.finish_with(status::unavailable(
                         "OVERLOADED",
                         "too many calls in flight",
@@ -97,9 +101,18 @@ where
                     ));
                 };
                 call._place = Some(place);
+                request.extensions_mut().insert(caller.clone());
             }
             let limit = time_limit(request.headers(), layer.request_timeout);
-            let answer = AssertUnwindSafe(inner.call(request)).catch_unwind();
+            let answer = async {
+                if let Some(Caller::ApiKey(text)) = caller
+                    && let Err(refusal) = verify(layer.api_keys.as_ref(), text, &mut request).await
+                {
+                    return Ok(refusal.into_http());
+                }
+                inner.call(request).await
+            };
+            let answer = AssertUnwindSafe(answer).catch_unwind();
             match tokio::time::timeout(limit, answer).await {
                 Err(_elapsed) => call.finish_with(status::deadline_exceeded()),
                 Ok(Ok(Ok(response))) => call.follow(response),
@@ -180,44 +193,30 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
     })
 }
 
-/// The part of the places among the calls in flight that a caller may take.
-enum Share {
-    /// None, and needs none: health and reflection that are open. A stream of them lasts as long as whoever
-    /// wants, and must not keep a caller with credentials out.
-    None,
-    /// Half: an API key is verified by the handler, in the database, and may yet turn out to be made up.
-    Half,
-    /// All.
-    Whole,
-}
-
-impl Share {
-    fn of(&self, places: u32) -> Option<u32> {
-        match self {
-            Share::None => None,
-            Share::Half => Some(places.div_ceil(2)),
-            Share::Whole => Some(places),
-        }
-    }
-}
-
-fn admit(auth: &Authenticator, service: &str, request: &mut Request<Body>) -> Result<Share, Status> {
+/// Who is calling, by the credentials of the request; `None`: nobody needs to be, for health and reflection are
+/// open. A stream of these lasts as long as whoever wants, and has no place that others may lack.
+fn caller(auth: &Authenticator, service: &str, headers: &HeaderMap) -> Result<Option<Caller>, Status> {
     let open = (auth.open_health && service.starts_with("grpc.health."))
         || (auth.open_reflection && service.starts_with("grpc.reflection."));
     if open {
-        return Ok(Share::None);
+        return Ok(None);
     }
-    let header = request.headers().get(http::header::AUTHORIZATION);
+    let header = headers.get(http::header::AUTHORIZATION);
     let text = header.map(|h| h.to_str().map_err(|_| AuthError::Invalid)).transpose();
-    match text.and_then(|text| auth.authenticate(text)) {
-        Ok(caller) => {
-            Span::current().record("caller", caller_name(&caller).as_str());
-            let share = if matches!(caller, Caller::ApiKey(_)) { Share::Half } else { Share::Whole };
-            request.extensions_mut().insert(caller);
-            Ok(share)
-        }
-        Err(error) => Err(status::unauthenticated(error.to_string())),
-    }
+    text.and_then(|text| auth.authenticate(text))
+        .map(Some)
+        .map_err(|error| status::unauthenticated(error.to_string()))
+}
+
+/// Finds out whose an API key is, before anything of the message is read.
+async fn verify(
+    verifier: Option<&KeyVerifier>,
+    text: ApiKeyText,
+    request: &mut Request<Body>,
+) -> Result<(), Status> {
+    let verifier = verifier.ok_or_else(|| status::permission_denied("this service takes no API keys"))?;
+    request.extensions_mut().insert(verifier(text).await?);
+    Ok(())
 }
 
 fn caller_name(caller: &Caller) -> String {

@@ -7,7 +7,8 @@
 //! | [`telemetry`] | logs, traces, W3C trace context in and out |
 //! | [`metrics`] | the Prometheus registry of one server and the RPC metrics |
 //! | [`auth`] | who is calling: JWTs, service tokens, API keys; what a caller may do |
-//! | [`layer`] | around every RPC: span, log line, metrics, load limit, authentication |
+//! | [`layer`] | around every RPC: span, log line, metrics, authentication, load limit |
+//! | `connection` | ends connections whose other end is silent |
 //! | [`serve`] | listeners, reflection, health, drain; the operations port |
 //! | [`db`] | migrations, pools that act as one database role, what an error of the database means |
 //! | [`status`] | gRPC statuses with `google.rpc` details |
@@ -17,6 +18,7 @@
 
 pub mod auth;
 pub mod config;
+mod connection;
 pub mod convert;
 pub mod db;
 pub mod layer;

@@ -16,15 +16,23 @@ use tonic::{
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    auth::Authenticator,
+    auth::{Authenticator, KeyVerifier},
     config::{ServeArgs, TelemetryArgs},
+    connection::Heard,
     layer::RequestLayer,
     metrics::Metrics,
     telemetry,
 };
 
-/// Longest request a server reads; a batch of 10,000 events is about 2 MiB.
-pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+/// Longest batch of events that is read; 10,000 are about 2 MiB.
+pub const MAX_BATCH_BYTES: usize = 16 * 1024 * 1024;
+/// Longest request without events that is read; 1,000 account ids are about 70 KiB.
+pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
+/// Longest request of health and reflection, whose callers need no credentials.
+const MAX_OPEN_REQUEST_BYTES: usize = 4 * 1024;
+/// Calls that were given up before they were begun, at one time on one connection. A gateway gives up as many as
+/// its clients; beyond h2's own 20 it would be cut off for all of them.
+const MAX_GIVEN_UP: usize = 1024;
 
 /// Clients come back over a new connection, so that load spreads over replicas that joined later.
 pub const CONNECTION_AGE: Duration = Duration::from_secs(300);
@@ -111,6 +119,8 @@ pub struct GrpcServer {
     pub services: &'static [&'static str],
     /// Verifies callers.
     pub auth: Arc<Authenticator>,
+    /// Verifies API keys; `None`: it takes none.
+    pub api_keys: Option<KeyVerifier>,
     /// Its metrics.
     pub metrics: Metrics,
     /// How to serve.
@@ -154,12 +164,16 @@ impl GrpcServer {
             names().fold(reflection_alpha, |b, name| b.with_service_name(name)).build_v1alpha()?;
         let layer = RequestLayer {
             auth: self.auth,
+            api_keys: self.api_keys,
             metrics: self.metrics,
             max_in_flight: self.args.max_in_flight,
             request_timeout: self.args.request_timeout,
         };
-        let routes =
-            self.routes.add_service(health_service).add_service(reflection).add_service(reflection_alpha);
+        let routes = self
+            .routes
+            .add_service(health_service.max_decoding_message_size(MAX_OPEN_REQUEST_BYTES))
+            .add_service(reflection.max_decoding_message_size(MAX_OPEN_REQUEST_BYTES))
+            .add_service(reflection_alpha.max_decoding_message_size(MAX_OPEN_REQUEST_BYTES));
         let router = server(&self.args, self.connection_age)?.layer(layer).add_routes(routes);
 
         let incoming = TcpIncoming::from(listeners.main).with_nodelay(Some(true)).then(|accepted| async {
@@ -168,7 +182,7 @@ impl GrpcServer {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-            accepted
+            accepted.map(Heard::new)
         });
         let served = router.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
         let result = drained(served, &shutdown, self.args.shutdown_grace).await;
@@ -188,6 +202,7 @@ fn server(args: &ServeArgs, age: Duration) -> Result<Server, ServeError> {
         // is in flight with it.
         .max_connection_age(age)
         .max_concurrent_streams(1024)
+        .http2_max_pending_accept_reset_streams(Some(MAX_GIVEN_UP))
         .http2_max_header_list_size(32 * 1024)
         .initial_stream_window_size(1024 * 1024)
         .initial_connection_window_size(4 * 1024 * 1024);
@@ -217,7 +232,7 @@ pub async fn drained<F: Future>(
     tokio::select! {
         output = served => Some(output),
         () = overtime => {
-            tracing::warn!(?grace, "calls still in flight after the grace are cut off");
+            tracing::warn!(?grace, "connections that are open after the grace are cut off");
             None
         }
     }

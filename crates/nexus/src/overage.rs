@@ -7,7 +7,6 @@ use clap::{Args, Subcommand};
 use nexus_client as client;
 use nexus_proto::billing::v1::{PlannedCharge, ProcessOverageRequest, ProcessOverageResponse};
 use serde_json::{Value, json};
-use tonic::{Code, Status};
 
 use crate::call::{self, Credentials, money, thousands};
 
@@ -84,7 +83,7 @@ async fn to_the_end(args: &ProcessArgs) -> Result<ProcessOverageResponse> {
             Err(status) => {
                 failures += 1;
                 let failed = format!("ProcessOverage at {}: {}", args.billing_addr, call::explain(&status));
-                if failures >= MAX_FAILURES || !may_pass(&status) {
+                if failures >= MAX_FAILURES || !client::is_transient(&status) {
                     return Err(anyhow!(failed));
                 }
                 eprintln!("{failed}; it is called again");
@@ -92,16 +91,6 @@ async fn to_the_end(args: &ProcessArgs) -> Result<ProcessOverageResponse> {
             }
         };
         tokio::time::sleep(pause).await;
-    }
-}
-
-/// Whether the same call may go well in a moment: the service is away or late, or the connection broke.
-fn may_pass(status: &Status) -> bool {
-    match status.code() {
-        Code::Unavailable | Code::DeadlineExceeded => true,
-        // Made on this side by the transport.
-        Code::Unknown | Code::Cancelled | Code::Internal => std::error::Error::source(status).is_some(),
-        _ => false,
     }
 }
 

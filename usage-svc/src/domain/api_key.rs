@@ -2,7 +2,6 @@
 
 use chrono::{DateTime, Utc};
 use nexus_core::id::{ApiKeyText, EcoId};
-use nexus_kit::auth::Scope;
 
 /// Whether a key is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,13 +31,6 @@ pub struct ApiKey {
     pub created: DateTime<Utc>,
     /// When it was last used, to the minute; `None`: never.
     pub last_used: Option<DateTime<Utc>>,
-}
-
-impl ApiKey {
-    /// Whether it may do this.
-    pub fn may(&self, scope: Scope) -> bool {
-        scope.is_in(&self.scopes)
-    }
 }
 
 /// A key with the hashes of the secrets that open it now.
@@ -92,14 +84,5 @@ mod tests {
         assert!(key.opens_to(&first) && key.opens_to(&second) && !key.opens_to(&third));
         key.key.status = Status::Revoked;
         assert!(!key.opens_to(&first) && !key.opens_to(&second));
-    }
-
-    #[test]
-    fn a_key_without_scopes_may_do_everything_and_with_some_only_those() {
-        let text = ApiKeyText::random(&mut rand::rng());
-        let mut key = stored(&text, &[]).key;
-        assert!(key.may(Scope::UsageWrite) && key.may(Scope::UsageCheck));
-        key.scopes = vec!["reports.read".to_owned(), "usage.check".to_owned()];
-        assert!(!key.may(Scope::UsageWrite) && key.may(Scope::UsageCheck));
     }
 }

@@ -5,7 +5,7 @@ use envoy_types::pb::envoy::service::ratelimit::v3::{
     RateLimitRequest, RateLimitResponse,
     rate_limit_service_server::{RateLimitService, RateLimitServiceServer},
 };
-use nexus_kit::{serve::MAX_MESSAGE_BYTES, status};
+use nexus_kit::{serve::MAX_REQUEST_BYTES, status};
 use tonic::{Request, Response, Status};
 
 /// The service.
@@ -13,7 +13,7 @@ pub struct RateLimit;
 
 /// The tonic server.
 pub fn server() -> RateLimitServiceServer<RateLimit> {
-    RateLimitServiceServer::new(RateLimit).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    RateLimitServiceServer::new(RateLimit).max_decoding_message_size(MAX_REQUEST_BYTES)
 }
 
 #[tonic::async_trait]

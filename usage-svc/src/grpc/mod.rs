@@ -2,7 +2,7 @@
 
 mod answer;
 mod api_keys;
-mod caller;
+pub mod caller;
 pub mod envoy;
 mod parse;
 
@@ -11,7 +11,7 @@ use nexus_kit::{
     auth::{Caller, Scope},
     convert::timestamp,
     page,
-    serve::MAX_MESSAGE_BYTES,
+    serve::MAX_BATCH_BYTES,
     status,
     validate::Violations,
 };
@@ -43,7 +43,7 @@ pub struct Service {
 /// The tonic server: message sizes bounded, compressed requests accepted.
 pub fn server(service: Service) -> UsageServiceServer<Service> {
     UsageServiceServer::new(service)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_decoding_message_size(MAX_BATCH_BYTES)
         .accept_compressed(CompressionEncoding::Zstd)
         .accept_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Gzip)
@@ -55,7 +55,7 @@ impl UsageService for Service {
         &self,
         request: Request<RecordUsageRequest>,
     ) -> Result<Response<RecordUsageResponse>, Status> {
-        let key = self.metering_caller(&request, Scope::UsageWrite).await?;
+        let key = caller::metering(&request, Scope::UsageWrite)?;
         let event = request.into_inner().event;
         let event = event.ok_or_else(|| status::invalid(&Violations::one("event", "is required")))?;
         caller::own_events_only(key.as_ref(), std::slice::from_ref(&event))?;
@@ -68,7 +68,7 @@ impl UsageService for Service {
         &self,
         request: Request<BatchRecordUsageRequest>,
     ) -> Result<Response<BatchRecordUsageResponse>, Status> {
-        let key = self.metering_caller(&request, Scope::UsageWrite).await?;
+        let key = caller::metering(&request, Scope::UsageWrite)?;
         let events = request.into_inner().events;
         caller::own_events_only(key.as_ref(), &events)?;
         let batch = parse::batch(events, key.as_ref()).map_err(Error::Invalid)?;
@@ -89,7 +89,7 @@ impl UsageService for Service {
         &self,
         request: Request<CheckQuotaRequest>,
     ) -> Result<Response<CheckQuotaResponse>, Status> {
-        let key = self.metering_caller(&request, Scope::UsageCheck).await?;
+        let key = caller::metering(&request, Scope::UsageCheck)?;
         let check = parse::check(request.into_inner(), key.as_ref())?;
         if key.is_some_and(|key| key.test_mode) {
             // Metered apart: neither limited nor consuming.
@@ -118,7 +118,7 @@ impl UsageService for Service {
         &self,
         request: Request<GetCurrentUsageRequest>,
     ) -> Result<Response<GetCurrentUsageResponse>, Status> {
-        let eco_id = self.reading_caller(&request, &request.get_ref().eco_id).await?;
+        let eco_id = caller::reading(&request, &request.get_ref().eco_id)?;
         let standing = app::current_usage::run(&self.pool, &eco_id).await?;
         Ok(Response::new(answer::current_usage(&eco_id, &standing)))
     }

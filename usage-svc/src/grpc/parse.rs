@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use nexus_core::id::{EcoId, is_api_key_id};
 use nexus_kit::{
+    auth::VerifiedKey,
     convert, status,
     validate::{Violation, Violations},
 };
@@ -10,7 +11,6 @@ use nexus_proto::usage::v1::{CheckQuotaRequest, UsageEvent};
 use tonic::Status;
 use uuid::Uuid;
 
-use super::caller::CallingKey;
 use crate::domain::event::{Event, Payload};
 
 const MAX_BATCH: usize = 10_000;
@@ -29,7 +29,7 @@ pub(super) struct Batch {
     pub(super) events: Vec<Event>,
 }
 
-pub(super) fn batch(sent: Vec<UsageEvent>, key: Option<&CallingKey>) -> Result<Batch, Violations> {
+pub(super) fn batch(sent: Vec<UsageEvent>, key: Option<&VerifiedKey>) -> Result<Batch, Violations> {
     if sent.is_empty() || sent.len() > MAX_BATCH {
         return Err(Violations::one("events", format!("must be 1 to {MAX_BATCH} events")));
     }
@@ -56,7 +56,7 @@ pub(super) fn within_event(violations: Violations) -> Status {
 }
 
 /// An event. What an API key leaves out is its own: the account, and the key the call was made with.
-pub(super) fn event(pb: UsageEvent, key: Option<&CallingKey>) -> Result<Event, Violations> {
+pub(super) fn event(pb: UsageEvent, key: Option<&VerifiedKey>) -> Result<Event, Violations> {
     let mut v = Violations::new();
     let eco_id = match key {
         Some(key) if pb.eco_id.is_empty() => Some(key.eco_id.clone()),
@@ -132,7 +132,7 @@ pub(super) struct Check {
     pub(super) request_id: Option<Uuid>,
 }
 
-pub(super) fn check(pb: CheckQuotaRequest, key: Option<&CallingKey>) -> Result<Check, Status> {
+pub(super) fn check(pb: CheckQuotaRequest, key: Option<&VerifiedKey>) -> Result<Check, Status> {
     let mut v = Violations::new();
     let eco_id = match key {
         Some(key) => Some(key.account(&pb.eco_id)?),

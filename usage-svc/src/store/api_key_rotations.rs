@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 pub struct Rotation {
     /// Grace period as it was asked for.
     pub grace_ms: i64,
-    /// Until when the secret before is accepted.
+    /// Until when the secret before was to be accepted; a later rotation may have ended that.
     pub previous_expires: DateTime<Utc>,
 }
 
@@ -21,8 +21,9 @@ pub async fn find(
 ) -> sqlx::Result<Option<Rotation>> {
     sqlx::query_as!(
         Rotation,
-        "select grace_period_ms as grace_ms, previous_expire_time as previous_expires
-         from eco_api_key_rotations where key_id = $1 and secret_sha256 = $2",
+        r#"select grace_period_ms as grace_ms,
+                  rotated_time + grace_period_ms * interval '1 millisecond' as "previous_expires!"
+           from eco_api_key_rotations where key_id = $1 and secret_sha256 = $2"#,
         key_id,
         secret_sha256,
     )

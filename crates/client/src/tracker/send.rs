@@ -1,6 +1,6 @@
 //! One call of `BatchRecordUsage`, and what its answer means for the events.
 
-use std::{error::Error, time::Duration};
+use std::time::Duration;
 
 use nexus_proto::usage::v1::{
     BatchRecordUsageRequest, EventResult, UsageEvent, usage_service_client::UsageServiceClient,
@@ -8,7 +8,7 @@ use nexus_proto::usage::v1::{
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
 
-use crate::credentials::Credentials;
+use crate::{credentials::Credentials, is_made_here};
 
 /// What became of a batch.
 pub(super) enum Answer {
@@ -44,10 +44,7 @@ fn failed(status: &Status) -> Answer {
     let why = format!("{:?}: {}", status.code(), status.message());
     let told = || status.get_error_details().retry_info().and_then(|info| info.retry_delay);
     match status.code() {
-        // Made on this side, from a connection that broke.
-        _ if status.source().is_some_and(|s| s.downcast_ref::<Status>().is_none()) => {
-            Answer::Later { why, told: None }
-        }
+        _ if is_made_here(status) => Answer::Later { why, told: None },
         Code::InvalidArgument | Code::OutOfRange => Answer::Refused { why },
         // A message too large; a server that is merely busy says UNAVAILABLE or when to come back.
         Code::ResourceExhausted if told().is_none() => Answer::Refused { why },

@@ -3,7 +3,9 @@ use chrono::{TimeDelta, Utc};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use nexus_core::id::EcoId;
 use nexus_kit::{
-    auth::{AuthConfigError, AuthError, Authenticator, Caller, Scope, service_token, user_token},
+    auth::{
+        AuthConfigError, AuthError, Authenticator, Caller, Scope, VerifiedKey, service_token, user_token,
+    },
     config::AuthArgs,
     validate::Violations,
 };
@@ -237,4 +239,20 @@ fn bad_settings_are_named() {
     assert!(matches!(Authenticator::new(&same), Err(AuthConfigError::SameSecret)));
     let nothing = AuthArgs { jwt_secret: None, ..args() };
     assert!(matches!(Authenticator::new(&nothing), Err(AuthConfigError::NoUserKey)));
+}
+
+#[test]
+fn a_key_without_scopes_may_do_everything_and_with_some_only_those() {
+    let mut key = VerifiedKey {
+        key_id: "eco_api_0123456789012345678901".to_owned(),
+        eco_id: EcoId::parse("eco_a").expect("an id"),
+        scopes: Vec::new(),
+        test_mode: false,
+    };
+    let may = |key: &VerifiedKey, scope| key.require_scope(scope).is_ok();
+    assert!(may(&key, Scope::UsageWrite) && may(&key, Scope::UsageCheck));
+    key.scopes = vec!["reports.read".to_owned(), "usage.check".to_owned()];
+    assert!(!may(&key, Scope::UsageWrite) && may(&key, Scope::UsageCheck));
+    assert_eq!(key.account("").ok(), EcoId::parse("eco_a").ok());
+    assert!(key.account("eco_a").is_ok() && key.account("eco_b").is_err());
 }

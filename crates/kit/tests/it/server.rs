@@ -7,6 +7,7 @@ use nexus_kit::{
     config::{AuthArgs, ServeArgs},
     metrics::Metrics,
     serve::{CONNECTION_AGE, GrpcServer},
+    status,
 };
 use tonic::service::Routes;
 
@@ -27,6 +28,7 @@ pub(crate) fn server(routes: Routes) -> GrpcServer {
         routes,
         services: &["some.Service"],
         auth: Arc::new(Authenticator::new(&auth).expect("good settings")),
+        api_keys: Some(Arc::new(|_| Box::pin(async { Err(status::unauthenticated("no key is good here")) }))),
         metrics: Metrics::new(),
         args: ServeArgs {
             shutdown_grace: Duration::from_secs(5),

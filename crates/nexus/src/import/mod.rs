@@ -23,7 +23,7 @@ mod survey;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
 use nexus_core::period::MAX_EVENT_AGE;
 
@@ -47,15 +47,19 @@ pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
         return Ok(if survey.malformed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     };
 
-    // The shift is kept for good: not for a file of which nothing would be recorded.
-    ensure!(
-        args.shift_to_now || Utc::now() - last < MAX_EVENT_AGE,
-        "{}: its last event is of {}, and events older than {} days are refused; --shift-to-now moves the file's times",
-        args.file.display(),
-        show(last),
-        MAX_EVENT_AGE.num_days()
-    );
+    // The shift is kept for good, so not before it is known that something can be recorded.
     let proposed = if args.shift_to_now { whole_seconds(Utc::now() - last) } else { TimeDelta::zero() };
+    plausible(first + proposed, last + proposed).with_context(|| args.file.display().to_string())?;
+    let existing = match args.create_accounts {
+        Some(_) => None,
+        None => Some(services.ensure_accounts(&survey, None).await?),
+    };
+    ensure!(
+        existing.as_ref().is_none_or(|accounts| accounts.existing > 0),
+        "{}: none of its {} accounts exists; --create-accounts PLAN makes them",
+        args.file.display(),
+        survey.accounts.len()
+    );
     let (shift, known) = services.register(&survey.digest, proposed).await?;
     if known && shift.is_zero() == args.shift_to_now {
         eprintln!(
@@ -64,17 +68,41 @@ pub(crate) async fn run(args: ImportArgs) -> Result<ExitCode> {
         );
     }
     let times = Times { shift, anchor: first + shift };
-    let accounts = services.ensure_accounts(&args, &survey, &times).await?;
+    let accounts = match existing {
+        Some(accounts) => accounts,
+        None => {
+            services.ensure_accounts(&survey, args.create_accounts.map(|plan| (plan, times.anchor))).await?
+        }
+    };
 
     let bar = progress(size, "recording")?;
     let sent = services.record(&args, &parser, &survey, &times, &accounts, &bar).await?;
     bar.finish_and_clear();
     let plans = services.plans().await?;
+    let counted = sent.new + sent.duplicates > 0;
     print!(
         "{}",
         Report { args: &args, survey: &survey, times: &times, last, accounts: &accounts, sent, plans }
     );
-    Ok(ExitCode::SUCCESS)
+    Ok(if counted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether events between these times can be recorded at all.
+fn plausible(first: DateTime<Utc>, last: DateTime<Utc>) -> Result<()> {
+    let now = Utc::now();
+    ensure!(
+        last >= now - MAX_EVENT_AGE,
+        "its last event is of {}, and events older than {} days are refused; --shift-to-now moves the file's times",
+        show(last),
+        MAX_EVENT_AGE.num_days()
+    );
+    ensure!(
+        first <= now,
+        "its first event is of {}, which is yet to come: is its time zone right? --shift-to-now moves the file's times",
+        show(first)
+    );
+    ensure!(first.year() >= 1, "between its first and its last event are more years than can be moved");
+    Ok(())
 }
 
 /// Shifts are whole seconds, as the times of most logs are.

@@ -159,7 +159,10 @@ impl JsonFields {
 
     fn time(&self, object: &Map<String, Value>) -> Result<DateTime<Utc>, Malformed> {
         let bad = || Malformed::Value(self.time.clone());
-        let seconds = |seconds: f64| DateTime::from_timestamp_micros((seconds * 1e6) as i64).ok_or_else(bad);
+        let seconds = |seconds: f64| {
+            let micros = Some(seconds * 1e6).filter(|micros| micros.is_finite());
+            micros.and_then(|micros| DateTime::from_timestamp_micros(micros as i64)).ok_or_else(bad)
+        };
         match self.field(object, &self.time)? {
             Value::Number(number) => seconds(number.as_f64().ok_or_else(bad)?),
             Value::String(text) => match DateTime::parse_from_rfc3339(text) {
@@ -268,6 +271,8 @@ mod tests {
         assert_eq!(call(json, r#"{"time":1}"#), Err(Malformed::Missing("path".to_owned())));
         let far = r#"{"tenant":"a","time":8e12,"method":"GET","path":"/","status":200}"#;
         assert_eq!(call(json, far), Err(Malformed::Time("year 255479".to_owned())));
+        let none = r#"{"tenant":"a","time":"NaN","method":"GET","path":"/","status":200}"#;
+        assert_eq!(call(json, none), Err(Malformed::Value("time".to_owned())));
         let bad = r#"{"tenant":"a","time":"noon","method":"GET","path":"/","status":200}"#;
         assert_eq!(call(json, bad), Err(Malformed::Value("time".to_owned())));
     }

@@ -108,16 +108,15 @@ impl Services {
         Ok((shift, answer.already_registered))
     }
 
-    /// Makes the accounts that are not there, if asked to, and says which are.
+    /// Says which accounts are there; with a plan and an anchor makes those that are not.
     pub(super) async fn ensure_accounts(
         &self,
-        args: &ImportArgs,
         survey: &Survey,
-        times: &Times,
+        create: Option<(Plan, DateTime<Utc>)>,
     ) -> Result<Accounts> {
         let looked_up = stream::iter(&survey.accounts).map(|eco_id| async move {
-            let created = match args.create_accounts {
-                Some(plan) => self.create(eco_id, plan, times.anchor).await?,
+            let created = match create {
+                Some((plan, anchor)) => self.create(eco_id, plan, anchor).await?,
                 None => None,
             };
             let found = match &created {
@@ -333,7 +332,7 @@ where
     for left in (0..ATTEMPTS).rev() {
         match attempt().await {
             Ok(answer) => return Ok(answer),
-            Err(status) if left > 0 && may_pass(&status) => {
+            Err(status) if left > 0 && client::is_transient(&status) => {
                 let asked = status.get_details_retry_info().and_then(|i| i.retry_delay);
                 tokio::time::sleep(asked.unwrap_or(pause).max(pause)).await;
                 pause *= 2;
@@ -342,8 +341,4 @@ where
         }
     }
     bail!("{rpc}: no attempt was made")
-}
-
-fn may_pass(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Aborted)
 }
