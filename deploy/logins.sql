@@ -12,6 +12,19 @@
 \getenv billing_password BILLING_DB_PASSWORD
 \getenv analytics_password ANALYTICS_DB_PASSWORD
 
+\if :{?usage_password}
+\else
+  DO $$ BEGIN RAISE 'USAGE_DB_PASSWORD is not set'; END $$;
+\endif
+\if :{?billing_password}
+\else
+  DO $$ BEGIN RAISE 'BILLING_DB_PASSWORD is not set'; END $$;
+\endif
+\if :{?analytics_password}
+\else
+  DO $$ BEGIN RAISE 'ANALYTICS_DB_PASSWORD is not set'; END $$;
+\endif
+
 -- no notice for what was granted before
 SET client_min_messages = warning;
 

@@ -33,7 +33,8 @@ use nexus_kit::{
     auth::Authenticator,
     db::{self, Role},
     metrics::Metrics,
-    serve::{CONNECTION_AGE, GrpcServer, Listeners},
+    serve::{CONNECTION_AGE, GrpcServer, Listeners, ServeError},
+    tls,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -53,6 +54,7 @@ pub async fn serve(
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), StartError> {
+    tls::server_config(&config.serve).map_err(ServeError::from)?;
     let auth = Arc::new(Authenticator::new(&config.auth)?);
     let pool = db::pool(&config.db, Role::Analytics)?;
     let service = grpc::Service { pool: pool.clone() };

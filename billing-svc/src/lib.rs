@@ -36,7 +36,8 @@ use nexus_kit::{
     auth::Authenticator,
     db::{self, Role},
     metrics::Metrics,
-    serve::{CONNECTION_AGE, GrpcServer, Listeners, drained},
+    serve::{CONNECTION_AGE, GrpcServer, Listeners, ServeError, drained},
+    tls,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -59,6 +60,7 @@ pub async fn serve(
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), StartError> {
+    tls::server_config(&config.serve).map_err(ServeError::from)?;
     let auth = Arc::new(Authenticator::new(&config.auth)?);
     let pool = db::pool(&config.db, Role::Billing)?;
     let refresher = tokio::spawn(app::refresh::refresher(pool.clone(), shutdown.clone()));

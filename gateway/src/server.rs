@@ -1,7 +1,7 @@
 //! The HTTP server: HTTP/1.1 and HTTP/2, bounds on what a client may send and how long it may take for it,
 //! TLS where configured, and a drain.
 
-use std::{error::Error as StdError, io, path::Path, pin::pin, sync::Arc, time::Duration};
+use std::{error::Error as StdError, pin::pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use http::Request;
@@ -19,13 +19,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{
-        self, ServerConfig,
-        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    },
-};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -151,22 +145,9 @@ impl Connection {
 
 /// TLS, if the settings ask for it.
 pub fn tls(args: &ServeArgs) -> Result<Option<TlsAcceptor>, ServeError> {
-    let (Some(certificates), Some(key)) = (&args.tls_cert, &args.tls_key) else {
-        return Ok(None);
-    };
-    let unreadable = |path: &Path, error: String| ServeError::Tls {
-        path: path.display().to_string(),
-        error: io::Error::new(io::ErrorKind::InvalidData, error),
-    };
-    let chain: Vec<_> = CertificateDer::pem_file_iter(certificates)
-        .and_then(Iterator::collect)
-        .map_err(|e| unreadable(certificates, e.to_string()))?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|e| unreadable(key, e.to_string()))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
-        .map_err(|e| unreadable(key, e.to_string()))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Some(TlsAcceptor::from(Arc::new(config))))
+    let config = nexus_kit::tls::server_config(args)?.map(|mut config| {
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        TlsAcceptor::from(Arc::new(config))
+    });
+    Ok(config)
 }

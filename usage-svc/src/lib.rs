@@ -37,7 +37,8 @@ use nexus_kit::{
     config::DbArgs,
     db::{self, Role},
     metrics::Metrics,
-    serve::{CONNECTION_AGE, GrpcServer, Listeners},
+    serve::{CONNECTION_AGE, GrpcServer, Listeners, ServeError},
+    tls,
 };
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -61,6 +62,7 @@ pub async fn serve(
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), StartError> {
+    tls::server_config(&config.serve).map_err(ServeError::from)?;
     let auth = Arc::new(Authenticator::new(&config.auth)?);
     let pool = db::pool(&config.db, Role::Usage)?;
     let writer_pool = db::pool(&DbArgs { database_max_connections: 1, ..config.db.clone() }, Role::Usage)?;

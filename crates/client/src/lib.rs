@@ -178,3 +178,21 @@ impl std::fmt::Debug for CallOptions {
         f.debug_struct("CallOptions").field("timeout", &self.timeout).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_broken_connection_is_transient_whatever_its_code_and_an_answer_by_its_code() {
+        for code in [Code::ResourceExhausted, Code::Unknown, Code::Internal, Code::Cancelled] {
+            let mut status = Status::new(code, "");
+            assert!(!is_transient(&status), "{code:?}");
+            status.set_source(Arc::new(io::Error::from(io::ErrorKind::ConnectionReset)));
+            assert!(is_transient(&status), "{code:?}");
+        }
+        assert!(is_transient(&Status::unavailable("")) && is_transient(&Status::deadline_exceeded("")));
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     Connection, Executor, PgConnection, PgPool, Row,
     migrate::Migrator,
@@ -72,8 +72,8 @@ impl Role {
 pub struct BadUrl(String);
 
 /// Reads a database URL; the error does not repeat it.
-pub fn options(args: &DbArgs) -> Result<PgConnectOptions, BadUrl> {
-    let url = args.database_url.expose_secret();
+pub fn options(url: &SecretString) -> Result<PgConnectOptions, BadUrl> {
+    let url = url.expose_secret();
     let known = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
     let options = if known {
         url.parse().map_err(|e: sqlx::Error| e.to_string())
@@ -86,7 +86,7 @@ pub fn options(args: &DbArgs) -> Result<PgConnectOptions, BadUrl> {
 /// A pool whose sessions act as the role. Connects when first used, so that a server starts while the
 /// database is away and is ready when it comes.
 pub fn pool(args: &DbArgs, role: Role) -> Result<PgPool, BadUrl> {
-    let options = options(args)?.application_name(role.application());
+    let options = options(&args.database_url)?.application_name(role.application());
     let pool = PgPoolOptions::new()
         .max_connections(args.database_max_connections)
         .acquire_timeout(Duration::from_secs(3))

@@ -10,6 +10,7 @@
 //! | [`layer`] | around every RPC: span, log line, metrics, authentication, load limit |
 //! | `connection` | ends connections whose other end is silent |
 //! | [`serve`] | listeners, reflection, health, drain; the operations port |
+//! | [`tls`] | the certificate and key of a server |
 //! | [`db`] | migrations, pools that act as one database role, what an error of the database means |
 //! | [`status`] | gRPC statuses with `google.rpc` details |
 //! | [`validate`] | collects every violation of a request |
@@ -27,4 +28,5 @@ pub mod page;
 pub mod serve;
 pub mod status;
 pub mod telemetry;
+pub mod tls;
 pub mod validate;

@@ -22,6 +22,7 @@ use crate::{
     layer::RequestLayer,
     metrics::Metrics,
     telemetry,
+    tls::TlsError,
 };
 
 /// Longest batch of events that is read; 10,000 are about 2 MiB.
@@ -62,14 +63,9 @@ pub enum ServeError {
     /// Our descriptors do not hold together.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// A certificate or key cannot be read.
-    #[error("cannot read {path}: {error}")]
-    Tls {
-        /// File.
-        path: String,
-        /// Reason.
-        error: io::Error,
-    },
+    /// A certificate or key is unusable.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// The two ports of a server.
@@ -208,11 +204,7 @@ fn server(args: &ServeArgs, age: Duration) -> Result<Server, ServeError> {
         .initial_connection_window_size(4 * 1024 * 1024);
     match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => {
-            let read = |path: &std::path::Path| {
-                std::fs::read(path)
-                    .map_err(|error| ServeError::Tls { path: path.display().to_string(), error })
-            };
-            let identity = Identity::from_pem(read(cert)?, read(key)?);
+            let identity = Identity::from_pem(std::fs::read(cert)?, std::fs::read(key)?);
             Ok(server.tls_config(ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_TIMEOUT))?)
         }
         _ => Ok(server),

@@ -23,6 +23,9 @@ pub enum TelemetryError {
     /// NEXUS_LOG is no filter.
     #[error("NEXUS_LOG (--log): {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// NEXUS_LOG has a word that is no level.
+    #[error("NEXUS_LOG (--log): `{0}` is no level: off, error, warn, info, debug or trace")]
+    Level(String),
     /// OTEL_EXPORTER_OTLP_ENDPOINT is no collector.
     #[error("OTEL_EXPORTER_OTLP_ENDPOINT (--otlp-endpoint): {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
@@ -46,7 +49,7 @@ impl Telemetry {
 
 /// Starts logs and, when a collector is configured, traces. Must run within a tokio runtime.
 pub fn init(args: &TelemetryArgs, service: &'static str) -> Result<Telemetry, TelemetryError> {
-    let filter = EnvFilter::try_new(&args.log)?;
+    let filter = filter(&args.log)?;
     let colours = std::io::stderr().is_terminal();
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     let logs = match args.log_format {
@@ -68,6 +71,16 @@ pub fn init(args: &TelemetryArgs, service: &'static str) -> Result<Telemetry, Te
         .with(LevelFilter::TRACE)
         .try_init()?;
     Ok(Telemetry(provider))
+}
+
+/// The filter of the log. A word alone is a level: `EnvFilter` would take any other for the name of a module, and
+/// log nothing else. What a pool says of connections that it cannot make, readiness says with the remedy.
+fn filter(text: &str) -> Result<EnvFilter, TelemetryError> {
+    let mut words = text.split(',').map(str::trim).filter(|word| !word.contains(['=', '[']));
+    if let Some(word) = words.find(|word| word.parse::<LevelFilter>().is_err()) {
+        return Err(TelemetryError::Level(word.to_owned()));
+    }
+    Ok(EnvFilter::try_new(format!("sqlx_core::pool=off,{text}"))?)
 }
 
 fn exporter(endpoint: &str, service: &'static str) -> Result<SdkTracerProvider, TelemetryError> {
@@ -123,6 +136,22 @@ impl Injector for HeadersMut<'_> {
     fn set(&mut self, key: &str, value: String) {
         if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(key), http::HeaderValue::try_from(value)) {
             self.0.insert(name, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_alone_is_a_level() {
+        for good in ["info", "WARN", "info,sqlx=warn", "off, nexus_usage=debug", "warn,nexus[{eco_id}]=debug"]
+        {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["warning", "loud", "info,quiet", "", "sqlx=chatty"] {
+            assert!(filter(bad).is_err_and(|e| e.to_string().starts_with("NEXUS_LOG (--log): ")), "{bad}");
         }
     }
 }

@@ -58,8 +58,21 @@ async fn main() -> ExitCode {
         Command::Import(args) => import::run(*args).await,
     };
     done.unwrap_or_else(|error| {
-        eprintln!("nexus: {error:#}");
+        eprintln!("nexus: {}", told(&error));
         ExitCode::FAILURE
+    })
+}
+
+/// An error and its causes; one that has told its cause already is told alone.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| {
+        if told.is_empty() {
+            cause
+        } else if told.ends_with(&cause) {
+            told
+        } else {
+            format!("{told}: {cause}")
+        }
     })
 }
 

@@ -10,7 +10,7 @@ use nexus_kit::{
     db::{self, MIGRATOR, Role},
 };
 use nexus_usage::app::rebuild_day;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use sqlx::{Connection, PgConnection};
 
 pub(crate) const MIGRATE_HELP: &str = "\
@@ -42,7 +42,7 @@ pub(crate) struct RollupArgs {
 
 impl DatabaseArgs {
     async fn connect(&self) -> Result<PgConnection> {
-        PgConnection::connect(self.database_url.expose_secret())
+        PgConnection::connect_with(&db::options(&self.database_url)?)
             .await
             .context("connecting to DATABASE_URL (--database-url)")
     }

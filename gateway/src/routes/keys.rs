@@ -45,7 +45,8 @@ pub(super) async fn generate(
         eco_id: String::new(),
         name: body.text("name"),
         scopes: body.texts("scopes"),
-        test_mode: body.flag("testMode"),
+        // As the contract has it, and as our answers spell it.
+        test_mode: body.flag("testMode") | body.flag("test_mode"),
         request_id: body.text("request_id"),
     };
     body.finish()?;

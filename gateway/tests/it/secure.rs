@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use nexus_core::plan::Plan;
 use sqlx::Row;
+use tokio::io::AsyncWriteExt;
 
 use crate::{
     answer::{Answer, assert_answer},
@@ -181,6 +182,39 @@ async fn a_key_with_scopes_of_any_kind_calls_a_tracked_endpoint() -> Result<()> 
         assert_eq!(suite.get(PING, &format!("ApiKey {key}")).await?.status, 200, "{scopes:?}");
     }
     assert_eq!(suite.recorded("eco_free").await?, 3);
+    Ok(())
+}
+
+/// All calls share a connection to each service: what one client does to it must not end it for the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_give_up_cost_the_others_nothing() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_free", Plan::Free).await?;
+    let key = suite.api_key("eco_free", false).await?;
+    let address = suite.gateway.trim_start_matches("http://").to_owned();
+    let made_up = format!("ApiKey eco_api_{}.{}", "a".repeat(22), "b".repeat(22));
+    let request = format!("GET {PING} HTTP/1.1\r\nhost: x\r\nauthorization: {made_up}\r\n\r\n");
+    let stop = tokio_util::sync::CancellationToken::new();
+    let strangers: Vec<_> = (0..4)
+        .map(|_| {
+            let (address, request, stop) = (address.clone(), request.clone(), stop.clone());
+            tokio::spawn(async move {
+                while !stop.is_cancelled() {
+                    let mut connection = tokio::net::TcpStream::connect(&address).await?;
+                    connection.write_all(request.as_bytes()).await?;
+                }
+                anyhow::Ok(())
+            })
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(suite.get(PING, &key).await?.status, 200);
+    }
+    stop.cancel();
+    for stranger in strangers {
+        stranger.await??;
+    }
+    assert_eq!(suite.recorded("eco_free").await?, 20);
     Ok(())
 }
 

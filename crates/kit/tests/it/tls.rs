@@ -2,13 +2,32 @@
 
 use std::path::PathBuf;
 
-use nexus_kit::serve::Listeners;
+use nexus_kit::{serve::Listeners, tls};
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, service::Routes};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::server::server;
+
+#[test]
+fn what_does_not_fit_is_told_with_its_setting() {
+    let with = |cert: &str, private: &str| {
+        let mut args = nexus_testkit::settings::serve_args();
+        (args.tls_cert, args.tls_key) = (Some(key(cert)), Some(key(private)));
+        tls::server_config(&args).map(|config| config.is_some()).map_err(|e| e.to_string())
+    };
+    assert_eq!(with("server.pem", "server.key"), Ok(true));
+    for (cert, private, setting) in [
+        ("server.pem", "ec.pem", "TLS_KEY (--tls-key)"),
+        ("server.pem", "server.pem", "TLS_KEY (--tls-key)"),
+        ("server.key", "server.key", "TLS_CERT (--tls-cert)"),
+        ("none.pem", "server.key", "TLS_CERT (--tls-cert)"),
+    ] {
+        assert!(with(cert, private).is_err_and(|e| e.starts_with(setting)), "{cert} {private}");
+    }
+    assert!(tls::server_config(&nexus_testkit::settings::serve_args()).is_ok_and(|none| none.is_none()));
+}
 
 /// Whoever connects and says nothing is not waited for.
 #[tokio::test]

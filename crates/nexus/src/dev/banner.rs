@@ -68,7 +68,10 @@ fn examples(ready: &Ready) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     if let Some(key) = &ready.api_keys.free {
         let ping = format!("curl -i -H 'Authorization: ApiKey {}' {rest}/api/secure/ping", key.key);
-        lines.push(("a metered call, its limit in the headers; the account has some 50 left", ping));
+        lines.push((
+            "a metered call, its limit in the headers; 429 once the 1,000 of its account are used",
+            ping,
+        ));
         lines.push(("where an account stands", get(&t.pro.token, "/api/usage/current")));
     } else {
         // The id makes a repeat return the account.

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nexus_kit::db;
 use nexus_pg::{Cluster, Options};
 use secrecy::ExposeSecret;
@@ -43,9 +43,12 @@ impl Database {
     /// Starts the private cluster, or connects to the given database, and brings the schema up to date.
     pub(crate) async fn start(args: &DevArgs, folder: &Folder) -> Result<Self> {
         if let Some(url) = args.database_url() {
+            let options = db::options(url)?;
             let url = url.expose_secret().to_owned();
-            let mut connection =
-                PgConnection::connect(&url).await.context("connecting to DATABASE_URL (--database-url)")?;
+            let mut connection = PgConnection::connect_with(&options)
+                .await
+                .context("connecting to DATABASE_URL (--database-url)")?;
+            refuse_others(&mut connection).await?;
             db::migrate(&mut connection).await.context("migrating the database of DATABASE_URL")?;
             connection.close().await?;
             return Ok(Self { url, cluster: None });
@@ -108,6 +111,22 @@ impl Database {
             Some(cluster) => cluster.stop().await.context("stopping PostgreSQL"),
             None => Ok(()),
         }
+    }
+}
+
+/// Refuses a database with tables of something else: DATABASE_URL is often exported for another program.
+async fn refuse_others(connection: &mut PgConnection) -> Result<()> {
+    let others: Option<String> = sqlx::query_scalar(
+        "select min(tablename::text) from pg_catalog.pg_tables
+         where schemaname = 'public' and to_regclass('public._sqlx_migrations') is null",
+    )
+    .fetch_one(connection)
+    .await?;
+    match others {
+        None => Ok(()),
+        Some(table) => bail!(
+            "the database of DATABASE_URL has tables of something else, such as `{table}`: unset it for a private one, or run `nexus migrate` first if it is meant"
+        ),
     }
 }
 

@@ -125,6 +125,22 @@ async fn a_taken_port_is_told_with_its_flag() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_given_database_of_something_else_is_left_as_it_is() -> Result<()> {
+    let db = nexus_testkit::db::TestDb::new().await?;
+    sqlx::raw_sql("drop schema public cascade; create schema public; create table customers (id int)")
+        .execute(&db.pool)
+        .await?;
+    let output = run(&["dev", "--ephemeral", "--database-url", db.url()]).await?;
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains("`customers`"), "{said}");
+    let tables: i64 = sqlx::query_scalar("select count(*) from pg_tables where schemaname = 'public'")
+        .fetch_one(&db.pool)
+        .await?;
+    assert_eq!(tables, 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_given_database_gets_the_schema_and_no_demo_data() -> Result<()> {
     let db = nexus_testkit::db::TestDb::new().await?;
     let dev = Dev::start(&["--ephemeral", "--database-url", db.url()]).await?;
