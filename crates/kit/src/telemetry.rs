@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_word_alone_is_a_level() {
-        for good in ["info", "WARN", "info,sqlx=warn", "off, nexus_usage=debug", "warn,nexus[{eco_id}]=debug"]
+        for good in ["info", "WARN", "info,sqlx=warn", "off,nexus_usage=debug", "warn,nexus[{eco_id}]=debug"]
         {
             assert!(filter(good).is_ok(), "{good}");
         }
