@@ -4,7 +4,10 @@
 use axum::extract::FromRequestParts;
 use http::{HeaderMap, header::AUTHORIZATION, request::Parts};
 use nexus_core::id::ApiKeyText;
-use nexus_kit::auth::{AuthError, Caller};
+use nexus_kit::{
+    auth::{AuthError, Caller},
+    share::Share,
+};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -12,10 +15,11 @@ use tracing::Span;
 
 use crate::{App, error::Error};
 
-/// A person with a valid JWT. The services verify it again: what a user may see is theirs to decide.
+/// A person with a valid JWT, who has a place of its account while this lives. The services verify it again: what a user may see is theirs to decide.
 pub struct User {
     authorization: String,
     admin: bool,
+    _share: Share,
 }
 
 impl User {
@@ -33,7 +37,9 @@ impl FromRequestParts<App> for User {
         match app.auth.authenticate(Some(header)) {
             Ok(Caller::User { eco_id, admin, .. }) => {
                 Span::current().record("caller", eco_id.as_str());
-                Ok(User { authorization: header.to_owned(), admin })
+                let share = app.shares.enter(&eco_id);
+                let share = share.ok_or(Error::unavailable("too many requests of this account in flight"))?;
+                Ok(User { authorization: header.to_owned(), admin, _share: share })
             }
             Ok(Caller::Service { .. } | Caller::ApiKey(_)) | Err(_) => Err(Error::Unauthorized),
         }

@@ -44,6 +44,7 @@ use nexus_kit::{
     config::ServeArgs,
     metrics::Metrics,
     serve::{self, Listeners},
+    share::Shares,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -71,6 +72,8 @@ pub struct Gateway {
     pub metrics: Metrics,
     /// How many requests at once, and how long each may take.
     pub limits: ServeArgs,
+    /// Of these requests, what each account has.
+    pub shares: Shares,
     /// Whether the services are there.
     pub readiness: serve::Readiness,
 }
@@ -97,6 +100,7 @@ pub async fn serve(
         backend,
         cron_secret: config.cron_secret.as_ref().and_then(SecretDigest::of),
         metrics: Metrics::new(),
+        shares: Shares::of(config.serve.max_in_flight),
         limits: config.serve,
     });
     listeners.announce()?;

@@ -1,6 +1,6 @@
+use nexus_kit::db;
 use sqlx::PgPool;
 
-use super::snapshot;
 use crate::{
     domain::overview::{Overview, TOP_USERS},
     error::Error,
@@ -9,7 +9,7 @@ use crate::{
 
 /// The whole business at a glance, at most a second behind the counters.
 pub async fn run(pool: &PgPool) -> Result<Overview, Error> {
-    let mut tx = snapshot(pool).await?;
+    let mut tx = db::snapshot(pool).await?;
     let totals = store::current_usage::totals(&mut tx).await?;
     let top_users = store::current_usage::top(&mut tx, TOP_USERS).await?;
     let as_of = store::current_usage::time(&mut tx).await?;

@@ -1,7 +1,7 @@
-use nexus_kit::page;
+use nexus_kit::{db, page};
 use sqlx::PgPool;
 
-use super::{require_account, snapshot};
+use super::require_account;
 use crate::{
     domain::endpoints::{EndpointCursor, EndpointFilter, EndpointStats},
     error::Error,
@@ -15,7 +15,7 @@ pub async fn run(
     after: Option<&EndpointCursor>,
     size: i64,
 ) -> Result<(Vec<EndpointStats>, Option<EndpointCursor>), Error> {
-    let mut tx = snapshot(pool).await?;
+    let mut tx = db::snapshot(pool).await?;
     require_account(&mut tx, &filter.eco_id).await?;
     let mut endpoints = store::usage_daily::endpoints(&mut tx, filter, after, size + 1).await?;
     let next = page::cut(&mut endpoints, size, EndpointStats::cursor);

@@ -1,7 +1,6 @@
-use nexus_kit::page;
+use nexus_kit::{db, page};
 use sqlx::PgPool;
 
-use super::snapshot;
 use crate::{
     domain::users::{PageStart, User, UserCursor, UserFilter},
     error::Error,
@@ -26,7 +25,7 @@ pub async fn run(
     start: &PageStart,
     size: i64,
 ) -> Result<UserPage, Error> {
-    let mut tx = snapshot(pool).await?;
+    let mut tx = db::snapshot(pool).await?;
     let total = store::current_usage::count(&mut tx, filter).await?;
     let mut users = store::current_usage::page(&mut tx, filter, start, size + 1).await?;
     tx.commit().await?;

@@ -6,14 +6,9 @@ pub mod list_endpoint_stats;
 pub mod list_users;
 
 use nexus_core::id::EcoId;
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::PgConnection;
 
 use crate::{error::Error, store};
-
-/// A transaction whose statements all see the same state, so that the figures of an answer fit together.
-async fn snapshot(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
-    pool.begin_with("begin isolation level repeatable read read only").await
-}
 
 /// Refuses an account that does not exist. A closed one still has its history.
 async fn require_account(connection: &mut PgConnection, eco_id: &EcoId) -> Result<(), Error> {

@@ -11,7 +11,7 @@ use crate::{
 
 /// A repeat of a request returns the account it created.
 pub async fn run(pool: &PgPool, new: &NewAccount) -> Result<Account, Error> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = db::acquire(pool).await?;
     if let Some(account) = created_before(&mut connection, new).await? {
         return Ok(account);
     }

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use nexus_core::plan::Plan;
-use nexus_kit::page;
+use nexus_kit::{db, page};
 use sqlx::PgPool;
 
 use crate::{domain::account::Account, error::Error, store::accounts};
@@ -17,7 +17,7 @@ pub async fn run(
     after: Option<&Cursor>,
     size: i64,
 ) -> Result<(Vec<Account>, Option<Cursor>), Error> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = db::acquire(pool).await?;
     let mut page = accounts::list(&mut connection, plan, after, size + 1).await?;
     let next = page::cut(&mut page, size, |last| (last.created_time, last.eco_id.clone()));
     Ok((page, next))

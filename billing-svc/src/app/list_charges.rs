@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use nexus_core::id::EcoId;
-use nexus_kit::page;
+use nexus_kit::{db, page};
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -22,7 +22,7 @@ pub async fn run(
     after: Option<&Cursor>,
     size: i64,
 ) -> Result<(Vec<Charge>, Option<Cursor>), Error> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = db::acquire(pool).await?;
     if accounts::get(&mut connection, eco_id.as_str()).await?.is_none() {
         return Err(Error::AccountNotFound(eco_id.clone()));
     }

@@ -1,7 +1,7 @@
 //! Lists the plans.
 
 use nexus_core::plan::Plan;
-use nexus_kit::page;
+use nexus_kit::{db, page};
 use sqlx::PgPool;
 
 use crate::{domain::plan::PlanVersion, error::Error, store::plans};
@@ -13,7 +13,7 @@ pub async fn run(
     after: Option<Plan>,
     size: i64,
 ) -> Result<(Vec<PlanVersion>, Option<Plan>), Error> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = db::acquire(pool).await?;
     let mut page = plans::list_newest(&mut connection).await?;
     page.retain(|version| after.is_none_or(|after| version.plan > after));
     let next = page::cut(&mut page, size, |last| last.plan);

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use nexus_kit::db;
 use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +41,7 @@ pub async fn refresher(pool: PgPool, shutdown: CancellationToken) {
 
 async fn refresh_if_free(pool: &PgPool) -> Result<(), Error> {
     loop {
-        let mut transaction = pool.begin().await?;
+        let mut transaction = db::begin(pool).await?;
         if !lease::try_refresh(&mut transaction).await? {
             return Ok(());
         }
@@ -55,7 +56,7 @@ async fn refresh_if_free(pool: &PgPool) -> Result<(), Error> {
 /// Empties the queue: afterwards the summary has everything that was committed before the call.
 pub async fn drain(pool: &PgPool) -> Result<(), Error> {
     loop {
-        let mut transaction = pool.begin().await?;
+        let mut transaction = db::begin(pool).await?;
         // Waits for a refresher that has taken entries and not yet committed what they stand for.
         lease::refresh(&mut transaction).await?;
         let more = refresh_batch(&mut transaction).await?;

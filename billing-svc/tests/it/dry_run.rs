@@ -17,7 +17,7 @@ async fn dry(billing: &Billing) -> Result<ProcessOverageResponse> {
 async fn a_dry_run_says_what_would_be_charged_and_touches_nothing() -> Result<()> {
     let (db, sim) = (TestDb::new().await?, Sim::start().await?);
     // Nothing is refreshed meanwhile: a dry run sees what the summary does not have yet.
-    let mut refresher = db.pool.begin().await?;
+    let mut refresher = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("select pg_advisory_xact_lock(1853383273, 1)").execute(&mut *refresher).await?;
     let billing = Billing::start(&db, &sim.base).await?;
     sim.pro(&db, "eco_a").await?;

@@ -25,7 +25,7 @@ async fn a_run_finds_who_owes_although_nothing_was_refreshed() -> Result<()> {
     let (db, sim) = (TestDb::new().await?, Sim::start().await?);
     sim.pro(&db, "eco_a").await?;
     // Another replica's refresher has taken the queue and has not committed what it stands for.
-    let mut other = db.pool.begin().await?;
+    let mut other = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("select pg_advisory_xact_lock(1853383273, 1)").execute(&mut *other).await?;
     let billing = Billing::start(&db, &sim.base).await?;
     record(&db, "eco_a", 100_100).await?;

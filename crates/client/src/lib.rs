@@ -99,7 +99,7 @@ pub fn trusting_channel(address: &str, ca: Option<&Path>) -> Result<Channel, Cli
     let bad = || ClientError::Address(address.to_owned());
     let mut endpoint = Endpoint::from_shared(address.to_owned()).map_err(|_| bad())?;
     let uri = endpoint.uri();
-    if uri.host().is_none() || uri.scheme_str().is_none() {
+    if uri.host().is_none() || !matches!(uri.scheme_str(), Some("http" | "https")) {
         return Err(bad());
     }
     if uri.scheme_str() == Some("https") {

@@ -99,10 +99,10 @@ pub struct AuthArgs {
     #[arg(long, env = "SERVICE_TOKEN_SECRET", hide_env_values = true, value_name = "SECRET")]
     pub service_token_secret: SecretString,
     /// Serve reflection without credentials
-    #[arg(long, env = "OPEN_REFLECTION", default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    #[arg(long, env = "OPEN_REFLECTION", default_value_t = false, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub open_reflection: bool,
     /// Serve health without credentials
-    #[arg(long, env = "OPEN_HEALTH", default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    #[arg(long, env = "OPEN_HEALTH", default_value_t = false, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub open_health: bool,
 }
 

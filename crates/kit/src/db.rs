@@ -1,16 +1,21 @@
 //! Migrations, pools that act as one database role, and what an error of the database means.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    Connection, Executor, PgConnection, PgPool, Row,
+    Connection, Executor, PgConnection, PgPool, Postgres, Row, SqlSafeStr, Transaction,
     migrate::Migrator,
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
 
 use crate::config::DbArgs;
 
+/// How long a caller waits for a connection.
+const ACQUIRE_WITHIN: Duration = Duration::from_secs(3);
 /// How long readiness waits for a connection of the pool.
 const POOL_WAIT: Duration = Duration::from_secs(1);
 
@@ -89,10 +94,9 @@ pub fn pool(args: &DbArgs, role: Role) -> Result<PgPool, BadUrl> {
     let options = options(&args.database_url)?.application_name(role.application());
     let pool = PgPoolOptions::new()
         .max_connections(args.database_max_connections)
-        .acquire_timeout(Duration::from_secs(3))
-        // In place of sqlx's ping: it finds a broken connection as well.
+        .acquire_timeout(ACQUIRE_WITHIN)
+        // `acquire` checks.
         .test_before_acquire(false)
-        .before_acquire(|connection, _| Box::pin(outside_a_transaction(connection)))
         .after_connect(move |connection, _| {
             Box::pin(async move { connection.execute(role.session()).await.map(|_| ()) })
         })
@@ -100,14 +104,73 @@ pub fn pool(args: &DbArgs, role: Role) -> Result<PgPool, BadUrl> {
     Ok(pool)
 }
 
-/// Whether a connection from the pool is alive and in no transaction; else it is closed and another taken.
+/// A connection of the pool that answers and is in no transaction. Use this and not the pool's own `acquire`:
+/// that one closes the connection it has at hand when its caller goes away while it is checked or made, so
+/// that callers who only come and go would keep the pool empty. Here only waiting is given up; what has begun
+/// is finished, and the connection goes back.
+pub async fn acquire(pool: &PgPool) -> sqlx::Result<PoolConnection<Postgres>> {
+    let deadline = Instant::now() + ACQUIRE_WITHIN;
+    loop {
+        let connection = timeout_at(deadline, any(pool)).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        if let Some(checked) = to_its_end(check(connection, deadline)).await? {
+            return Ok(checked);
+        }
+    }
+}
+
+/// A transaction on a connection of the pool; see [`acquire`].
+pub async fn begin(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
+    Transaction::begin(acquire(pool).await?, None).await
+}
+
+/// A transaction that only reads, and sees one state of the database throughout; see [`acquire`].
+pub async fn snapshot(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
+    let statement = "begin isolation level repeatable read read only";
+    Transaction::begin(acquire(pool).await?, Some(statement.into_sql_str())).await
+}
+
+/// A connection that may be broken. Only where the pool may have to make one is there more than waiting to give
+/// up: it hands out one that it has without asking the database.
+async fn any(pool: &PgPool) -> sqlx::Result<PoolConnection<Postgres>> {
+    if let Some(idle) = pool.try_acquire() {
+        return Ok(idle);
+    }
+    let pool = pool.clone();
+    let may_grow = pool.size() < pool.options().get_max_connections();
+    #[expect(clippy::disallowed_methods, reason = "its caller cannot end it where it matters")]
+    let acquired = async move { pool.acquire().await };
+    if may_grow { to_its_end(acquired).await } else { acquired.await }
+}
+
+/// The connection, if it is alive and in no transaction by the deadline; else it is closed.
 ///
 /// A caller that goes away while `begin` waits for the server leaves a transaction open that sqlx does not
 /// know of. Whoever had that connection next would work within it: with its `now()`, and with writes that are
 /// never committed. In the simple protocol a statement of its own begins a transaction of its own, so the two
 /// clocks agree; within an older transaction they do not.
-async fn outside_a_transaction(connection: &mut PgConnection) -> sqlx::Result<bool> {
-    connection.fetch_one("select now() = statement_timestamp()").await?.try_get(0)
+async fn check(
+    mut connection: PoolConnection<Postgres>,
+    deadline: Instant,
+) -> sqlx::Result<Option<PoolConnection<Postgres>>> {
+    let asked = connection.fetch_one("select now() = statement_timestamp()");
+    let outcome = timeout_at(deadline, asked).await.map(|answer| answer.and_then(|row| row.try_get(0)));
+    if let Ok(Ok(true)) = outcome {
+        return Ok(Some(connection));
+    }
+    drop(connection.detach());
+    outcome.map(|_| None).map_err(|_elapsed| sqlx::Error::PoolTimedOut)
+}
+
+/// Does the work in a task of its own, which goes on when the caller goes away.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = sqlx::Result<T>> + Send + 'static,
+) -> sqlx::Result<T> {
+    match tokio::spawn(work.in_current_span()).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime ends.
+        Err(_cancelled) => Err(sqlx::Error::PoolClosed),
+    }
 }
 
 /// Why a database has not this version's schema.
@@ -148,7 +211,7 @@ pub async fn migrate(connection: &mut PgConnection) -> Result<(), MigrateError> 
 /// Whether the database answers, takes us for the role and has the schema this program was built with; else
 /// what is to be done.
 pub async fn ready(pool: &PgPool, role: Role) -> Result<(), String> {
-    if let Ok(Ok(mut connection)) = tokio::time::timeout(POOL_WAIT, pool.acquire()).await {
+    if let Ok(Ok(mut connection)) = tokio::time::timeout(POOL_WAIT, acquire(pool)).await {
         return schema(&mut connection).await;
     }
     // All in use, or none can be made: a pool does not tell why.

@@ -24,8 +24,11 @@ use tracing::{Instrument, Span};
 use crate::{
     auth::{AuthError, Authenticator, Caller, KeyVerifier},
     metrics::{InFlight, Metrics, RpcLabels},
+    share::{Share, Shares},
     status, telemetry,
 };
+
+const SHARE_IS_HELD: &str = "too many calls of this account in flight";
 
 /// The layer; one for all services of a server.
 #[derive(Clone)]
@@ -38,6 +41,8 @@ pub struct RequestLayer {
     pub metrics: Metrics,
     /// Calls in flight beyond which new ones are refused.
     pub max_in_flight: u32,
+    /// Of these, what each account has.
+    pub shares: Shares,
     /// Longest time until a call is answered; a stream may go on after its first answer.
     pub request_timeout: Duration,
 }
@@ -84,6 +89,7 @@ where
             span: span.clone(),
             done: false,
             _place: None,
+            _share: None,
         };
         let work = async move {
             let mut call = call;
@@ -94,28 +100,35 @@ where
             if let Some(caller) = &caller {
                 Span::current().record("caller", caller_name(caller).as_str());
                 let Some(place) = layer.metrics.enter(layer.max_in_flight) else {
-                    return call.finish_with(status::unavailable(
-                        "OVERLOADED",
-                        "too many calls in flight",
-                        status::RETRY_SOON,
-                    ));
+                    return call.finish_with(overloaded("too many calls in flight"));
                 };
                 call._place = Some(place);
+                if let Caller::User { eco_id, .. } = caller {
+                    match layer.shares.enter(eco_id) {
+                        Some(share) => call._share = Some(share),
+                        None => return call.finish_with(overloaded(SHARE_IS_HELD)),
+                    }
+                }
                 request.extensions_mut().insert(caller.clone());
             }
             let limit = time_limit(request.headers(), layer.request_timeout);
             let answer = async {
-                if let Some(Caller::ApiKey(text)) = caller
-                    && let Err(refusal) = verify(layer.api_keys.as_ref(), text, &mut request).await
-                {
-                    return Ok(refusal.into_http());
+                let share = match caller {
+                    Some(Caller::ApiKey(text)) => verify(&layer, text, &mut request).await.map(Some),
+                    _ => Ok(None),
+                };
+                match share {
+                    Ok(share) => inner.call(request).await.map(|response| (response, share)),
+                    Err(refusal) => Ok((refusal.into_http(), None)),
                 }
-                inner.call(request).await
             };
             let answer = AssertUnwindSafe(answer).catch_unwind();
             match tokio::time::timeout(limit, answer).await {
                 Err(_elapsed) => call.finish_with(status::deadline_exceeded()),
-                Ok(Ok(Ok(response))) => call.follow(response),
+                Ok(Ok(Ok((response, share)))) => {
+                    call._share = call._share.take().or(share);
+                    call.follow(response)
+                }
                 Ok(Ok(Err(never))) => match never {},
                 Ok(Err(_panic)) => {
                     tracing::error!("the handler panicked");
@@ -210,13 +223,20 @@ fn caller(auth: &Authenticator, service: &str, headers: &HeaderMap) -> Result<Op
 
 /// Finds out whose an API key is, before anything of the message is read.
 async fn verify(
-    verifier: Option<&KeyVerifier>,
+    layer: &RequestLayer,
     text: ApiKeyText,
     request: &mut Request<Body>,
-) -> Result<(), Status> {
+) -> Result<Share, Status> {
+    let verifier = layer.api_keys.as_ref();
     let verifier = verifier.ok_or_else(|| status::permission_denied("this service takes no API keys"))?;
-    request.extensions_mut().insert(verifier(text).await?);
-    Ok(())
+    let key = verifier(text).await?;
+    let share = layer.shares.enter(&key.eco_id).ok_or_else(|| overloaded(SHARE_IS_HELD))?;
+    request.extensions_mut().insert(key);
+    Ok(share)
+}
+
+fn overloaded(message: &str) -> Status {
+    status::unavailable("OVERLOADED", message, status::RETRY_SOON)
 }
 
 fn caller_name(caller: &Caller) -> String {
@@ -235,6 +255,7 @@ struct Call {
     span: Span,
     done: bool,
     _place: Option<InFlight>,
+    _share: Option<Share>,
 }
 
 impl Call {

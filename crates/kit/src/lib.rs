@@ -10,6 +10,7 @@
 //! | [`layer`] | around every RPC: span, log line, metrics, authentication, load limit |
 //! | `connection` | ends connections whose other end is silent |
 //! | [`serve`] | listeners, reflection, health, drain; the operations port |
+//! | [`share`] | how many places of a server one account may have |
 //! | [`tls`] | the certificate and key of a server |
 //! | [`db`] | migrations, pools that act as one database role, what an error of the database means |
 //! | [`status`] | gRPC statuses with `google.rpc` details |
@@ -26,6 +27,7 @@ pub mod layer;
 pub mod metrics;
 pub mod page;
 pub mod serve;
+pub mod share;
 pub mod status;
 pub mod telemetry;
 pub mod tls;

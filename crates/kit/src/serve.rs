@@ -21,6 +21,7 @@ use crate::{
     connection::Heard,
     layer::RequestLayer,
     metrics::Metrics,
+    share::Shares,
     telemetry,
     tls::TlsError,
 };
@@ -163,6 +164,7 @@ impl GrpcServer {
             api_keys: self.api_keys,
             metrics: self.metrics,
             max_in_flight: self.args.max_in_flight,
+            shares: Shares::of(self.args.max_in_flight),
             request_timeout: self.args.request_timeout,
         };
         let routes = self

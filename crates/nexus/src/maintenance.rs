@@ -11,7 +11,7 @@ use nexus_kit::{
 };
 use nexus_usage::app::rebuild_day;
 use secrecy::SecretString;
-use sqlx::{Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 
 pub(crate) const MIGRATE_HELP: &str = "\
 Example:
@@ -42,7 +42,8 @@ pub(crate) struct RollupArgs {
 
 impl DatabaseArgs {
     async fn connect(&self) -> Result<PgConnection> {
-        PgConnection::connect_with(&db::options(&self.database_url)?)
+        // Migrations and rebuilds take their time; that is nothing to warn of.
+        PgConnection::connect_with(&db::options(&self.database_url)?.disable_statement_logging())
             .await
             .context("connecting to DATABASE_URL (--database-url)")
     }

@@ -62,7 +62,7 @@ async fn a_recording_whose_fate_is_unknown_is_sent_again_as_the_same_event() -> 
     let suite = Suite::start().await?;
     suite.account("eco_free", Plan::Free).await?;
     let key = suite.api_key("eco_free", false).await?;
-    let mut lock = suite.db.pool.begin().await?;
+    let mut lock = nexus_kit::db::begin(&suite.db.pool).await?;
     sqlx::query("lock table eco_api_usage in share mode").execute(&mut *lock).await?;
     let mut ping = tokio::spawn(suite.request("GET", PING)?.header("authorization", &key).send());
     tokio::select! {
@@ -83,7 +83,7 @@ async fn a_call_whose_recording_takes_too_long_is_answered_and_recorded_later() 
     let suite = Suite::start_with(|config| config.backend_timeout = Duration::from_secs(1)).await?;
     suite.account("eco_free", Plan::Free).await?;
     let key = suite.api_key("eco_free", false).await?;
-    let mut lock = suite.db.pool.begin().await?;
+    let mut lock = nexus_kit::db::begin(&suite.db.pool).await?;
     sqlx::query("lock table eco_api_usage in share mode").execute(&mut *lock).await?;
     let answer = suite.get(PING, &key).await?;
     assert_eq!((answer.status.as_u16(), answer.number("x-ratelimit-remaining")?), (200, 999));

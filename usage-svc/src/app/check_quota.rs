@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use moka::future::Cache;
 use nexus_core::id::EcoId;
-use nexus_kit::validate::Violations;
+use nexus_kit::{db, validate::Violations};
 use sqlx::PgPool;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -65,7 +65,7 @@ impl Memory {
 
 /// Grants all of the units or none.
 pub async fn run(pool: &PgPool, eco_id: &EcoId, units: i64) -> Result<Decision, Error> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let standing = standing(&mut transaction, eco_id).await?;
     let (start, limit) = (standing.period.start, standing.terms.hard_limit());
     let mut consumed = store::quota_usage::grant(&mut transaction, eco_id, start, units, limit).await?;

@@ -1,7 +1,7 @@
 //! Makes an API key. The secret is stored as its SHA-256 only.
 
 use nexus_core::id::{ApiKeyText, EcoId};
-use nexus_kit::validate::Violations;
+use nexus_kit::{db, validate::Violations};
 use sqlx::PgPool;
 
 use crate::{
@@ -27,7 +27,7 @@ pub struct NewKey {
 
 /// Stores a key. A key that is there already is the answer to a repeated request, if it is the same.
 pub async fn run(pool: &PgPool, new: &NewKey) -> Result<ApiKey, Error> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     match store::accounts::is_closed(&mut transaction, &new.eco_id).await? {
         None => return Err(Error::UnknownAccount),
         Some(true) => return Err(Error::ClosedAccount),

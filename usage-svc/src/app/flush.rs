@@ -87,7 +87,7 @@ fn failed(error: &sqlx::Error) -> FlushError {
 }
 
 async fn ensure_partitions(pool: &PgPool, bound: Duration) -> sqlx::Result<i32> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = db::acquire(pool).await?;
     let made = timeout(bound, store::api_usage::ensure_partitions(&mut connection)).await;
     in_time(made, connection)
 }
@@ -98,7 +98,7 @@ async fn try_once(
     slot: &mut Slot,
     events: &[&Event],
 ) -> sqlx::Result<Vec<Outcome>> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = db::acquire(pool).await?;
     let counted = timeout(bound, async {
         let mut transaction = connection.begin().await?;
         let outcomes = count(&mut transaction, slot, events).await?;

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use nexus_core::id::EcoId;
-use nexus_kit::page;
+use nexus_kit::{db, page};
 use sqlx::PgPool;
 
 use crate::{domain::api_key::ApiKey, error::Error, store};
@@ -17,7 +17,7 @@ pub async fn run(
     after: Option<&Cursor>,
     size: i64,
 ) -> Result<(Vec<ApiKey>, Option<Cursor>), Error> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = db::acquire(pool).await?;
     if store::accounts::is_closed(&mut connection, eco_id).await?.is_none() {
         return Err(Error::UnknownAccount);
     }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use nexus_kit::db;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +31,7 @@ pub async fn run(pool: PgPool, retention_days: u16, stop: CancellationToken) {
 
 /// One round.
 pub async fn once(pool: &PgPool, retention_days: u16) -> sqlx::Result<()> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = db::acquire(pool).await?;
     let made = store::api_usage::ensure_partitions(&mut connection).await?;
     let dropped = store::api_usage::drop_partitions(&mut connection, i32::from(retention_days)).await?;
     let leases = store::quota_leases::delete_settled(&mut connection).await?;

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use nexus_core::id::{ApiKeyText, EcoId};
-use nexus_kit::validate::Violations;
+use nexus_kit::{db, validate::Violations};
 use sqlx::PgPool;
 
 use crate::{
@@ -33,7 +33,7 @@ pub async fn run(
 ) -> Result<(ApiKey, DateTime<Utc>), Error> {
     let (key_id, grace_ms) = (rotation.text.key_id(), rotation.grace_ms);
     let secret = rotation.text.secret_sha256();
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let key = store::api_keys::lock(&mut transaction, key_id, owner).await?.ok_or(Error::UnknownApiKey)?;
     if let Some(done) = api_key_rotations::find(&mut transaction, key_id, &secret).await? {
         if done.grace_ms != grace_ms {

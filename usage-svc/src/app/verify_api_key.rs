@@ -1,6 +1,7 @@
 //! Verifies an API key, in the database: a revocation holds at once, at every replica.
 
 use nexus_core::id::ApiKeyText;
+use nexus_kit::db;
 use sqlx::PgPool;
 
 use crate::{domain::api_key::ApiKey, error::Error, store};
@@ -10,7 +11,7 @@ const NO_SECRET: [u8; 32] = [0; 32];
 
 /// The key that the text opens.
 pub async fn run(pool: &PgPool, text: &ApiKeyText) -> Result<ApiKey, Error> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = db::acquire(pool).await?;
     let stored = store::api_keys::for_verification(&mut connection, text.key_id()).await?;
     let opens = stored.as_ref().map_or_else(|| text.matches(&NO_SECRET), |stored| stored.opens_to(text));
     let stored = stored.filter(|_| opens).ok_or(Error::InvalidApiKey)?;

@@ -7,6 +7,7 @@ pub mod envoy;
 mod parse;
 
 use nexus_core::id::ApiKeyText;
+use nexus_kit::db;
 use nexus_kit::{
     auth::{Caller, Scope},
     convert::timestamp,
@@ -93,7 +94,7 @@ impl UsageService for Service {
         let check = parse::check(request.into_inner(), key.as_ref())?;
         if key.is_some_and(|key| key.test_mode) {
             // Metered apart: neither limited nor consuming.
-            let mut connection = self.pool.acquire().await.map_err(Error::Database)?;
+            let mut connection = db::acquire(&self.pool).await.map_err(Error::Database)?;
             let standing = app::check_quota::standing(&mut connection, &check.eco_id).await?;
             return Ok(Response::new(answer::unlimited(&standing)));
         }

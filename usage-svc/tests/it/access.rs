@@ -235,7 +235,7 @@ async fn the_database_refuses_what_was_not_granted() -> Result<()> {
 #[tokio::test]
 async fn who_may_create_roles_and_migrates_may_act_as_each_service() -> Result<()> {
     let db = TestDb::new().await?;
-    let mut connection = db.pool.acquire().await?;
+    let mut connection = nexus_kit::db::acquire(&db.pool).await?;
     let migrator = format!("m_{}", Uuid::new_v4().simple());
     let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::int")
         .fetch_one(&mut *connection)

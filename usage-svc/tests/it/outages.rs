@@ -7,9 +7,15 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use futures::future::{join_all, try_join_all};
+use futures::{
+    FutureExt,
+    future::{join_all, try_join_all},
+};
 use nexus_core::plan::Plan;
-use nexus_kit::config::ServeArgs;
+use nexus_kit::{
+    config::{DbArgs, ServeArgs},
+    db::Role,
+};
 use nexus_proto::usage::v1::{CheckQuotaRequest, EventOutcome, UsageEvent};
 use nexus_testkit::{db::TestDb, proxy::Proxy, settings};
 use nexus_usage::Config;
@@ -111,7 +117,7 @@ async fn a_full_queue_is_unavailable_and_what_was_taken_is_written_before_the_en
     account(&db, "eco_a", Plan::Pro).await?;
     let server = Server::start_with(Config { ingest_queue: 10_000, ..config(db.args()) }).await?;
     // A flush waits for the rebuild of its day; the queue fills behind it.
-    let mut rebuild = db.pool.begin().await?;
+    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
         .execute(&mut *rebuild)
         .await?;
@@ -142,7 +148,7 @@ async fn record_into_silence(
     server: &Server,
     event: UsageEvent,
 ) -> Result<Result<(), Status>> {
-    let mut rebuild = db.pool.begin().await?;
+    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
         .execute(&mut *rebuild)
         .await?;
@@ -208,7 +214,7 @@ async fn a_server_ends_though_its_flush_hears_nothing() -> Result<()> {
 async fn a_caller_that_goes_away_cancels_no_flush() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Pro).await?;
-    let mut rebuild = db.pool.begin().await?;
+    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
         .execute(&mut *rebuild)
         .await?;
@@ -267,5 +273,28 @@ async fn errors_that_pass_by_themselves_mean_that_the_database_is_away() -> Resu
         let error = sqlx::raw_sql(sqlx::AssertSqlSafe(raise)).execute(&db.pool).await.expect_err(code);
         assert_eq!(nexus_kit::db::is_unavailable(&error), passes, "{error:?}");
     }
+    Ok(())
+}
+
+/// Whoever asks for a connection and goes away does not cost it.
+#[tokio::test]
+async fn callers_that_give_up_leave_the_pool_its_connections() -> Result<()> {
+    let db = TestDb::new().await?;
+    let args = DbArgs { database_max_connections: 1, ..db.args() };
+    let pool = nexus_kit::db::pool(&args, Role::Usage)?;
+    let backend = async || -> Result<i32> {
+        let mut connection = nexus_kit::db::acquire(&pool).await?;
+        Ok(sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *connection).await?)
+    };
+    let first = backend().await?;
+    for _ in 0..50 {
+        let asked = nexus_kit::db::acquire(&pool).now_or_never();
+        ensure!(asked.is_none(), "it has to wait for the database");
+        let begun = nexus_kit::db::begin(&pool).now_or_never();
+        ensure!(begun.is_none(), "it has to wait for the database");
+        // Far enough for what was begun to be under way.
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(backend().await?, first);
     Ok(())
 }

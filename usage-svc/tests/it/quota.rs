@@ -59,7 +59,7 @@ async fn a_repeat_gets_the_answer_that_the_first_caller_did_not_wait_for() -> Re
     )
     .execute(&db.pool)
     .await?;
-    let mut holder = db.pool.begin().await?;
+    let mut holder = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("select pg_advisory_xact_lock(42)").execute(&mut *holder).await?;
     let repeated = || CheckQuotaRequest {
         eco_id: "eco_a".to_owned(),

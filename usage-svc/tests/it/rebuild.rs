@@ -69,7 +69,7 @@ async fn old_day(db: &TestDb) -> Result<NaiveDate> {
 async fn a_day_that_is_being_dropped_keeps_its_rollup() -> Result<()> {
     let db = TestDb::new().await?;
     let day = old_day(&db).await?;
-    let mut drop = db.pool.begin().await?;
+    let mut drop = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("select nexus_drop_usage_partitions($1 + 1)").bind(day).execute(&mut *drop).await?;
     let pool = db::pool(&db.args(), Role::Usage)?;
     let dropped = async {
@@ -91,11 +91,11 @@ async fn a_rebuild_holds_up_maintenance_and_not_the_recording_of_other_days() ->
     account(&db, "eco_a", Plan::Pro).await?;
     record(&server, event("eco_a")).await?;
     let day = old_day(&db).await?;
-    let mut rebuild = db.pool.begin().await?;
+    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("select aggregate_daily_usage($1)").bind(day).execute(&mut *rebuild).await?;
     let drop = async {
         // As the owner, without a lock time-out: it waits for as long as the rebuild takes.
-        let mut owner = db.pool.acquire().await?;
+        let mut owner = nexus_kit::db::acquire(&db.pool).await?;
         sqlx::query("select nexus_drop_usage_partitions($1 + 1)").bind(day).execute(&mut *owner).await?;
         anyhow::Ok(())
     };
@@ -117,7 +117,7 @@ async fn temporary_tables_do_not_stand_in_for_the_catalogue() -> Result<()> {
     let db = TestDb::new().await?;
     let day = old_day(&db).await?;
     let pool = db::pool(&db.args(), Role::Usage)?;
-    let mut connection = pool.acquire().await?;
+    let mut connection = nexus_kit::db::acquire(&pool).await?;
     sqlx::query("create temporary table pg_inherits (inhrelid oid, inhparent oid)")
         .execute(&mut *connection)
         .await?;

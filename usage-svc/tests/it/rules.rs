@@ -40,7 +40,7 @@ async fn periods_are_the_same_in_the_database() -> Result<()> {
     let pairs = pairs();
     let (anchors, instants): (Vec<_>, Vec<_>) = pairs.iter().copied().unzip();
     for zone in ["UTC", "America/New_York", "Asia/Kolkata"] {
-        let mut connection = db.pool.acquire().await?;
+        let mut connection = nexus_kit::db::acquire(&db.pool).await?;
         sqlx::query("select set_config('timezone', $1, false)").bind(zone).execute(&mut *connection).await?;
         let periods: Vec<(DateTime<Utc>, DateTime<Utc>)> = sqlx::query_as(
             "select nexus_period_start(anchor, at), nexus_period_end(anchor, at)

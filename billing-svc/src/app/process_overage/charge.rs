@@ -13,6 +13,7 @@
 use std::sync::Arc;
 
 use nexus_core::money::{Currency, Micros};
+use nexus_kit::db;
 use sqlx::{Acquire, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -135,7 +136,7 @@ async fn charge_period(
 
 /// Under the lock of the period: what is to be done, written down.
 async fn next_step(context: &ChargeContext, period: &PeriodKey) -> Result<Step, Error> {
-    let mut connection = context.pool.acquire().await?;
+    let mut connection = db::acquire(&context.pool).await?;
     let mut transaction = connection.begin().await?;
     if !records::lock(&mut transaction, period).await? {
         return Ok(Step::Nothing);
@@ -199,7 +200,7 @@ async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> 
             break;
         }
         let readiness = {
-            let mut connection = context.pool.acquire().await?;
+            let mut connection = db::acquire(&context.pool).await?;
             charges::ready(&mut connection, intent.charge_id, intent.attempt).await?
         };
         let doubt = match readiness {
@@ -287,7 +288,7 @@ pub(super) async fn back_off(context: &ChargeContext, doubt: &Doubt, tries: u32)
 }
 
 async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> Result<ChargeOutcome, Error> {
-    let mut connection = context.pool.acquire().await?;
+    let mut connection = db::acquire(&context.pool).await?;
     if charges::succeed(&mut connection, intent.charge_id, intent.attempt, item_id).await? {
         Ok(ChargeOutcome::Charged)
     } else {
@@ -299,7 +300,7 @@ async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> R
 
 async fn refused(context: &ChargeContext, intent: &Intent, refusal: Refusal) -> Result<ChargeOutcome, Error> {
     let period = intent.period_key();
-    let mut connection = context.pool.acquire().await?;
+    let mut connection = db::acquire(&context.pool).await?;
     let mut transaction = connection.begin().await?;
     if charges::fail(&mut transaction, intent.charge_id, intent.attempt, &refusal.reason).await? {
         records::set_billed(&mut transaction, &period).await?;
@@ -311,7 +312,7 @@ async fn refused(context: &ChargeContext, intent: &Intent, refusal: Refusal) -> 
 }
 
 async fn replace(context: &ChargeContext, intent: &Intent) -> Result<Option<Intent>, Error> {
-    let mut connection = context.pool.acquire().await?;
+    let mut connection = db::acquire(&context.pool).await?;
     let mut transaction = connection.begin().await?;
     let next = charges::replace(&mut transaction, intent, context.run_id).await?;
     transaction.commit().await?;

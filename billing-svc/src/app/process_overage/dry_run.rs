@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use nexus_core::money::{Currency, Micros, OutOfRange};
+use nexus_kit::db;
 use sqlx::{PgConnection, PgPool};
 
 use super::charge::untold_error;
@@ -43,7 +44,7 @@ pub struct PlannedCharge {
 
 /// Looks at the accounts a run would look at, in one read-only snapshot.
 pub async fn dry_run(pool: &PgPool, accounts: Option<&[String]>) -> Result<DryRun, Error> {
-    let mut snapshot = pool.begin_with("begin isolation level repeatable read read only").await?;
+    let mut snapshot = db::snapshot(pool).await?;
     let mut periods = BTreeSet::new();
     for candidate in records::candidates(&mut snapshot, accounts).await? {
         if candidate.owes()? {

@@ -5,6 +5,7 @@ use std::{
     time::Instant,
 };
 
+use nexus_kit::db;
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::watch;
 use tokio_util::{
@@ -127,7 +128,7 @@ impl Engine {
             return self.follow(run, wait_until).await;
         }
         // A connection of its own, which the pool does not take back: the lease lives as long as it does.
-        let mut connection = self.pool.acquire().await?.detach();
+        let mut connection = db::acquire(&self.pool).await?.detach();
         // Only who has the lease knows that nobody is at work on a run which is not done.
         if !lease::try_run(&mut connection).await? {
             drop(connection);
@@ -182,7 +183,7 @@ impl Engine {
     }
 
     async fn earlier(&self, request: &Request) -> Result<Option<runs::Run>, Error> {
-        let mut connection = self.pool.acquire().await?;
+        let mut connection = db::acquire(&self.pool).await?;
         Ok(find(&mut connection, request).await?)
     }
 

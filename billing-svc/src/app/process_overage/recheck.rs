@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 
 use futures::{StreamExt, stream};
+use nexus_kit::db;
 use sqlx::Acquire;
 
 use super::{
@@ -46,7 +47,7 @@ pub(super) async fn recheck_all(
     concurrency: usize,
 ) -> Result<BTreeMap<String, Option<AccountError>>, Error> {
     let due = {
-        let mut connection = context.pool.acquire().await?;
+        let mut connection = db::acquire(&context.pool).await?;
         charges::due_rechecks(&mut connection, accounts).await?
     };
     let mut done = BTreeMap::<_, Option<AccountError>>::new();
@@ -113,7 +114,7 @@ async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error>
         Ok(listed) => listed,
         Err(doubt) => return Ok(Look::Unknown(doubt)),
     };
-    let mut connection = context.pool.acquire().await?;
+    let mut connection = db::acquire(&context.pool).await?;
     let ours = charges::items(&mut connection, replaced.charge_id).await?;
     if let Some(missing) = ours.iter().find(|id| listed.iter().all(|item| item.item_id != **id)) {
         return Ok(Look::Wrong(item_missing(replaced, missing)));
@@ -147,7 +148,7 @@ async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error>
 /// Takes an item that is on an invoice into the ledger, with the intent of a correction.
 async fn adopt(context: &ChargeContext, wrong: &Intent, extra: &FoundItem) -> Result<Look, Error> {
     let period = wrong.period_key();
-    let mut connection = context.pool.acquire().await?;
+    let mut connection = db::acquire(&context.pool).await?;
     let mut transaction = connection.begin().await?;
     records::lock(&mut transaction, &period).await?;
     let Some(facts) = facts::read(&mut transaction, std::slice::from_ref(&period)).await?.pop() else {

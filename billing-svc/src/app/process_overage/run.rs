@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, future, stream};
 use nexus_core::money::OutOfRange;
+use nexus_kit::db;
 use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -116,7 +117,7 @@ impl Run {
     /// missed whatever the refresher has done.
     async fn who_owes(&self) -> Result<Vec<Vec<PeriodKey>>, Error> {
         refresh::drain(&self.context.pool).await?;
-        let mut connection = self.context.pool.acquire().await?;
+        let mut connection = db::acquire(&self.context.pool).await?;
         records::settle_empty(&mut connection, self.begun.accounts.as_deref()).await?;
         let candidates = records::candidates(&mut connection, self.begun.accounts.as_deref()).await?;
         Ok(by_account(candidates)?)
@@ -147,7 +148,7 @@ impl Run {
     async fn keep_end(&self, mut lease: PgConnection, end: RunStatus) -> sqlx::Result<()> {
         let figures = self.live.borrow().figures.clone();
         if self.context.halt.is_cancelled() {
-            let mut connection = self.context.pool.acquire().await?;
+            let mut connection = db::acquire(&self.context.pool).await?;
             return runs::update(&mut connection, &self.begun, &figures, end).await;
         }
         runs::update(&mut lease, &self.begun, &figures, end).await?;

@@ -158,7 +158,7 @@ pub(crate) const A_FLUSH_WAITS: &str = "select exists (
 
 /// Keeps flushes of today waiting until the transaction ends.
 pub(crate) async fn hold_flushes(db: &TestDb) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
-    let mut rebuild = db.pool.begin().await?;
+    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
         .execute(&mut *rebuild)
         .await?;

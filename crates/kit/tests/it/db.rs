@@ -24,10 +24,10 @@ async fn a_begin_that_is_given_up_leaves_no_transaction_to_the_next_caller() {
         };
         tokio::select! {
             biased;
-            begun = pool.begin() => drop(begun.expect("the database is there")),
+            begun = db::begin(&pool) => drop(begun.expect("the database is there")),
             () = yields => given_up += 1,
         }
-        let mut connection = pool.acquire().await.expect("a connection");
+        let mut connection = db::acquire(&pool).await.expect("a connection");
         let row = connection.fetch_one("select now() = statement_timestamp()").await.expect("an answer");
         assert!(row.get::<bool, _>(0), "the connection is within a transaction that nobody ended");
     }

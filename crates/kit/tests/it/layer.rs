@@ -11,8 +11,9 @@ use std::{
 use chrono::{TimeDelta, Utc};
 use http::uri::PathAndQuery;
 use nexus_client::CallOptions;
+use nexus_core::id::EcoId;
 use nexus_kit::{
-    auth::{Scope, service_token},
+    auth::{Scope, service_token, user_token},
     metrics::Metrics,
     serve::{GrpcServer, Listeners},
 };
@@ -25,7 +26,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
 
-use crate::server::{SERVICE_SECRET, server};
+use crate::server::{SERVICE_SECRET, USER_SECRET, server};
 
 const RECORD: &str = "/nexus.usage.v1.UsageService/RecordUsage";
 
@@ -67,10 +68,19 @@ async fn call<M: prost::Message + Default + 'static>(
     path: &'static str,
     message: M,
 ) -> Status {
+    call_as(&options(), channel, path, message).await
+}
+
+async fn call_as<M: prost::Message + Default + 'static>(
+    options: &CallOptions,
+    channel: &Channel,
+    path: &'static str,
+    message: M,
+) -> Status {
     let mut client = Grpc::new(channel.clone());
     client.ready().await.expect("the server is there");
     let codec = ProstCodec::<M, Any>::default();
-    let answer = client.unary(options().request(message), PathAndQuery::from_static(path), codec).await;
+    let answer = client.unary(options.request(message), PathAndQuery::from_static(path), codec).await;
     answer.expect_err("a refusal")
 }
 
@@ -155,6 +165,52 @@ async fn callers_without_good_credentials_leave_the_places_to_the_others() {
     }
     let status = call(&channel, RECORD, Any::default()).await;
     assert_eq!(status.code(), Code::Internal, "the handler was reached: {status:?}");
+}
+
+/// Ten places: two for each account.
+#[tokio::test]
+async fn an_account_that_holds_its_share_leaves_the_places_to_the_others() {
+    let silent = axum::routing::post(std::future::pending::<()>);
+    let mut routes = Routes::default();
+    *routes.axum_router_mut() = std::mem::take(routes.axum_router_mut())
+        .route("/nexus.usage.v1.UsageService/CheckQuota", silent)
+        .route(RECORD, axum::routing::post(panics));
+    let mut server = server(routes);
+    server.args.request_timeout = Duration::from_secs(60);
+    let (channel, metrics, _stop) = serve(server).await;
+    let user = |eco_id: &str| {
+        let (eco_id, soon) = (EcoId::parse(eco_id).expect("an id"), Utc::now() + TimeDelta::hours(1));
+        let token =
+            user_token(&SecretString::from(USER_SECRET), "nexus", &eco_id, None, soon).expect("a token");
+        CallOptions::bearer(&token, Duration::from_secs(60)).expect("a header")
+    };
+    let check = |options: CallOptions| {
+        let mut client = nexus_client::usage(channel.clone());
+        async move { client.check_quota(options.request(CheckQuotaRequest::default())).await }
+    };
+    let held = [(); 2].map(|()| tokio::spawn(check(user("eco_a"))));
+    let both_are_in_flight = async {
+        while !metrics
+            .render()
+            .lines()
+            .any(|l| l.starts_with("nexus_requests_in_flight") && l.ends_with(" 2"))
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), both_are_in_flight).await.expect("they arrive");
+    let refused = check(user("eco_a")).await.expect_err("its share is held");
+    assert_eq!(code_and_reason(&refused), (Code::Unavailable, "OVERLOADED".into()));
+    for options in [user("eco_b"), options()] {
+        let status = call_as(&options, &channel, RECORD, Any::default()).await;
+        assert_eq!(status.code(), Code::Internal, "the handler was reached: {status:?}");
+    }
+    // A caller that goes away gives its place back.
+    held.iter().for_each(|call| call.abort());
+    let again = async {
+        while call_as(&user("eco_a"), &channel, RECORD, Any::default()).await.code() != Code::Internal {}
+    };
+    tokio::time::timeout(Duration::from_secs(30), again).await.expect("it has its share again");
 }
 
 #[tokio::test]

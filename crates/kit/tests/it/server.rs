@@ -13,9 +13,11 @@ use tonic::service::Routes;
 
 pub(crate) const SERVICE_SECRET: &str = "the-secret-of-services-0123456789-abcdef";
 
+pub(crate) const USER_SECRET: &str = "the-secret-of-users-0123456789-abcdef";
+
 pub(crate) fn server(routes: Routes) -> GrpcServer {
     let auth = AuthArgs {
-        jwt_secret: Some("the-secret-of-users-0123456789-abcdef".into()),
+        jwt_secret: Some(USER_SECRET.into()),
         jwt_issuer: "nexus".into(),
         jwt_jwks: None,
         jwt_public_key: None,

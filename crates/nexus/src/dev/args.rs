@@ -40,6 +40,12 @@ pub(crate) struct DevArgs {
     /// Accounts whose users are admins, comma separated; the token printed is the first one's
     #[arg(long, env = "ADMIN_ECO_IDS", default_value = "eco_demo_admin", value_name = "IDS")]
     pub(crate) admin_eco_ids: String,
+    /// Serve reflection without credentials
+    #[arg(long, env = "OPEN_REFLECTION", default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub(crate) open_reflection: bool,
+    /// Serve health without credentials
+    #[arg(long, env = "OPEN_HEALTH", default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub(crate) open_health: bool,
     /// Use this PostgreSQL instead of a private one; implies --empty
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<SecretString>,

@@ -43,7 +43,7 @@ impl Database {
     /// Starts the private cluster, or connects to the given database, and brings the schema up to date.
     pub(crate) async fn start(args: &DevArgs, folder: &Folder) -> Result<Self> {
         if let Some(url) = args.database_url() {
-            let options = db::options(url)?;
+            let options = db::options(url)?.disable_statement_logging();
             let url = url.expose_secret().to_owned();
             let mut connection = PgConnection::connect_with(&options)
                 .await
@@ -77,10 +77,7 @@ impl Database {
 
     /// A connection as whoever the URL names; in the private cluster a superuser.
     pub(crate) async fn connect(&self) -> Result<PgConnection> {
-        let options: PgConnectOptions = self.url.parse().context("the database's URL")?;
-        // Seeding takes its time; that is nothing to warn of.
-        let options = options.disable_statement_logging();
-        PgConnection::connect_with(&options).await.context("connecting to the database")
+        connect_quietly(&self.url).await.context("connecting to the database")
     }
 
     /// Waits until billing-svc has taken up every change of the counters, so that the first figures shown
@@ -130,6 +127,12 @@ async fn refuse_others(connection: &mut PgConnection) -> Result<()> {
     }
 }
 
+/// Migrating and seeding take their time; that is nothing to warn of.
+async fn connect_quietly(url: &str) -> sqlx::Result<PgConnection> {
+    let options: PgConnectOptions = url.parse()?;
+    PgConnection::connect_with(&options.disable_statement_logging()).await
+}
+
 async fn ensure_database(cluster: &Cluster, wants_demo: bool) -> Result<()> {
     let mut server = PgConnection::connect(&cluster.url("postgres")).await?;
     let exists: bool = sqlx::query_scalar!(
@@ -139,13 +142,13 @@ async fn ensure_database(cluster: &Cluster, wants_demo: bool) -> Result<()> {
     .fetch_one(&mut server)
     .await?;
     if exists {
-        let mut connection = PgConnection::connect(&cluster.url(NAME)).await?;
+        let mut connection = connect_quietly(&cluster.url(NAME)).await?;
         db::migrate(&mut connection).await.context("migrating the database")?;
         connection.close().await?;
     } else {
         server.execute("drop database if exists nexus_unfinished with (force)").await?;
         server.execute("create database nexus_unfinished").await?;
-        let mut connection = PgConnection::connect(&cluster.url(UNFINISHED)).await?;
+        let mut connection = connect_quietly(&cluster.url(UNFINISHED)).await?;
         db::migrate(&mut connection).await.context("making the schema")?;
         mark(&mut connection, wants_demo).await?;
         connection.close().await?;

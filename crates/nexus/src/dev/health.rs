@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
+use nexus_client::CallOptions;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -13,23 +14,24 @@ use super::ports::Addresses;
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// Waits until the three services and the gateway serve.
-pub(crate) async fn all_serving(addresses: &Addresses) -> Result<()> {
+pub(crate) async fn all_serving(addresses: &Addresses, service_token: &str) -> Result<()> {
     let deadline = Instant::now() + WITHIN;
+    let options = CallOptions::bearer(service_token, WITHIN)?;
     for (name, address) in [
         ("usage-svc", addresses.usage),
         ("billing-svc", addresses.billing),
         ("analytics-svc", addresses.analytics),
     ] {
-        let serving = timeout_at(deadline, serving(address.main)).await;
+        let serving = timeout_at(deadline, serving(address.main, &options)).await;
         serving.with_context(|| format!("{name} did not serve within {WITHIN:?}"))??;
     }
     gateway_ready(addresses.gateway.operations, deadline).await
 }
 
 /// Follows a server's health until it serves.
-async fn serving(address: SocketAddr) -> Result<()> {
+async fn serving(address: SocketAddr, options: &CallOptions) -> Result<()> {
     let mut client = HealthClient::new(nexus_client::channel(&format!("http://{address}"))?);
-    let mut states = client.watch(HealthCheckRequest { service: String::new() }).await?.into_inner();
+    let mut states = client.watch(options.request(HealthCheckRequest::default())).await?.into_inner();
     while let Some(state) = states.message().await? {
         if state.status() == ServingStatus::Serving {
             return Ok(());

@@ -79,7 +79,7 @@ async fn serve(
         let ready = Ready::new(args, folder.secrets(), &addresses, database, &stripe, demo, Utc::now())?;
         tracing::debug!("the database is ready");
         servers.start(args, folder.secrets(), &addresses, database, &stripe, ports.servers)?;
-        servers.or_failure(health::all_serving(&addresses)).await?;
+        servers.or_failure(health::all_serving(&addresses, ready.service_token())).await?;
         tracing::debug!("all servers serve");
         servers.or_failure(database.summaries_are_current()).await?;
         if let Some(file) = ready_file {

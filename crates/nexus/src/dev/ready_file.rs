@@ -129,6 +129,13 @@ impl Ready {
     }
 }
 
+impl Ready {
+    /// A token of a service that may do everything.
+    pub(crate) fn service_token(&self) -> &str {
+        &self.tokens.service.token
+    }
+}
+
 fn tokens(admin: &EcoId, secrets: &Secrets, expires: DateTime<Utc>) -> Result<Tokens> {
     let user = |eco_id: &EcoId, email: &str| -> Result<Token> {
         let token = auth::user_token(&secrets.jwt, ISSUER, eco_id, Some(email), expires)?;

@@ -77,6 +77,8 @@ impl Servers {
             .set("jwt-issuer", ISSUER)
             .set("admin-eco-ids", &args.admin_eco_ids)
             .set("service-token-secret", secrets.service_token.expose_secret())
+            .set("open-reflection", args.open_reflection)
+            .set("open-health", args.open_health)
             .set("shutdown-grace", SHUTDOWN_GRACE);
         let service = |listeners: &Listeners| -> Result<Settings> {
             Ok(common

@@ -2,12 +2,18 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use anyhow::{Context, Result};
 use serde_json::json;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::support::{Dev, FREE_PORTS, argument, claims, nexus, processes_with, run, text};
 
 #[tokio::test]
 async fn an_empty_ephemeral_run_is_ready_and_leaves_nothing() -> Result<()> {
-    let dev = Dev::start(&["--ephemeral", "--empty"]).await?;
+    let closed = ["--open-health", "false", "--open-reflection", "false"];
+    let dev = Dev::start(&[&["--ephemeral", "--empty"], &closed[..]].concat()).await?;
+    let mut health =
+        HealthClient::new(nexus_client::channel(&format!("http://{}", dev.text("/usage_addr")?))?);
+    let refused = health.check(HealthCheckRequest::default()).await.expect_err("it shows no credentials");
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated);
     assert_eq!(fs::metadata(&dev.ready_file)?.permissions().mode() & 0o777, 0o600);
     let mut keys: Vec<_> = dev.ready.as_object().context("an object")?.keys().map(String::as_str).collect();
     keys.sort_unstable();

@@ -180,7 +180,7 @@ async fn a_run_that_goes_on_failing_is_no_success() -> Result<()> {
 #[tokio::test]
 async fn another_run_at_work_is_told_and_no_failure() -> Result<()> {
     let billing = Billing::start().await?;
-    let mut other = billing.db.pool.acquire().await?;
+    let mut other = nexus_kit::db::acquire(&billing.db.pool).await?;
     sqlx::query("select pg_advisory_lock(1853383273, 2)").execute(&mut *other).await?;
     let (code, stdout, stderr) = billing.process(&[])?.end().await?;
     assert_eq!(code, Some(0), "{stderr}");

@@ -194,6 +194,8 @@ impl Server {
             .arg(command)
             .env_clear()
             .envs(env)
+            .env("OPEN_HEALTH", "true")
+            .env("OPEN_REFLECTION", "true")
             .env(main_var, ANY_PORT.to_string())
             .env(operations_var, ANY_PORT.to_string())
             .stderr(Stdio::piped())
