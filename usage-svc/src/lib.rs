@@ -16,10 +16,12 @@
 //! | [`app`] | one use case a file; owns the transaction |
 //! | [`domain`] | types and rules; pure |
 //! | [`store`] | the only SQL; one file a table; every function takes a connection |
+//! | [`clock`] | time that only goes forward |
 //! | [`error`] | what can go wrong, and the status each is |
 //! | [`config`] | flags and environment |
 
 pub mod app;
+pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod error;
@@ -29,7 +31,7 @@ pub mod store;
 use std::{sync::Arc, time::Duration};
 
 use app::{
-    maintenance,
+    feed, maintenance,
     writer::{self, WriterMetrics},
 };
 use nexus_kit::{
@@ -77,6 +79,7 @@ pub async fn serve(
         writer_metrics,
         stop.clone(),
     );
+    let (_feed, listening) = feed::start(&config.db, stop.clone())?;
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
     let service = grpc::Service {
         pool: pool.clone(),
@@ -102,7 +105,7 @@ pub async fn serve(
     // Only now: what was taken is written before the process ends.
     stop.cancel();
     let until = Instant::now() + grace.min(LAST_FLUSHES);
-    for task in [writer, maintenance] {
+    for task in [writer, maintenance, listening] {
         finish(task, until).await;
     }
     Ok(served?)

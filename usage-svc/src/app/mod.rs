@@ -5,6 +5,7 @@
 //! | [`record_usage`] | takes events for recording and waits for their commit |
 //! | [`writer`] | the one task that writes: group commit of what gathered meanwhile |
 //! | [`flush`] | the transaction that counts a group of events exactly once |
+//! | [`feed`] | what the database says has changed, to whoever caches it |
 //! | [`check_quota`] | admits units, exactly up to a hard limit |
 //! | [`current_usage`] | an account's current period, live |
 //! | [`create_api_key`] | makes an API key |
@@ -19,6 +20,7 @@
 pub mod check_quota;
 pub mod create_api_key;
 pub mod current_usage;
+pub mod feed;
 pub mod flush;
 pub mod list_api_keys;
 pub mod maintenance;

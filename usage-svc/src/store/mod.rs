@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod api_key_rotations;
 pub mod api_keys;
 pub mod api_usage;
+pub mod changes;
 pub mod imports;
 pub mod quota_leases;
 pub mod quota_usage;

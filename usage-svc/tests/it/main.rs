@@ -5,6 +5,7 @@ mod admission;
 mod api_keys;
 mod current_usage;
 mod exactly_once;
+mod feed;
 mod group_commit;
 mod list_api_keys;
 mod outages;

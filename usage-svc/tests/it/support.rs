@@ -255,3 +255,13 @@ pub(crate) async fn sums(pool: &PgPool, eco_id: &str) -> Result<Sums> {
 pub(crate) fn plain(units: i64) -> Sums {
     Sums { raw: units, counted: units, daily: units, unadmitted: units, test_raw: 0, test_counted: 0 }
 }
+
+/// Returns once a condition holds that other tasks bring about.
+pub(crate) async fn until(mut holds: impl FnMut() -> bool) -> Result<()> {
+    let wait = async {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, wait).await.context("it never came true")
+}
