@@ -73,6 +73,13 @@ pub enum Error {
     Database(#[from] sqlx::Error),
 }
 
+impl Error {
+    /// Whether the database is away.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Error::Database(error) if db::is_unavailable(error))
+    }
+}
+
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         match refusal {

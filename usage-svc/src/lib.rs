@@ -4,8 +4,8 @@
 //!
 //! * An acknowledged event is committed, once, in the raw log, the counters and the rollups
 //!   ([`app::flush`]); whether an event is new, the database decides, never a memory of ours.
-//! * A hard limit is exact over all replicas: the row of the account's period is locked and checked
-//!   ([`app::check_quota`]).
+//! * A hard limit is exact over all replicas: units are granted under the lock of the account's row, held by
+//!   one replica, and go back only when that one returns them ([`app::quota`]).
 //! * The database's clock decides periods, ages and grants.
 //!
 //! The way of a request is a straight line:
@@ -28,10 +28,10 @@ pub mod error;
 pub mod grpc;
 pub mod store;
 
-use std::{sync::Arc, time::Duration};
+use std::{process, sync::Arc, time::Duration};
 
 use app::{
-    feed, maintenance,
+    feed, maintenance, quota,
     writer::{self, WriterMetrics},
 };
 use nexus_kit::{
@@ -79,11 +79,14 @@ pub async fn serve(
         writer_metrics,
         stop.clone(),
     );
-    let (_feed, listening) = feed::start(&config.db, stop.clone())?;
+    let (feed, listening) = feed::start(&config.db, stop.clone())?;
+    let name = format!("{} of process {}", listeners.main_addr().map_err(ServeError::Io)?, process::id());
+    let (quota, holding) = quota::start(pool.clone(), feed, name, stop.clone());
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
     let service = grpc::Service {
         pool: pool.clone(),
         recorder,
+        quota,
         quota_memory: Default::default(),
         key_secret: config.auth.service_token_secret.clone(),
     };
@@ -105,7 +108,7 @@ pub async fn serve(
     // Only now: what was taken is written before the process ends.
     stop.cancel();
     let until = Instant::now() + grace.min(LAST_FLUSHES);
-    for task in [writer, maintenance, listening] {
+    for task in [writer, holding, maintenance, listening] {
         finish(task, until).await;
     }
     Ok(served?)

@@ -1,4 +1,4 @@
-//! Partitions are made ahead and dropped by retention, and settled leases deleted: at the start and every
+//! Partitions are made ahead and dropped by retention, and settled leases and gone holders deleted: at the start and every
 //! hour. A partition that is missing all the same is made by the flush that needs it.
 
 use std::time::Duration;
@@ -35,6 +35,7 @@ pub async fn once(pool: &PgPool, retention_days: u16) -> sqlx::Result<()> {
     let made = store::api_usage::ensure_partitions(&mut connection).await?;
     let dropped = store::api_usage::drop_partitions(&mut connection, i32::from(retention_days)).await?;
     let leases = store::quota_leases::delete_settled(&mut connection).await?;
-    tracing::info!(made, dropped, leases, "maintenance");
+    let holders = store::quota_holders::delete_gone(&mut connection).await?;
+    tracing::info!(made, dropped, leases, holders, "maintenance");
     Ok(())
 }

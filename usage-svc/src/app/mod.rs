@@ -7,6 +7,7 @@
 //! | [`flush`] | the transaction that counts a group of events exactly once |
 //! | [`feed`] | what the database says has changed, to whoever caches it |
 //! | [`check_quota`] | admits units, exactly up to a hard limit |
+//! | [`quota`] | what this replica holds of all quotas: leases in memory |
 //! | [`current_usage`] | an account's current period, live |
 //! | [`create_api_key`] | makes an API key |
 //! | [`list_api_keys`] | an account's keys, newest first |
@@ -15,7 +16,7 @@
 //! | [`verify_api_key`] | whose key a text is, if it opens one |
 //! | [`register_import`] | the time shift of an imported file |
 //! | [`rebuild_day`] | rebuilds a day's rollup from the raw log |
-//! | [`maintenance`] | partitions made ahead and dropped, settled leases deleted |
+//! | [`maintenance`] | partitions made ahead and dropped, settled leases and gone holders deleted |
 
 pub mod check_quota;
 pub mod create_api_key;
@@ -24,6 +25,7 @@ pub mod feed;
 pub mod flush;
 pub mod list_api_keys;
 pub mod maintenance;
+pub mod quota;
 pub mod rebuild_day;
 pub mod record_usage;
 pub mod register_import;

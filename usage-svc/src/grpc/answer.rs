@@ -1,9 +1,9 @@
 //! From the domain's types to the contract's answers.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use nexus_core::{id::EcoId, quota};
+use nexus_core::{id::EcoId, period::Period, quota};
 use nexus_kit::{
     convert::{plan_to_proto, timestamp},
     status,
@@ -16,8 +16,12 @@ use nexus_proto::usage::v1::{
 use tonic::Status;
 
 use crate::{
-    app::check_quota::Decision,
-    domain::{event::Outcome, judge::Refusal, quota::Standing},
+    app::quota::{Decision, Verdict},
+    domain::{
+        event::Outcome,
+        judge::Refusal,
+        quota::{Standing, Terms},
+    },
     error::Error,
 };
 
@@ -94,41 +98,42 @@ fn described(outcome: Outcome) -> (EventOutcome, &'static str, &'static str) {
 
 /// The answer to a check; a refusal is the error of a quota that is used up.
 pub(super) fn checked(eco_id: &EcoId, decision: &Decision) -> Result<CheckQuotaResponse, Status> {
-    let Some(admission) = decision.admission else { return Err(exceeded(eco_id, decision)) };
-    Ok(CheckQuotaResponse {
-        admission: admission.to_string(),
-        ..position(&decision.standing, decision.consumed)
-    })
+    let admission = match decision.verdict {
+        Verdict::Admitted(lease) => lease.to_string(),
+        Verdict::Open => String::new(),
+        Verdict::Refused(retry) => return Err(exceeded(eco_id, decision, retry)),
+    };
+    let position = position(&decision.terms, decision.period, decision.consumed);
+    Ok(CheckQuotaResponse { admission, ..position })
 }
 
 /// The answer to a test-mode key: no admission is needed.
 pub(super) fn unlimited(standing: &Standing) -> CheckQuotaResponse {
-    position(standing, standing.consumption.consumed())
+    position(&standing.terms, standing.period, standing.consumption.consumed())
 }
 
-fn position(standing: &Standing, consumed: i64) -> CheckQuotaResponse {
+fn position(terms: &Terms, period: Period, consumed: i64) -> CheckQuotaResponse {
     CheckQuotaResponse {
         admission: String::new(),
-        limit_count: quota::shown_limit(standing.terms.included),
-        remaining_count: quota::remaining(standing.terms.included, consumed),
+        limit_count: quota::shown_limit(terms.included),
+        remaining_count: quota::remaining(terms.included, consumed),
         consumed_count: consumed,
-        period_start_time: Some(timestamp(standing.period.start)),
-        period_end_time: Some(timestamp(standing.period.end)),
-        plan: plan_to_proto(standing.terms.plan).into(),
+        period_start_time: Some(timestamp(period.start)),
+        period_end_time: Some(timestamp(period.end)),
+        plan: plan_to_proto(terms.plan).into(),
     }
 }
 
-fn exceeded(eco_id: &EcoId, decision: &Decision) -> Status {
-    let standing = &decision.standing;
-    let limit = quota::shown_limit(standing.terms.included);
+fn exceeded(eco_id: &EcoId, decision: &Decision, retry: Duration) -> Status {
+    let limit = quota::shown_limit(decision.terms.included);
     let rfc3339 = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::AutoSi, true);
-    let end = rfc3339(standing.period.end);
+    let end = rfc3339(decision.period.end);
     let metadata = HashMap::from([
         ("limit".to_owned(), limit.to_string()),
         ("current_usage".to_owned(), decision.consumed.to_string()),
-        ("period_start".to_owned(), rfc3339(standing.period.start)),
+        ("period_start".to_owned(), rfc3339(decision.period.start)),
         ("period_end".to_owned(), end.clone()),
-        ("plan".to_owned(), standing.terms.plan.to_string()),
+        ("plan".to_owned(), decision.terms.plan.to_string()),
     ]);
     status::quota_exceeded(status::QuotaExceeded {
         eco_id: eco_id.as_str(),
@@ -137,7 +142,7 @@ fn exceeded(eco_id: &EcoId, decision: &Decision) -> Status {
             decision.consumed, decision.units
         ),
         metadata,
-        retry: (standing.period.end - standing.now).to_std().unwrap_or_default(),
+        retry,
         upgrade_url: UPGRADE_URL,
     })
 }

@@ -25,7 +25,7 @@ use sqlx::PgPool;
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
 
 use crate::{
-    app::{self, record_usage::Recorder},
+    app::{self, quota::Quota, record_usage::Recorder},
     error::Error,
 };
 
@@ -35,6 +35,8 @@ pub struct Service {
     pub pool: PgPool,
     /// The way to the writer.
     pub recorder: Recorder,
+    /// Units to admit.
+    pub quota: Quota,
     /// Answers of CheckQuota to repeated requests.
     pub quota_memory: app::check_quota::Memory,
     /// Derives the keys of repeatable CreateApiKey and RotateApiKey requests.
@@ -94,13 +96,12 @@ impl UsageService for Service {
         let check = parse::check(request.into_inner(), key.as_ref())?;
         if key.is_some_and(|key| key.test_mode) {
             // Metered apart: neither limited nor consuming.
-            let mut connection = db::acquire(&self.pool).await.map_err(Error::Database)?;
-            let standing = app::check_quota::standing(&mut connection, &check.eco_id).await?;
+            let standing = app::current_usage::of_open(&self.pool, &self.quota, &check.eco_id).await?;
             return Ok(Response::new(answer::unlimited(&standing)));
         }
         let decision = match check.request_id {
-            Some(id) => self.quota_memory.run(&self.pool, &check.eco_id, check.units, id).await,
-            None => app::check_quota::run(&self.pool, &check.eco_id, check.units).await.map_err(Into::into),
+            Some(id) => self.quota_memory.run(&self.quota, &check.eco_id, check.units, id).await,
+            None => self.quota.admit(&check.eco_id, check.units).await.map_err(Into::into),
         };
         let decision = decision.map_err(|e| Status::from(e.as_ref()))?;
         Ok(Response::new(answer::checked(&check.eco_id, &decision)?))
@@ -120,7 +121,7 @@ impl UsageService for Service {
         request: Request<GetCurrentUsageRequest>,
     ) -> Result<Response<GetCurrentUsageResponse>, Status> {
         let eco_id = caller::reading(&request, &request.get_ref().eco_id)?;
-        let standing = app::current_usage::run(&self.pool, &eco_id).await?;
+        let standing = app::current_usage::run(&self.pool, &self.quota, &eco_id).await?;
         Ok(Response::new(answer::current_usage(&eco_id, &standing)))
     }
 

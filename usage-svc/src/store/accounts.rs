@@ -50,7 +50,8 @@ pub async fn is_closed(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::R
     .await
 }
 
-/// Where the account stands in the period that contains the database's now; `None`: unknown.
+/// Where the account stands in the period that contains the database's now; `None`: unknown. What is forfeited,
+/// the leases tell: here it is 0.
 #[tracing::instrument(name = "db.eco_identities.standing", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<Option<Standing>> {
     // The newest free plan has the limits of a subscription that does not grant its own plan.
@@ -72,8 +73,7 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                   free.included_units as free_included, free.hard_limit as free_hard,
                   a.period_start as "period_start!", a.period_end as "period_end!",
                   coalesce(c.recorded, 0) as "recorded!", coalesce(c.unadmitted, 0) as "unadmitted!",
-                  coalesce(q.granted_units, 0) as "granted!", coalesce(q.returned_units, 0) as "returned!",
-                  coalesce(q.forfeited_units, 0) as "forfeited!"
+                  coalesce(q.granted_units, 0) as "granted!", coalesce(q.returned_units, 0) as "returned!"
            from account a
            join eco_plans p on p.plan = a.plan and p.version = a.plan_version
            cross join free
@@ -107,7 +107,7 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                 returned: row.returned,
                 unadmitted: row.unadmitted,
             },
-            forfeited: row.forfeited,
+            forfeited: 0,
         })
     })
     .transpose()

@@ -160,6 +160,7 @@ nexus_usage eco_identities: select
 nexus_usage eco_imports: select insert
 nexus_usage eco_plan_prices: select
 nexus_usage eco_plans: select
+nexus_usage eco_quota_holders: select insert update delete
 nexus_usage eco_quota_leases: select insert update delete
 nexus_usage eco_quota_usage: select insert update
 nexus_usage eco_subscriptions: select
@@ -204,8 +205,11 @@ async fn each_role_has_its_grants_and_no_more() -> Result<()> {
         [
             "nexus_usage aggregate_daily_usage",
             "nexus_usage increment_api_calls",
+            "nexus_usage nexus_disown_lease",
             "nexus_usage nexus_drop_usage_partitions",
             "nexus_usage nexus_ensure_usage_partitions",
+            "nexus_usage nexus_grant_quota",
+            "nexus_usage nexus_settle_leases",
         ]
     );
     Ok(())

@@ -1,0 +1,311 @@
+//! Claims: asks the database for units, one caller of an account at a time and for all that wait.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use nexus_core::id::EcoId;
+use sqlx::{Postgres, pool::PoolConnection};
+use tokio::{
+    sync::oneshot,
+    time::{error::Elapsed, timeout},
+};
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::{
+    HEARD, Holder,
+    account::{Account, Short, Slot, Step, View},
+    settle::Due,
+};
+use crate::{
+    clock::BootTime,
+    domain::{
+        lease::{Claim, Grant, Return},
+        quota::Standing,
+    },
+    error::Error,
+    store,
+};
+
+/// Longest time a statement of a claim may take before its connection is given up.
+const BOUND: Duration = Duration::from_secs(8);
+
+/// What a caller asks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ask {
+    /// Units, all or none.
+    pub(super) units: i64,
+    /// What was remembered before does not count.
+    pub(super) since: BootTime,
+    /// A refusal is final: there was time to give units back.
+    pub(super) last: bool,
+}
+
+/// How often everything and how often the account had changed.
+type Epoch = (u64, u64);
+
+impl Holder {
+    /// Takes its turn, in a task of its own: what is granted arrives also when the caller went away.
+    pub(super) async fn claim(
+        self: &Arc<Self>,
+        eco_id: &EcoId,
+        account: &Arc<Account>,
+        ask: Ask,
+    ) -> Result<Step, Error> {
+        let (answer, answered) = oneshot::channel();
+        let (holder, eco_id, account) = (self.clone(), eco_id.clone(), account.clone());
+        let task = async move {
+            let step = holder.take_turn(&eco_id, &account, ask, || answer.is_closed()).await;
+            if answer.send(step).is_err() {
+                tracing::debug!("a caller went away before it was decided");
+            }
+        };
+        self.claims.spawn(task.in_current_span());
+        answered.await.map_err(|_| Error::Stopping)?
+    }
+
+    /// Claims ahead of need, unless that is being done.
+    pub(super) fn refill(self: &Arc<Self>, eco_id: &EcoId, account: Arc<Account>) {
+        if self.closing.is_cancelled() || account.refilling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (holder, eco_id) = (self.clone(), eco_id.clone());
+        self.claims.spawn(async move {
+            let ask = Ask { units: 0, since: BootTime::now(), last: true };
+            if let Err(error) = holder.take_turn(&eco_id, &account, ask, || true).await {
+                tracing::debug!(%error, "a claim ahead of need failed");
+            }
+            account.refilling.store(false, Ordering::Release);
+        });
+    }
+
+    /// Decides from memory if that is possible by now, else by the database. Units 0: ahead of need.
+    async fn take_turn(
+        &self,
+        eco_id: &EcoId,
+        account: &Arc<Account>,
+        ask: Ask,
+        is_gone: impl Fn() -> bool,
+    ) -> Result<Step, Error> {
+        let waits = account.wait(ask.units);
+        let mut pace = account.turn.lock().await;
+        let need = account.waiting();
+        drop(waits);
+        if self.closing.is_cancelled() {
+            return Err(Error::Stopping);
+        }
+        if ask.units > 0
+            && let Some(step) = self.remembered(eco_id, ask)
+        {
+            return Ok(step);
+        }
+        let epoch = self.epoch_of(account);
+        let mut cached = self.cached_view(eco_id);
+        loop {
+            let view = match cached {
+                Some(view) => view,
+                None => self.read(eco_id, account, epoch).await?,
+            };
+            let limit = view.terms.hard_limit();
+            let want = pace.wanted(self.unspent(eco_id, view.period), limit.is_some());
+            let claim = Claim { least: ask.units.max(1), need, want };
+            let lease_id = Uuid::now_v7();
+            match self.grant(lease_id, eco_id, &view, claim).await? {
+                Grant::Granted { units, consumed } => {
+                    let own = if is_gone() { 0 } else { ask.units };
+                    let view = View { consumed, ..view };
+                    let (decision, had) =
+                        self.take_in(eco_id, account, epoch, view, Return { lease_id, unspent: units }, own);
+                    pace.begin(had);
+                    return Ok(Step::Decided(decision));
+                }
+                // What was remembered may be out of date. (Read anew, it is so at a period's end alone.)
+                Grant::OtherPeriod => cached = None,
+                Grant::Short { .. } if cached.is_some() && ask.units > 0 => cached = None,
+                Grant::Short { consumed, outstanding, recallable } => {
+                    let short = Short {
+                        left: limit.map_or(0, |limit| (limit - consumed).max(0)),
+                        at: BootTime::now(),
+                        outstanding,
+                        recallable: recallable && !ask.last,
+                    };
+                    let view = View { consumed, ..view };
+                    return Ok(self.fall_short(eco_id, account, epoch, view, short, ask));
+                }
+            }
+        }
+    }
+
+    fn remembered(&self, eco_id: &EcoId, ask: Ask) -> Option<Step> {
+        let slot = self.accounts.get(eco_id)?;
+        slot.decide(ask.units, BootTime::now(), ask.since, || self.feed.heard_within(HEARD))
+    }
+
+    fn epoch_of(&self, account: &Account) -> Epoch {
+        (self.epoch.load(Ordering::Acquire), account.epoch.load(Ordering::Acquire))
+    }
+
+    /// What is known of the account, where a change would have been heard.
+    fn cached_view(&self, eco_id: &EcoId) -> Option<View> {
+        let view = self.accounts.get(eco_id)?.view?;
+        (BootTime::now() < view.ends && self.feed.heard_within(HEARD)).then_some(view)
+    }
+
+    /// What the database says of the account.
+    async fn read(&self, eco_id: &EcoId, account: &Arc<Account>, epoch: Epoch) -> Result<View, Error> {
+        let asked = BootTime::now();
+        let standing = self.query_standing(eco_id).await?;
+        let view = View::of(&standing, asked);
+        self.with_slot(eco_id, account, view, |slot| {
+            if self.epoch_of(account) == epoch {
+                slot.view = Some(view);
+            }
+        });
+        Ok(view)
+    }
+
+    async fn query_standing(&self, eco_id: &EcoId) -> Result<Standing, Error> {
+        let read = async {
+            let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+            let read = timeout(BOUND, store::accounts::standing(&mut connection, eco_id)).await;
+            in_time(read, connection)
+        };
+        let read = read.await;
+        self.note_outcome(&read);
+        let standing = read?.ok_or(Error::UnknownAccount)?;
+        if standing.closed { Err(Error::ClosedAccount) } else { Ok(standing) }
+    }
+
+    /// Asks for a lease. A grant whose answer is lost is disowned.
+    async fn grant(&self, lease_id: Uuid, eco_id: &EcoId, view: &View, claim: Claim) -> Result<Grant, Error> {
+        let (period, limit) = (view.period, view.terms.hard_limit());
+        let acquired = nexus_kit::db::acquire(&self.pool).await;
+        let granted = match acquired {
+            Ok(mut connection) => {
+                let sent = timeout(BOUND, async {
+                    self.register(&mut connection).await?;
+                    let ids = (lease_id, self.id);
+                    store::quota_leases::grant(&mut connection, ids, eco_id, period, limit, claim).await
+                });
+                let granted = in_time(sent.await, connection);
+                if granted.is_err() {
+                    self.returns.add(eco_id, Due::Disown { lease_id, period });
+                }
+                granted
+            }
+            Err(error) => Err(error),
+        };
+        self.note_outcome(&granted);
+        Ok(granted?)
+    }
+
+    /// Takes a lease into memory, or back at once where the account changed meanwhile. Of it, `own` units are
+    /// spent. Returns the decision and the units that were there.
+    fn take_in(
+        &self,
+        eco_id: &EcoId,
+        account: &Arc<Account>,
+        epoch: Epoch,
+        view: View,
+        lease: Return,
+        own: i64,
+    ) -> (super::Decision, i64) {
+        self.with_slot(eco_id, account, view, |slot| {
+            let decision = slot.grant(view, lease.lease_id, lease.unspent, own);
+            let had = slot.unspent() + own;
+            if self.epoch_of(account) != epoch {
+                self.give_back(eco_id, account, slot.forget(), false);
+            }
+            (decision, had)
+        })
+    }
+
+    fn fall_short(
+        &self,
+        eco_id: &EcoId,
+        account: &Arc<Account>,
+        epoch: Epoch,
+        view: View,
+        mut short: Short,
+        ask: Ask,
+    ) -> Step {
+        self.with_slot(eco_id, account, view, |slot| {
+            if ask.units == 0 {
+                // Nobody is refused, and until the next grant nothing is claimed ahead.
+                return slot.stop_refills(view);
+            }
+            if slot.unspent_or_returning() > 0 {
+                // Our own leases hold some, each too few.
+                short.outstanding = true;
+                short.recallable = !ask.last;
+            }
+            let step = slot.refuse(ask.units, view, short);
+            if self.epoch_of(account) != epoch {
+                self.give_back(eco_id, account, slot.forget(), false);
+            }
+            step
+        })
+    }
+
+    /// Works on the account's slot, in which nothing of another period is held.
+    fn with_slot<T>(
+        &self,
+        eco_id: &EcoId,
+        account: &Arc<Account>,
+        view: View,
+        work: impl FnOnce(&mut Slot) -> T,
+    ) -> T {
+        let mut slot = self.accounts.entry(eco_id.clone()).or_insert_with(|| Slot::of(account.clone()));
+        if !slot.is_of(view.period) {
+            let returns = slot.drain();
+            self.give_back(eco_id, account, returns, false);
+        }
+        work(&mut slot)
+    }
+
+    async fn register(&self, connection: &mut PoolConnection<Postgres>) -> sqlx::Result<()> {
+        if !self.registered.load(Ordering::Acquire) {
+            store::quota_holders::beat(connection, self.id, &self.name).await?;
+            self.registered.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Asks whoever holds units of the account to give them back: us at once, others by the feed.
+    pub(super) async fn recall(&self, eco_id: &EcoId, account: &Arc<Account>) {
+        if let Some(mut slot) = self.accounts.get_mut(eco_id) {
+            let returns = slot.drain();
+            self.give_back(eco_id, account, returns, true);
+        }
+        let now = BootTime::now();
+        let before = account.recalled.swap(now.nanos(), Ordering::AcqRel);
+        if now.since(BootTime::at_nanos(before)) < super::RECALL_AGAIN {
+            return;
+        }
+        let payload = format!("recall:{eco_id}");
+        let notify = async {
+            let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+            let sent =
+                timeout(BOUND, store::changes::notify(&mut *connection, store::changes::CHANNEL, &payload));
+            in_time(sent.await, connection)
+        };
+        if let Err(error) = notify.await {
+            tracing::warn!(%error, "units could not be called back");
+        }
+    }
+}
+
+/// The result, or that the database is away where there was none in time. The connection is closed then: the
+/// pool would wait for its answer before it opens another.
+pub(super) fn in_time<T>(
+    result: Result<sqlx::Result<T>, Elapsed>,
+    connection: PoolConnection<Postgres>,
+) -> sqlx::Result<T> {
+    result.unwrap_or_else(|_| {
+        drop(connection.detach());
+        Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the connection went silent")))
+    })
+}

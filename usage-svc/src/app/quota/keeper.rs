@@ -1,0 +1,195 @@
+//! Keeps the holder: listens to changes, sweeps what is idle, gives signs of life, and settles at the end.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use dashmap::DashMap;
+use nexus_core::id::EcoId;
+use sqlx::PgPool;
+use tokio::{
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+use super::{Holder, Quota, account::Idle, claim::in_time, settle::Returns};
+use crate::{
+    app::feed::{Change, Changes, Feed},
+    clock::BootTime,
+    store,
+};
+
+const SWEEP: Duration = Duration::from_secs(1);
+const IDLE: Idle = Idle { limited: 2, unlimited: 60 };
+const NOW: Idle = Idle { limited: 0, unlimited: 0 };
+/// Sweeps without a check after which an account is forgotten.
+const FORGOTTEN: u32 = 600;
+/// Beyond so many accounts, the idle ones are forgotten as soon as their units are back.
+const MAX_ACCOUNTS: usize = 100_000;
+/// How often a sign of life is given; without one for 10 s the database takes a holder for gone.
+const BEAT: Duration = Duration::from_secs(2);
+/// Longest time a sign of life may take.
+const BOUND: Duration = Duration::from_secs(5);
+
+/// Makes this replica a holder, until `stop`: then nothing is granted any more, and the task ends when
+/// everything is settled.
+pub fn start(
+    pool: PgPool,
+    feed: Arc<Feed>,
+    name: String,
+    stop: CancellationToken,
+) -> (Quota, JoinHandle<()>) {
+    let changes = feed.subscribe();
+    let holder = Arc::new(Holder {
+        id: Uuid::new_v4(),
+        name,
+        pool,
+        feed,
+        accounts: DashMap::new(),
+        epoch: AtomicU64::new(0),
+        returns: Returns::default(),
+        claims: TaskTracker::new(),
+        closing: stop,
+        registered: AtomicBool::new(false),
+        failing_until: AtomicU64::new(0),
+    });
+    let task = tokio::spawn(keep(holder.clone(), changes));
+    (Quota(holder), task)
+}
+
+async fn keep(holder: Arc<Holder>, changes: Changes) {
+    let stop = holder.closing.clone();
+    tokio::join!(
+        holder.listen(changes, stop.clone()),
+        holder.sweep_until(stop.clone()),
+        holder.beat_until(stop.clone()),
+        holder.settle_until(stop),
+    );
+    // What is being claimed arrives first.
+    holder.claims.close();
+    holder.claims.wait().await;
+    holder.sweep(&NOW);
+    holder.settle_all().await;
+    holder.leave().await;
+}
+
+impl Holder {
+    async fn listen(&self, mut changes: Changes, stop: CancellationToken) {
+        loop {
+            let change = tokio::select! {
+                () = stop.cancelled() => return,
+                change = changes.next() => change,
+            };
+            match change {
+                None => return,
+                Some(Change::Key(_)) => {}
+                Some(Change::Account(eco_id)) => self.note_changed(&eco_id),
+                Some(Change::Everything | Change::Plans) => self.note_all_changed(),
+                Some(Change::Recall(eco_id)) => self.answer_recall(&eco_id),
+                Some(Change::Returned(eco_id)) => self.note_returned(&eco_id),
+            }
+        }
+    }
+
+    /// The account's terms are read anew; units that are held under the old ones go back.
+    fn note_changed(&self, eco_id: &EcoId) {
+        if let Some(mut slot) = self.accounts.get_mut(eco_id) {
+            let account = slot.account.clone();
+            account.epoch.fetch_add(1, Ordering::AcqRel);
+            self.give_back(eco_id, &account, slot.forget(), false);
+            account.returned.notify_waiters();
+        }
+    }
+
+    fn note_all_changed(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        for mut entry in self.accounts.iter_mut() {
+            let (eco_id, slot) = entry.pair_mut();
+            let (account, returns) = (slot.account.clone(), slot.forget());
+            self.give_back(eco_id, &account, returns, false);
+            account.returned.notify_waiters();
+        }
+    }
+
+    /// Somebody is short of units: ours go back, and whoever asked hears of it also if there are none.
+    fn answer_recall(&self, eco_id: &EcoId) {
+        if let Some(mut slot) = self.accounts.get_mut(eco_id) {
+            let (account, returns) = (slot.account.clone(), slot.drain());
+            self.give_back(eco_id, &account, returns, true);
+        }
+    }
+
+    async fn sweep_until(&self, stop: CancellationToken) {
+        let mut tick = interval(SWEEP);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = tick.tick() => self.sweep(&IDLE),
+            }
+        }
+    }
+
+    /// Gives back what nobody asked for, and forgets who has been away for long.
+    fn sweep(&self, idle: &Idle) {
+        let now = BootTime::now();
+        let forget_after = if self.accounts.len() > MAX_ACCOUNTS { IDLE.limited } else { FORGOTTEN };
+        let mut forgettable = Vec::new();
+        for mut entry in self.accounts.iter_mut() {
+            let (eco_id, slot) = entry.pair_mut();
+            let returns = slot.sweep(now, idle);
+            if !returns.is_empty() {
+                let account = slot.account.clone();
+                self.give_back(eco_id, &account, returns, false);
+            } else if slot.is_forgettable(forget_after) {
+                forgettable.push(eco_id.clone());
+            }
+        }
+        for eco_id in forgettable {
+            self.accounts.remove_if(&eco_id, |_, slot| slot.is_forgettable(forget_after));
+        }
+    }
+
+    async fn beat_until(&self, stop: CancellationToken) {
+        let mut tick = interval(BEAT);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                beaten = self.beat() => if let Err(error) = beaten {
+                    tracing::debug!(%error, "no sign of life could be given");
+                },
+            }
+        }
+    }
+
+    async fn beat(&self) -> sqlx::Result<()> {
+        let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+        let beaten = timeout(BOUND, store::quota_holders::beat(&mut connection, self.id, &self.name)).await;
+        in_time(beaten, connection)?;
+        self.registered.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    async fn leave(&self) {
+        let left = async {
+            let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+            let left = timeout(BOUND, store::quota_holders::leave(&mut connection, self.id)).await;
+            in_time(left, connection)
+        };
+        if let Err(error) = left.await {
+            // Nothing is held: a holder that stays on the list is one of the dead in ten seconds.
+            tracing::warn!(%error, "could not leave the list of holders");
+        }
+    }
+}

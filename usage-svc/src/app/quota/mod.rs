@@ -1,0 +1,222 @@
+//! Quota that is decided from memory: this replica as a holder of leased units.
+//!
+//! A check spends units of a lease that is held, by one compare-and-swap ([`Quota::admit`]). Only where the
+//! leases do not suffice is the database asked, one caller of an account at a time and for all that wait
+//! ([`claim`]); and once they run low, ahead of need. What is not spent goes back ([`settle`]) when nobody
+//! asks for it any more, somebody else is short of it, the account or its plan changes, or the server stops
+//! ([`keeper`]).
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`account`] | what is held and known of an account |
+//! | [`claim`] | asks the database for units |
+//! | [`settle`] | gives back what was not spent, until the database has it |
+//! | [`keeper`] | listens to changes, sweeps what is idle, gives signs of life, settles at the end |
+
+mod account;
+mod claim;
+mod keeper;
+mod settle;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use dashmap::DashMap;
+use nexus_core::{id::EcoId, period::Period};
+use sqlx::PgPool;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+use self::{
+    account::{Account, Slot, Step},
+    claim::Ask,
+    settle::Returns,
+};
+use crate::{
+    app::feed::Feed,
+    clock::BootTime,
+    domain::quota::{Standing, Terms},
+    error::Error,
+};
+
+pub use keeper::start;
+
+/// While the feed is heard within this, what is remembered of an account's terms holds.
+const HEARD: Duration = Duration::from_secs(1);
+/// How long the last refusal waits for units that others hold.
+const RECALL_WAIT: Duration = Duration::from_millis(250);
+/// They are not called back again sooner.
+const RECALL_AGAIN: Duration = Duration::from_millis(50);
+/// When a refused caller may come back while units may come back; a refusal is remembered as long.
+const COME_BACK: Duration = Duration::from_secs(1);
+/// After a failure of the database, with the feed unheard as well, it is not waited for.
+const AWAY_FOR: Duration = Duration::from_secs(5);
+
+/// The answer of a check.
+#[derive(Debug, Clone, Copy)]
+pub struct Decision {
+    /// Units asked for.
+    pub units: i64,
+    /// Whether they may be used.
+    pub verdict: Verdict,
+    /// Units consumed in the period, these included: what the database last said, less what this replica
+    /// holds unspent.
+    pub consumed: i64,
+    /// What holds for the account.
+    pub terms: Terms,
+    /// The period.
+    pub period: Period,
+}
+
+/// Whether units may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Under this lease.
+    Admitted(Uuid),
+    /// Without a lease: the database is away, and the plan refuses nobody.
+    Open,
+    /// Not now; when to come back.
+    Refused(Duration),
+}
+
+/// The quota of all accounts, as this replica holds it. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Quota(Arc<Holder>);
+
+#[derive(Debug)]
+struct Holder {
+    id: Uuid,
+    name: String,
+    pool: PgPool,
+    feed: Arc<Feed>,
+    accounts: DashMap<EcoId, Slot>,
+    /// Counts the times at which everything changed.
+    epoch: AtomicU64,
+    returns: Returns,
+    /// Claims under way: they end also when their callers do not wait for them.
+    claims: TaskTracker,
+    closing: CancellationToken,
+    /// Whether the database knows this holder.
+    registered: AtomicBool,
+    /// Until when the database is taken to be away, in nanoseconds of [`BootTime`].
+    failing_until: AtomicU64,
+}
+
+impl Quota {
+    /// Admits units, all or none. From memory where a lease suffices.
+    pub async fn admit(&self, eco_id: &EcoId, units: i64) -> Result<Decision, Error> {
+        if let Some(decision) = self.decide(eco_id, units) {
+            return Ok(decision);
+        }
+        self.0.insist(eco_id, units).await
+    }
+
+    /// Decides from memory alone; `None`: the database has to be asked.
+    pub fn decide(&self, eco_id: &EcoId, units: i64) -> Option<Decision> {
+        let (step, account) = {
+            let slot = self.0.accounts.get(eco_id)?;
+            let step =
+                slot.decide(units, BootTime::now(), BootTime::START, || self.0.feed.heard_within(HEARD))?;
+            (step, slot.runs_low().then(|| slot.account.clone()))
+        };
+        if let Some(account) = account {
+            self.0.refill(eco_id, account);
+        }
+        match step {
+            Step::Decided(decision) => Some(decision),
+            Step::Short { .. } => None,
+        }
+    }
+
+    /// What `read` says of where the account stands, without the units that this replica has not spent: they
+    /// are no more consumed than those that nobody was granted.
+    pub async fn standing<F>(&self, eco_id: &EcoId, read: F) -> Result<Standing, Error>
+    where
+        F: Future<Output = Result<Standing, Error>>,
+    {
+        let account = self.0.accounts.get(eco_id).map(|slot| slot.account.clone());
+        let Some(account) = account else { return read.await };
+        // No grant comes between what the database says and what is in memory.
+        let _turn = account.turn.lock().await;
+        let mut standing = read.await?;
+        standing.consumption.returned += self.0.unspent(eco_id, standing.period);
+        Ok(standing)
+    }
+}
+
+impl Holder {
+    /// Admits units, and asks the database for them as often as it helps.
+    async fn insist(self: &Arc<Self>, eco_id: &EcoId, units: i64) -> Result<Decision, Error> {
+        let account = self.account(eco_id);
+        let until = Instant::now() + RECALL_WAIT;
+        let mut ask = Ask { units, since: BootTime::START, last: false };
+        loop {
+            let returned = account.returned.notified();
+            if self.is_away() {
+                return self.open(eco_id, units).ok_or_else(|| Error::Database(sqlx::Error::PoolTimedOut));
+            }
+            let step = match self.claim(eco_id, &account, ask).await {
+                Err(error) if error.is_outage() => return self.open(eco_id, units).ok_or(error),
+                step => step?,
+            };
+            match step {
+                Step::Decided(decision) => return Ok(decision),
+                Step::Short { refusal, recallable } => {
+                    if !recallable || ask.last {
+                        return Ok(refusal);
+                    }
+                    self.recall(eco_id, &account).await;
+                    if timeout_at(until, returned).await.is_err() {
+                        // Once more, whatever is remembered: a notification may be lost.
+                        ask = Ask { units, since: BootTime::now(), last: true };
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is held of the account, if only nothing.
+    fn account(&self, eco_id: &EcoId) -> Arc<Account> {
+        if let Some(slot) = self.accounts.get(eco_id) {
+            return slot.account.clone();
+        }
+        self.accounts.entry(eco_id.clone()).or_default().account.clone()
+    }
+
+    /// Units of the period that the database has as granted and that are not spent.
+    fn unspent(&self, eco_id: &EcoId, period: Period) -> i64 {
+        self.accounts
+            .get(eco_id)
+            .filter(|slot| slot.is_of(period))
+            .map_or(0, |slot| slot.unspent_or_returning())
+    }
+
+    /// Admits without a lease, where the plan refuses nobody; what is recorded then counts by itself.
+    fn open(self: &Arc<Self>, eco_id: &EcoId, units: i64) -> Option<Decision> {
+        let (decision, account) = {
+            let slot = self.accounts.get(eco_id)?;
+            (slot.open(units)?, slot.account.clone())
+        };
+        self.refill(eco_id, account);
+        Some(decision)
+    }
+
+    fn is_away(&self) -> bool {
+        let failing = BootTime::now().nanos() < self.failing_until.load(Ordering::Relaxed);
+        failing && !self.feed.heard_within(HEARD)
+    }
+
+    fn note_outcome<T>(&self, result: &Result<T, sqlx::Error>) {
+        let until = match result {
+            Err(error) if nexus_kit::db::is_unavailable(error) => BootTime::now().after(AWAY_FOR).nanos(),
+            _ => 0,
+        };
+        self.failing_until.store(until, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,160 @@
+//! Gives back what was not spent, until the database has it. Units are taken from memory first; what is due
+//! here nobody can spend any more. A settlement may be repeated: each lease is settled once.
+
+use std::{
+    mem,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use nexus_core::{id::EcoId, period::Period};
+use tokio::{sync::Notify, time::timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Holder, account::Account, claim::in_time};
+use crate::{domain::lease::Return, store};
+
+/// Leases settled in one transaction.
+const AT_ONCE: usize = 500;
+/// Pause after a settlement that failed.
+const AGAIN: Duration = Duration::from_millis(250);
+/// Longest time a settlement may take before its connection is given up.
+const BOUND: Duration = Duration::from_secs(8);
+
+/// What the database has to be told.
+#[derive(Debug)]
+pub(super) enum Due {
+    /// A lease is settled.
+    Settle {
+        lease: Return,
+        account: Arc<Account>,
+        /// Somebody waits for it.
+        answer: bool,
+    },
+    /// A grant's answer was lost.
+    Disown { lease_id: Uuid, period: Period },
+}
+
+/// All that is due.
+#[derive(Debug, Default)]
+pub(super) struct Returns {
+    due: Mutex<Vec<(EcoId, Due)>>,
+    more: Notify,
+}
+
+impl Returns {
+    pub(super) fn add(&self, eco_id: &EcoId, due: Due) {
+        self.put(vec![(eco_id.clone(), due)]);
+    }
+
+    fn put(&self, due: Vec<(EcoId, Due)>) {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner).extend(due);
+        self.more.notify_one();
+    }
+
+    fn take(&self) -> Vec<(EcoId, Due)> {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = due.len().min(AT_ONCE);
+        let rest = due.split_off(count);
+        mem::replace(&mut *due, rest)
+    }
+}
+
+impl Holder {
+    /// Has leases settled that were taken from memory; `answer`: somebody waits for it.
+    pub(super) fn give_back(
+        &self,
+        eco_id: &EcoId,
+        account: &Arc<Account>,
+        returns: Vec<Return>,
+        answer: bool,
+    ) {
+        if returns.is_empty() {
+            return;
+        }
+        let due = returns.into_iter().map(|lease| {
+            account.returning.fetch_add(lease.unspent, Ordering::AcqRel);
+            (eco_id.clone(), Due::Settle { lease, account: account.clone(), answer })
+        });
+        self.returns.put(due.collect());
+    }
+
+    /// Settles what becomes due, until `stop`.
+    pub(super) async fn settle_until(&self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.returns.more.notified() => self.settle_all().await,
+            }
+        }
+    }
+
+    /// Returns once nothing is due.
+    pub(super) async fn settle_all(&self) {
+        loop {
+            let due = self.returns.take();
+            if due.is_empty() {
+                return;
+            }
+            let done = self.settle(&due).await;
+            self.note_outcome(&done);
+            match done {
+                Ok(()) => self.note_settled(due),
+                Err(error) => {
+                    tracing::warn!(%error, leases = due.len(), "leases could not be settled, and are tried again");
+                    self.returns.put(due);
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    async fn settle(&self, due: &[(EcoId, Due)]) -> sqlx::Result<()> {
+        let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+        let settled = timeout(BOUND, async {
+            for answers in [true, false] {
+                let returns: Vec<&Return> = due
+                    .iter()
+                    .filter_map(|(_, due)| match due {
+                        Due::Settle { lease, answer, .. } if *answer == answers => Some(lease),
+                        _ => None,
+                    })
+                    .collect();
+                if !returns.is_empty() {
+                    store::quota_leases::settle(&mut connection, &returns, answers).await?;
+                }
+            }
+            for (eco_id, due) in due {
+                if let Due::Disown { lease_id, period } = due {
+                    store::quota_leases::disown(&mut connection, *lease_id, eco_id, *period).await?;
+                }
+            }
+            Ok(())
+        });
+        in_time(settled.await, connection)
+    }
+
+    /// Lets those who wait for units here try again: they need not wait for the feed.
+    fn note_settled(&self, due: Vec<(EcoId, Due)>) {
+        for (eco_id, due) in due {
+            if let Due::Settle { lease, account, answer } = due {
+                account.returning.fetch_sub(lease.unspent, Ordering::AcqRel);
+                if answer || lease.unspent > 0 {
+                    self.note_returned(&eco_id);
+                }
+            }
+        }
+    }
+
+    /// Units of the account may have come back.
+    pub(super) fn note_returned(&self, eco_id: &EcoId) {
+        let account = self.accounts.get_mut(eco_id).map(|mut slot| {
+            slot.short = None;
+            slot.account.clone()
+        });
+        if let Some(account) = account {
+            account.returned.notify_waiters();
+        }
+    }
+}
