@@ -128,7 +128,7 @@ impl Changes {
 /// Starts the feed, which listens until `stop`. That the database is away does not end it.
 pub fn start(args: &DbArgs, stop: CancellationToken) -> Result<(Arc<Feed>, JoinHandle<()>), StartError> {
     let args = DbArgs { database_max_connections: 1, ..args.clone() };
-    db::options(&args)?;
+    db::options(&args.database_url)?;
     let feed = Arc::new(Feed { changes: broadcast::Sender::new(CAPACITY), heard: AtomicU64::new(0) });
     let task = tokio::spawn(run(feed.clone(), args, stop));
     Ok((feed, task))
