@@ -4,10 +4,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use chrono::{TimeDelta, Utc};
-use nexus_client::{Credentials, Guard, tracker::builder::Builder};
+use nexus_client::{CallOptions, Credentials, Guard, tracker::builder::Builder};
 use nexus_core::plan::Plan;
 use nexus_kit::{auth::Scope, config::DbArgs, serve::Listeners};
-use nexus_proto::usage::v1::UsageEvent;
+use nexus_proto::usage::v1::{GetCurrentUsageRequest, UsageEvent};
 use nexus_testkit::{
     db::TestDb,
     seed,
@@ -62,6 +62,14 @@ impl Server {
         // Waits until its tasks, and so its sockets, are gone.
         tokio::task::spawn_blocking(move || drop(runtime)).await?;
         Ok(())
+    }
+
+    /// Units consumed of the account's quota, as the server says: those that it holds unspent are not.
+    pub(crate) async fn consumed(&self, eco_id: &str) -> Result<i64> {
+        let options = CallOptions::bearer(&settings::user_token(eco_id)?, Duration::from_secs(20))?;
+        let request = GetCurrentUsageRequest { eco_id: eco_id.to_owned() };
+        let mut client = nexus_client::usage(nexus_client::channel(&self.url())?);
+        Ok(client.get_current_usage(options.request(request)).await?.into_inner().consumed_count)
     }
 
     pub(crate) fn guard(&self) -> Result<Guard> {
