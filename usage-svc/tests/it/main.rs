@@ -7,6 +7,8 @@ mod current_usage;
 mod exactly_once;
 mod feed;
 mod group_commit;
+mod lease_terms;
+mod leases;
 mod list_api_keys;
 mod outages;
 mod quota;

@@ -39,10 +39,7 @@ async fn exactly_the_limit_is_admitted_over_two_servers() -> Result<()> {
     let usage = current(&two, "eco_a").await?;
     // Refused calls consumed nothing; nothing was recorded.
     assert_eq!((usage.consumed_count, usage.api_calls_count, usage.remaining_count), (1000, 0, 1000));
-    let leased: i64 = sqlx::query_scalar("select sum(granted_units)::bigint from eco_quota_leases")
-        .fetch_one(&db.pool)
-        .await?;
-    assert_eq!(leased, 1000);
+    assert_eq!(granted(&db, "eco_a").await?, 1000);
     Ok(())
 }
 

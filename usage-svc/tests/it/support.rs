@@ -4,6 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use futures::future::join_all;
 use nexus_client::CallOptions;
 use nexus_core::plan::Plan;
 use nexus_kit::{auth::Scope, config::DbArgs, convert::timestamp, serve::Listeners};
@@ -15,7 +16,7 @@ use nexus_testkit::{
 };
 use nexus_usage::{Config, StartError};
 use sqlx::PgPool;
-use tokio::task::JoinHandle;
+use tokio::{runtime::Runtime, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
@@ -42,6 +43,8 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     stop: CancellationToken,
     task: JoinHandle<Result<(), StartError>>,
+    /// What it runs on alone, where it can be killed.
+    runtime: Option<Runtime>,
 }
 
 impl Server {
@@ -54,7 +57,23 @@ impl Server {
         let address = listeners.main_addr()?;
         let stop = CancellationToken::new();
         let task = tokio::spawn(nexus_usage::serve(config, listeners, stop.clone()));
-        Ok(Self { address, stop, task })
+        Ok(Self { address, stop, task, runtime: None })
+    }
+
+    /// One that can be killed.
+    pub(crate) async fn start_apart(db: DbArgs) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let mut server = runtime.spawn(Self::start(db)).await??;
+        server.runtime = Some(runtime);
+        Ok(server)
+    }
+
+    /// Ends it at once, whatever it is doing: its connections break, nothing is finished.
+    pub(crate) async fn kill(mut self) -> Result<()> {
+        let runtime = self.runtime.take().context("it was started apart")?;
+        // Waits until its tasks, and so its connections, are gone.
+        tokio::task::spawn_blocking(move || drop(runtime)).await?;
+        Ok(())
     }
 
     pub(crate) fn channel(&self) -> Result<Channel> {
@@ -75,6 +94,9 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -221,6 +243,29 @@ async fn is_waited_for(db: &TestDb, which: &str) -> Result<()> {
     while !sqlx::query_scalar::<_, bool>(sqlx::AssertSqlSafe(statement.as_str())).fetch_one(&db.pool).await? {
     }
     Ok(())
+}
+
+/// Checks of one unit each, all at once, in turn at these servers; the answers.
+pub(crate) async fn burst(
+    servers: &[&Server],
+    eco_id: &str,
+    count: usize,
+) -> Result<Vec<Result<CheckQuotaResponse, Status>>> {
+    let options = service()?;
+    let clients = servers.iter().map(|server| server.client()).collect::<Result<Vec<_>>>()?;
+    let calls = (0..count).map(|i| {
+        let mut client = clients[i % clients.len()].clone();
+        let request =
+            options.request(CheckQuotaRequest { eco_id: eco_id.to_owned(), ..CheckQuotaRequest::default() });
+        async move { client.check_quota(request).await.map(|answer| answer.into_inner()) }
+    });
+    Ok(join_all(calls).await)
+}
+
+/// Units that the database has as granted and not returned.
+pub(crate) async fn granted(db: &TestDb, eco_id: &str) -> Result<i64> {
+    let statement = "select coalesce(sum(granted_units - returned_units), 0)::bigint from eco_quota_usage where eco_id = $1";
+    Ok(sqlx::query_scalar(statement).bind(eco_id).fetch_one(&db.pool).await?)
 }
 
 /// Units in the raw log, the counters and the rollup; test-mode units of the first two apart.

@@ -1,0 +1,180 @@
+//! What holds for units that replicas hold: changed plans and accounts, periods that end, and a database
+//! that is away.
+
+use anyhow::Result;
+use chrono::{DateTime, Utc};
+use nexus_core::plan::Plan;
+use nexus_testkit::{db::TestDb, proxy::Proxy, seed};
+use tonic::{Code, Status};
+
+use crate::support::*;
+
+/// A database and two replicas that hold units of `eco_a`, a free account.
+async fn two_holders() -> Result<(TestDb, [Server; 2])> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    let servers = [Server::start(db.args()).await?, Server::start(db.args()).await?];
+    for server in &servers {
+        check(server, "eco_a", 1).await?;
+    }
+    Ok((db, servers))
+}
+
+/// Uses up the account, so that both replicas remember that it is refused until the reset.
+async fn use_up(servers: &[Server; 2]) -> Result<()> {
+    while burst(&[&servers[0], &servers[1]], "eco_a", 250).await?.iter().any(Result::is_ok) {}
+    for server in servers {
+        refused(check(server, "eco_a", 1).await, Code::ResourceExhausted, "QUOTA_EXCEEDED");
+    }
+    Ok(())
+}
+
+/// Returns once the server answers so; what it remembered would last for weeks.
+async fn becomes(server: &Server, eco_id: &str, code: Code) -> Result<()> {
+    let answers = async {
+        while check(server, eco_id, 1).await.as_ref().err().map_or(Code::Ok, Status::code) != code {}
+    };
+    Ok(tokio::time::timeout(TIMEOUT, answers).await?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_is_in_force_at_every_replica() -> Result<()> {
+    let (db, servers) = two_holders().await?;
+    use_up(&servers).await?;
+    sqlx::query("update eco_subscriptions set plan = 'pro'").execute(&db.pool).await?;
+    for server in &servers {
+        becomes(server, "eco_a", Code::Ok).await?;
+        assert_eq!(check(server, "eco_a", 1).await?.limit_count, 100_000);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_raised_limit_is_in_force_at_every_replica_and_no_unit_beyond_it() -> Result<()> {
+    let (db, servers) = two_holders().await?;
+    use_up(&servers).await?;
+    sqlx::query("update eco_plans set included_units = 1010 where plan = 'free'").execute(&db.pool).await?;
+    for server in &servers {
+        becomes(server, "eco_a", Code::Ok).await?;
+    }
+    while burst(&[&servers[0], &servers[1]], "eco_a", 10).await?.iter().any(Result::is_ok) {}
+    assert_eq!(granted(&db, "eco_a").await?, 1010);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lowered_limit_takes_back_what_is_held() -> Result<()> {
+    let (db, servers) = two_holders().await?;
+    sqlx::query("update eco_plans set included_units = 5 where plan = 'free'").execute(&db.pool).await?;
+    for server in &servers {
+        becomes(server, "eco_a", Code::ResourceExhausted).await?;
+    }
+    let refusal = refused(check(&servers[0], "eco_a", 1).await, Code::ResourceExhausted, "QUOTA_EXCEEDED");
+    assert!(refusal.message().contains("of 5 units"), "{refusal:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_account_admits_nothing_at_any_replica_and_holds_nothing() -> Result<()> {
+    let (db, servers) = two_holders().await?;
+    close(&db, "eco_a").await?;
+    for server in &servers {
+        becomes(server, "eco_a", Code::FailedPrecondition).await?;
+    }
+    let consumed = current(&servers[0], "eco_a").await?.consumed_count;
+    while granted(&db, "eco_a").await? > consumed {}
+    Ok(())
+}
+
+/// The feed is cut, so that the change is not heard; that it was not is known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_was_not_heard_is_in_force_when_the_feed_comes_back() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    let proxy = Proxy::before(&db).await?;
+    let server = Server::start(proxy.args(&db)?).await?;
+    check(&server, "eco_a", 1000).await?;
+    refused(check(&server, "eco_a", 1).await, Code::ResourceExhausted, "QUOTA_EXCEEDED");
+    proxy.cut();
+    sqlx::query("update eco_subscriptions set plan = 'pro'").execute(&db.pool).await?;
+    proxy.mend();
+    becomes(&server, "eco_a", Code::Ok).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_database_is_away_what_is_held_is_served_and_then_the_plan_decides() -> Result<()> {
+    let db = TestDb::new().await?;
+    let proxy = Proxy::before(&db).await?;
+    let server = Server::start(proxy.args(&db)?).await?;
+    for (eco_id, plan) in [
+        ("eco_free", Plan::Free),
+        ("eco_pro", Plan::Pro),
+        ("eco_ent", Plan::Enterprise),
+        ("eco_new", Plan::Pro),
+    ] {
+        account(&db, eco_id, plan).await?;
+    }
+    let mut spent = 0;
+    while granted(&db, "eco_free").await? == spent {
+        check(&server, "eco_free", 1).await?;
+        spent += 1;
+    }
+    for eco_id in ["eco_pro", "eco_ent"] {
+        assert!(!check(&server, eco_id, 1).await?.admission.is_empty());
+    }
+    proxy.cut();
+    let held = granted(&db, "eco_free").await? - spent;
+    assert!(held > 0);
+    for _ in 0..held {
+        assert!(!check(&server, "eco_free", 1).await?.admission.is_empty());
+    }
+    refused(check(&server, "eco_free", 1).await, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    for eco_id in ["eco_pro", "eco_ent"] {
+        assert!(!check(&server, eco_id, 1).await?.admission.is_empty(), "of a lease");
+        let open = check(&server, eco_id, 1_000_000).await?;
+        assert!(open.admission.is_empty(), "of no lease: {open:?}");
+    }
+    // What its plan is nobody knows.
+    refused(check(&server, "eco_new", 1).await, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    proxy.mend();
+    becomes(&server, "eco_free", Code::Ok).await?;
+    becomes(&server, "eco_new", Code::Ok).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_period_that_ends_takes_its_units_with_it() -> Result<()> {
+    let db = TestDb::new().await?;
+    // More than can be used up until then.
+    sqlx::query("update eco_plans set included_units = 1000000000 where plan = 'free'")
+        .execute(&db.pool)
+        .await?;
+    // Ends in three seconds: the anchor is four years ago, on a day that this year has as well.
+    let anchor: DateTime<Utc> =
+        sqlx::query_scalar("select now() + interval '3 seconds' - interval '48 months'")
+            .fetch_one(&db.pool)
+            .await?;
+    seed::account(&db.pool, "eco_a", Plan::Free, anchor).await?;
+    let server = Server::start(db.args()).await?;
+    let first = check(&server, "eco_a", 1).await?;
+    let mut spent = 1;
+    let next = loop {
+        let answer = check(&server, "eco_a", 1).await?;
+        if answer.period_start_time != first.period_start_time {
+            break answer;
+        }
+        spent += 1;
+    };
+    let of_the_old = "select sum(granted_units)::bigint from eco_quota_leases where period_start < (select max(period_start) from eco_quota_leases)";
+    assert!(sqlx::query_scalar::<_, i64>(of_the_old).fetch_one(&db.pool).await? > spent, "units were held");
+    assert_eq!((next.period_start_time, next.consumed_count), (first.period_end_time, 1));
+    let admitted_in: DateTime<Utc> =
+        sqlx::query_scalar("select period_start from eco_quota_leases where lease_id = $1::uuid")
+            .bind(&next.admission)
+            .fetch_one(&db.pool)
+            .await?;
+    assert_eq!(next.period_start_time, Some(nexus_kit::convert::timestamp(admitted_in)));
+    // What was held of the old one went back to it.
+    let in_the_old = "select (granted_units - returned_units) from eco_quota_usage where period_start < $1";
+    while sqlx::query_scalar::<_, i64>(in_the_old).bind(admitted_in).fetch_one(&db.pool).await? != spent {}
+    Ok(())
+}
