@@ -41,9 +41,31 @@ async fn the_same_batches_at_two_servers_at_once_count_once() -> Result<()> {
         assert_eq!((a.accepted_count + b.accepted_count, a.duplicate_count + b.duplicate_count), (300, 300));
     }
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(1500));
-    let slots: i64 =
-        sqlx::query_scalar("select count(distinct slot) from eco_usage_counters").fetch_one(&db.pool).await?;
-    assert_eq!(slots, 2, "each server has a slot of its own");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flushes_that_overlap_have_slots_of_their_own() -> Result<()> {
+    let (db, one) = server().await?;
+    let two = Server::start(db.args()).await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    // Both flushes have begun before either counts: each waits for the rebuild of its day.
+    let mut rebuild = db.pool.begin().await?;
+    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
+        .execute(&mut *rebuild)
+        .await?;
+    let end_rebuild = async {
+        let both_wait = "select count(*) = 2 from pg_locks l join pg_database d on d.oid = l.database
+            where d.datname = current_database() and not l.granted and l.locktype = 'advisory'
+              and l.classid::bigint = hashtext('nexus_usage_day')::bigint & 4294967295";
+        while !sqlx::query_scalar::<_, bool>(both_wait).fetch_one(&db.pool).await? {}
+        anyhow::Ok(rebuild.commit().await?)
+    };
+    let (a, b, ended) = tokio::join!(record(&one, event("eco_a")), record(&two, event("eco_a")), end_rebuild);
+    (a?, b?, ended?);
+    let slots: Vec<i16> =
+        sqlx::query_scalar("select slot from eco_usage_counters order by slot").fetch_all(&db.pool).await?;
+    assert_eq!(slots, [0, 1]);
     Ok(())
 }
 
