@@ -50,7 +50,7 @@ async fn flushes_that_overlap_have_slots_of_their_own() -> Result<()> {
     let two = Server::start(db.args()).await?;
     account(&db, "eco_a", Plan::Pro).await?;
     // Both flushes have begun before either counts: each waits for the rebuild of its day.
-    let mut rebuild = db.pool.begin().await?;
+    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
         .execute(&mut *rebuild)
         .await?;

@@ -201,7 +201,7 @@ async fn a_grant_whose_answer_is_lost_gives_nothing_and_takes_nothing() -> Resul
     )
     .execute(&db.pool)
     .await?;
-    let mut lock = db.pool.begin().await?;
+    let mut lock = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("select pg_advisory_xact_lock(42)").execute(&mut *lock).await?;
     let mut call = Box::pin(check(&server, "eco_a", 40));
     tokio::select! {
