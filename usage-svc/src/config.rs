@@ -1,7 +1,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::Args;
-use nexus_kit::config::{AuthArgs, DbArgs, ServeArgs, parse_timeout};
+use nexus_kit::config::{AuthArgs, DbArgs, ServeArgs, parse_duration, parse_timeout};
 
 /// Settings of usage-svc.
 #[derive(Args, Debug, Clone)]
@@ -27,6 +27,10 @@ pub struct Config {
     /// time-out of 30 s, so that only a connection that went silent takes as long
     #[arg(long = "flush-timeout", env = "FLUSH_TIMEOUT", default_value = "35s", value_parser = parse_timeout, value_name = "DURATION")]
     pub flush_timeout: Duration,
+    /// Longest time that API keys which are known are accepted unread, while the database is away and no
+    /// change of them is heard
+    #[arg(long = "key-stale-max", env = "KEY_STALE_MAX", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    pub key_stale_max: Duration,
     #[command(flatten)]
     pub auth: AuthArgs,
     #[command(flatten)]

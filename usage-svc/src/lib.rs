@@ -31,7 +31,7 @@ pub mod store;
 use std::{process, sync::Arc, time::Duration};
 
 use app::{
-    feed, maintenance, quota,
+    feed, maintenance, quota, verify_api_key,
     writer::{self, WriterMetrics},
 };
 use nexus_kit::{
@@ -80,6 +80,7 @@ pub async fn serve(
         stop.clone(),
     );
     let (feed, listening) = feed::start(&config.db, stop.clone())?;
+    let (keys, following) = verify_api_key::start(pool.clone(), feed.clone(), config.key_stale_max);
     let name = format!("{} of process {}", listeners.main_addr().map_err(ServeError::Io)?, process::id());
     let (quota, holding) = quota::start(pool.clone(), feed, name, stop.clone());
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
@@ -88,6 +89,7 @@ pub async fn serve(
         recorder,
         quota,
         quota_memory: Default::default(),
+        keys: keys.clone(),
         key_secret: config.auth.service_token_secret.clone(),
     };
     let grace = config.serve.shutdown_grace;
@@ -95,7 +97,7 @@ pub async fn serve(
         routes: Routes::new(grpc::server(service)).add_service(grpc::envoy::server()),
         services: &["nexus.usage.v1.UsageService"],
         auth,
-        api_keys: Some(grpc::caller::key_verifier(pool.clone())),
+        api_keys: Some(grpc::caller::key_verifier(keys.clone())),
         metrics,
         args: config.serve,
         connection_age: CONNECTION_AGE,
@@ -108,7 +110,7 @@ pub async fn serve(
     // Only now: what was taken is written before the process ends.
     stop.cancel();
     let until = Instant::now() + grace.min(LAST_FLUSHES);
-    for task in [writer, holding, maintenance, listening] {
+    for task in [writer, holding, maintenance, listening, following] {
         finish(task, until).await;
     }
     Ok(served?)

@@ -273,6 +273,7 @@ async fn usage(db: DbArgs) -> Result<(SocketAddr, Running)> {
         raw_retention_days: 45,
         ingest_queue: 100_000,
         flush_timeout: Duration::from_secs(35),
+        key_stale_max: Duration::from_secs(60),
         auth: settings::auth_args(),
         serve: settings::serve_args(),
         db,

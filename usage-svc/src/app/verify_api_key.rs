@@ -1,23 +1,183 @@
-//! Verifies an API key, in the database: a revocation holds at once, at every replica.
+//! Verifies API keys: from memory while changes of keys are heard of, so that a call costs no statement and a
+//! revocation holds at every replica within a second. Unknown keys are not remembered.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use moka::sync::Cache;
 use nexus_core::id::ApiKeyText;
 use nexus_kit::db;
 use sqlx::PgPool;
+use tokio::task::JoinHandle;
+use tracing::Instrument;
 
-use crate::{domain::api_key::ApiKey, error::Error, store};
+use super::feed::{Change, Changes, Feed};
+use crate::{
+    clock::BootTime,
+    domain::api_key::{ApiKey, StoredKey},
+    error::Error,
+    store,
+};
 
+/// Keys that are remembered at most.
+const MAX_KEYS: u64 = 100_000;
+/// While the feed is heard within this, what is remembered holds.
+const HEARD: Duration = Duration::from_secs(1);
+/// With the feed unheard, a database that did not answer is not asked again for so long.
+const AWAY_FOR: Duration = Duration::from_secs(5);
+/// A key's use is noted that often: a busy key costs no write per call.
+const NOTED_FOR: Duration = Duration::from_secs(60);
 /// What an unknown key is compared with, so that it takes as long: the hash of no text.
 const NO_SECRET: [u8; 32] = [0; 32];
 
-/// The key that the text opens.
-pub async fn run(pool: &PgPool, text: &ApiKeyText) -> Result<ApiKey, Error> {
-    let mut connection = db::acquire(pool).await?;
-    let stored = store::api_keys::for_verification(&mut connection, text.key_id()).await?;
-    let opens = stored.as_ref().map_or_else(|| text.matches(&NO_SECRET), |stored| stored.opens_to(text));
-    let stored = stored.filter(|_| opens).ok_or(Error::InvalidApiKey)?;
-    if stored.use_is_stale {
-        // Noted once a minute: a busy key costs no write per call.
-        store::api_keys::note_use(&mut connection, &stored.key.key_id).await?;
+/// The API keys, as this replica knows them. Clones are the same.
+#[derive(Clone)]
+pub struct Keys(Arc<Inner>);
+
+struct Inner {
+    pool: PgPool,
+    feed: Arc<Feed>,
+    stale_max: Duration,
+    known: Cache<String, Arc<Known>>,
+    /// Counts the changes heard: what was read before one of them is not remembered after it.
+    changes: AtomicU64,
+    /// Until when the database is not asked, in nanoseconds of [`BootTime`].
+    away_until: AtomicU64,
+}
+
+struct Known {
+    stored: StoredKey,
+    /// When it was asked for.
+    since: BootTime,
+    /// When its use was last noted, in nanoseconds of [`BootTime`].
+    noted: AtomicU64,
+}
+
+/// Starts to follow the changes of keys, until the feed ends. With the feed unheard and the database away,
+/// remembered keys are accepted for `stale_max`.
+pub fn start(pool: PgPool, feed: Arc<Feed>, stale_max: Duration) -> (Keys, JoinHandle<()>) {
+    let changes = feed.subscribe();
+    let keys = Keys(Arc::new(Inner {
+        pool,
+        feed,
+        stale_max,
+        known: Cache::new(MAX_KEYS),
+        changes: AtomicU64::new(0),
+        away_until: AtomicU64::new(0),
+    }));
+    let task = tokio::spawn(follow(keys.clone(), changes));
+    (keys, task)
+}
+
+async fn follow(keys: Keys, mut changes: Changes) {
+    while let Some(change) = changes.next().await {
+        match change {
+            Change::Key(key_id) => keys.forget(&key_id),
+            Change::Everything => keys.forget_all(),
+            Change::Account(_) | Change::Plans | Change::Recall(_) | Change::Returned(_) => {}
+        }
     }
-    Ok(stored.key)
+}
+
+impl Keys {
+    /// The key that the text opens.
+    pub async fn verify(&self, text: &ApiKeyText) -> Result<ApiKey, Error> {
+        let inner = &self.0;
+        if inner.feed.heard_within(HEARD)
+            && let Some(key) = self.remembered(text)
+        {
+            return Ok(key);
+        }
+        let read =
+            if inner.is_away() { Err(sqlx::Error::PoolTimedOut.into()) } else { self.read(text).await };
+        match read {
+            Err(error) if error.is_outage() && inner.feed.heard_within(inner.stale_max) => {
+                self.remembered(text).ok_or(error)
+            }
+            read => read,
+        }
+    }
+
+    /// The key, where it is remembered and the text opens it. That it does not proves nothing: it may have a
+    /// new secret since.
+    fn remembered(&self, text: &ApiKeyText) -> Option<ApiKey> {
+        let known = self.0.known.get(text.key_id())?;
+        self.open(&known, text)
+    }
+
+    /// Asks the database from now on: what it says of the key has changed.
+    pub fn forget(&self, key_id: &str) {
+        self.0.changes.fetch_add(1, Ordering::AcqRel);
+        self.0.known.invalidate(key_id);
+    }
+
+    fn forget_all(&self) {
+        self.0.changes.fetch_add(1, Ordering::AcqRel);
+        self.0.known.invalidate_all();
+    }
+
+    /// The key that the text opens, by the database.
+    async fn read(&self, text: &ApiKeyText) -> Result<ApiKey, Error> {
+        let inner = &self.0;
+        let (changes, since) = (inner.changes.load(Ordering::Acquire), BootTime::now());
+        let stored = inner.stored(text.key_id()).await;
+        let away = stored.as_ref().is_err_and(Error::is_outage);
+        let until = if away { BootTime::now().after(AWAY_FOR).nanos() } else { 0 };
+        inner.away_until.store(until, Ordering::Relaxed);
+        let Some(stored) = stored? else {
+            text.matches(&NO_SECRET);
+            return Err(Error::InvalidApiKey);
+        };
+        let noted = if stored.use_is_stale { 0 } else { since.nanos() };
+        let known = Arc::new(Known { stored, since, noted: AtomicU64::new(noted) });
+        inner.known.insert(text.key_id().to_owned(), known.clone());
+        // A change counts itself before it forgets: of the two, one sees the other.
+        if inner.changes.load(Ordering::Acquire) != changes {
+            inner.known.invalidate(text.key_id());
+        }
+        self.open(&known, text).ok_or(Error::InvalidApiKey)
+    }
+
+    fn open(&self, known: &Known, text: &ApiKeyText) -> Option<ApiKey> {
+        let now = BootTime::now();
+        if !known.stored.opens_to(text, now.since(known.since)) {
+            return None;
+        }
+        let noted = known.noted.load(Ordering::Relaxed);
+        let due = noted == 0 || now.since(BootTime::at_nanos(noted)) >= NOTED_FOR;
+        if due
+            && known.noted.compare_exchange(noted, now.nanos(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            let (inner, key_id) = (self.0.clone(), known.stored.key.key_id.clone());
+            tokio::spawn(async move { inner.note_use(&key_id).await }.in_current_span());
+        }
+        Some(known.stored.key.clone())
+    }
+}
+
+impl Inner {
+    async fn stored(&self, key_id: &str) -> Result<Option<StoredKey>, Error> {
+        let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+        Ok(store::api_keys::for_verification(&mut connection, key_id).await?)
+    }
+
+    /// Nobody waits for it, and a use that goes unnoted in an outage is noted by a later one.
+    async fn note_use(&self, key_id: &str) {
+        let noted = async {
+            let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+            store::api_keys::note_use(&mut connection, key_id).await
+        };
+        if let Err(error) = noted.await {
+            tracing::warn!(%error, key_id, "the use of an API key was not noted");
+        }
+    }
+
+    fn is_away(&self) -> bool {
+        BootTime::now().nanos() < self.away_until.load(Ordering::Relaxed) && !self.feed.heard_within(HEARD)
+    }
 }

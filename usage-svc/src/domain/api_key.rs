@@ -1,5 +1,7 @@
 //! An API key, and which texts open it.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use nexus_core::id::{ApiKeyText, EcoId};
 
@@ -33,22 +35,35 @@ pub struct ApiKey {
     pub last_used: Option<DateTime<Utc>>,
 }
 
-/// A key with the hashes of the secrets that open it now.
+/// A secret that opens a key.
+#[derive(Debug, Clone)]
+pub struct Secret {
+    /// Its SHA-256.
+    pub sha256: Vec<u8>,
+    /// How long it is still accepted, where another has replaced it.
+    pub grace_left: Option<Duration>,
+}
+
+/// A key with the secrets that open it, as it was read.
 #[derive(Debug, Clone)]
 pub struct StoredKey {
     /// The key.
     pub key: ApiKey,
-    /// SHA-256 of its secret, and of those before it that are in grace.
-    pub secrets: Vec<Vec<u8>>,
+    /// Its secret, and those before it that were in grace.
+    pub secrets: Vec<Secret>,
     /// Its last use was noted too long ago (or never) to leave it at that.
     pub use_is_stale: bool,
 }
 
 impl StoredKey {
-    /// Whether this text opens it: the key is active and the secret is one of its secrets.
-    pub fn opens_to(&self, text: &ApiKeyText) -> bool {
+    /// Whether this text opens it, so long after it was read: the key is active and the secret is one of its
+    /// secrets.
+    pub fn opens_to(&self, text: &ApiKeyText, age: Duration) -> bool {
         // All are compared, so that the time does not tell which of them it is.
-        let right = self.secrets.iter().fold(false, |right, stored| text.matches(stored) | right);
+        let right = self.secrets.iter().fold(false, |right, secret| {
+            let accepted = secret.grace_left.is_none_or(|left| age < left);
+            (text.matches(&secret.sha256) & accepted) | right
+        });
         right && text.key_id() == self.key.key_id && self.key.status == Status::Active
     }
 }
@@ -57,7 +72,9 @@ impl StoredKey {
 mod tests {
     use super::*;
 
-    fn stored(text: &ApiKeyText, secrets: &[&ApiKeyText]) -> StoredKey {
+    const NOW: Duration = Duration::ZERO;
+
+    fn stored(text: &ApiKeyText, secrets: &[(&ApiKeyText, Option<Duration>)]) -> StoredKey {
         StoredKey {
             key: ApiKey {
                 key_id: text.key_id().to_owned(),
@@ -69,7 +86,13 @@ mod tests {
                 created: DateTime::UNIX_EPOCH,
                 last_used: None,
             },
-            secrets: secrets.iter().map(|text| text.secret_sha256().to_vec()).collect(),
+            secrets: secrets
+                .iter()
+                .map(|(text, grace_left)| Secret {
+                    sha256: text.secret_sha256().to_vec(),
+                    grace_left: *grace_left,
+                })
+                .collect(),
             use_is_stale: false,
         }
     }
@@ -80,9 +103,21 @@ mod tests {
         let first = ApiKeyText::random(&mut rng);
         let [second, third] =
             [(); 2].map(|()| ApiKeyText::random_for(first.key_id(), &mut rng).expect("its own id"));
-        let mut key = stored(&first, &[&second, &first]);
-        assert!(key.opens_to(&first) && key.opens_to(&second) && !key.opens_to(&third));
+        let hour = Duration::from_secs(3600);
+        let mut key = stored(&first, &[(&second, None), (&first, Some(hour))]);
+        assert!(key.opens_to(&first, NOW) && key.opens_to(&second, NOW) && !key.opens_to(&third, NOW));
         key.key.status = Status::Revoked;
-        assert!(!key.opens_to(&first) && !key.opens_to(&second));
+        assert!(!key.opens_to(&first, NOW) && !key.opens_to(&second, NOW));
+    }
+
+    #[test]
+    fn a_replaced_secret_ends_with_its_grace_though_the_key_is_not_read_again() {
+        let mut rng = rand::rng();
+        let old = ApiKeyText::random(&mut rng);
+        let new = ApiKeyText::random_for(old.key_id(), &mut rng).expect("its own id");
+        let hour = Duration::from_secs(3600);
+        let key = stored(&old, &[(&new, None), (&old, Some(hour))]);
+        assert!(key.opens_to(&old, hour - Duration::from_nanos(1)) && !key.opens_to(&old, hour));
+        assert!(key.opens_to(&new, hour * 24));
     }
 }

@@ -5,17 +5,16 @@ use std::sync::Arc;
 use nexus_core::id::EcoId;
 use nexus_kit::auth::{Caller, KeyVerifier, Scope, VerifiedKey};
 use nexus_proto::usage::v1::UsageEvent;
-use sqlx::PgPool;
 use tonic::{Request, Status};
 
-use crate::app;
+use crate::app::verify_api_key::Keys;
 
-/// Verifies API keys in the database.
-pub fn key_verifier(pool: PgPool) -> KeyVerifier {
+/// Verifies API keys before a message is read.
+pub fn key_verifier(keys: Keys) -> KeyVerifier {
     Arc::new(move |text| {
-        let pool = pool.clone();
+        let keys = keys.clone();
         Box::pin(async move {
-            let key = app::verify_api_key::run(&pool, &text).await?;
+            let key = keys.verify(&text).await?;
             let (scopes, test_mode) = (key.scopes, key.test_mode);
             Ok(VerifiedKey { key_id: key.key_id, eco_id: key.eco_id, scopes, test_mode })
         })

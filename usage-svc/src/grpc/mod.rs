@@ -25,7 +25,7 @@ use sqlx::PgPool;
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
 
 use crate::{
-    app::{self, quota::Quota, record_usage::Recorder},
+    app::{self, quota::Quota, record_usage::Recorder, verify_api_key::Keys},
     error::Error,
 };
 
@@ -39,6 +39,8 @@ pub struct Service {
     pub quota: Quota,
     /// Answers of CheckQuota to repeated requests.
     pub quota_memory: app::check_quota::Memory,
+    /// The API keys.
+    pub keys: Keys,
     /// Derives the keys of repeatable CreateApiKey and RotateApiKey requests.
     pub key_secret: SecretString,
 }
@@ -160,6 +162,7 @@ impl UsageService for Service {
         let key_id = request.into_inner().key_id;
         api_keys::key_id(&key_id).map_err(Error::Invalid)?;
         let key = app::revoke_api_key::run(&self.pool, &key_id, owner.as_ref()).await?;
+        self.keys.forget(&key_id);
         Ok(Response::new(RevokeApiKeyResponse { api_key: Some(api_keys::api_key(key)) }))
     }
 
@@ -170,6 +173,7 @@ impl UsageService for Service {
         let owner = api_keys::owner(Caller::of(&request)?)?;
         let rotation = api_keys::rotation(&request.into_inner(), &self.key_secret).map_err(Error::Invalid)?;
         let (key, expires) = app::rotate_api_key::run(&self.pool, &rotation, owner.as_ref()).await?;
+        self.keys.forget(&key.key_id);
         Ok(Response::new(RotateApiKeyResponse {
             api_key: Some(api_keys::api_key(key)),
             key: rotation.text.expose(),
@@ -187,7 +191,7 @@ impl UsageService for Service {
             return Err(status::invalid(&Violations::one("key", "is required")));
         }
         let text = ApiKeyText::parse(&text).map_err(|_| Error::InvalidApiKey)?;
-        let key = app::verify_api_key::run(&self.pool, &text).await?;
+        let key = self.keys.verify(&text).await?;
         Ok(Response::new(api_keys::verified(key)))
     }
 

@@ -1,13 +1,13 @@
 //! `eco_api_keys`.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use nexus_core::id::EcoId;
 use sqlx::PgConnection;
 
 use crate::domain::{
-    api_key::{ApiKey, Status, StoredKey},
+    api_key::{ApiKey, Secret, Status, StoredKey},
     judge::Key,
 };
 
@@ -89,17 +89,27 @@ pub async fn for_verification(
     let row = sqlx::query!(
         r#"select key_id, eco_id, name, scopes, test_mode, status = 'active' as "active!", created_time,
                   last_used_time,
-                  array(select secret_sha256
-                        union all
-                        select r.previous_secret_sha256 from eco_api_key_rotations r
-                        where r.key_id = k.key_id and r.previous_expire_time > now()) as "secrets!",
+                  secret_sha256, replaced.secrets as "replaced!", replaced.grace_left_ms as "grace_left_ms!",
                   (last_used_time is null or last_used_time < now() - interval '1 minute') as "use_is_stale!"
-           from eco_api_keys k where key_id = $1"#,
+           from eco_api_keys k,
+                lateral (select coalesce(array_agg(r.previous_secret_sha256), '{}') as secrets,
+                                coalesce(array_agg((extract(epoch from r.previous_expire_time - now()) * 1000)::bigint),
+                                         '{}') as grace_left_ms
+                         from eco_api_key_rotations r
+                         where r.key_id = k.key_id and r.previous_expire_time > now()) as replaced
+           where key_id = $1"#,
         key_id,
     )
     .fetch_optional(connection)
     .await?;
     row.map(|row| {
+        let replaced = row.replaced.into_iter().zip(row.grace_left_ms).map(|(sha256, left_ms)| Secret {
+            sha256,
+            // Rounded to nothing: it ends now.
+            grace_left: Some(Duration::from_millis(left_ms.try_into().unwrap_or(0))),
+        });
+        let current = Secret { sha256: row.secret_sha256, grace_left: None };
+        let secrets = std::iter::once(current).chain(replaced).collect();
         let key = Row {
             key_id: row.key_id,
             eco_id: row.eco_id,
@@ -110,7 +120,7 @@ pub async fn for_verification(
             created_time: row.created_time,
             last_used_time: row.last_used_time,
         };
-        Ok(StoredKey { key: key.try_into()?, secrets: row.secrets, use_is_stale: row.use_is_stale })
+        Ok(StoredKey { key: key.try_into()?, secrets, use_is_stale: row.use_is_stale })
     })
     .transpose()
 }

@@ -90,6 +90,7 @@ async fn an_api_key_reaches_its_own_account_only() -> Result<()> {
     let other = client.get_current_usage(key.request(usage("eco_b"))).await;
     refused(other, Code::PermissionDenied, "PERMISSION_DENIED");
     sqlx::query("update eco_api_keys set status = 'revoked'").execute(&db.pool).await?;
+    is_refused(&server, &made.key).await?;
     for result in metering(&server, &key, "eco_a").await? {
         refused(result, Code::Unauthenticated, "INVALID_API_KEY");
     }

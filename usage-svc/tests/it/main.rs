@@ -18,3 +18,4 @@ mod revoke_api_key;
 mod rotate_api_key;
 mod rules;
 mod support;
+mod verify_api_key;

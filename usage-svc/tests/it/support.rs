@@ -32,6 +32,7 @@ pub(crate) fn config(db: DbArgs) -> Config {
         raw_retention_days: 45,
         ingest_queue: 100_000,
         flush_timeout: Duration::from_secs(35),
+        key_stale_max: Duration::from_secs(60),
         auth: settings::auth_args(),
         serve: settings::serve_args(),
         db,
@@ -309,4 +310,25 @@ pub(crate) async fn until(mut holds: impl FnMut() -> bool) -> Result<()> {
         }
     };
     tokio::time::timeout(TIMEOUT, wait).await.context("it never came true")
+}
+
+/// The same for a condition that is asked of the server or the database.
+pub(crate) async fn eventually(mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let wait = async {
+        while !holds().await? {}
+        Ok(())
+    };
+    tokio::time::timeout(TIMEOUT, wait).await.context("it never came true")?
+}
+
+/// Returns once the server refuses a key that it accepted.
+pub(crate) async fn is_refused(server: &Server, key: &str) -> Result<()> {
+    eventually(async || match verify(server, key).await? {
+        Ok(_) => Ok(false),
+        refusal => {
+            refused(refusal, Code::Unauthenticated, "INVALID_API_KEY");
+            Ok(true)
+        }
+    })
+    .await
 }
