@@ -84,6 +84,7 @@ pub async fn serve(
     let name = format!("{} of process {}", listeners.main_addr().map_err(ServeError::Io)?, process::id());
     let (quota, holding) = quota::start(pool.clone(), feed, name, stop.clone());
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
+    let rate_limit = grpc::envoy::RateLimit { quota: quota.clone(), keys: keys.clone() };
     let service = grpc::Service {
         pool: pool.clone(),
         recorder,
@@ -94,7 +95,7 @@ pub async fn serve(
     };
     let grace = config.serve.shutdown_grace;
     let server = GrpcServer {
-        routes: Routes::new(grpc::server(service)).add_service(grpc::envoy::server()),
+        routes: Routes::new(grpc::server(service)).add_service(grpc::envoy::server(rate_limit)),
         services: &["nexus.usage.v1.UsageService"],
         auth,
         api_keys: Some(grpc::caller::key_verifier(keys.clone())),

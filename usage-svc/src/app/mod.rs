@@ -26,6 +26,7 @@ pub mod flush;
 pub mod list_api_keys;
 pub mod maintenance;
 pub mod quota;
+pub mod rate_limit;
 pub mod rebuild_day;
 pub mod record_usage;
 pub mod register_import;

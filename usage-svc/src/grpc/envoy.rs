@@ -1,27 +1,199 @@
-//! Envoy's rate limit service: answered as not implemented, so that a filter that is pointed here fails
-//! visibly. Its crate carries no descriptors, so reflection does not list it.
+//! Envoy's rate limit service: an account's quota, for proxies. Its crate carries no descriptors, so that
+//! reflection does not list it.
+//!
+//! Any domain is taken. A descriptor names an account by an entry `account` (its id) or `api_key` (the whole
+//! key, secret included: an id alone would let anybody use up another's quota). One with neither is not
+//! limited; an unknown account and a bad key are over a limit of 0. It admits and does not record: the
+//! admission goes upstream in the request header `x-nexus-admission`, for whoever records the call.
 
-use envoy_types::pb::envoy::service::ratelimit::v3::{
-    RateLimitRequest, RateLimitResponse,
-    rate_limit_service_server::{RateLimitService, RateLimitServiceServer},
+use std::time::Duration;
+
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3::HeaderValue,
+        extensions::common::ratelimit::v3::RateLimitDescriptor,
+        service::ratelimit::v3::{
+            RateLimitRequest, RateLimitResponse,
+            rate_limit_response::{Code, DescriptorStatus, RateLimit as Limit, rate_limit::Unit},
+            rate_limit_service_server::{RateLimitService, RateLimitServiceServer},
+        },
+    },
+    google::protobuf,
 };
-use nexus_kit::{serve::MAX_REQUEST_BYTES, status};
+use nexus_core::{
+    id::{ApiKeyText, EcoId},
+    quota,
+};
+use nexus_kit::{
+    auth::{Caller, Scope},
+    serve::MAX_REQUEST_BYTES,
+    status,
+    validate::Violations,
+};
 use tonic::{Request, Response, Status};
 
+use super::parse::MAX_UNITS;
+use crate::{
+    app::{
+        quota::{Decision, Quota, Verdict},
+        rate_limit::{self, Answer, Descriptor, Subject},
+        verify_api_key::Keys,
+    },
+    clock::BootTime,
+};
+
+/// Descriptors of a request, at most.
+const MAX_DESCRIPTORS: usize = 32;
+/// Names the admission to whoever records the call.
+const ADMISSION: &str = "x-nexus-admission";
+
 /// The service.
-pub struct RateLimit;
+pub struct RateLimit {
+    /// Units to admit.
+    pub quota: Quota,
+    /// The API keys.
+    pub keys: Keys,
+}
 
 /// The tonic server.
-pub fn server() -> RateLimitServiceServer<RateLimit> {
-    RateLimitServiceServer::new(RateLimit).max_decoding_message_size(MAX_REQUEST_BYTES)
+pub fn server(service: RateLimit) -> RateLimitServiceServer<RateLimit> {
+    RateLimitServiceServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES)
 }
 
 #[tonic::async_trait]
 impl RateLimitService for RateLimit {
     async fn should_rate_limit(
         &self,
-        _request: Request<RateLimitRequest>,
+        request: Request<RateLimitRequest>,
     ) -> Result<Response<RateLimitResponse>, Status> {
-        Err(status::not_implemented("ShouldRateLimit"))
+        Caller::of(&request)?.require_scope(Scope::UsageCheck)?;
+        let descriptors = descriptors(request.into_inner()).map_err(|v| status::invalid(&v))?;
+        let answers = rate_limit::run(&self.quota, &self.keys, descriptors).await?;
+        Ok(Response::new(response(&answers)))
     }
+}
+
+/// What a request asks for.
+pub fn descriptors(request: RateLimitRequest) -> Result<Vec<Descriptor>, Violations> {
+    let mut v = Violations::new();
+    if request.descriptors.is_empty() || request.descriptors.len() > MAX_DESCRIPTORS {
+        return Err(Violations::one("descriptors", format!("must be 1 to {MAX_DESCRIPTORS} descriptors")));
+    }
+    let units = units(&mut v, "hits_addend", request.hits_addend.into());
+    let mut descriptors = Vec::with_capacity(request.descriptors.len());
+    for (index, pb) in request.descriptors.into_iter().enumerate() {
+        if pb.is_negative_hits {
+            v.add(
+                format!("descriptors[{index}].is_negative_hits"),
+                "is not supported: units are given back by nobody else",
+            );
+        }
+        let units = match pb.hits_addend {
+            Some(own) => self::units(&mut v, &format!("descriptors[{index}].hits_addend"), own.value),
+            None => units,
+        };
+        descriptors.push(Descriptor { subject: subject(pb), units });
+    }
+    v.finish().map(|()| descriptors)
+}
+
+/// Units; 0 is the default, 1.
+fn units(v: &mut Violations, field: &str, hits: u64) -> i64 {
+    let units = i64::try_from(hits).unwrap_or(i64::MAX);
+    v.require(units <= MAX_UNITS, field, format!("must be 0 to {MAX_UNITS}"));
+    units.max(1)
+}
+
+/// Whom a descriptor names. Where an entry comes twice the last one counts: Envoy appends its own.
+fn subject(descriptor: RateLimitDescriptor) -> Subject {
+    let (mut account, mut key) = (None, None);
+    for entry in descriptor.entries {
+        match entry.key.as_str() {
+            "account" => account = Some(EcoId::parse(&entry.value)),
+            "api_key" => key = Some(ApiKeyText::parse(&entry.value)),
+            _ => {}
+        }
+    }
+    match (account.transpose(), key.transpose()) {
+        (Err(_), _) | (_, Err(_)) => Subject::Unknown,
+        (Ok(eco_id), Ok(Some(text))) => Subject::Key { text, eco_id },
+        (Ok(Some(eco_id)), Ok(None)) => Subject::Account(eco_id),
+        (Ok(None), Ok(None)) => Subject::Nobody,
+    }
+}
+
+fn response(answers: &[Answer]) -> RateLimitResponse {
+    let code = if answers.iter().all(Answer::passes) { Code::Ok } else { Code::OverLimit };
+    let (mut admissions, mut retry) = (Vec::new(), None);
+    for answer in answers {
+        let Answer::Decided(decision) = answer else { continue };
+        match decision.verdict {
+            Verdict::Admitted(lease) if code == Code::Ok && !admissions.contains(&lease) => {
+                admissions.push(lease)
+            }
+            Verdict::Refused(after) => retry = retry.max(Some(after)),
+            Verdict::Admitted(_) | Verdict::Open => {}
+        }
+    }
+    let header = |key: &str, value| HeaderValue { key: key.to_owned(), value, ..HeaderValue::default() };
+    RateLimitResponse {
+        overall_code: code.into(),
+        statuses: answers.iter().map(descriptor_status).collect(),
+        request_headers_to_add: admissions.iter().map(|lease| header(ADMISSION, lease.to_string())).collect(),
+        response_headers_to_add: retry
+            .iter()
+            .map(|after| header("retry-after", seconds_up(*after).to_string()))
+            .collect(),
+        ..RateLimitResponse::default()
+    }
+}
+
+fn descriptor_status(answer: &Answer) -> DescriptorStatus {
+    match answer {
+        // No limit applies: there is none to tell.
+        Answer::Unlimited => DescriptorStatus {
+            code: Code::Ok.into(),
+            limit_remaining: u32::MAX,
+            ..DescriptorStatus::default()
+        },
+        Answer::Unknown => DescriptorStatus {
+            code: Code::OverLimit.into(),
+            current_limit: Some(limit("unknown", 0)),
+            limit_remaining: 0,
+            duration_until_reset: Some(duration(Duration::ZERO)),
+            ..DescriptorStatus::default()
+        },
+        Answer::Decided(decision) => decided(decision, answer.passes()),
+    }
+}
+
+fn decided(decision: &Decision, passes: bool) -> DescriptorStatus {
+    let included = decision.terms.included;
+    let left = included.map(|_| quota::remaining(included, decision.consumed));
+    DescriptorStatus {
+        code: if passes { Code::Ok } else { Code::OverLimit }.into(),
+        current_limit: Some(limit(decision.terms.plan.as_str(), clamp(included))),
+        limit_remaining: clamp(left),
+        duration_until_reset: Some(duration(decision.resets.since(BootTime::now()))),
+        ..DescriptorStatus::default()
+    }
+}
+
+/// A limit of a period, which is a month from the account's anchor.
+fn limit(name: &str, requests: u32) -> Limit {
+    Limit { name: name.to_owned(), requests_per_unit: requests, unit: Unit::Month.into() }
+}
+
+/// Units in Envoy's 32 bits; without a limit, the most there is.
+fn clamp(units: Option<i64>) -> u32 {
+    units.map_or(u32::MAX, |units| u32::try_from(units.max(0)).unwrap_or(u32::MAX))
+}
+
+fn duration(of: Duration) -> protobuf::Duration {
+    let seconds = i64::try_from(of.as_secs()).unwrap_or(i64::MAX);
+    protobuf::Duration { seconds, nanos: i32::try_from(of.subsec_nanos()).unwrap_or(0) }
+}
+
+fn seconds_up(of: Duration) -> u64 {
+    of.as_secs() + u64::from(of.subsec_nanos() > 0)
 }

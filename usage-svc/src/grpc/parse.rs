@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::domain::event::{Event, Payload};
 
 const MAX_BATCH: usize = 10_000;
-const MAX_UNITS: i64 = 1_000_000;
+pub(super) const MAX_UNITS: i64 = 1_000_000;
 const MAX_ENDPOINT_BYTES: usize = 512;
 const MAX_METHOD_LETTERS: usize = 16;
 const MAX_RESPONSE_TIME_MS: i32 = 86_400_000;

@@ -12,6 +12,7 @@ mod leases;
 mod list_api_keys;
 mod outages;
 mod quota;
+mod rate_limit;
 mod rebuild;
 mod record;
 mod revoke_api_key;

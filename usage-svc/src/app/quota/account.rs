@@ -125,7 +125,8 @@ impl View {
 
     fn decision(&self, units: i64, verdict: Verdict, unspent: i64) -> Decision {
         let consumed = (self.consumed - unspent).max(0);
-        Decision { units, verdict, consumed, terms: self.terms, period: self.period }
+        let View { terms, period, resets, .. } = *self;
+        Decision { units, verdict, consumed, terms, period, resets }
     }
 }
 
@@ -217,6 +218,12 @@ impl Slot {
             return Some(Step::Decided(refused(after)));
         }
         None
+    }
+
+    /// Puts units back that were spent of a lease; whether it is held.
+    pub(super) fn put_back(&self, lease_id: Uuid, units: i64) -> bool {
+        let held = self.held.iter().find(|held| held.lease_id == lease_id);
+        held.inspect(|held| held.units.put_back(units)).is_some()
     }
 
     /// Notes that too little is left, and refuses.

@@ -72,6 +72,8 @@ pub struct Decision {
     pub terms: Terms,
     /// The period.
     pub period: Period,
+    /// When the period is over at the latest.
+    pub resets: BootTime,
 }
 
 /// Whether units may be used.
@@ -131,6 +133,19 @@ impl Quota {
         match step {
             Step::Decided(decision) => Some(decision),
             Step::Short { .. } => None,
+        }
+    }
+
+    /// Takes an admission back that nobody has used, in memory: so the decision says it then. The units of a
+    /// lease that is on its way back, or refused, stay as they are.
+    pub fn give_back(&self, eco_id: &EcoId, decision: Decision) -> Decision {
+        let Verdict::Admitted(lease_id) = decision.verdict else { return decision };
+        // Whoever drains the slot holds it alone, so that the lease is either held or on its way back.
+        let slot = self.0.accounts.get(eco_id);
+        if slot.is_some_and(|slot| slot.put_back(lease_id, decision.units)) {
+            Decision { consumed: decision.consumed - decision.units, ..decision }
+        } else {
+            decision
         }
     }
 
