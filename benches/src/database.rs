@@ -63,8 +63,8 @@ impl Database {
     pub(crate) async fn clear_usage(&mut self) -> Result<()> {
         self.connection
             .execute(
-                "truncate eco_api_usage, eco_usage_counters, eco_usage_changes, eco_usage_daily, eco_quota_usage,
-                          eco_quota_leases",
+                "truncate eco_api_usage, eco_usage_counters, eco_usage_changes, eco_usage_hourly, eco_usage_daily,
+                          eco_quota_usage, eco_quota_leases",
             )
             .await?;
         for statement in ["vacuum analyze", "checkpoint"] {
@@ -73,18 +73,19 @@ impl Database {
         Ok(())
     }
 
-    /// Fails unless exactly so many units are in the raw log, in the counters and in the rollup: a figure of
+    /// Fails unless exactly so many units are in the raw log, in the counters and in both rollups: a figure of
     /// lost or doubled events would be worth nothing.
     pub(crate) async fn ensure_counted(&mut self, units: u64) -> Result<()> {
-        let counted: (i64, i64, i64) = sqlx::query_as(
+        let counted: (i64, i64, i64, i64) = sqlx::query_as(
             "select (select coalesce(sum(units_count), 0)::bigint from eco_api_usage),
                     (select coalesce(sum(recorded_units), 0)::bigint from eco_usage_counters),
+                    (select coalesce(sum(units_count), 0)::bigint from eco_usage_hourly),
                     (select coalesce(sum(units_count), 0)::bigint from eco_usage_daily)",
         )
         .fetch_one(&mut self.connection)
         .await?;
         let units = i64::try_from(units)?;
-        ensure!(counted == (units, units, units), "{units} were acknowledged, counted are {counted:?}");
+        ensure!(counted == (units, units, units, units), "{units} were acknowledged, counted are {counted:?}");
         Ok(())
     }
 

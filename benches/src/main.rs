@@ -21,6 +21,10 @@ mod workload;
 
 use clap::Parser;
 
+/// As in the binary that is deployed.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(name = "nexus-bench", version, about)]
 enum Cli {

@@ -49,6 +49,8 @@ use tonic::service::Routes;
 pub use config::Config;
 pub use error::{Error, StartError};
 
+/// More writers than this divide batches into parts that are too small. Each takes a slot of the counters.
+const MAX_WRITERS: u32 = 4;
 /// Longest time that a stopping server writes what its calls left behind; less where its grace is.
 const LAST_FLUSHES: Duration = Duration::from_secs(10);
 
@@ -67,17 +69,20 @@ pub async fn serve(
     tls::server_config(&config.serve).map_err(ServeError::from)?;
     let auth = Arc::new(Authenticator::new(&config.auth)?);
     let pool = db::pool(&config.db, Role::Usage)?;
-    let writer_pool = db::pool(&DbArgs { database_max_connections: 1, ..config.db.clone() }, Role::Usage)?;
+    let writers = writers();
+    let writer_pool =
+        db::pool(&DbArgs { database_max_connections: writers, ..config.db.clone() }, Role::Usage)?;
     let metrics = Metrics::new();
     let writer_metrics = metrics.register(WriterMetrics::register);
 
     let stop = CancellationToken::new();
     let (recorder, writer) = writer::start(
-        writer_pool,
+        &writer_pool,
+        writers,
         config.flush_timeout,
         config.ingest_queue as usize,
-        writer_metrics,
-        stop.clone(),
+        &writer_metrics,
+        &stop,
     );
     let (feed, listening) = feed::start(&config.db, stop.clone())?;
     let (keys, following) = verify_api_key::start(pool.clone(), feed.clone(), config.key_stale_max);
@@ -89,6 +94,7 @@ pub async fn serve(
         pool: pool.clone(),
         recorder,
         quota,
+        stop: shutdown.clone(),
         quota_memory: Default::default(),
         keys: keys.clone(),
         key_secret: config.auth.service_token_secret.clone(),
@@ -115,6 +121,13 @@ pub async fn serve(
         finish(task, until).await;
     }
     Ok(served?)
+}
+
+/// Tasks that write: as many as there are cores, within bounds, as each keeps about one busy here and in the
+/// database.
+fn writers() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    u32::try_from(cores).unwrap_or(MAX_WRITERS).clamp(1, MAX_WRITERS)
 }
 
 /// Waits for a background task until then. What it leaves undone no caller was told to be done.

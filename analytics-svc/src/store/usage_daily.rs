@@ -151,7 +151,7 @@ pub async fn add_sketches(
     let methods: Vec<String> = endpoints.iter().map(|e| e.usage.method.clone()).collect();
     let mut rows = sqlx::query!(
         r#"
-        select shown.position - 1 as "index!", latency_sketch
+        select shown.position - 1 as "index!", latency_sketch, sketch
         from eco_usage_daily
              join unnest($3::text[], $4::text[]) with ordinality as shown (route, method, position)
              using (route, method),
@@ -165,8 +165,11 @@ pub async fn add_sketches(
     )
     .fetch(connection);
     while let Some(row) = rows.try_next().await? {
-        let sketch = Sketch::from_pairs(&row.latency_sketch).map_err(|e| sqlx::Error::Decode(e.into()))?;
-        endpoints[row.index as usize].sketch.merge(&sketch);
+        // The pairs are from versions before the entries; a day may have both.
+        let pairs = Sketch::from_pairs(&row.latency_sketch).map_err(|e| sqlx::Error::Decode(e.into()))?;
+        let sketch = &mut endpoints[row.index as usize].sketch;
+        sketch.merge(&pairs);
+        sketch.add_entries(&row.sketch);
     }
     Ok(())
 }

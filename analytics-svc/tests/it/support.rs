@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use nexus_analytics::Config;
 use nexus_client::CallOptions;
-use nexus_core::{plan::Plan, sketch::Sketch};
+use nexus_core::{plan::Plan, sketch::{self, Sketch}};
 use nexus_kit::{config::DbArgs, serve::Listeners, status};
 use nexus_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use nexus_testkit::{
@@ -117,7 +117,8 @@ pub(crate) async fn day(pool: &PgPool, days_ago: i32) -> Result<String> {
     Ok(sqlx::query_scalar(query).bind(days_ago).fetch_one(pool).await?)
 }
 
-/// A row of the rollup: calls that took these times, of `units` together.
+/// A row of the rollup: calls that took these times, of `units` together. The first of them is stored as versions
+/// before this one stored it.
 pub(crate) struct Rollup<'a> {
     pub(crate) eco_id: &'a str,
     pub(crate) days_ago: i32,
@@ -130,12 +131,13 @@ pub(crate) struct Rollup<'a> {
 
 impl Rollup<'_> {
     pub(crate) async fn insert(&self, pool: &PgPool) -> Result<()> {
-        let mut sketch = Sketch::default();
-        self.latencies_ms.iter().for_each(|ms| sketch.add(*ms));
+        let mut older = Sketch::default();
+        self.latencies_ms.iter().take(1).for_each(|ms| older.add(*ms));
+        let entries = self.latencies_ms.iter().skip(1).map(|ms| sketch::entry(sketch::bucket(*ms), 1));
         sqlx::query(
             "insert into eco_usage_daily (eco_id, day, route, method, status_class, units_count, event_count,
-                                          latency_sum_ms, latency_sketch)
-             values ($1, (now() at time zone 'UTC')::date - $2, $3, $4, $5, $6, $7, $8, $9)",
+                                          latency_sum_ms, latency_sketch, sketch)
+             values ($1, (now() at time zone 'UTC')::date - $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
         .bind(self.eco_id)
         .bind(self.days_ago)
@@ -145,7 +147,8 @@ impl Rollup<'_> {
         .bind(self.units)
         .bind(self.latencies_ms.len() as i64)
         .bind(self.latencies_ms.iter().map(|ms| i64::from(*ms)).sum::<i64>())
-        .bind(sketch.to_pairs())
+        .bind(older.to_pairs())
+        .bind(entries.collect::<Vec<_>>())
         .execute(pool)
         .await?;
         Ok(())

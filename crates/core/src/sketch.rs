@@ -2,7 +2,8 @@
 //!
 //! Buckets grow by 2^(1/32), as in DDSketch (Masson, Rim, Lee: "DDSketch: A fast and fully-mergeable
 //! quantile sketch with relative-error guarantees", VLDB 2019). Merging adds the counts, so that it is
-//! exact in any order. `nexus_sketch_bucket` and `nexus_sketch_merge` in the database are the same rules.
+//! exact in any order. `nexus_sketch_bucket`, `nexus_sketch_compact` and `nexus_sketch_merge` in the database
+//! are the same rules.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,15 @@ pub struct Sketch(BTreeMap<i64, i64>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a stored latency sketch must be pairs of bucket and count")]
 pub struct MalformedSketch;
+
+/// Bits of an entry that hold the bucket.
+const BUCKET_BITS: u32 = 10;
+
+/// What is stored for so many events of one bucket: `count * 1024 + bucket + 1`. A stored sketch is entries in
+/// any order, and a bucket may have several, so that adding to it is appending.
+pub fn entry(bucket: i64, count: i64) -> i64 {
+    (count << BUCKET_BITS) + bucket - ZERO_BUCKET
+}
 
 /// Bucket of a latency in whole milliseconds. The small addend keeps powers of two, whose logarithm is
 /// exact, from falling below their bucket.
@@ -64,12 +74,20 @@ impl Sketch {
         0.0
     }
 
-    /// The stored form: pairs of bucket and count, by bucket.
+    /// Adds stored [`entry`]s.
+    pub fn add_entries(&mut self, entries: &[i64]) {
+        for entry in entries {
+            let bucket = (entry & ((1 << BUCKET_BITS) - 1)) + ZERO_BUCKET;
+            *self.0.entry(bucket).or_default() += entry >> BUCKET_BITS;
+        }
+    }
+
+    /// The older stored form: pairs of bucket and count, by bucket.
     pub fn to_pairs(&self) -> Vec<i64> {
         self.0.iter().flat_map(|(bucket, count)| [*bucket, *count]).collect()
     }
 
-    /// Reads the stored form.
+    /// Reads the older stored form.
     pub fn from_pairs(pairs: &[i64]) -> Result<Self, MalformedSketch> {
         let (pairs, []) = pairs.as_chunks::<2>() else { return Err(MalformedSketch) };
         Ok(Self(pairs.iter().map(|[bucket, count]| (*bucket, *count)).collect()))

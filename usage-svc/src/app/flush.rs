@@ -1,18 +1,25 @@
 //! The transaction that counts a group of events exactly once: whichever rows are new to the raw log are
 //! added to counters, rollups and leases, in that transaction; nothing else is.
 //!
-//! Locks are taken in one order by every flush (days, leases, raw rows, counters, rollups; each in the
-//! order of its keys), so that flushes wait for each other but not in a circle.
+//! Rows are copied straight into the raw log. Where one of them is stored already, that fails; the flush is
+//! then redone through a stage, which tells the new rows from the others.
+//!
+//! Locks are taken in one order by every flush (days, leases, raw rows, counters, hours, days of the rollup;
+//! each in the order of its keys), so that flushes wait for each other but not in a circle.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    cmp::Ordering,
+    collections::{BTreeSet, HashMap, HashSet},
     io,
     time::Duration,
 };
 
+use chrono::NaiveDate;
+use nexus_core::route;
 use nexus_kit::db;
 use sqlx::{Connection, PgConnection, PgPool, Postgres, pool::PoolConnection};
 use tokio::time::{error::Elapsed, timeout};
+use uuid::Uuid;
 
 use crate::{
     domain::{
@@ -38,25 +45,48 @@ pub enum FlushError {
     Failed,
 }
 
-/// The slot a writer had last.
+/// What a writer remembers from one flush to the next.
 #[derive(Debug, Default)]
-pub struct Slot(i16);
+pub struct Memory {
+    /// The slot it had last.
+    slot: i16,
+    /// The last flush met events that were stored before: the next one probably does, too.
+    met_repeats: bool,
+}
+
+/// How rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// All at once; fails where one is stored already.
+    Copy,
+    /// Through a stage, those that are new.
+    Stage,
+}
 
 /// Counts the events; returns an outcome for each, in their order, after the commit. A try takes `bound` at
 /// most: a connection that says nothing for so long is given up.
 pub async fn run(
     pool: &PgPool,
     bound: Duration,
-    slot: &mut Slot,
+    memory: &mut Memory,
     events: &[&Event],
 ) -> Result<Vec<Outcome>, FlushError> {
+    let mut way = if memory.met_repeats { Way::Stage } else { Way::Copy };
     let mut tries = 0;
     loop {
         tries += 1;
-        let error = match try_once(pool, bound, slot, events).await {
-            Ok(outcomes) => return Ok(outcomes),
+        let error = match try_once(pool, bound, memory, way, events).await {
+            Ok(outcomes) => {
+                let repeat = |outcome| matches!(outcome, &Outcome::Duplicate | &Outcome::Conflict);
+                memory.met_repeats = way == Way::Stage && outcomes.iter().any(repeat);
+                return Ok(outcomes);
+            }
             Err(error) => error,
         };
+        if way == Way::Copy && store::api_usage::is_stored_already(&error) {
+            way = Way::Stage;
+            continue;
+        }
         if tries < MAX_TRIES && lost_a_race(&error) {
             tracing::debug!(%error, tries, "a flush lost a race and is redone");
             continue;
@@ -95,13 +125,14 @@ async fn ensure_partitions(pool: &PgPool, bound: Duration) -> sqlx::Result<i32> 
 async fn try_once(
     pool: &PgPool,
     bound: Duration,
-    slot: &mut Slot,
+    memory: &mut Memory,
+    way: Way,
     events: &[&Event],
 ) -> sqlx::Result<Vec<Outcome>> {
     let mut connection = db::acquire(pool).await?;
     let counted = timeout(bound, async {
         let mut transaction = connection.begin().await?;
-        let outcomes = count(&mut transaction, slot, events).await?;
+        let outcomes = count(&mut transaction, memory, way, events).await?;
         transaction.commit().await?;
         Ok(outcomes)
     })
@@ -123,58 +154,103 @@ fn in_time<T>(
 
 async fn count(
     connection: &mut PgConnection,
-    slot: &mut Slot,
+    memory: &mut Memory,
+    way: Way,
     events: &[&Event],
 ) -> sqlx::Result<Vec<Outcome>> {
-    let facts = facts(connection, slot, events).await?;
-    let mut outcomes = Vec::with_capacity(events.len());
-    // Events of one identity, in the order of the raw log's key; the first of them is the one written.
-    let mut groups: BTreeMap<Identity, (Placement, Vec<usize>)> = BTreeMap::new();
-    for (position, event) in events.iter().enumerate() {
-        match judge(event, &facts) {
-            Ok(placement) => {
-                groups.entry(event.identity()).or_insert((placement, Vec::new())).1.push(position);
-                outcomes.push(Outcome::Accepted);
-            }
-            Err(refusal) => outcomes.push(Outcome::Refused(refusal)),
-        }
-    }
+    let facts = facts(connection, &mut memory.slot, events).await?;
+    let (mut outcomes, places) = judged(events, &facts);
+    // Events of one identity; the first of them is the one written.
+    let groups: Vec<&[Place]> = places.chunk_by(|a, b| a.is_same(b, events)).collect();
     if groups.is_empty() {
         return Ok(outcomes);
     }
-    let mut rows: Vec<Row<'_>> = groups
-        .values()
-        .map(|(placement, positions)| Row {
-            event: events[positions[0]],
-            placement: *placement,
-            admitted_units: 0,
-        })
-        .collect();
-    let days: BTreeSet<_> = groups.keys().map(|identity| identity.2).collect();
-    store::usage_daily::lock_days_shared(connection, &days.into_iter().collect::<Vec<_>>()).await?;
+    let mut rows: Vec<Row<'_>> = groups.iter().map(|group| group[0].row(events)).collect();
+    let mut days: Vec<_> = rows.iter().map(|row| row.event.day()).collect();
+    days.dedup();
+    store::usage_daily::lock_days_shared(connection, &days).await?;
     cover(connection, &mut rows, &facts).await?;
-    let new = write_new(connection, slot, &rows).await?;
-    let stored = stored_of(connection, groups.keys().filter(|identity| !new.contains(*identity))).await?;
-    for (identity, (_, positions)) in &groups {
-        tell_apart(events, positions, stored.get(identity), &mut outcomes);
+    let old = match way {
+        Way::Copy => {
+            store::api_usage::copy(connection, &rows).await?;
+            HashSet::new()
+        }
+        Way::Stage => {
+            let new = store::api_usage::insert_new(connection, &rows).await?;
+            rows.iter().map(|row| row.event.identity()).filter(|identity| !new.contains(identity)).collect()
+        }
+    };
+    add_up(connection, memory.slot, &rows, &old).await?;
+    let stored = stored_of(connection, &old).await?;
+    for group in groups.iter().filter(|group| group.len() > 1 || !old.is_empty()) {
+        let stored = stored.get(&events[group[0].position].identity());
+        tell_apart(events, group, stored, &mut outcomes);
     }
     Ok(outcomes)
 }
 
+/// An event that is taken: its position among all, and where it counts.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    day: NaiveDate,
+    event_id: Uuid,
+    position: usize,
+    placement: Placement,
+}
+
+impl Place {
+    /// The order of the raw log's days and keys; of events that are the same, the order of their positions.
+    fn compare(&self, other: &Self, events: &[&Event]) -> Ordering {
+        let account = |place: &Self| &events[place.position].eco_id;
+        (self.day, self.event_id)
+            .cmp(&(other.day, other.event_id))
+            .then_with(|| account(self).cmp(account(other)))
+            .then_with(|| self.position.cmp(&other.position))
+    }
+
+    fn is_same(&self, other: &Self, events: &[&Event]) -> bool {
+        (self.day, self.event_id) == (other.day, other.event_id)
+            && events[self.position].eco_id == events[other.position].eco_id
+    }
+
+    fn row<'a>(&self, events: &[&'a Event]) -> Row<'a> {
+        let event = events[self.position];
+        let route = route::template(&event.payload.endpoint);
+        Row { event, route, placement: self.placement, admitted_units: 0 }
+    }
+}
+
+/// Outcomes for all events, as far as judging tells, and those that are taken, in the order of the raw log.
+fn judged(events: &[&Event], facts: &Facts) -> (Vec<Outcome>, Vec<Place>) {
+    let mut outcomes = Vec::with_capacity(events.len());
+    let mut places = Vec::with_capacity(events.len());
+    for (position, event) in events.iter().enumerate() {
+        outcomes.push(match judge(event, facts) {
+            Ok(placement) => {
+                places.push(Place { day: event.day(), event_id: event.event_id, position, placement });
+                Outcome::Accepted
+            }
+            Err(refusal) => Outcome::Refused(refusal),
+        });
+    }
+    places.sort_unstable_by(|a, b| a.compare(b, events));
+    (outcomes, places)
+}
+
 /// Reads what judging needs, and takes a slot.
-async fn facts(connection: &mut PgConnection, slot: &mut Slot, events: &[&Event]) -> sqlx::Result<Facts> {
+async fn facts(connection: &mut PgConnection, slot: &mut i16, events: &[&Event]) -> sqlx::Result<Facts> {
     let mut now = None;
     // With every slot taken the last one tried is shared.
     for _ in 0..store::writer_slot::SLOTS {
-        let (clock, held) = store::writer_slot::try_hold(connection, slot.0).await?;
+        let (clock, held) = store::writer_slot::try_hold(connection, *slot).await?;
         now = Some(clock);
         if held {
             break;
         }
-        slot.0 = (slot.0 + 1) % store::writer_slot::SLOTS;
+        *slot = (*slot + 1) % store::writer_slot::SLOTS;
     }
-    let accounts: BTreeSet<&str> = events.iter().map(|e| e.eco_id.as_str()).collect();
-    let keys: BTreeSet<&str> = events.iter().filter_map(|e| e.payload.api_key_id.as_deref()).collect();
+    let accounts: HashSet<&str> = events.iter().map(|e| e.eco_id.as_str()).collect();
+    let keys: HashSet<&str> = events.iter().filter_map(|e| e.payload.api_key_id.as_deref()).collect();
     let accounts: Vec<&str> = accounts.into_iter().collect();
     let keys: Vec<&str> = keys.into_iter().collect();
     Ok(Facts {
@@ -203,46 +279,50 @@ async fn cover(connection: &mut PgConnection, rows: &mut [Row<'_>], facts: &Fact
     Ok(())
 }
 
-/// Writes the rows and adds up those that were new; returns their identities.
-async fn write_new(
+/// Adds up the rows that are not `old`.
+async fn add_up(
     connection: &mut PgConnection,
-    slot: &Slot,
+    slot: i16,
     rows: &[Row<'_>],
-) -> sqlx::Result<HashSet<Identity>> {
-    let new = store::api_usage::insert_new(connection, rows).await?;
-    let deltas = Deltas::of(rows.iter().filter(|row| new.contains(&row.event.identity())));
+    old: &HashSet<Identity>,
+) -> sqlx::Result<()> {
+    let deltas =
+        Deltas::of(rows.iter().filter(|row| old.is_empty() || !old.contains(&row.event.identity())));
     if !deltas.booked.is_empty() {
         store::quota_leases::book(connection, &deltas.booked).await?;
     }
     if !deltas.counters.is_empty() {
-        store::usage_counters::increment(connection, slot.0, &deltas.counters).await?;
+        store::usage_counters::increment(connection, slot, &deltas.counters).await?;
     }
-    if !deltas.rollups.is_empty() {
-        store::usage_daily::add(connection, &deltas.rollups).await?;
+    if !deltas.hourly.is_empty() {
+        store::usage_hourly::add(connection, &deltas.hourly).await?;
+        store::usage_daily::add(connection, &deltas.daily).await?;
     }
-    Ok(new)
+    Ok(())
 }
 
 async fn stored_of(
     connection: &mut PgConnection,
-    identities: impl Iterator<Item = &Identity>,
+    identities: &HashSet<Identity>,
 ) -> sqlx::Result<HashMap<Identity, Payload>> {
-    let identities: Vec<Identity> = identities.cloned().collect();
     if identities.is_empty() {
         return Ok(HashMap::new());
     }
-    store::api_usage::stored(connection, &identities).await
+    store::api_usage::stored(connection, &identities.iter().cloned().collect::<Vec<_>>()).await
 }
 
 /// The outcomes of the events of one identity: against what was `stored` before, or else against the
 /// first of them, which was written now.
-fn tell_apart(events: &[&Event], positions: &[usize], stored: Option<&Payload>, outcomes: &mut [Outcome]) {
+fn tell_apart(events: &[&Event], group: &[Place], stored: Option<&Payload>, outcomes: &mut [Outcome]) {
     let (reference, repeats) = match stored {
-        Some(payload) => (payload, positions),
-        None => (&events[positions[0]].payload, &positions[1..]),
+        Some(payload) => (payload, group),
+        None => (&events[group[0].position].payload, &group[1..]),
     };
-    for &position in repeats {
-        outcomes[position] =
-            if events[position].payload == *reference { Outcome::Duplicate } else { Outcome::Conflict };
+    for place in repeats {
+        outcomes[place.position] = if events[place.position].payload == *reference {
+            Outcome::Duplicate
+        } else {
+            Outcome::Conflict
+        };
     }
 }

@@ -1,7 +1,15 @@
-//! Takes events for recording and waits for their commit. One way for single events and batches.
+//! Takes events for recording and waits for their commit. One way for single events, batches and streams.
+//!
+//! Accounts are divided among the writers, so that no two of them touch the same counters. Events of accounts
+//! of several writers are divided, too, and are answered when all parts are committed. Where a part fails, the
+//! others may be counted: the same events sent again are counted once, whichever they were.
 
-use std::sync::Arc;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
+use nexus_core::id::EcoId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::Span;
 
@@ -11,7 +19,7 @@ use crate::{
     error::Error,
 };
 
-/// Events of one call, on their way to the writer.
+/// Events of one call for one writer, on their way to it.
 pub(super) struct Submission {
     pub(super) events: Vec<Event>,
     pub(super) answer: oneshot::Sender<Result<Vec<Outcome>, FlushError>>,
@@ -21,36 +29,91 @@ pub(super) struct Submission {
     _room: OwnedSemaphorePermit,
 }
 
-/// The bounded queue to the writer.
+/// What of a call goes to one writer.
+#[derive(Default)]
+struct Part {
+    events: Vec<Event>,
+    /// Where they stood in the call.
+    positions: Vec<usize>,
+}
+
+/// The bounded queues to the writers.
 #[derive(Clone)]
 pub struct Recorder {
-    queue: mpsc::Sender<Submission>,
+    queues: Arc<[mpsc::Sender<Submission>]>,
+    /// Room for events, in all queues together.
     room: Arc<Semaphore>,
+    capacity: usize,
 }
 
 impl Recorder {
-    /// A queue for so many events, and its far end.
-    pub(super) fn new(capacity: usize) -> (Self, mpsc::Receiver<Submission>) {
+    /// Queues to so many writers, for so many events together, and their far ends.
+    pub(super) fn new(writers: usize, capacity: usize) -> (Self, Vec<mpsc::Receiver<Submission>>) {
         // A submission has at least one event, so the semaphore is full first.
-        let (queue, submissions) = mpsc::channel(capacity);
-        (Self { queue, room: Arc::new(Semaphore::new(capacity)) }, submissions)
+        let (queues, far_ends): (Vec<_>, _) = (0..writers).map(|_| mpsc::channel(capacity)).unzip();
+        let room = Arc::new(Semaphore::new(capacity));
+        (Self { queues: queues.into(), room, capacity }, far_ends)
     }
 
     /// Records events; answers with an outcome for each, in their order, after the commit. The events are
-    /// written also when the caller does not wait for the answer.
+    /// written also when the caller does not wait for the answer. Without room for them it fails at once.
     pub async fn record(&self, events: Vec<Event>) -> Result<Vec<Outcome>, Error> {
-        if events.is_empty() {
-            return Ok(Vec::new());
-        }
-        let places = u32::try_from(events.len()).map_err(|_| Error::Overloaded)?;
+        let places = self.places(&events)?;
         let room = self.room.clone().try_acquire_many_owned(places).map_err(|_| Error::Overloaded)?;
-        let (answer, answered) = oneshot::channel();
-        let submission = Submission { events, answer, span: Span::current(), _room: room };
-        self.queue.try_send(submission).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => Error::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => Error::Stopping,
-        })?;
-        // The writer answers everything it takes; it is gone only when the server stops.
-        Ok(answered.await.map_err(|_| Error::Stopping)??)
+        self.submit(events, room).await
     }
+
+    /// The same, but waits until there is room.
+    pub async fn record_in_turn(&self, events: Vec<Event>) -> Result<Vec<Outcome>, Error> {
+        let places = self.places(&events)?;
+        let room = self.room.clone().acquire_many_owned(places).await.map_err(|_| Error::Stopping)?;
+        self.submit(events, room).await
+    }
+
+    fn places(&self, events: &[Event]) -> Result<u32, Error> {
+        let fits = Some(events.len()).filter(|n| *n <= self.capacity);
+        fits.and_then(|n| u32::try_from(n).ok()).ok_or(Error::Overloaded)
+    }
+
+    async fn submit(&self, events: Vec<Event>, mut room: OwnedSemaphorePermit) -> Result<Vec<Outcome>, Error> {
+        let mut outcomes = vec![Outcome::Accepted; events.len()];
+        let mut waiting = Vec::new();
+        for (queue, part) in self.queues.iter().zip(self.divide(events)) {
+            if part.events.is_empty() {
+                continue;
+            }
+            let room = room.split(part.events.len()).expect("there is room for all of its parts");
+            let (answer, answered) = oneshot::channel();
+            let submission = Submission { events: part.events, answer, span: Span::current(), _room: room };
+            queue.try_send(submission).map_err(|e| match e {
+                mpsc::error::TrySendError::Full(_) => Error::Overloaded,
+                mpsc::error::TrySendError::Closed(_) => Error::Stopping,
+            })?;
+            waiting.push((answered, part.positions));
+        }
+        for (answered, positions) in waiting {
+            // A writer answers everything it takes; it is gone only when the server stops.
+            let own = answered.await.map_err(|_| Error::Stopping)??;
+            for (position, outcome) in positions.into_iter().zip(own) {
+                outcomes[position] = outcome;
+            }
+        }
+        Ok(outcomes)
+    }
+
+    fn divide(&self, events: Vec<Event>) -> Vec<Part> {
+        let mut parts: Vec<Part> = self.queues.iter().map(|_| Part::default()).collect();
+        for (position, event) in events.into_iter().enumerate() {
+            let part = &mut parts[writer_of(&event.eco_id, self.queues.len())];
+            part.events.push(event);
+            part.positions.push(position);
+        }
+        parts
+    }
+}
+
+fn writer_of(eco_id: &EcoId, writers: usize) -> usize {
+    let mut hasher = DefaultHasher::new();
+    eco_id.hash(&mut hasher);
+    (hasher.finish() % writers as u64) as usize
 }

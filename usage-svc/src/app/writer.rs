@@ -1,5 +1,5 @@
-//! The one task that writes. While a flush commits, the next one gathers: group commit without a linger,
-//! so that a lone event waits for nobody and a crowd shares the cost.
+//! The tasks that write, each the accounts that are its own. While a flush commits, the next one gathers: group
+//! commit without a linger, so that a lone event waits for nobody and a crowd shares the cost.
 
 use std::time::Duration;
 
@@ -8,20 +8,24 @@ use prometheus_client::{
     registry::Registry,
 };
 use sqlx::PgPool;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    flush::{self, FlushError, Slot},
+    flush::{self, FlushError, Memory},
     record_usage::{Recorder, Submission},
 };
 use crate::domain::event::{Event, Outcome};
 
-/// Events a flush takes at most, unless a single call brings more.
-const MAX_FLUSH: usize = 10_000;
+/// Events a flush takes at most, unless a single call brings more. Large flushes are cheap ones: many events
+/// share a counter and a rollup.
+const MAX_FLUSH: usize = 20_000;
 
-/// What the writer counts.
+/// What the writers count.
 #[derive(Clone)]
 pub struct WriterMetrics {
     events: Counter,
@@ -44,18 +48,28 @@ impl WriterMetrics {
     }
 }
 
-/// Starts the writer. `pool` is its own, so that reads never keep it waiting for a connection; `bound` is
-/// the longest time of one try. After `stop` it writes what is queued and ends.
+/// Starts so many writers. `pool` is their own, with a connection for each, so that reads never keep them
+/// waiting for one; `bound` is the longest time of one try; `capacity` the events that may wait for all of them
+/// together. After `stop` they write what is queued and end.
 pub fn start(
-    pool: PgPool,
+    pool: &PgPool,
+    writers: u32,
     bound: Duration,
     capacity: usize,
-    metrics: WriterMetrics,
-    stop: CancellationToken,
-) -> (Recorder, tokio::task::JoinHandle<()>) {
-    let (recorder, queue) = Recorder::new(capacity);
-    let writer = Writer { pool, bound, queue, next: None, slot: Slot::default(), metrics };
-    (recorder, tokio::spawn(writer.run(stop)))
+    metrics: &WriterMetrics,
+    stop: &CancellationToken,
+) -> (Recorder, JoinHandle<()>) {
+    let (recorder, queues) = Recorder::new(writers as usize, capacity);
+    let mut tasks = JoinSet::new();
+    for queue in queues {
+        let (pool, metrics) = (pool.clone(), metrics.clone());
+        let writer = Writer { pool, bound, queue, next: None, memory: Memory::default(), metrics };
+        tasks.spawn(writer.run(stop.clone()));
+    }
+    let all = async move {
+        tasks.join_all().await;
+    };
+    (recorder, tokio::spawn(all))
 }
 
 struct Writer {
@@ -64,7 +78,7 @@ struct Writer {
     queue: mpsc::Receiver<Submission>,
     /// Taken from the queue, but too large for the flush at hand.
     next: Option<Submission>,
-    slot: Slot,
+    memory: Memory,
     metrics: WriterMetrics,
 }
 
@@ -125,7 +139,7 @@ impl Writer {
         for other in &group[1..] {
             span.follows_from(&other.span);
         }
-        let result = flush::run(&self.pool, self.bound, &mut self.slot, &events).instrument(span).await;
+        let result = flush::run(&self.pool, self.bound, &mut self.memory, &events).instrument(span).await;
         self.metrics.sizes.observe(events.len() as f64);
         match &result {
             Ok(outcomes) => self.metrics.events.inc_by(outcomes.len() as u64),

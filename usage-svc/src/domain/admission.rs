@@ -2,7 +2,10 @@
 //! the lease covers what is left of its grant. A lease that is unknown, another account's, used up, or of
 //! a period already settled covers nothing, so that an admission can be neither forged nor used twice.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
 
 use chrono::{DateTime, Utc};
 use nexus_core::period::{Period, SETTLEMENT_GRACE};
@@ -29,6 +32,8 @@ pub struct Lease {
 pub struct Row<'a> {
     /// The event.
     pub event: &'a Event,
+    /// Route template it is rolled up under.
+    pub route: Cow<'a, str>,
     /// Where it counts.
     pub placement: Placement,
     /// Units of it that its lease covers.

@@ -5,6 +5,7 @@ mod api_keys;
 pub mod caller;
 pub mod envoy;
 mod parse;
+mod stream;
 
 use nexus_core::id::ApiKeyText;
 use nexus_kit::db;
@@ -22,6 +23,7 @@ use nexus_proto::usage::v1::{
 };
 use secrecy::SecretString;
 use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
 
 use crate::{
@@ -33,10 +35,12 @@ use crate::{
 pub struct Service {
     /// Connections that act as the service's role.
     pub pool: PgPool,
-    /// The way to the writer.
+    /// The way to the writers.
     pub recorder: Recorder,
     /// Units to admit.
     pub quota: Quota,
+    /// Cancelled when the server stops: streams end.
+    pub stop: CancellationToken,
     /// Answers of CheckQuota to repeated requests.
     pub quota_memory: app::check_quota::Memory,
     /// The API keys.
@@ -81,13 +85,14 @@ impl UsageService for Service {
         Ok(Response::new(answer::batch_recorded(batch.ids, batch.places, outcomes)))
     }
 
-    type StreamUsageStream = tokio_stream::Empty<Result<StreamUsageResponse, Status>>;
+    type StreamUsageStream = stream::Acknowledgements;
 
     async fn stream_usage(
         &self,
-        _request: Request<tonic::Streaming<StreamUsageRequest>>,
+        request: Request<tonic::Streaming<StreamUsageRequest>>,
     ) -> Result<Response<Self::StreamUsageStream>, Status> {
-        Err(status::not_implemented("StreamUsage"))
+        let (pool, recorder) = (self.pool.clone(), self.recorder.clone());
+        Ok(Response::new(stream::record(request, pool, recorder, self.stop.clone())?))
     }
 
     async fn check_quota(

@@ -2,9 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use nexus_core::{id::EcoId, route};
+use chrono::NaiveDate;
+use nexus_core::id::EcoId;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
+use super::copy_binary::Encoder;
 use crate::domain::{
     admission::Row,
     delta::SEGMENT,
@@ -16,48 +19,91 @@ const DAYS_BEHIND: i32 = 36;
 /// Days of partitions ahead of today.
 const DAYS_AHEAD: i32 = 7;
 
-/// Writes the rows, which are in the order of their identities; returns the identities that were new.
+/// Columns of a row, in the order in which [`put`] writes them.
+macro_rules! columns {
+    () => {
+        "event_id, eco_id, event_day, event_time, period_start, segment, units_count, endpoint, route, method, \
+         status_code, response_time_ms, api_key_id, admission_id, test_mode, late"
+    };
+}
+const COLUMN_COUNT: i16 = 16;
+const COPY: &str = concat!("copy eco_api_usage (", columns!(), ") from stdin (format binary)");
+const COPY_TO_STAGE: &str = concat!("copy pg_temp.eco_usage_stage (", columns!(), ") from stdin (format binary)");
+/// The order is that of [`copy`], so that flushes of the same events take them in one order.
+const TAKE_FROM_STAGE: &str = concat!(
+    "insert into eco_api_usage (", columns!(), ") select ", columns!(), " from pg_temp.eco_usage_stage
+     order by event_day, event_id, eco_id collate \"C\" on conflict do nothing
+     returning event_id, eco_id, event_day"
+);
+/// Encoded rows are sent in pieces of about so many bytes: the server works on one while the next is encoded.
+const PIECE_BYTES: usize = 128 * 1024;
+
+/// Copies rows, which are in the order of day, id and account, straight into their days' partitions. Fails with
+/// a unique violation, and writes nothing, where one of them is stored already.
+#[tracing::instrument(name = "db.eco_api_usage.copy", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = rows.len()))]
+pub async fn copy(connection: &mut PgConnection, rows: &[Row<'_>]) -> sqlx::Result<()> {
+    send(connection, COPY, rows).await
+}
+
+/// Writes those of the rows that are new, through a temporary table of the connection; returns the identities
+/// that were new. Slower than [`copy`], but some of the rows may be stored already.
 #[tracing::instrument(name = "db.eco_api_usage.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = rows.len()))]
 pub async fn insert_new(connection: &mut PgConnection, rows: &[Row<'_>]) -> sqlx::Result<HashSet<Identity>> {
-    let payloads = || rows.iter().map(|r| &r.event.payload);
-    let routes: Vec<_> = payloads()
-        .map(|p| Some(route::template(&p.endpoint)).filter(|route| *route != p.endpoint.as_str()))
-        .collect();
-    // A function scan yields the rows in the arrays' order, so that flushes of the same events take them
-    // in one order.
-    let new = sqlx::query!(
-        "insert into eco_api_usage (event_id, eco_id, event_day, event_time, period_start, segment, units_count,
-             endpoint, route, method, status_code, response_time_ms, api_key_id, admission_id, test_mode, late)
-         select u.event_id, u.eco_id, u.event_day, u.event_time, u.period_start, $6, u.units_count,
-             u.endpoint, u.route, u.method, u.status_code, u.response_time_ms, u.api_key_id, u.admission_id,
-             u.test_mode, u.late
-         from unnest($1::uuid[], $2::text[], $3::date[], $4::timestamptz[], $5::timestamptz[], $7::bigint[],
-                     $8::text[], $9::text[], $10::text[], $11::smallint[], $12::int[], $13::text[], $14::uuid[],
-                     $15::bool[], $16::bool[])
-             as u (event_id, eco_id, event_day, event_time, period_start, units_count, endpoint, route, method,
-                   status_code, response_time_ms, api_key_id, admission_id, test_mode, late)
-         on conflict do nothing
-         returning event_id, eco_id, event_day",
-        &rows.iter().map(|r| r.event.event_id).collect::<Vec<_>>(),
-        &rows.iter().map(|r| r.event.eco_id.as_str()).collect::<Vec<_>>() as &[&str],
-        &rows.iter().map(|r| r.event.day()).collect::<Vec<_>>(),
-        &payloads().map(|p| p.event_time).collect::<Vec<_>>(),
-        &rows.iter().map(|r| r.placement.period_start).collect::<Vec<_>>(),
-        SEGMENT,
-        &payloads().map(|p| p.units_count).collect::<Vec<_>>(),
-        &payloads().map(|p| p.endpoint.as_str()).collect::<Vec<_>>() as &[&str],
-        &routes.iter().map(Option::as_deref).collect::<Vec<_>>() as &[Option<&str>],
-        &payloads().map(|p| p.method.as_str()).collect::<Vec<_>>() as &[&str],
-        &payloads().map(|p| p.status_code).collect::<Vec<_>>(),
-        &payloads().map(|p| p.response_time_ms).collect::<Vec<_>>(),
-        &payloads().map(|p| p.api_key_id.as_deref()).collect::<Vec<_>>() as &[Option<&str>],
-        &payloads().map(|p| p.admission).collect::<Vec<_>>() as &[Option<uuid::Uuid>],
-        &rows.iter().map(|r| r.placement.test_mode).collect::<Vec<_>>(),
-        &rows.iter().map(|r| r.placement.late).collect::<Vec<_>>(),
-    )
-    .fetch_all(connection)
-    .await?;
-    new.into_iter().map(|r| Ok((r.event_id, eco_id(&r.eco_id)?, r.event_day))).collect()
+    // Not checked at compile time: the table exists only here.
+    let staged = sqlx::query_scalar!(r#"select to_regclass('pg_temp.eco_usage_stage') is not null as "staged!""#)
+        .fetch_one(&mut *connection)
+        .await?;
+    if !staged {
+        sqlx::query("create temporary table eco_usage_stage (like eco_api_usage) on commit delete rows")
+            .execute(&mut *connection)
+            .await?;
+    }
+    send(connection, COPY_TO_STAGE, rows).await?;
+    let new: Vec<(Uuid, String, NaiveDate)> = sqlx::query_as(TAKE_FROM_STAGE).fetch_all(connection).await?;
+    new.into_iter().map(|(id, account, day)| Ok((id, eco_id(&account)?, day))).collect()
+}
+
+async fn send(connection: &mut PgConnection, statement: &str, rows: &[Row<'_>]) -> sqlx::Result<()> {
+    let mut copy = connection.copy_in_raw(statement).await?;
+    let mut encoder = Encoder::new(COLUMN_COUNT);
+    for row in rows {
+        put(&mut encoder, row);
+        if encoder.bytes().len() >= PIECE_BYTES {
+            copy.send(encoder.bytes()).await?;
+            encoder.clear();
+        }
+    }
+    encoder.end();
+    copy.send(encoder.bytes()).await?;
+    copy.finish().await?;
+    Ok(())
+}
+
+fn put(encoder: &mut Encoder, row: &Row<'_>) {
+    let payload = &row.event.payload;
+    encoder
+        .row()
+        .uuid(Some(row.event.event_id))
+        .text(Some(row.event.eco_id.as_str()))
+        .date(row.event.day())
+        .timestamptz(payload.event_time)
+        .timestamptz(row.placement.period_start)
+        .int4(SEGMENT)
+        .int8(payload.units_count)
+        .text(Some(&payload.endpoint))
+        .text(Some(row.route.as_ref()).filter(|route| *route != payload.endpoint))
+        .text(Some(&payload.method))
+        .int2(payload.status_code)
+        .int4(payload.response_time_ms)
+        .text(payload.api_key_id.as_deref())
+        .uuid(payload.admission)
+        .bool(row.placement.test_mode)
+        .bool(row.placement.late);
+}
+
+/// Whether [`copy`] met a row that is stored already.
+pub fn is_stored_already(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(e) if e.is_unique_violation())
 }
 
 /// What is stored under these identities.

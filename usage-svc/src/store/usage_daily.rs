@@ -1,11 +1,10 @@
-//! `eco_usage_daily`, the rollup.
-
-use std::collections::BTreeMap;
+//! `eco_usage_daily`, the rollup by UTC day, and the locks of a day's rollups.
 
 use chrono::NaiveDate;
 use sqlx::PgConnection;
 
-use crate::domain::delta::{RollupDelta, RollupKey};
+use super::rollup_arrays::RollupArrays;
+use crate::domain::delta::Rollup;
 
 /// Keeps rebuilds of these days out until the transaction ends. `days` are in order, so that no two
 /// flushes and rebuilds wait for each other in a circle.
@@ -21,53 +20,46 @@ pub async fn lock_days_shared(connection: &mut PgConnection, days: &[NaiveDate])
     Ok(())
 }
 
-/// Adds to the rollup, in the order of the keys.
-#[tracing::instrument(name = "db.eco_usage_daily.upsert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = deltas.len()))]
+/// Adds to the rollup, in the order given.
+#[tracing::instrument(name = "db.eco_usage_daily.upsert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = rollups.len()))]
 pub async fn add(
     connection: &mut PgConnection,
-    deltas: &BTreeMap<RollupKey<'_>, RollupDelta>,
+    rollups: &[Rollup<'_, NaiveDate>],
 ) -> sqlx::Result<()> {
-    // Sketches differ in length, so they come in one array with the end of each.
-    let mut pairs: Vec<i64> = Vec::new();
-    let mut ends: Vec<i32> = Vec::with_capacity(deltas.len());
-    for delta in deltas.values() {
-        pairs.extend(delta.sketch.to_pairs());
-        ends.push(i32::try_from(pairs.len()).expect("a flush has at most two numbers per event"));
-    }
-    let starts: Vec<i32> = std::iter::once(0).chain(ends.iter().copied()).take(ends.len()).collect();
+    let arrays = RollupArrays::of(rollups);
     sqlx::query!(
         "insert into eco_usage_daily as d
-             (eco_id, day, route, method, status_class, units_count, event_count, latency_sum_ms, latency_sketch)
-         select u.eco_id, u.day, u.route, u.method, u.status_class, u.units, u.events, u.latency_ms,
-                ($11::bigint[])[u.sketch_start + 1 : u.sketch_end]
+             (eco_id, day, route, method, status_class, units_count, event_count, latency_sum_ms, sketch)
+         select u.eco_id, u.at, u.route, u.method, u.status_class, u.units, u.events, u.latency_ms,
+                ($11::bigint[])[u.sketch_start : u.sketch_end]
          from unnest($1::text[], $2::date[], $3::text[], $4::text[], $5::smallint[], $6::bigint[], $7::bigint[],
                      $8::bigint[], $9::int[], $10::int[])
-              with ordinality as u (eco_id, day, route, method, status_class, units, events, latency_ms,
+              with ordinality as u (eco_id, at, route, method, status_class, units, events, latency_ms,
                                     sketch_start, sketch_end, position)
          order by u.position
          on conflict (eco_id, day, route, method, status_class) do update set
              units_count    = d.units_count + excluded.units_count,
              event_count    = d.event_count + excluded.event_count,
              latency_sum_ms = d.latency_sum_ms + excluded.latency_sum_ms,
-             latency_sketch = nexus_sketch_merge(d.latency_sketch, excluded.latency_sketch)",
-        &deltas.keys().map(|k| k.0).collect::<Vec<_>>() as &[&str],
-        &deltas.keys().map(|k| k.1).collect::<Vec<_>>(),
-        &deltas.keys().map(|k| k.2.as_ref()).collect::<Vec<_>>() as &[&str],
-        &deltas.keys().map(|k| k.3).collect::<Vec<_>>() as &[&str],
-        &deltas.keys().map(|k| k.4).collect::<Vec<_>>(),
-        &deltas.values().map(|d| d.units).collect::<Vec<_>>(),
-        &deltas.values().map(|d| d.events).collect::<Vec<_>>(),
-        &deltas.values().map(|d| d.latency_ms).collect::<Vec<_>>(),
-        &starts,
-        &ends,
-        &pairs,
+             sketch         = nexus_sketch_add(d.sketch, excluded.sketch)",
+        &arrays.eco_ids as &[&str],
+        &arrays.at,
+        &arrays.routes as &[&str],
+        &arrays.methods as &[&str],
+        &arrays.status_classes,
+        &arrays.units,
+        &arrays.events,
+        &arrays.latencies_ms,
+        &arrays.starts,
+        &arrays.ends,
+        &arrays.entries,
     )
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// Rebuilds one day from the raw log; returns the rows written. May take as long as the day is large.
+/// Rebuilds one day, hours and all, from the raw log; returns the rows of the day. May take as long as the day is large.
 #[tracing::instrument(name = "db.eco_usage_daily.rebuild", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn rebuild(connection: &mut PgConnection, day: NaiveDate) -> sqlx::Result<i64> {
     sqlx::query!("set local statement_timeout = 0").execute(&mut *connection).await?;

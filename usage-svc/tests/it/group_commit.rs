@@ -24,7 +24,8 @@ use crate::support::*;
 /// A writer alone. On a test's one thread it takes its turn after all calls that were made together.
 fn start(db: &TestDb, stop: &CancellationToken) -> Result<(Recorder, JoinHandle<()>)> {
     let pool = db::pool(&db.args(), Role::Usage)?;
-    Ok(writer::start(pool, TIMEOUT, 10_000, WriterMetrics::register(&mut Registry::default()), stop.clone()))
+    let metrics = WriterMetrics::register(&mut Registry::default());
+    Ok(writer::start(&pool, 1, TIMEOUT, 10_000, &metrics, stop))
 }
 
 fn event_on(endpoint: &str) -> Result<Event> {

@@ -106,3 +106,31 @@ async fn sketches_merge_the_same_in_the_database() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn sketches_are_added_to_the_same_in_the_database() -> Result<()> {
+    let db = TestDb::new().await?;
+    let mut rng = StdRng::seed_from_u64(34);
+    let (mut stored, mut whole, mut longest) = (Vec::new(), Sketch::default(), 0);
+    for _ in 0..60 {
+        let latencies: Vec<i32> = (0..rng.random_range(0..30)).map(|_| rng.random_range(0..90_000)).collect();
+        latencies.iter().for_each(|ms| whole.add(*ms));
+        let entries: Vec<i64> = latencies.iter().map(|ms| sketch::entry(sketch::bucket(*ms), 1)).collect();
+        stored = sqlx::query_scalar::<_, Vec<i64>>("select nexus_sketch_add($1, $2)")
+            .bind(&stored)
+            .bind(&entries)
+            .fetch_one(&db.pool)
+            .await?;
+        longest = longest.max(stored.len());
+        let mut read = Sketch::default();
+        read.add_entries(&stored);
+        assert_eq!(read, whole);
+    }
+    assert!((150..=600).contains(&longest) && longest < whole.count() as usize, "{longest} entries");
+    let compact: Vec<i64> =
+        sqlx::query_scalar("select nexus_sketch_compact($1)").bind(&stored).fetch_one(&db.pool).await?;
+    let pairs = whole.to_pairs();
+    let entries: Vec<i64> = pairs.chunks_exact(2).map(|pair| sketch::entry(pair[0], pair[1])).collect();
+    assert_eq!(compact, entries);
+    Ok(())
+}

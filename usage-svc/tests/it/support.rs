@@ -269,11 +269,12 @@ pub(crate) async fn granted(db: &TestDb, eco_id: &str) -> Result<i64> {
     Ok(sqlx::query_scalar(statement).bind(eco_id).fetch_one(&db.pool).await?)
 }
 
-/// Units in the raw log, the counters and the rollup; test-mode units of the first two apart.
+/// Units in the raw log, the counters and both rollups; test-mode units of the first two apart.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Sums {
     pub(crate) raw: i64,
     pub(crate) counted: i64,
+    pub(crate) hourly: i64,
     pub(crate) daily: i64,
     pub(crate) unadmitted: i64,
     pub(crate) test_raw: i64,
@@ -281,9 +282,10 @@ pub(crate) struct Sums {
 }
 
 pub(crate) async fn sums(pool: &PgPool, eco_id: &str) -> Result<Sums> {
-    let row: (i64, i64, i64, i64, i64, i64) = sqlx::query_as(
+    let row: (i64, i64, i64, i64, i64, i64, i64) = sqlx::query_as(
         "select coalesce((select sum(units_count) from eco_api_usage where eco_id = $1 and not test_mode), 0)::bigint,
                 coalesce((select sum(recorded_units) from eco_usage_counters where eco_id = $1), 0)::bigint,
+                coalesce((select sum(units_count) from eco_usage_hourly where eco_id = $1), 0)::bigint,
                 coalesce((select sum(units_count) from eco_usage_daily where eco_id = $1), 0)::bigint,
                 coalesce((select sum(unadmitted_units) from eco_usage_counters where eco_id = $1), 0)::bigint,
                 coalesce((select sum(units_count) from eco_api_usage where eco_id = $1 and test_mode), 0)::bigint,
@@ -293,13 +295,35 @@ pub(crate) async fn sums(pool: &PgPool, eco_id: &str) -> Result<Sums> {
     .fetch_one(pool)
     .await
     .context("summing up")?;
-    let (raw, counted, daily, unadmitted, test_raw, test_counted) = row;
-    Ok(Sums { raw, counted, daily, unadmitted, test_raw, test_counted })
+    let (raw, counted, hourly, daily, unadmitted, test_raw, test_counted) = row;
+    Ok(Sums { raw, counted, hourly, daily, unadmitted, test_raw, test_counted })
 }
 
 /// So many units everywhere, none admitted, none of test keys.
 pub(crate) fn plain(units: i64) -> Sums {
-    Sums { raw: units, counted: units, daily: units, unadmitted: units, test_raw: 0, test_counted: 0 }
+    Sums {
+        raw: units,
+        counted: units,
+        hourly: units,
+        daily: units,
+        unadmitted: units,
+        test_raw: 0,
+        test_counted: 0,
+    }
+}
+
+/// Both rollups, row by row; a sketch with one entry a bucket.
+pub(crate) async fn rollups(db: &TestDb) -> Result<Vec<String>> {
+    let rollups = "select row_to_json(r)::text
+        from (select eco_id, hour::text as at, route, method, status_class, units_count, event_count, latency_sum_ms,
+                     nexus_sketch_compact(sketch) as sketch
+              from eco_usage_hourly
+              union all
+              select eco_id, day::text, route, method, status_class, units_count, event_count, latency_sum_ms,
+                     nexus_sketch_compact(sketch)
+              from eco_usage_daily) as r
+        order by 1";
+    Ok(sqlx::query_scalar(rollups).fetch_all(&db.pool).await?)
 }
 
 /// Returns once a condition holds that other tasks bring about.
