@@ -6,7 +6,10 @@ use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use nexus_analytics::Config;
 use nexus_client::CallOptions;
-use nexus_core::{plan::Plan, sketch::{self, Sketch}};
+use nexus_core::{
+    plan::Plan,
+    sketch::{self, Sketch},
+};
 use nexus_kit::{config::DbArgs, serve::Listeners, status};
 use nexus_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use nexus_testkit::{

@@ -31,12 +31,16 @@ pub struct EcoId(String);
 impl EcoId {
     /// Checks a text.
     pub fn parse(text: &str) -> Result<Self, IdError> {
+        Self::check(text).map(|()| Self(text.to_owned()))
+    }
+
+    fn check(text: &str) -> Result<(), IdError> {
         let tail = text.strip_prefix("eco_").ok_or(IdError::Account)?;
         let allowed = |c: u8| c.is_ascii_alphanumeric() || b"_.:-".contains(&c);
         if tail.is_empty() || tail.len() > 60 || !tail.bytes().all(allowed) {
             return Err(IdError::Account);
         }
-        Ok(Self(text.to_owned()))
+        Ok(())
     }
 
     /// A new random id: `eco_` and 22 base62 characters (131 bits).
@@ -59,7 +63,7 @@ impl fmt::Display for EcoId {
 impl TryFrom<String> for EcoId {
     type Error = IdError;
     fn try_from(text: String) -> Result<Self, IdError> {
-        Self::parse(&text)
+        Self::check(&text).map(|()| Self(text))
     }
 }
 

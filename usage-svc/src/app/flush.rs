@@ -286,8 +286,7 @@ async fn add_up(
     rows: &[Row<'_>],
     old: &HashSet<Identity>,
 ) -> sqlx::Result<()> {
-    let deltas =
-        Deltas::of(rows.iter().filter(|row| old.is_empty() || !old.contains(&row.event.identity())));
+    let deltas = Deltas::of(rows.iter().filter(|row| old.is_empty() || !old.contains(&row.event.identity())));
     if !deltas.booked.is_empty() {
         store::quota_leases::book(connection, &deltas.booked).await?;
     }
@@ -319,10 +318,7 @@ fn tell_apart(events: &[&Event], group: &[Place], stored: Option<&Payload>, outc
         None => (&events[group[0].position].payload, &group[1..]),
     };
     for place in repeats {
-        outcomes[place.position] = if events[place.position].payload == *reference {
-            Outcome::Duplicate
-        } else {
-            Outcome::Conflict
-        };
+        outcomes[place.position] =
+            if events[place.position].payload == *reference { Outcome::Duplicate } else { Outcome::Conflict };
     }
 }

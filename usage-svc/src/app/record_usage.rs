@@ -75,7 +75,11 @@ impl Recorder {
         fits.and_then(|n| u32::try_from(n).ok()).ok_or(Error::Overloaded)
     }
 
-    async fn submit(&self, events: Vec<Event>, mut room: OwnedSemaphorePermit) -> Result<Vec<Outcome>, Error> {
+    async fn submit(
+        &self,
+        events: Vec<Event>,
+        mut room: OwnedSemaphorePermit,
+    ) -> Result<Vec<Outcome>, Error> {
         let mut outcomes = vec![Outcome::Accepted; events.len()];
         let mut waiting = Vec::new();
         for (queue, part) in self.queues.iter().zip(self.divide(events)) {

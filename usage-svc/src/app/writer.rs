@@ -23,7 +23,7 @@ use crate::domain::event::{Event, Outcome};
 
 /// Events a flush takes at most, unless a single call brings more. Large flushes are cheap ones: many events
 /// share a counter and a rollup.
-const MAX_FLUSH: usize = 20_000;
+const MAX_FLUSH: usize = 40_000;
 
 /// What the writers count.
 #[derive(Clone)]

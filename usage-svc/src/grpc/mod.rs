@@ -68,7 +68,7 @@ impl UsageService for Service {
         let event = request.into_inner().event;
         let event = event.ok_or_else(|| status::invalid(&Violations::one("event", "is required")))?;
         caller::own_events_only(key.as_ref(), std::slice::from_ref(&event))?;
-        let event = parse::event(event, key.as_ref()).map_err(parse::within_event)?;
+        let event = parse::single(event, key.as_ref())?;
         let outcomes = self.recorder.record(vec![event]).await?;
         Ok(Response::new(answer::recorded(&outcomes)?))
     }

@@ -38,31 +38,38 @@ pub(super) fn batch(sent: Vec<UsageEvent>, key: Option<&VerifiedKey>) -> Result<
         places: Vec::with_capacity(sent.len()),
         events: Vec::with_capacity(sent.len()),
     };
-    for pb in sent {
-        batch.ids.push(pb.event_id.clone());
-        let place = event(pb, key).map(|event| {
+    for mut pb in sent {
+        let id = std::mem::take(&mut pb.event_id);
+        let place = event(&id, pb, key).map(|event| {
             batch.events.push(event);
             batch.events.len() - 1
         });
+        batch.ids.push(id);
         batch.places.push(place);
     }
     Ok(batch)
 }
 
 /// The violations of the one event of a request.
-pub(super) fn within_event(violations: Violations) -> Status {
+fn within_event(violations: Violations) -> Status {
     let prefixed = violations.0.into_iter().map(|v| Violation { field: format!("event.{}", v.field), ..v });
     status::invalid(&Violations(prefixed.collect()))
 }
 
-/// An event. What an API key leaves out is its own: the account, and the key the call was made with.
-pub(super) fn event(pb: UsageEvent, key: Option<&VerifiedKey>) -> Result<Event, Violations> {
+/// The one event of a request.
+pub(super) fn single(mut pb: UsageEvent, key: Option<&VerifiedKey>) -> Result<Event, Status> {
+    let id = std::mem::take(&mut pb.event_id);
+    event(&id, pb, key).map_err(within_event)
+}
+
+/// An event, its id aside. What an API key leaves out is its own: the account, and the key the call was made with.
+fn event(id: &str, mut pb: UsageEvent, key: Option<&VerifiedKey>) -> Result<Event, Violations> {
     let mut v = Violations::new();
     let eco_id = match key {
         Some(key) if pb.eco_id.is_empty() => Some(key.eco_id.clone()),
-        _ => v.eco_id("eco_id", &pb.eco_id),
+        _ => v.take("eco_id", EcoId::try_from(pb.eco_id)),
     };
-    let event_id = v.take("event_id", pb.event_id.parse::<Uuid>().map_err(|_| "must be a UUID"));
+    let event_id = v.take("event_id", id.parse::<Uuid>().map_err(|_| "must be a UUID"));
     let event_time = match &pb.event_time {
         Some(time) => v.take("event_time", convert::datetime(time)),
         None => event_id.and_then(|id| {
@@ -70,6 +77,7 @@ pub(super) fn event(pb: UsageEvent, key: Option<&VerifiedKey>) -> Result<Event, 
         }),
     };
     check_endpoint(&mut v, &pb.endpoint);
+    pb.method.make_ascii_uppercase();
     let letters = pb.method.bytes().all(|c| c.is_ascii_alphabetic());
     let method = letters && (1..=MAX_METHOD_LETTERS).contains(&pb.method.len());
     v.require(method, "method", format!("must be 1 to {MAX_METHOD_LETTERS} letters"));
@@ -94,7 +102,7 @@ pub(super) fn event(pb: UsageEvent, key: Option<&VerifiedKey>) -> Result<Event, 
             payload: Payload {
                 event_time,
                 endpoint: pb.endpoint,
-                method: pb.method.to_ascii_uppercase(),
+                method: pb.method,
                 status_code,
                 response_time_ms: pb.response_time_ms,
                 units_count,

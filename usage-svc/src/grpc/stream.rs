@@ -26,7 +26,7 @@ use crate::{
 const IN_FLIGHT: usize = 4;
 
 /// The acknowledgements.
-pub type Acknowledgements = Pin<Box<dyn Stream<Item = Result<StreamUsageResponse, Status>> + Send>>;
+pub(super) type Acknowledgements = Pin<Box<dyn Stream<Item = Result<StreamUsageResponse, Status>> + Send>>;
 
 /// Whose events a stream brings.
 #[derive(Clone)]

@@ -28,10 +28,15 @@ macro_rules! columns {
 }
 const COLUMN_COUNT: i16 = 16;
 const COPY: &str = concat!("copy eco_api_usage (", columns!(), ") from stdin (format binary)");
-const COPY_TO_STAGE: &str = concat!("copy pg_temp.eco_usage_stage (", columns!(), ") from stdin (format binary)");
+const COPY_TO_STAGE: &str =
+    concat!("copy pg_temp.eco_usage_stage (", columns!(), ") from stdin (format binary)");
 /// The order is that of [`copy`], so that flushes of the same events take them in one order.
 const TAKE_FROM_STAGE: &str = concat!(
-    "insert into eco_api_usage (", columns!(), ") select ", columns!(), " from pg_temp.eco_usage_stage
+    "insert into eco_api_usage (",
+    columns!(),
+    ") select ",
+    columns!(),
+    " from pg_temp.eco_usage_stage
      order by event_day, event_id, eco_id collate \"C\" on conflict do nothing
      returning event_id, eco_id, event_day"
 );
@@ -50,9 +55,10 @@ pub async fn copy(connection: &mut PgConnection, rows: &[Row<'_>]) -> sqlx::Resu
 #[tracing::instrument(name = "db.eco_api_usage.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = rows.len()))]
 pub async fn insert_new(connection: &mut PgConnection, rows: &[Row<'_>]) -> sqlx::Result<HashSet<Identity>> {
     // Not checked at compile time: the table exists only here.
-    let staged = sqlx::query_scalar!(r#"select to_regclass('pg_temp.eco_usage_stage') is not null as "staged!""#)
-        .fetch_one(&mut *connection)
-        .await?;
+    let staged =
+        sqlx::query_scalar!(r#"select to_regclass('pg_temp.eco_usage_stage') is not null as "staged!""#)
+            .fetch_one(&mut *connection)
+            .await?;
     if !staged {
         sqlx::query("create temporary table eco_usage_stage (like eco_api_usage) on commit delete rows")
             .execute(&mut *connection)

@@ -8,10 +8,8 @@ use crate::domain::delta::Rollup;
 
 /// Adds to the rollup, in the order given.
 #[tracing::instrument(name = "db.eco_usage_hourly.upsert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = rollups.len()))]
-pub async fn add(
-    connection: &mut PgConnection,
-    rollups: &[Rollup<'_, DateTime<Utc>>],
-) -> sqlx::Result<()> {
+pub async fn add(connection: &mut PgConnection, rollups: &[Rollup<'_, DateTime<Utc>>]) -> sqlx::Result<()> {
+    // A function scan yields the rows in the arrays' order.
     let arrays = RollupArrays::of(rollups);
     sqlx::query!(
         "insert into eco_usage_hourly as d
@@ -20,9 +18,7 @@ pub async fn add(
                 ($11::bigint[])[u.sketch_start : u.sketch_end]
          from unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::smallint[], $6::bigint[], $7::bigint[],
                      $8::bigint[], $9::int[], $10::int[])
-              with ordinality as u (eco_id, at, route, method, status_class, units, events, latency_ms,
-                                    sketch_start, sketch_end, position)
-         order by u.position
+              as u (eco_id, at, route, method, status_class, units, events, latency_ms, sketch_start, sketch_end)
          on conflict (eco_id, hour, route, method, status_class) do update set
              units_count    = d.units_count + excluded.units_count,
              event_count    = d.event_count + excluded.event_count,

@@ -22,7 +22,10 @@ async fn a_day_is_rebuilt_from_the_raw_log() -> Result<()> {
     // In many flushes, over several hours and more buckets than a sketch has room for before it is made compact.
     for flush in 0..10 {
         let at = at - TimeDelta::minutes(20 * flush);
-        let event = |i| UsageEvent { response_time_ms: i * 17 + i32::try_from(flush).unwrap_or(0), ..event_at("eco_a", at) };
+        let event = |i| UsageEvent {
+            response_time_ms: i * 17 + i32::try_from(flush).unwrap_or(0),
+            ..event_at("eco_a", at)
+        };
         record_batch(&server, (0..50).map(event).collect()).await?;
     }
     let right = rollups(&db).await?;
