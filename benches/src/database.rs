@@ -85,7 +85,10 @@ impl Database {
         .fetch_one(&mut self.connection)
         .await?;
         let units = i64::try_from(units)?;
-        ensure!(counted == (units, units, units, units), "{units} were acknowledged, counted are {counted:?}");
+        ensure!(
+            counted == (units, units, units, units),
+            "{units} were acknowledged, counted are {counted:?}"
+        );
         Ok(())
     }
 

@@ -4,8 +4,8 @@
 //! Rows are copied straight into the raw log. Where one of them is stored already, that fails; the flush is
 //! then redone through a stage, which tells the new rows from the others.
 //!
-//! Locks are taken in one order by every flush (days, leases, raw rows, counters, hours, days of the rollup;
-//! each in the order of its keys), so that flushes wait for each other but not in a circle.
+//! Locks are taken in one order by every flush (days, leases, routes, raw rows, counters, hours, days of the
+//! rollup; each in the order of its keys), so that flushes wait for each other but not in a circle.
 
 use std::{
     cmp::Ordering,
@@ -21,6 +21,7 @@ use sqlx::{Connection, PgConnection, PgPool, Postgres, pool::PoolConnection};
 use tokio::time::{error::Elapsed, timeout};
 use uuid::Uuid;
 
+use super::bound_routes::{self, KnownRoutes};
 use crate::{
     domain::{
         admission::{self, Row},
@@ -52,6 +53,8 @@ pub struct Memory {
     slot: i16,
     /// The last flush met events that were stored before: the next one probably does, too.
     met_repeats: bool,
+    /// Routes that have their place in the rollups.
+    routes: KnownRoutes,
 }
 
 /// How rows are written.
@@ -75,8 +78,10 @@ pub async fn run(
     let mut tries = 0;
     loop {
         tries += 1;
+        memory.routes.begin();
         let error = match try_once(pool, bound, memory, way, events).await {
             Ok(outcomes) => {
+                memory.routes.committed();
                 let repeat = |outcome| matches!(outcome, &Outcome::Duplicate | &Outcome::Conflict);
                 memory.met_repeats = way == Way::Stage && outcomes.iter().any(repeat);
                 return Ok(outcomes);
@@ -170,6 +175,7 @@ async fn count(
     days.dedup();
     store::usage_daily::lock_days_shared(connection, &days).await?;
     cover(connection, &mut rows, &facts).await?;
+    bound_routes::run(connection, &mut memory.routes, &mut rows).await?;
     let old = match way {
         Way::Copy => {
             store::api_usage::copy(connection, &rows).await?;

@@ -3,9 +3,10 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`record_usage`] | takes events for recording and waits for their commit |
-//! | [`writer`] | the one task that writes: group commit of what gathered meanwhile |
+//! | [`writer`] | the tasks that write: group commit of what gathered meanwhile |
 //! | [`flush`] | the transaction that counts a group of events exactly once |
 //! | [`feed`] | what the database says has changed, to whoever caches it |
+//! | [`bound_routes`] | which routes have a place in an account's rollups |
 //! | [`check_quota`] | admits units, exactly up to a hard limit |
 //! | [`quota`] | what this replica holds of all quotas: leases in memory |
 //! | [`current_usage`] | an account's current period, live |
@@ -15,9 +16,11 @@
 //! | [`rotate_api_key`] | gives a key a new secret; the old one stays valid for a while |
 //! | [`verify_api_key`] | whose key a text is, if it opens one |
 //! | [`register_import`] | the time shift of an imported file |
-//! | [`rebuild_day`] | rebuilds a day's rollup from the raw log |
+//! | [`rate_limit`] | admits what a proxy asks about: by all descriptors or none |
+//! | [`rebuild_day`] | rebuilds a day's rollups from the raw log |
 //! | [`maintenance`] | partitions made ahead and dropped, settled leases and gone holders deleted |
 
+pub mod bound_routes;
 pub mod check_quota;
 pub mod create_api_key;
 pub mod current_usage;

@@ -14,4 +14,5 @@ mod rollup_arrays;
 pub mod usage_counters;
 pub mod usage_daily;
 pub mod usage_hourly;
+pub mod usage_routes;
 pub mod writer_slot;

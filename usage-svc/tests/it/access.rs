@@ -168,6 +168,7 @@ nexus_usage eco_usage_counters: select insert update
 nexus_usage eco_usage_daily: select insert update delete
 nexus_usage eco_usage_hourly: select insert update delete
 nexus_usage eco_usage_retention: select
+nexus_usage eco_usage_routes: select insert update
 ";
 
 #[tokio::test]

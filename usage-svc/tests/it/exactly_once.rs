@@ -44,28 +44,26 @@ async fn the_same_batches_at_two_servers_at_once_count_once() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn flushes_that_overlap_have_slots_of_their_own() -> Result<()> {
+#[tokio::test]
+async fn flushes_that_are_at_work_at_once_have_slots_of_their_own() -> Result<()> {
     let (db, one) = server().await?;
     let two = Server::start(db.args()).await?;
     account(&db, "eco_a", Plan::Pro).await?;
-    // Both flushes have begun before either counts: each waits for the rebuild of its day.
-    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
-    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
-        .execute(&mut *rebuild)
-        .await?;
-    let end_rebuild = async {
-        let both_wait = "select count(*) = 2 from pg_locks l join pg_database d on d.oid = l.database
-            where d.datname = current_database() and not l.granted and l.locktype = 'advisory'
-              and l.classid::bigint = hashtext('nexus_usage_day')::bigint & 4294967295";
-        while !sqlx::query_scalar::<_, bool>(both_wait).fetch_one(&db.pool).await? {}
-        anyhow::Ok(rebuild.commit().await?)
+    let mut held = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)").execute(&mut *held).await?;
+    let let_go = async {
+        let waiting = "select count(*) from pg_stat_activity
+             where datname = current_database() and query like '%nexus_usage_day%' and wait_event = 'advisory'";
+        while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&db.pool).await? < 2 {}
+        held.commit().await?;
+        anyhow::Ok(())
     };
-    let (a, b, ended) = tokio::join!(record(&one, event("eco_a")), record(&two, event("eco_a")), end_rebuild);
-    (a?, b?, ended?);
-    let slots: Vec<i16> =
-        sqlx::query_scalar("select slot from eco_usage_counters order by slot").fetch_all(&db.pool).await?;
-    assert_eq!(slots, [0, 1]);
+    let (a, b, let_go) = tokio::join!(record(&one, event("eco_a")), record(&two, event("eco_a")), let_go);
+    (a?, b?, let_go?);
+    let slots: i64 =
+        sqlx::query_scalar("select count(*) from eco_usage_counters").fetch_one(&db.pool).await?;
+    assert_eq!(slots, 2);
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(2));
     Ok(())
 }
 
@@ -144,5 +142,88 @@ async fn rebuilding_changes_nothing(db: &TestDb) -> Result<()> {
     let days: i64 = sqlx::query_scalar("select count(*) from eco_usage_daily").fetch_one(&db.pool).await?;
     assert_eq!(rebuilt, days);
     assert_eq!(rollups(db).await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn repeats_within_a_batch_and_of_earlier_ones_are_told_exactly() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let outcomes = async |events: &[UsageEvent]| {
+        let answer = record_batch(&server, events.to_vec()).await?;
+        let told: Vec<_> = answer.results.iter().map(|r| (r.index, r.outcome())).collect();
+        anyhow::Ok((answer.accepted_count, told))
+    };
+    let changed = |e: &UsageEvent| UsageEvent { response_time_ms: 8, ..e.clone() };
+    let [a, b, c, d] = [0; 4].map(|_| event("eco_a"));
+    use EventOutcome::{Conflict, Duplicate};
+    // All new but for what the batch itself repeats: the first of them is the one written.
+    let first = outcomes(&[a.clone(), b.clone(), a.clone(), changed(&b)]).await?;
+    assert_eq!(first, (2, vec![(2, Duplicate), (3, Conflict)]));
+    // Some stored before, and repeats of a new one.
+    let second = outcomes(&[c.clone(), b.clone(), changed(&a), c.clone(), changed(&c)]).await?;
+    assert_eq!(second, (1, vec![(1, Duplicate), (2, Conflict), (3, Duplicate), (4, Conflict)]));
+    // Again, and then all new.
+    assert_eq!(outcomes(&[a, b, c]).await?, (0, vec![(0, Duplicate), (1, Duplicate), (2, Duplicate)]));
+    assert_eq!(outcomes(std::slice::from_ref(&d)).await?, (1, vec![]));
+    assert_eq!(outcomes(&[d, event("eco_a")]).await?, (1, vec![(0, Duplicate)]));
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(5));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_batch_of_many_accounts_and_days_is_answered_in_its_order() -> Result<()> {
+    let (db, server) = server().await?;
+    let ids: Vec<String> = (0..20).map(|n| format!("eco_{n}")).collect();
+    for id in &ids {
+        account(&db, id, Plan::Pro).await?;
+    }
+    let mut rng = StdRng::seed_from_u64(5);
+    let mut events: Vec<UsageEvent> = (0..200)
+        .map(|i| event_at(&ids[i % 20], now() - TimeDelta::hours(rng.random_range(0..20 * 24))))
+        .collect();
+    for unknown in (0..200).step_by(17) {
+        events[unknown].eco_id = "eco_unknown".to_owned();
+    }
+    let answer = record_batch(&server, events.clone()).await?;
+    let told: Vec<_> = answer.results.iter().map(|r| (r.index, r.outcome())).collect();
+    let unknown: Vec<_> = (0..200).step_by(17).map(|i| (i, EventOutcome::UnknownAccount)).collect();
+    assert_eq!(told, unknown);
+    for id in &ids {
+        let own = events.iter().filter(|e| e.eco_id == *id).count();
+        assert_eq!(sums(&db.pool, id).await?, plain(i64::try_from(own)?));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_copy_whose_backend_dies_in_the_middle_counts_nothing() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let events: Vec<UsageEvent> = (0..3_000).map(|_| event("eco_a")).collect();
+    // Somebody has written the last of them and not committed: the copy waits there.
+    let mut other = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query(
+        "insert into eco_api_usage (event_id, eco_id, event_day, event_time, period_start, segment, units_count,
+                                    endpoint, method, status_code, response_time_ms, test_mode, late)
+         values ($1::uuid, 'eco_a', (now() at time zone 'UTC')::date, now(), now(), 0, 1, '/', 'GET', 200, 1, false, false)",
+    )
+    .bind(&events[2_999].event_id)
+    .execute(&mut *other)
+    .await?;
+    let killed = async {
+        let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+             where datname = current_database() and query like 'copy eco_api_usage%' and wait_event_type = 'Lock'";
+        while sqlx::query_scalar::<_, i64>(kill).fetch_one(&db.pool).await? == 0 {}
+        anyhow::Ok(())
+    };
+    let (answer, killed) = tokio::join!(record_batch(&server, events.clone()), killed);
+    refused(answer, tonic::Code::Unavailable, "DATABASE_UNAVAILABLE");
+    killed?;
+    other.rollback().await?;
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(0));
+    assert_eq!(record_batch(&server, events.clone()).await?.accepted_count, 3_000);
+    assert_eq!(record_batch(&server, events).await?.duplicate_count, 3_000);
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(3_000));
     Ok(())
 }

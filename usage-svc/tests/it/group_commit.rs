@@ -23,15 +23,23 @@ use crate::support::*;
 
 /// A writer alone. On a test's one thread it takes its turn after all calls that were made together.
 fn start(db: &TestDb, stop: &CancellationToken) -> Result<(Recorder, JoinHandle<()>)> {
+    start_many(db, 1, stop)
+}
+
+fn start_many(db: &TestDb, writers: u32, stop: &CancellationToken) -> Result<(Recorder, JoinHandle<()>)> {
     let pool = db::pool(&db.args(), Role::Usage)?;
     let metrics = WriterMetrics::register(&mut Registry::default());
-    Ok(writer::start(&pool, 1, TIMEOUT, 10_000, &metrics, stop))
+    Ok(writer::start(&pool, writers, TIMEOUT, 10_000, &metrics, stop))
 }
 
 fn event_on(endpoint: &str) -> Result<Event> {
+    event_of("eco_a", endpoint)
+}
+
+fn event_of(eco_id: &str, endpoint: &str) -> Result<Event> {
     Ok(Event {
         event_id: Uuid::now_v7(),
-        eco_id: EcoId::parse("eco_a")?,
+        eco_id: EcoId::parse(eco_id)?,
         payload: Payload {
             event_time: now(),
             endpoint: endpoint.to_owned(),
@@ -87,5 +95,35 @@ async fn an_event_that_cannot_be_written_fails_only_its_own_call() -> Result<()>
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(2));
     stop.cancel();
     writer.await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn where_one_writers_part_fails_the_same_events_sent_again_are_counted_once() -> Result<()> {
+    let db = TestDb::new().await?;
+    let ids: Vec<String> = (0..32).map(|n| format!("eco_{n}")).collect();
+    for id in &ids {
+        account(&db, id, Plan::Pro).await?;
+    }
+    let stop = CancellationToken::new();
+    let (recorder, writers) = start_many(&db, 2, &stop)?;
+    let events = ids.iter().map(|id| event_of(id, "/v1/a")).collect::<Result<Vec<_>>>()?;
+    sqlx::query("alter table eco_usage_counters add constraint fails check (eco_id <> 'eco_7')")
+        .execute(&db.pool)
+        .await?;
+    let failed = recorder.record(events.clone()).await;
+    assert!(matches!(failed, Err(Error::Flush(FlushError::Failed))), "{failed:?}");
+    sqlx::query("alter table eco_usage_counters drop constraint fails").execute(&db.pool).await?;
+
+    let again = recorder.record(events).await?;
+    let written_before = again.iter().filter(|outcome| **outcome == Outcome::Duplicate).count();
+    assert!((1..32).contains(&written_before), "{written_before} were counted by the other writer");
+    assert!(again.iter().all(|outcome| matches!(outcome, Outcome::Duplicate | Outcome::Accepted)));
+    assert_eq!(again[7], Outcome::Accepted);
+    for id in &ids {
+        assert_eq!(sums(&db.pool, id).await?, plain(1), "{id}");
+    }
+    stop.cancel();
+    writers.await?;
     Ok(())
 }

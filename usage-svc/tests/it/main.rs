@@ -18,5 +18,6 @@ mod record;
 mod revoke_api_key;
 mod rotate_api_key;
 mod rules;
+mod stream;
 mod support;
 mod verify_api_key;

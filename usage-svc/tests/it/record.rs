@@ -9,6 +9,8 @@ use nexus_testkit::seed;
 use tonic::Code;
 use uuid::Uuid;
 
+use nexus_usage::app::bound_routes::{MAX_ROUTES, OTHER};
+
 use crate::support::*;
 
 #[tokio::test]
@@ -264,15 +266,64 @@ async fn the_row_keeps_what_was_sent_and_the_rollup_its_template() -> Result<()>
 }
 
 #[tokio::test]
+async fn beyond_a_bound_an_accounts_routes_are_rolled_up_together() -> Result<()> {
+    let (db, one) = server().await?;
+    let two = Server::start(db.args()).await?;
+    for id in ["eco_a", "eco_b"] {
+        account(&db, id, Plan::Pro).await?;
+    }
+    // By word: numbers would be ids, and one template.
+    let word =
+        |n: usize| format!("/v1/r{}{}", char::from(b'a' + (n / 26) as u8), char::from(b'a' + (n % 26) as u8));
+    let calls = |range: std::ops::Range<usize>| -> Vec<UsageEvent> {
+        range.map(|n| UsageEvent { endpoint: word(n), ..event("eco_a") }).collect()
+    };
+    let max = MAX_ROUTES as usize;
+    // At two servers at once, with some routes in both.
+    let (left, right) = tokio::join!(record_batch(&one, calls(0..300)), record_batch(&two, calls(200..max)));
+    left?;
+    right?;
+    record_batch(&one, calls(max - 10..max + 50)).await?;
+    record_batch(&two, calls(max + 40..max + 60)).await?;
+    record(&one, UsageEvent { endpoint: word(max + 1), ..event("eco_b") }).await?;
+
+    let routes: Vec<(String, i64)> = sqlx::query_as(
+        "select route, units_count from eco_usage_daily where eco_id = 'eco_a' order by units_count desc, route",
+    )
+    .fetch_all(&db.pool)
+    .await?;
+    assert_eq!((routes.len(), routes[0].clone()), (max + 1, (OTHER.to_owned(), 70)));
+    let of_b: String = sqlx::query_scalar("select route from eco_usage_daily where eco_id = 'eco_b'")
+        .fetch_one(&db.pool)
+        .await?;
+    assert_eq!(of_b, word(max + 1));
+    // The raw log keeps what was sent, and how it was rolled up.
+    let kept: i64 =
+        sqlx::query_scalar("select count(distinct endpoint) from eco_api_usage where route = '{other}'")
+            .fetch_one(&db.pool)
+            .await?;
+    assert_eq!(kept, 60);
+    let before = rollups(&db).await?;
+    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)").execute(&db.pool).await?;
+    assert_eq!(rollups(&db).await?, before);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_missing_partition_loses_no_event() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Pro).await?;
     record(&server, event("eco_a")).await?;
     let at = now() - TimeDelta::days(20);
-    let partition = format!("eco_api_usage_p{}", at.format("%Y%m%d"));
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop table {partition}"))).execute(&db.pool).await?;
-    assert_eq!(record(&server, event_at("eco_a", at)).await?.outcome(), EventOutcome::Accepted);
-    assert_eq!(sums(&db.pool, "eco_a").await?, plain(2));
+    for (n, table) in ["eco_api_usage", "eco_usage_hourly"].into_iter().enumerate() {
+        let partition = format!("{table}_p{}", at.format("%Y%m%d"));
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop table {partition}"))).execute(&db.pool).await?;
+        assert_eq!(record(&server, event_at("eco_a", at)).await?.outcome(), EventOutcome::Accepted);
+        let units: i64 = sqlx::query_scalar("select sum(units_count)::bigint from eco_usage_daily")
+            .fetch_one(&db.pool)
+            .await?;
+        assert_eq!(units, 2 + n as i64);
+    }
     Ok(())
 }
 
