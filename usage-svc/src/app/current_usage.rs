@@ -10,7 +10,7 @@ use crate::{domain::quota::Standing, error::Error, store};
 /// Where the account stands, and the units lost with their holders.
 pub async fn run(pool: &PgPool, quota: &Quota, eco_id: &EcoId) -> Result<Standing, Error> {
     let read = async {
-        let mut connection = nexus_kit::db::acquire(pool).await?;
+        let mut connection = db::acquire(pool).await?;
         let standing = store::accounts::standing(&mut connection, eco_id).await?;
         let mut standing = standing.ok_or(Error::UnknownAccount)?;
         standing.forfeited = store::quota_leases::forfeited(&mut connection, eco_id, standing.period).await?;

@@ -162,14 +162,14 @@ impl Keys {
 
 impl Inner {
     async fn stored(&self, key_id: &str) -> Result<Option<StoredKey>, Error> {
-        let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+        let mut connection = db::acquire(&self.pool).await?;
         Ok(store::api_keys::for_verification(&mut connection, key_id).await?)
     }
 
     /// Nobody waits for it, and a use that goes unnoted in an outage is noted by a later one.
     async fn note_use(&self, key_id: &str) {
         let noted = async {
-            let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+            let mut connection = db::acquire(&self.pool).await?;
             store::api_keys::note_use(&mut connection, key_id).await
         };
         if let Err(error) = noted.await {

@@ -8,7 +8,6 @@ mod parse;
 mod stream;
 
 use nexus_core::id::ApiKeyText;
-use nexus_kit::db;
 use nexus_kit::{
     auth::{Caller, Scope},
     convert::timestamp,
@@ -91,8 +90,8 @@ impl UsageService for Service {
         &self,
         request: Request<tonic::Streaming<StreamUsageRequest>>,
     ) -> Result<Response<Self::StreamUsageStream>, Status> {
-        let (pool, recorder) = (self.pool.clone(), self.recorder.clone());
-        Ok(Response::new(stream::record(request, pool, recorder, self.stop.clone())?))
+        let (keys, recorder) = (self.keys.clone(), self.recorder.clone());
+        Ok(Response::new(stream::record(request, keys, recorder, self.stop.clone())?))
     }
 
     async fn check_quota(

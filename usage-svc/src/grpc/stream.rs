@@ -10,14 +10,13 @@ use nexus_kit::{
     status::{self, RETRY_SOON},
 };
 use nexus_proto::usage::v1::{StreamUsageRequest, StreamUsageResponse};
-use sqlx::PgPool;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, Streaming};
 
 use super::{answer, caller, parse};
 use crate::{
-    app::{self, record_usage::Recorder},
+    app::{record_usage::Recorder, verify_api_key::Keys},
     error::Error,
 };
 
@@ -53,10 +52,10 @@ impl Sender {
     }
 
     /// A key that was good when the stream was opened may be revoked by now.
-    async fn verify_again(&self, pool: &PgPool) -> Result<(), Error> {
+    async fn verify_again(&self, keys: &Keys) -> Result<(), Error> {
         match self {
             Self::Service => Ok(()),
-            Self::ApiKey(_, text) => app::verify_api_key::run(pool, text).await.map(|_| ()),
+            Self::ApiKey(_, text) => keys.verify(text).await.map(|_| ()),
         }
     }
 }
@@ -66,7 +65,7 @@ impl Sender {
 /// read is acknowledged before.
 pub(super) fn record(
     request: Request<Streaming<StreamUsageRequest>>,
-    pool: PgPool,
+    keys: Keys,
     recorder: Recorder,
     stop: CancellationToken,
 ) -> Result<Acknowledgements, Status> {
@@ -79,7 +78,7 @@ pub(super) fn record(
     let acknowledged = request
         .into_inner()
         .take_until(Box::pin(end))
-        .map(move |batch| one(batch, sender.clone(), pool.clone(), recorder.clone()))
+        .map(move |batch| one(batch, sender.clone(), keys.clone(), recorder.clone()))
         .buffered(IN_FLIGHT);
     let last = stream::once(async move {
         let reason = match (stopped.is_cancelled(), Instant::now() >= oldest) {
@@ -96,13 +95,13 @@ pub(super) fn record(
 async fn one(
     batch: Result<StreamUsageRequest, Status>,
     sender: Sender,
-    pool: PgPool,
+    keys: Keys,
     recorder: Recorder,
 ) -> Result<StreamUsageResponse, Status> {
     let StreamUsageRequest { batch_id, events } = batch?;
     caller::own_events_only(sender.key(), &events)?;
     let batch = parse::batch(events, sender.key()).map_err(Error::Invalid)?;
-    sender.verify_again(&pool).await?;
+    sender.verify_again(&keys).await?;
     let outcomes = recorder.record_in_turn(batch.events).await?;
     let answer = answer::batch_recorded(batch.ids, batch.places, outcomes);
     Ok(StreamUsageResponse {

@@ -59,7 +59,9 @@ async fn flushes_that_are_at_work_at_once_have_slots_of_their_own() -> Result<()
         anyhow::Ok(())
     };
     let (a, b, let_go) = tokio::join!(record(&one, event("eco_a")), record(&two, event("eco_a")), let_go);
-    (a?, b?, let_go?);
+    a?;
+    b?;
+    let_go?;
     let slots: i64 =
         sqlx::query_scalar("select count(*) from eco_usage_counters").fetch_one(&db.pool).await?;
     assert_eq!(slots, 2);

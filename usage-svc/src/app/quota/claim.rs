@@ -7,6 +7,7 @@ use std::{
 };
 
 use nexus_core::id::EcoId;
+use nexus_kit::db;
 use sqlx::{Postgres, pool::PoolConnection};
 use tokio::{
     sync::oneshot,
@@ -169,7 +170,7 @@ impl Holder {
 
     async fn query_standing(&self, eco_id: &EcoId) -> Result<Standing, Error> {
         let read = async {
-            let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+            let mut connection = db::acquire(&self.pool).await?;
             let read = timeout(BOUND, store::accounts::standing(&mut connection, eco_id)).await;
             in_time(read, connection)
         };
@@ -182,7 +183,7 @@ impl Holder {
     /// Asks for a lease. A grant whose answer is lost is disowned.
     async fn grant(&self, lease_id: Uuid, eco_id: &EcoId, view: &View, claim: Claim) -> Result<Grant, Error> {
         let (period, limit) = (view.period, view.terms.hard_limit());
-        let acquired = nexus_kit::db::acquire(&self.pool).await;
+        let acquired = db::acquire(&self.pool).await;
         let granted = match acquired {
             Ok(mut connection) => {
                 let sent = timeout(BOUND, async {
@@ -287,7 +288,7 @@ impl Holder {
         }
         let payload = format!("recall:{eco_id}");
         let notify = async {
-            let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+            let mut connection = db::acquire(&self.pool).await?;
             let sent =
                 timeout(BOUND, store::changes::notify(&mut *connection, store::changes::CHANNEL, &payload));
             in_time(sent.await, connection)

@@ -10,6 +10,7 @@ use std::{
 
 use dashmap::DashMap;
 use nexus_core::id::EcoId;
+use nexus_kit::db;
 use sqlx::PgPool;
 use tokio::{
     task::JoinHandle,
@@ -174,7 +175,7 @@ impl Holder {
     }
 
     async fn beat(&self) -> sqlx::Result<()> {
-        let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+        let mut connection = db::acquire(&self.pool).await?;
         let beaten = timeout(BOUND, store::quota_holders::beat(&mut connection, self.id, &self.name)).await;
         in_time(beaten, connection)?;
         self.registered.store(true, Ordering::Release);
@@ -183,7 +184,7 @@ impl Holder {
 
     async fn leave(&self) {
         let left = async {
-            let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+            let mut connection = db::acquire(&self.pool).await?;
             let left = timeout(BOUND, store::quota_holders::leave(&mut connection, self.id)).await;
             in_time(left, connection)
         };

@@ -8,6 +8,7 @@ use std::{
 };
 
 use nexus_core::{id::EcoId, period::Period};
+use nexus_kit::db;
 use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -111,7 +112,7 @@ impl Holder {
     }
 
     async fn settle(&self, due: &[(EcoId, Due)]) -> sqlx::Result<()> {
-        let mut connection = nexus_kit::db::acquire(&self.pool).await?;
+        let mut connection = db::acquire(&self.pool).await?;
         let settled = timeout(BOUND, async {
             for answers in [true, false] {
                 let returns: Vec<&Return> = due
