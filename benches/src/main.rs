@@ -32,6 +32,8 @@ enum Cli {
     CheckQuota(bench::check_quota::Args),
     /// BatchRecordUsage, committed before the ack, against COPY BINARY into the same table
     Ingest(bench::ingest::Args),
+    /// RecordUsage, unary, committed before the ack, against a bare echo and an fdatasync
+    Record(bench::record::Args),
     /// What the benchmarks start this program as
     #[command(subcommand, hide = true)]
     Child(child::Child),
@@ -43,6 +45,7 @@ async fn main() -> anyhow::Result<()> {
         match Cli::parse() {
             Cli::CheckQuota(args) => bench::check_quota::run(args).await,
             Cli::Ingest(args) => bench::ingest::run(args).await,
+            Cli::Record(args) => bench::record::run(args).await,
             Cli::Child(child) => child.run().await,
         }
     };

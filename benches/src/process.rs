@@ -42,6 +42,15 @@ impl ServerProcess {
         Ok(Self { child, stdin, url: line.trim().to_owned() })
     }
 
+    /// The most memory it had at a time.
+    pub(crate) fn peak_resident_bytes(&self) -> Result<u64> {
+        let pid = self.child.id().context("the server has ended")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kib * 1024)
+    }
+
     /// Asks it to end, and waits for that.
     pub(crate) async fn stop(mut self) -> Result<()> {
         drop(self.stdin);

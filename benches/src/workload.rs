@@ -78,6 +78,10 @@ pub(crate) struct Workload {
 
 impl Workload {
     pub(crate) fn new(shape: Shape, routes: u32) -> Self {
+        Self::seeded(shape, routes, SEED)
+    }
+
+    pub(crate) fn seeded(shape: Shape, routes: u32, seed: u64) -> Self {
         let weight = |rank: u32| match shape.spread {
             Spread::Zipf => 1.0 / f64::from(rank),
             Spread::Uniform => 1.0,
@@ -87,7 +91,7 @@ impl Workload {
             *sum += weight(rank) / total;
             Some(*sum)
         });
-        Self { rng: StdRng::seed_from_u64(SEED), cumulated: cumulated.collect(), routes }
+        Self { rng: StdRng::seed_from_u64(seed), cumulated: cumulated.collect(), routes }
     }
 
     /// The next event, of now.

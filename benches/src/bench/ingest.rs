@@ -11,10 +11,14 @@ use crate::{
     workload::Shape,
 };
 
+/// Of the classic way: enough to tell its rate.
+const CLASSIC_EVENTS: u32 = 50_000;
+const CLASSIC_BATCH: u32 = 100;
+
 /// BatchRecordUsage: events a second, each batch acknowledged after its commit with all counters and
 /// rollups, against COPY BINARY of the same rows into the same table (today's partition, with its primary
-/// key), a transaction a batch.
-#[derive(clap::Args)]
+/// key), a transaction a batch, and against the classic way: an insert of 100 rows, then a counter call per account.
+#[derive(clap::Args, Clone)]
 pub(crate) struct Args {
     /// Events of a measurement
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=100_000_000), value_name = "N")]
@@ -53,7 +57,7 @@ async fn measure(args: &Args, shape: Shape, database: &mut Database, usage: &Ser
         vec![(TOKEN_VARIABLE, token(&[Scope::UsageWrite])?), ("DATABASE_URL", database.url())];
     let period_start = database.period_start().await?.to_rfc3339();
     let many = args.connections.to_string();
-    let (mut ours, mut one, mut as_many) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut one, mut as_many, mut classic) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 1..=args.rounds {
         eprintln!("{shape}: round {round} of {}", args.rounds);
         for (connections, reports) in [("1", &mut one), (&many, &mut as_many)] {
@@ -61,6 +65,10 @@ async fn measure(args: &Args, shape: Shape, database: &mut Database, usage: &Ser
             let copy = ["copy-load", "--period-start", &period_start, "--connections", connections];
             reports.push(load(args, shape, &copy, &generator).await?.report);
         }
+        database.clear_usage().await?;
+        let few = Args { events: args.events.min(CLASSIC_EVENTS), batch: CLASSIC_BATCH, ..args.clone() };
+        let inserts = ["classic-load", "--period-start", &period_start, "--connections", &many];
+        classic.push(load(&few, shape, &inserts, &generator).await?.report);
         database.clear_usage().await?;
         let batches = ["batch-load", "--url", &usage.url, "--connections", &many];
         let loaded = load(args, shape, &batches, &generator).await?;
@@ -78,10 +86,12 @@ async fn measure(args: &Args, shape: Shape, database: &mut Database, usage: &Ser
     let copies = [
         ("COPY BINARY, 1 connection".to_owned(), Report::median(one)),
         (format!("COPY BINARY, {many} connections"), Report::median(as_many)),
+        (format!("the classic way, {many} connections"), Report::median(classic)),
     ];
     let copies: Vec<_> = copies.iter().map(|(name, report)| (name.as_str(), *report)).collect();
     let name = format!("usage-svc, {many} connections");
     print_table(&title, "events", (&name, Report::median(ours)), &copies);
+    println!("usage-svc: {} MB resident at most, so far", usage.peak_resident_bytes()? / 1_000_000);
     Ok(())
 }
 

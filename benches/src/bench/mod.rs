@@ -2,6 +2,7 @@
 
 pub(crate) mod check_quota;
 pub(crate) mod ingest;
+pub(crate) mod record;
 
 use chrono::{TimeDelta, Utc};
 use nexus_kit::auth::{self, Scope};

@@ -3,7 +3,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use nexus_client::CallOptions;
-use nexus_proto::usage::v1::{BatchRecordUsageRequest, BatchRecordUsageResponse, UsageEvent};
+use nexus_proto::usage::v1::{BatchRecordUsageRequest, BatchRecordUsageResponse};
 use prost::Message;
 use tonic::{
     Status,
@@ -13,7 +13,10 @@ use tonic::{
 };
 use tonic_prost::ProstDecoder;
 
-use super::batches::{self, Batch, Sender, WorkloadArgs};
+use super::{
+    batches::{self, Batch, Sender, WorkloadArgs},
+    record_load::usage_event,
+};
 use crate::{
     process::{self, TOKEN_VARIABLE},
     workload::Event,
@@ -43,17 +46,8 @@ pub(super) async fn run(args: Args) -> Result<()> {
 }
 
 fn encode(events: Vec<Event>) -> Bytes {
-    let events = events.into_iter().map(|e| UsageEvent {
-        eco_id: e.eco_id,
-        event_id: e.event_id.to_string(),
-        event_time: Some(nexus_kit::convert::timestamp(e.event_time)),
-        endpoint: e.endpoint,
-        method: "GET".to_owned(),
-        status_code: e.status_code.into(),
-        response_time_ms: e.response_time_ms,
-        ..Default::default()
-    });
-    BatchRecordUsageRequest { events: events.collect() }.encode_to_vec().into()
+    let events = events.into_iter().map(usage_event).collect();
+    BatchRecordUsageRequest { events }.encode_to_vec().into()
 }
 
 struct Connection {
