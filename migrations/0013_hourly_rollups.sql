@@ -23,12 +23,13 @@ $$;
 create aggregate nexus_sketch_all(bigint[]) (sfunc = array_cat, stype = bigint[], initcond = '{}');
 
 -- Per hour, account, route template, method and status class. Calls are units_count, errors those of classes 4
--- and 5. Partitions and retention are those of the raw log.
+-- and 5. Partitions and retention are those of the raw log. Keys compare by bytes: with the rules of a language
+-- an upsert takes up to half as long again.
 create table eco_usage_hourly (
-    eco_id         text        not null,
+    eco_id         text        collate "C" not null,
     hour           timestamptz not null,  -- its start
-    route          text        not null,
-    method         text        not null,
+    route          text        collate "C" not null,
+    method         text        collate "C" not null,
     status_class   smallint    not null check (status_class between 1 and 5),
     units_count    bigint      not null,
     event_count    bigint      not null,
@@ -43,6 +44,8 @@ grant select, insert, update, delete on eco_usage_hourly to nexus_usage;
 alter table eco_usage_daily alter latency_sketch set default '{}';
 alter table eco_usage_daily add sketch bigint[] not null default '{}';
 alter table eco_usage_daily alter sketch set storage external;
+alter table eco_usage_daily
+    alter eco_id type text collate "C", alter route type text collate "C", alter method type text collate "C";
 
 -- Makes the partitions of the days from p_from to p_to, where they are missing, of the raw log and of the hourly
 -- rollup; returns the days for which it made any.
