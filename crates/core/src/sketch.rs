@@ -74,6 +74,11 @@ impl Sketch {
         0.0
     }
 
+    /// Its [`entry`]s, one a bucket.
+    pub fn entries(&self) -> impl Iterator<Item = i64> {
+        self.0.iter().map(|(bucket, count)| entry(*bucket, *count))
+    }
+
     /// Adds stored [`entry`]s.
     pub fn add_entries(&mut self, entries: &[i64]) {
         for entry in entries {

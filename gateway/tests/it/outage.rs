@@ -34,6 +34,8 @@ async fn working() -> Result<(Suite, String)> {
 #[tokio::test]
 async fn without_the_database_every_route_says_so_and_all_go_on_when_it_is_back() -> Result<()> {
     let (suite, key) = working().await?;
+    suite.account("eco_new", Plan::Pro).await?;
+    let unknown = suite.api_key("eco_new", false).await?;
     suite.cut_database();
     let began = Instant::now();
     for path in USAGE.iter().chain(&BILLING).chain(&ANALYTICS) {
@@ -45,7 +47,10 @@ async fn without_the_database_every_route_says_so_and_all_go_on_when_it_is_back(
     let new = serde_json::json!({"name": "new"});
     assert_unavailable(&suite.post_as("eco_pro", "/api/keys/generate", &new).await?, "a write")?;
     assert_unavailable(&suite.run_overage().await?, "the scheduler's")?;
-    assert_unavailable(&suite.get("/api/secure/ping", &key).await?, "a tracked one")?;
+    // Neither this key nor what its account may use is known.
+    assert_unavailable(&suite.get("/api/secure/ping", &unknown).await?, "a tracked one")?;
+    // Both of this one are, and its event waits in the gateway.
+    assert_eq!(suite.get("/api/secure/ping", &key).await?.status, 200);
     assert_answer!(suite.get_as("eco_pro", "/api/usage/current").await?);
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 
@@ -53,8 +58,9 @@ async fn without_the_database_every_route_says_so_and_all_go_on_when_it_is_back(
     let back = async |path: &str| {
         suite.until(async |suite| suite.get_as("eco_pro", path).await, |answer| answer.status == 200).await
     };
-    let current = back("/api/usage/current").await?;
-    assert_eq!(current.body["api_calls"], 1, "what was refused is not counted");
+    let counted = |answer: &Answer| answer.status == 200 && answer.body["api_calls"] == 2;
+    suite.until(async |suite| suite.get_as("eco_pro", "/api/usage/current").await, counted).await?;
+    assert_eq!(suite.get_as("eco_new", "/api/usage/current").await?.body["api_calls"], 0, "it was refused");
     back("/api/usage/history").await?;
     back("/api/usage/overage").await?;
     Ok(())

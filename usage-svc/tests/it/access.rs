@@ -120,15 +120,21 @@ async fn what_is_not_there_yet_says_so() -> Result<()> {
     let mut client = server.client()?;
     let options = with_scopes(&[Scope::Admin])?;
     let lease = tokio_stream::iter([LeaseQuotaRequest::default()]);
-    let results = [
-        client.lease_quota(options.request(lease)).await.map(|_| ()),
-        RateLimitServiceClient::new(server.channel()?)
-            .should_rate_limit(options.request(RateLimitRequest::default()))
-            .await
-            .map(|_| ()),
-    ];
-    for result in results {
-        refused(result, Code::Unimplemented, "NOT_IMPLEMENTED");
+    refused(client.lease_quota(options.request(lease)).await, Code::Unimplemented, "NOT_IMPLEMENTED");
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_a_service_with_the_scope_asks_for_a_proxy() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let made = make_key(&server, "eco_a", false).await?;
+    for options in
+        [user("eco_a")?, user(settings::ADMIN)?, api_key(&made.key)?, with_scopes(&[Scope::UsageWrite])?]
+    {
+        let mut client = RateLimitServiceClient::new(server.channel()?);
+        let asked = client.should_rate_limit(options.request(RateLimitRequest::default())).await;
+        refused(asked, Code::PermissionDenied, "PERMISSION_DENIED");
     }
     Ok(())
 }

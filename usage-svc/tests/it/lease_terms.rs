@@ -14,6 +14,7 @@ async fn two_holders() -> Result<(TestDb, [Server; 2])> {
     let db = TestDb::new().await?;
     account(&db, "eco_a", Plan::Free).await?;
     let servers = [Server::start(db.args()).await?, Server::start(db.args()).await?];
+    hear(&db, 2).await?;
     for server in &servers {
         check(server, "eco_a", 1).await?;
     }
@@ -105,7 +106,6 @@ async fn a_change_that_was_not_heard_is_in_force_when_the_feed_comes_back() -> R
 async fn while_the_database_is_away_what_is_held_is_served_and_then_the_plan_decides() -> Result<()> {
     let db = TestDb::new().await?;
     let proxy = Proxy::before(&db).await?;
-    let server = Server::start(proxy.args(&db)?).await?;
     for (eco_id, plan) in [
         ("eco_free", Plan::Free),
         ("eco_pro", Plan::Pro),
@@ -114,6 +114,8 @@ async fn while_the_database_is_away_what_is_held_is_served_and_then_the_plan_dec
     ] {
         account(&db, eco_id, plan).await?;
     }
+    let server = Server::start(proxy.args(&db)?).await?;
+    hear(&db, 1).await?;
     let mut spent = 0;
     while granted(&db, "eco_free").await? == spent {
         check(&server, "eco_free", 1).await?;

@@ -263,6 +263,14 @@ pub(crate) async fn burst(
     Ok(join_all(calls).await)
 }
 
+/// Returns once so many servers hear of changes: until then each takes everything as changed.
+pub(crate) async fn hear(db: &TestDb, servers: i64) -> Result<()> {
+    let beats = "select count(*) from pg_stat_activity
+        where datname = current_database() and state = 'idle' and query like 'select pg_notify%'";
+    while sqlx::query_scalar::<_, i64>(beats).fetch_one(&db.pool).await? < servers {}
+    Ok(())
+}
+
 /// Units that the database has as granted and not returned.
 pub(crate) async fn granted(db: &TestDb, eco_id: &str) -> Result<i64> {
     let statement = "select coalesce(sum(granted_units - returned_units), 0)::bigint from eco_quota_usage where eco_id = $1";

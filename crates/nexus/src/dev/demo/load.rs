@@ -162,15 +162,20 @@ async fn copy_rollups(
     connection: &mut PgConnection,
     rollups: Vec<(&Account, HashMap<RollupKey, Rollup>)>,
 ) -> Result<()> {
-    connection.execute("create temporary table earlier_usage (like eco_usage_daily) on commit drop").await?;
-    let mut copy = Copy::begin(connection, "earlier_usage").await?;
+    connection
+        .execute(
+            "create temporary table earlier_usage (like eco_usage_daily including defaults) on commit drop",
+        )
+        .await?;
+    let columns = "earlier_usage (eco_id, day, route, method, status_class, units_count, event_count, latency_sum_ms, sketch)";
+    let mut copy = Copy::begin(connection, columns).await?;
     for (account, rows) in rollups {
         // By key, so that the same seed gives the same table.
         let mut rows: Vec<_> = rows.into_iter().collect();
         rows.sort_unstable_by_key(|(key, _)| *key);
         for ((day, route, method, class), r) in rows {
             let mut sketch = String::new();
-            for (i, number) in r.sketch.to_pairs().into_iter().enumerate() {
+            for (i, number) in r.sketch.entries().enumerate() {
                 write!(sketch, "{}{number}", if i > 0 { "," } else { "" })?;
             }
             copy.row(format_args!(
@@ -188,7 +193,7 @@ async fn copy_rollups(
                  units_count    = d.units_count + excluded.units_count,
                  event_count    = d.event_count + excluded.event_count,
                  latency_sum_ms = d.latency_sum_ms + excluded.latency_sum_ms,
-                 latency_sketch = nexus_sketch_merge(d.latency_sketch, excluded.latency_sketch)",
+                 sketch         = nexus_sketch_add(d.sketch, excluded.sketch)",
         )
         .await?;
     Ok(())
