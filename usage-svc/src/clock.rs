@@ -1,6 +1,9 @@
 //! Time that only goes forward, for how long something lasts; what the time is, the database says.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 /// An instant since the machine's start. It goes on while the machine is suspended, and nobody can set it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,5 +52,36 @@ impl BootTime {
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// A clock that is cheap to ask because it lags: it shows when it was last set.
+#[derive(Debug)]
+pub struct LaggingClock(AtomicU64);
+
+impl LaggingClock {
+    /// It is not asked about what is as near as this.
+    const LAG: Duration = Duration::from_secs(5);
+
+    /// Set to now.
+    pub fn new() -> Self {
+        Self(AtomicU64::new(BootTime::now().nanos()))
+    }
+
+    /// Sets it: every second, so that it lags by less than what it is asked about.
+    pub fn set(&self, now: BootTime) {
+        self.0.store(now.nanos(), Ordering::Relaxed);
+    }
+
+    /// Whether the instant is still to come. Near it the real clock decides; only after the process was paused
+    /// may this say so for too long, until the clock is set again.
+    pub fn is_before(&self, instant: BootTime) -> bool {
+        BootTime(self.0.load(Ordering::Relaxed)).after(Self::LAG) < instant || BootTime::now() < instant
+    }
+}
+
+impl Default for LaggingClock {
+    fn default() -> Self {
+        Self::new()
     }
 }

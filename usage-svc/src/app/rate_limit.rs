@@ -117,10 +117,12 @@ async fn admit(
     all_known: bool,
 ) -> Result<BTreeMap<EcoId, Answer>, Error> {
     let mut answers = BTreeMap::new();
+    let mut reserved = Vec::new();
     let mut failure = None;
     for (eco_id, units) in units {
-        match quota.admit(&eco_id, units).await {
-            Ok(decision) => {
+        match quota.reserve(&eco_id, units).await {
+            Ok((decision, reservation)) => {
+                reserved.extend(reservation.map(|reservation| (eco_id.clone(), reservation)));
                 answers.insert(eco_id, Answer::Decided(decision));
             }
             Err(Error::UnknownAccount | Error::ClosedAccount) => {
@@ -133,9 +135,10 @@ async fn admit(
         }
     }
     if failure.is_some() || !all_known || !answers.values().all(Answer::passes) {
-        for (eco_id, answer) in &mut answers {
-            if let Answer::Decided(decision) = answer {
-                *decision = quota.give_back(eco_id, *decision);
+        for (eco_id, reservation) in reserved {
+            reservation.give_back();
+            if let Some(Answer::Decided(decision)) = answers.get_mut(&eco_id) {
+                decision.consumed -= decision.units;
             }
         }
     }

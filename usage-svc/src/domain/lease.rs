@@ -16,8 +16,8 @@ use std::{
 
 use uuid::Uuid;
 
-/// The units of one lease that are neither spent nor taken back. More units are another lease; what was spent
-/// and not used may be put back while the lease is held.
+/// The units of one lease that are neither spent nor taken back. More units than were granted are another
+/// lease.
 #[derive(Debug)]
 pub struct Units(AtomicI64);
 
@@ -39,15 +39,14 @@ impl Units {
         false
     }
 
-    /// Puts units back that were spent and not used. Only while nobody takes: what is put back after that is
-    /// lost.
-    pub fn put_back(&self, units: i64) {
-        self.0.fetch_add(units, Ordering::AcqRel);
-    }
-
     /// Takes all that is left: from now on nothing can be spent.
     pub fn take(&self) -> i64 {
         self.0.swap(0, Ordering::AcqRel)
+    }
+
+    /// Puts back units that were spent, and of which nothing came.
+    pub fn put_back(&self, units: i64) {
+        self.0.fetch_add(units, Ordering::AcqRel);
     }
 
     /// How many are left.

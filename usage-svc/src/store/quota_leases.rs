@@ -49,7 +49,7 @@ pub async fn grant(
 
 /// Takes back what the holder has not spent, each lease once; see `nexus_settle_leases`.
 #[tracing::instrument(name = "db.eco_quota_leases.settle", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = returns.len()))]
-pub async fn settle(connection: &mut PgConnection, returns: &[&Return], answer: bool) -> sqlx::Result<()> {
+pub async fn settle(connection: &mut PgConnection, returns: &[Return], answer: bool) -> sqlx::Result<()> {
     sqlx::query!(
         "select from nexus_settle_leases($1, $2, $3)",
         &returns.iter().map(|r| r.lease_id).collect::<Vec<_>>(),

@@ -35,6 +35,7 @@ fn admitted(answers: &[Result<CheckQuotaResponse, Status>]) -> Result<i64> {
 /// Has the server, which asks alone, hold units that it has not spent: a lease is as large as the pace of
 /// the last one. Returns what was admitted.
 async fn hold_some(db: &TestDb, server: &Server) -> Result<Vec<CheckQuotaResponse>> {
+    hear(db, 1).await?;
     let mut answers = vec![check(server, "eco_a", 1).await?];
     while granted(db, "eco_a").await? == units(&answers)? {
         answers.push(check(server, "eco_a", 1).await?);
@@ -72,6 +73,7 @@ async fn exactly_the_limit_is_admitted_of_5000_checks_at_four_replicas_at_once()
 async fn units_that_lie_idle_at_one_replica_are_admitted_at_another() -> Result<()> {
     let db = database(60).await?;
     let (one, two) = (Server::start(db.args()).await?, Server::start(db.args()).await?);
+    hear(&db, 2).await?;
     let mut spent = units(&hold_some(&db, &one).await?)?;
     // Only what the other gives back makes up the rest. That one is busy: it sweeps nothing, it is called.
     while let Err(refusal) = check(&two, "eco_a", 60 - spent).await {
@@ -115,6 +117,7 @@ async fn what_a_replica_holds_unspent_is_shown_as_remaining() -> Result<()> {
 async fn a_replica_that_stops_gives_back_what_it_has_not_spent() -> Result<()> {
     let db = database(60).await?;
     let (one, two) = (Server::start(db.args()).await?, Server::start(db.args()).await?);
+    hear(&db, 2).await?;
     let spent = units(&hold_some(&db, &one).await?)?;
     one.stop().await?;
     assert_eq!(granted(&db, "eco_a").await?, spent);
@@ -169,6 +172,7 @@ async fn a_replica_that_was_cut_off_serves_what_it_holds_and_overshoots_nothing(
     let proxy = Proxy::before(&db).await?;
     let one = Server::start(proxy.args(&db)?).await?;
     let two = Server::start(db.args()).await?;
+    hear(&db, 2).await?;
     let spent = units(&hold_some(&db, &one).await?)?;
     proxy.cut();
     let held = granted(&db, "eco_a").await? - spent;

@@ -15,6 +15,7 @@ mod quota;
 mod rate_limit;
 mod rebuild;
 mod record;
+mod reservations;
 mod revoke_api_key;
 mod rotate_api_key;
 mod rules;

@@ -2,27 +2,30 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
 };
 
 use nexus_core::period::Period;
 use tokio::sync::{Mutex, Notify};
-use uuid::Uuid;
 
-use super::{COME_BACK, Decision, RECALL_WAIT, Verdict};
+use super::{
+    COME_BACK, Decision, RECALL_WAIT, Verdict,
+    claim::Ask,
+    held::{Drained, Held, Reservation},
+};
 use crate::{
-    clock::BootTime,
+    clock::{BootTime, LaggingClock},
     domain::{
-        lease::{Return, Units, wanted},
+        lease::wanted,
         quota::{Standing, Terms},
     },
 };
 
 /// What a check comes to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) enum Step {
-    /// Admitted, or refused.
-    Decided(Decision),
+    /// Admitted, or refused; with a reservation where that was asked for.
+    Decided(Decision, Option<Reservation>),
     /// Too little is left: refused, unless somebody gives units back.
     Short {
         refusal: Decision,
@@ -40,6 +43,8 @@ pub(super) struct Account {
     waiting: AtomicI64,
     /// Units taken from memory that the database does not have back yet.
     pub(super) returning: AtomicI64,
+    /// Leases that are held no longer, of which the database does not have back yet what was left.
+    pub(super) unsettled: AtomicUsize,
     /// Told when units may have come back.
     pub(super) returned: Notify,
     /// A claim ahead of need is under way.
@@ -151,16 +156,10 @@ pub(super) struct Idle {
     pub(super) unlimited: u32,
 }
 
-#[derive(Debug)]
-struct Held {
-    lease_id: Uuid,
-    units: Units,
-}
-
 /// An account at this replica. All leases that are held are of the view's period.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    held: Vec<Held>,
+    held: Vec<Arc<Held>>,
     pub(super) view: Option<View>,
     pub(super) short: Option<Short>,
     /// With no more units left a refill is due; negative: never.
@@ -178,25 +177,24 @@ impl Slot {
         Self { account, ..Self::default() }
     }
 
-    /// Spends units of a lease, or refuses by what is remembered from `since` on. This is the way of nearly
-    /// all checks: nothing here allocates.
+    /// Spends units of a lease, or refuses by what is remembered from then on. This is the way of nearly all
+    /// checks: nothing here allocates, and no clock is read.
     pub(super) fn decide(
         &self,
-        units: i64,
-        now: BootTime,
-        since: BootTime,
+        ask: Ask,
+        clock: &LaggingClock,
         heard: impl FnOnce() -> bool,
     ) -> Option<Step> {
-        let view = self.view.as_ref().filter(|view| now < view.ends)?;
-        if let Some(held) = self.held.iter().find(|held| held.units.spend(units)) {
-            return Some(Step::Decided(view.decision(
-                units,
-                Verdict::Admitted(held.lease_id),
-                self.unspent(),
-            )));
+        let view = self.view.as_ref().filter(|view| clock.is_before(view.ends))?;
+        if let Some(held) = self.held.iter().find(|held| held.units.spend(ask.units)) {
+            let verdict = Verdict::Admitted(held.lease_id);
+            let decision = view.decision(ask.units, verdict, self.unspent());
+            return Some(Step::Decided(decision, ask.reserved.then(|| Reservation::new(held, ask.units))));
         }
-        let short = self.short.filter(|short| units > short.left && short.at >= since)?;
-        self.refusal(units, view, &short, now, heard)
+        // What is held in parts, each too few, would do if it were given back: that is not remembered.
+        let short = self.short.filter(|short| ask.units > short.left && short.at >= ask.since);
+        let short = short.filter(|_| self.unspent() == 0)?;
+        self.refusal(ask.units, view, &short, BootTime::now(), heard)
     }
 
     fn refusal(
@@ -215,15 +213,9 @@ impl Slot {
         // While a change would be heard, nothing but a change ends a refusal with nothing outstanding.
         if age < COME_BACK || !short.outstanding && heard() {
             let after = if short.outstanding { COME_BACK } else { view.resets.since(now) };
-            return Some(Step::Decided(refused(after)));
+            return Some(Step::Decided(refused(after), None));
         }
         None
-    }
-
-    /// Puts units back that were spent of a lease; whether it is held.
-    pub(super) fn put_back(&self, lease_id: Uuid, units: i64) -> bool {
-        let held = self.held.iter().find(|held| held.lease_id == lease_id);
-        held.inspect(|held| held.units.put_back(units)).is_some()
     }
 
     /// Notes that too little is left, and refuses.
@@ -236,17 +228,24 @@ impl Slot {
         Step::Short { refusal, recallable: short.recallable }
     }
 
+    /// Whether units of this replica's own may come back: what is reserved, and what is being settled.
+    pub(super) fn is_outstanding(&self) -> bool {
+        self.account.unsettled.load(Ordering::Acquire) > 0
+            || self.held.iter().any(|held| Arc::strong_count(held) > 1)
+    }
+
     /// Nothing is left to be claimed ahead of need.
     pub(super) fn stop_refills(&mut self, view: View) -> Step {
         self.low = -1;
-        Step::Decided(view.decision(0, Verdict::Refused(COME_BACK), self.unspent()))
+        Step::Decided(view.decision(0, Verdict::Refused(COME_BACK), self.unspent()), None)
     }
 
-    /// Takes in a lease, of which `own` units are spent at once.
-    pub(super) fn grant(&mut self, view: View, lease_id: Uuid, granted: i64, own: i64) -> Decision {
+    /// Takes in a lease of so many units, of which `own` are spent at once.
+    pub(super) fn grant(&mut self, view: View, held: Arc<Held>, granted: i64, own: i64) -> Decision {
         self.renew(view);
         self.short = None;
-        self.held.push(Held { lease_id, units: Units::new(granted - own) });
+        let lease_id = held.lease_id;
+        self.held.push(held);
         let left = self.unspent();
         // Of a few units none are held back: each is claimed when it is needed.
         self.low = if granted - own >= 4 { left / 2 } else { -1 };
@@ -287,18 +286,18 @@ impl Slot {
     }
 
     /// Takes everything out of memory, to be given back.
-    pub(super) fn drain(&mut self) -> Vec<Return> {
-        let returns: Vec<Return> = self.held.drain(..).map(|held| held.into_return()).collect();
+    pub(super) fn drain(&mut self) -> Vec<Drained> {
+        let drained: Vec<Drained> = self.held.drain(..).map(Drained::of).collect();
         self.low = -1;
         if let Some(view) = &mut self.view {
-            view.consumed -= returns.iter().map(|r| r.unspent).sum::<i64>();
+            view.consumed -= drained.iter().map(|lease| lease.unspent).sum::<i64>();
         }
-        returns
+        drained
     }
 
-    /// Takes out what is spent, and everything once nobody has spent any for so many sweeps or the period is
-    /// over.
-    pub(super) fn sweep(&mut self, now: BootTime, idle: &Idle) -> Vec<Return> {
+    /// Takes out what is spent, and everything once the period is over or nobody has spent any for so many
+    /// sweeps.
+    pub(super) fn sweep(&mut self, now: BootTime, idle: &Idle) -> Vec<Drained> {
         let limited = self.view.is_some_and(|view| view.terms.hard_limit().is_some());
         let idle_for = if limited { idle.limited } else { idle.unlimited };
         let left = self.unspent();
@@ -307,29 +306,19 @@ impl Slot {
         if self.idle >= idle_for || self.view.is_none_or(|view| now >= view.ends) {
             return self.drain();
         }
-        let (spent, held) =
-            std::mem::take(&mut self.held).into_iter().partition(|held| held.units.left() == 0);
-        self.held = held;
-        let spent: Vec<Held> = spent;
-        spent.into_iter().map(Held::into_return).collect()
+        self.held.extract_if(.., |held| held.units.left() == 0).map(Drained::of).collect()
     }
 
     /// Forgets all that a change may have made untrue.
-    pub(super) fn forget(&mut self) -> Vec<Return> {
-        let returns = self.drain();
+    pub(super) fn forget(&mut self) -> Vec<Drained> {
+        let drained = self.drain();
         self.view = None;
         self.short = None;
-        returns
+        drained
     }
 
     /// Whether nothing is lost with it, and nobody has been here for so many sweeps.
     pub(super) fn is_forgettable(&self, idle_for: u32) -> bool {
         self.held.is_empty() && self.idle >= idle_for && Arc::strong_count(&self.account) == 1
-    }
-}
-
-impl Held {
-    fn into_return(self) -> Return {
-        Return { lease_id: self.lease_id, unspent: self.units.take() }
     }
 }

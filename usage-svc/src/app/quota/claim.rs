@@ -19,12 +19,13 @@ use uuid::Uuid;
 use super::{
     HEARD, Holder,
     account::{Account, Short, Slot, Step, View},
+    held::{Held, Reservation},
     settle::Due,
 };
 use crate::{
     clock::BootTime,
     domain::{
-        lease::{Claim, Grant, Return},
+        lease::{Claim, Grant, Units},
         quota::Standing,
     },
     error::Error,
@@ -43,6 +44,20 @@ pub(super) struct Ask {
     pub(super) since: BootTime,
     /// A refusal is final: there was time to give units back.
     pub(super) last: bool,
+    /// The units may come back.
+    pub(super) reserved: bool,
+}
+
+impl Ask {
+    /// For units that are used.
+    pub(super) fn of(units: i64) -> Self {
+        Self { units, since: BootTime::START, last: false, reserved: false }
+    }
+
+    /// Once more, whatever is remembered, and for the last time.
+    pub(super) fn at_last(self) -> Self {
+        Self { since: BootTime::now(), last: true, ..self }
+    }
 }
 
 /// How often everything and how often the account had changed.
@@ -75,7 +90,7 @@ impl Holder {
         }
         let (holder, eco_id) = (self.clone(), eco_id.clone());
         self.claims.spawn(async move {
-            let ask = Ask { units: 0, since: BootTime::now(), last: true };
+            let ask = Ask::of(0).at_last();
             if let Err(error) = holder.take_turn(&eco_id, &account, ask, || true).await {
                 tracing::debug!(%error, "a claim ahead of need failed");
             }
@@ -118,10 +133,11 @@ impl Holder {
                 Grant::Granted { units, consumed } => {
                     let own = if is_gone() { 0 } else { ask.units };
                     let view = View { consumed, ..view };
-                    let (decision, had) =
-                        self.take_in(eco_id, account, epoch, view, Return { lease_id, unspent: units }, own);
+                    let held = self.held(lease_id, units - own);
+                    let reservation = (ask.reserved && own > 0).then(|| Reservation::new(&held, own));
+                    let (decision, had) = self.take_in(eco_id, account, epoch, view, (held, units), own);
                     pace.begin(had);
-                    return Ok(Step::Decided(decision));
+                    return Ok(Step::Decided(decision, reservation));
                 }
                 // What was remembered may be out of date. (Read anew, it is so at a period's end alone.)
                 Grant::OtherPeriod => cached = None,
@@ -142,7 +158,7 @@ impl Holder {
 
     fn remembered(&self, eco_id: &EcoId, ask: Ask) -> Option<Step> {
         let slot = self.accounts.get(eco_id)?;
-        slot.decide(ask.units, BootTime::now(), ask.since, || self.feed.heard_within(HEARD))
+        slot.decide(ask, &self.clock, || self.feed.heard_within(HEARD))
     }
 
     fn epoch_of(&self, account: &Account) -> Epoch {
@@ -211,17 +227,21 @@ impl Holder {
         account: &Arc<Account>,
         epoch: Epoch,
         view: View,
-        lease: Return,
+        (held, units): (Arc<Held>, i64),
         own: i64,
     ) -> (super::Decision, i64) {
         self.with_slot(eco_id, account, view, |slot| {
-            let decision = slot.grant(view, lease.lease_id, lease.unspent, own);
+            let decision = slot.grant(view, held, units, own);
             let had = slot.unspent() + own;
             if self.epoch_of(account) != epoch {
                 self.give_back(eco_id, account, slot.forget(), false);
             }
             (decision, had)
         })
+    }
+
+    fn held(&self, lease_id: Uuid, units: i64) -> Arc<Held> {
+        Arc::new(Held { lease_id, units: Units::new(units), given_up: self.returns.more.clone() })
     }
 
     fn fall_short(
@@ -238,6 +258,7 @@ impl Holder {
                 // Nobody is refused, and until the next grant nothing is claimed ahead.
                 return slot.stop_refills(view);
             }
+            short.outstanding |= slot.is_outstanding();
             if slot.unspent_or_returning() > 0 {
                 // Our own leases hold some, each too few.
                 short.outstanding = true;

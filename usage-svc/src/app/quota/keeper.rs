@@ -19,16 +19,18 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use super::{Holder, Quota, account::Idle, claim::in_time, settle::Returns};
+use super::{HEARD, Holder, Quota, account::Idle, claim::in_time, settle::Returns};
 use crate::{
     app::feed::{Change, Changes, Feed},
-    clock::BootTime,
+    clock::{BootTime, LaggingClock},
     store,
 };
 
 const SWEEP: Duration = Duration::from_secs(1);
 const IDLE: Idle = Idle { limited: 2, unlimited: 60 };
 const NOW: Idle = Idle { limited: 0, unlimited: 0 };
+/// Only what is spent goes back, and what is of a period that is over.
+const NEVER: Idle = Idle { limited: u32::MAX, unlimited: u32::MAX };
 /// Sweeps without a check after which an account is forgotten.
 const FORGOTTEN: u32 = 600;
 /// Beyond so many accounts, the idle ones are forgotten as soon as their units are back.
@@ -52,7 +54,8 @@ pub fn start(
         name,
         pool,
         feed,
-        accounts: DashMap::new(),
+        accounts: DashMap::default(),
+        clock: LaggingClock::new(),
         epoch: AtomicU64::new(0),
         returns: Returns::default(),
         claims: TaskTracker::new(),
@@ -132,7 +135,8 @@ impl Holder {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = tick.tick() => self.sweep(&IDLE),
+                // Without the database nobody could have what is idle here, and here it can still be served.
+                _ = tick.tick() => self.sweep(if self.feed.heard_within(HEARD) { &IDLE } else { &NEVER }),
             }
         }
     }
@@ -140,6 +144,7 @@ impl Holder {
     /// Gives back what nobody asked for, and forgets who has been away for long.
     fn sweep(&self, idle: &Idle) {
         let now = BootTime::now();
+        self.clock.set(now);
         let forget_after = if self.accounts.len() > MAX_ACCOUNTS { IDLE.limited } else { FORGOTTEN };
         let mut forgettable = Vec::new();
         for mut entry in self.accounts.iter_mut() {

@@ -9,12 +9,14 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`account`] | what is held and known of an account |
+//! | [`held`] | a lease in memory, and units of it that may come back |
 //! | [`claim`] | asks the database for units |
 //! | [`settle`] | gives back what was not spent, until the database has it |
 //! | [`keeper`] | listens to changes, sweeps what is idle, gives signs of life, settles at the end |
 
 mod account;
 mod claim;
+mod held;
 mod keeper;
 mod settle;
 
@@ -40,11 +42,12 @@ use self::{
 };
 use crate::{
     app::feed::Feed,
-    clock::BootTime,
+    clock::{BootTime, LaggingClock},
     domain::quota::{Standing, Terms},
     error::Error,
 };
 
+pub use held::Reservation;
 pub use keeper::start;
 
 /// While the feed is heard within this, what is remembered of an account's terms holds.
@@ -97,7 +100,8 @@ struct Holder {
     name: String,
     pool: PgPool,
     feed: Arc<Feed>,
-    accounts: DashMap<EcoId, Slot>,
+    accounts: DashMap<EcoId, Slot, foldhash::fast::RandomState>,
+    clock: LaggingClock,
     /// Counts the times at which everything changed.
     epoch: AtomicU64,
     returns: Returns,
@@ -113,39 +117,40 @@ struct Holder {
 impl Quota {
     /// Admits units, all or none. From memory where a lease suffices.
     pub async fn admit(&self, eco_id: &EcoId, units: i64) -> Result<Decision, Error> {
-        if let Some(decision) = self.decide(eco_id, units) {
+        let ask = Ask::of(units);
+        if let Some((decision, _)) = self.decide(eco_id, ask) {
             return Ok(decision);
         }
-        self.0.insist(eco_id, units).await
+        Ok(self.0.insist(eco_id, ask).await?.0)
+    }
+
+    /// Admits units that can be given back while they are not used; `None`: there is nothing to give back. The
+    /// lease is not settled before the reservation is dropped, so that it must not last.
+    pub async fn reserve(
+        &self,
+        eco_id: &EcoId,
+        units: i64,
+    ) -> Result<(Decision, Option<Reservation>), Error> {
+        let ask = Ask { reserved: true, ..Ask::of(units) };
+        match self.decide(eco_id, ask) {
+            Some(decided) => Ok(decided),
+            None => self.0.insist(eco_id, ask).await,
+        }
     }
 
     /// Decides from memory alone; `None`: the database has to be asked.
-    pub fn decide(&self, eco_id: &EcoId, units: i64) -> Option<Decision> {
+    fn decide(&self, eco_id: &EcoId, ask: Ask) -> Option<(Decision, Option<Reservation>)> {
         let (step, account) = {
             let slot = self.0.accounts.get(eco_id)?;
-            let step =
-                slot.decide(units, BootTime::now(), BootTime::START, || self.0.feed.heard_within(HEARD))?;
+            let step = slot.decide(ask, &self.0.clock, || self.0.feed.heard_within(HEARD))?;
             (step, slot.runs_low().then(|| slot.account.clone()))
         };
         if let Some(account) = account {
             self.0.refill(eco_id, account);
         }
         match step {
-            Step::Decided(decision) => Some(decision),
+            Step::Decided(decision, reservation) => Some((decision, reservation)),
             Step::Short { .. } => None,
-        }
-    }
-
-    /// Takes an admission back that nobody has used, in memory: so the decision says it then. The units of a
-    /// lease that is on its way back, or refused, stay as they are.
-    pub fn give_back(&self, eco_id: &EcoId, decision: Decision) -> Decision {
-        let Verdict::Admitted(lease_id) = decision.verdict else { return decision };
-        // Whoever drains the slot holds it alone, so that the lease is either held or on its way back.
-        let slot = self.0.accounts.get(eco_id);
-        if slot.is_some_and(|slot| slot.put_back(lease_id, decision.units)) {
-            Decision { consumed: decision.consumed - decision.units, ..decision }
-        } else {
-            decision
         }
     }
 
@@ -167,29 +172,34 @@ impl Quota {
 
 impl Holder {
     /// Admits units, and asks the database for them as often as it helps.
-    async fn insist(self: &Arc<Self>, eco_id: &EcoId, units: i64) -> Result<Decision, Error> {
+    async fn insist(
+        self: &Arc<Self>,
+        eco_id: &EcoId,
+        mut ask: Ask,
+    ) -> Result<(Decision, Option<Reservation>), Error> {
         let account = self.account(eco_id);
         let until = Instant::now() + RECALL_WAIT;
-        let mut ask = Ask { units, since: BootTime::START, last: false };
+        let units = ask.units;
+        let open = |error| self.open(eco_id, units).map(|decision| (decision, None)).ok_or(error);
         loop {
             let returned = account.returned.notified();
             if self.is_away() {
-                return self.open(eco_id, units).ok_or_else(|| Error::Database(sqlx::Error::PoolTimedOut));
+                return open(Error::Database(sqlx::Error::PoolTimedOut));
             }
             let step = match self.claim(eco_id, &account, ask).await {
-                Err(error) if error.is_outage() => return self.open(eco_id, units).ok_or(error),
+                Err(error) if error.is_outage() => return open(error),
                 step => step?,
             };
             match step {
-                Step::Decided(decision) => return Ok(decision),
+                Step::Decided(decision, reservation) => return Ok((decision, reservation)),
                 Step::Short { refusal, recallable } => {
                     if !recallable || ask.last {
-                        return Ok(refusal);
+                        return Ok((refusal, None));
                     }
                     self.recall(eco_id, &account).await;
                     if timeout_at(until, returned).await.is_err() {
                         // Once more, whatever is remembered: a notification may be lost.
-                        ask = Ask { units, since: BootTime::now(), last: true };
+                        ask = ask.at_last();
                     }
                 }
             }

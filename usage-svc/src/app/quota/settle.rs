@@ -2,7 +2,6 @@
 //! here nobody can spend any more. A settlement may be repeated: each lease is settled once.
 
 use std::{
-    mem,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -13,7 +12,7 @@ use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Holder, account::Account, claim::in_time};
+use super::{Holder, account::Account, claim::in_time, held::Drained};
 use crate::{domain::lease::Return, store};
 
 /// Leases settled in one transaction.
@@ -26,9 +25,9 @@ const BOUND: Duration = Duration::from_secs(8);
 /// What the database has to be told.
 #[derive(Debug)]
 pub(super) enum Due {
-    /// A lease is settled.
+    /// A lease is settled, once nothing of it is reserved any more.
     Settle {
-        lease: Return,
+        lease: Drained,
         account: Arc<Account>,
         /// Somebody waits for it.
         answer: bool,
@@ -41,7 +40,8 @@ pub(super) enum Due {
 #[derive(Debug, Default)]
 pub(super) struct Returns {
     due: Mutex<Vec<(EcoId, Due)>>,
-    more: Notify,
+    /// More is due, or may be settled now.
+    pub(super) more: Arc<Notify>,
 }
 
 impl Returns {
@@ -54,11 +54,24 @@ impl Returns {
         self.more.notify_one();
     }
 
+    /// Takes out some of what can be settled now.
     fn take(&self) -> Vec<(EcoId, Due)> {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = due.len().min(AT_ONCE);
-        let rest = due.split_off(count);
-        mem::replace(&mut *due, rest)
+        due.extract_if(.., |(_, due)| due.is_final()).take(AT_ONCE).collect()
+    }
+}
+
+impl Due {
+    fn is_final(&mut self) -> bool {
+        match self {
+            Self::Settle { lease, account, .. } => {
+                let before = lease.unspent;
+                let is_final = lease.is_final();
+                account.returning.fetch_add(lease.unspent - before, Ordering::AcqRel);
+                is_final
+            }
+            Self::Disown { .. } => true,
+        }
     }
 }
 
@@ -68,7 +81,7 @@ impl Holder {
         &self,
         eco_id: &EcoId,
         account: &Arc<Account>,
-        returns: Vec<Return>,
+        returns: Vec<Drained>,
         answer: bool,
     ) {
         if returns.is_empty() {
@@ -76,6 +89,7 @@ impl Holder {
         }
         let due = returns.into_iter().map(|lease| {
             account.returning.fetch_add(lease.unspent, Ordering::AcqRel);
+            account.unsettled.fetch_add(usize::from(lease.may_return), Ordering::AcqRel);
             (eco_id.clone(), Due::Settle { lease, account: account.clone(), answer })
         });
         self.returns.put(due.collect());
@@ -91,7 +105,7 @@ impl Holder {
         }
     }
 
-    /// Returns once nothing is due.
+    /// Returns once nothing is due but what is reserved.
     pub(super) async fn settle_all(&self) {
         loop {
             let due = self.returns.take();
@@ -115,10 +129,12 @@ impl Holder {
         let mut connection = db::acquire(&self.pool).await?;
         let settled = timeout(BOUND, async {
             for answers in [true, false] {
-                let returns: Vec<&Return> = due
+                let returns: Vec<Return> = due
                     .iter()
                     .filter_map(|(_, due)| match due {
-                        Due::Settle { lease, answer, .. } if *answer == answers => Some(lease),
+                        Due::Settle { lease, answer, .. } if *answer == answers => {
+                            Some(Return { lease_id: lease.lease_id(), unspent: lease.unspent })
+                        }
                         _ => None,
                     })
                     .collect();
@@ -141,6 +157,7 @@ impl Holder {
         for (eco_id, due) in due {
             if let Due::Settle { lease, account, answer } = due {
                 account.returning.fetch_sub(lease.unspent, Ordering::AcqRel);
+                account.unsettled.fetch_sub(usize::from(lease.may_return), Ordering::AcqRel);
                 if answer || lease.unspent > 0 {
                     self.note_returned(&eco_id);
                 }
