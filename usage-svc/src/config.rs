@@ -17,7 +17,7 @@ pub struct Config {
         value_name = "ADDR"
     )]
     pub metrics_addr: SocketAddr,
-    /// Days the raw log is kept, at least 40; the rollups stay
+    /// Days the raw log and the hourly rollup are kept, at least 40; the daily rollup stays
     #[arg(long = "raw-retention-days", env = "RAW_RETENTION_DAYS", default_value_t = 45, value_parser = clap::value_parser!(u16).range(40..), value_name = "DAYS")]
     pub raw_retention_days: u16,
     /// Events that may wait to be written; more are answered UNAVAILABLE
