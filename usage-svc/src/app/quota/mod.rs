@@ -2,17 +2,17 @@
 //!
 //! A check spends units of a lease that is held, by one compare-and-swap ([`Quota::admit`]). Only where the
 //! leases do not suffice is the database asked, one caller of an account at a time and for all that wait
-//! ([`claim`]); and once they run low, ahead of need. What is not spent goes back ([`settle`]) when nobody
+//! (`claim`); and once they run low, ahead of need. What is not spent goes back (`settle`) when nobody
 //! asks for it any more, somebody else is short of it, the account or its plan changes, or the server stops
-//! ([`keeper`]).
+//! (`keeper`).
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`account`] | what is held and known of an account |
-//! | [`held`] | a lease in memory, and units of it that may come back |
-//! | [`claim`] | asks the database for units |
-//! | [`settle`] | gives back what was not spent, until the database has it |
-//! | [`keeper`] | listens to changes, sweeps what is idle, gives signs of life, settles at the end |
+//! | `account` | what is held and known of an account |
+//! | `held` | a lease in memory, and units of it that may come back |
+//! | `claim` | asks the database for units |
+//! | `settle` | gives back what was not spent, until the database has it |
+//! | `keeper` | listens to changes, sweeps what is idle, gives signs of life, settles at the end |
 
 mod account;
 mod claim;
