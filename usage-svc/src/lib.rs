@@ -85,7 +85,8 @@ pub async fn serve(
         &stop,
     );
     let (feed, listening) = feed::start(&config.db, stop.clone())?;
-    let (keys, following) = verify_api_key::start(pool.clone(), feed.clone(), config.key_stale_max);
+    let (keys, following) =
+        verify_api_key::start(pool.clone(), feed.clone(), config.key_stale_max, stop.clone());
     let name = format!("{} of process {}", listeners.main_addr().map_err(ServeError::Io)?, process::id());
     let (quota, holding) = quota::start(pool.clone(), feed, name, stop.clone());
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));

@@ -14,6 +14,7 @@ use nexus_core::id::ApiKeyText;
 use nexus_kit::db;
 use sqlx::PgPool;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::feed::{Change, Changes, Feed};
@@ -58,9 +59,14 @@ struct Known {
     noted: AtomicU64,
 }
 
-/// Starts to follow the changes of keys, until the feed ends. With the feed unheard and the database away,
-/// remembered keys are accepted for `stale_max`.
-pub fn start(pool: PgPool, feed: Arc<Feed>, stale_max: Duration) -> (Keys, JoinHandle<()>) {
+/// Starts to follow the changes of keys, until `stop`. With the feed unheard and the database away, remembered
+/// keys are accepted for `stale_max`.
+pub fn start(
+    pool: PgPool,
+    feed: Arc<Feed>,
+    stale_max: Duration,
+    stop: CancellationToken,
+) -> (Keys, JoinHandle<()>) {
     let changes = feed.subscribe();
     let keys = Keys(Arc::new(Inner {
         pool,
@@ -70,12 +76,13 @@ pub fn start(pool: PgPool, feed: Arc<Feed>, stale_max: Duration) -> (Keys, JoinH
         changes: AtomicU64::new(0),
         away_until: AtomicU64::new(0),
     }));
-    let task = tokio::spawn(follow(keys.clone(), changes));
+    let task = tokio::spawn(follow(keys.clone(), changes, stop));
     (keys, task)
 }
 
-async fn follow(keys: Keys, mut changes: Changes) {
-    while let Some(change) = changes.next().await {
+async fn follow(keys: Keys, mut changes: Changes, stop: CancellationToken) {
+    // The keys hold the feed, so that it has no end of its own while they are followed.
+    while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
         match change {
             Change::Key(key_id) => keys.forget(&key_id),
             Change::Everything => keys.forget_all(),

@@ -211,6 +211,17 @@ async fn a_server_ends_though_its_flush_hears_nothing() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_server_with_nothing_left_to_write_ends_at_once() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    record(&server, event("eco_a")).await?;
+    check(&server, "eco_a", 1).await?;
+    // Ten seconds are what its background tasks get when they do not come to an end.
+    tokio::time::timeout(Duration::from_secs(5), server.stop()).await??;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_caller_that_goes_away_cancels_no_flush() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Pro).await?;
