@@ -1,6 +1,6 @@
 //! Migrations, pools that act as one database role, and what an error of the database means.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, io, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
@@ -9,7 +9,7 @@ use sqlx::{
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, error::Elapsed, timeout_at};
 use tracing::Instrument;
 
 use crate::config::DbArgs;
@@ -159,6 +159,18 @@ async fn check(
     }
     drop(connection.detach());
     outcome.map(|_| None).map_err(|_elapsed| sqlx::Error::PoolTimedOut)
+}
+
+/// The result, or that the database is away where there was none in time. The connection is closed then: the
+/// pool would wait for its answer before it opens another.
+pub fn in_time<T>(
+    result: Result<sqlx::Result<T>, Elapsed>,
+    connection: PoolConnection<Postgres>,
+) -> sqlx::Result<T> {
+    result.unwrap_or_else(|_| {
+        drop(connection.detach());
+        Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the connection went silent")))
+    })
 }
 
 /// Does the work in a task of its own, which goes on when the caller goes away.

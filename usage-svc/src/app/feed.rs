@@ -34,6 +34,8 @@ use crate::{clock::BootTime, error::StartError, store};
 
 /// How often it sends itself a notification.
 const BEAT: Duration = Duration::from_millis(250);
+/// While it is heard within this, what is remembered holds.
+const HEARD: Duration = Duration::from_secs(1);
 /// A connection that was silent for so long is given up.
 const SILENCE: Duration = Duration::from_secs(3);
 /// Pause before the next connection is tried.
@@ -88,6 +90,11 @@ impl Feed {
     /// For how long a change may have gone unheard.
     pub fn unheard_for(&self) -> Duration {
         BootTime::now().since(BootTime::at_nanos(self.heard.load(Ordering::Acquire)))
+    }
+
+    /// Whether what is remembered may still be taken as true: a change would have been heard by now.
+    pub fn is_heard(&self) -> bool {
+        self.heard_within(HEARD)
     }
 
     /// Whether every change that is older than this has been heard.

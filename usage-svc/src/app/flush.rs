@@ -10,15 +10,14 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeSet, HashMap, HashSet},
-    io,
     time::Duration,
 };
 
 use chrono::NaiveDate;
 use nexus_core::route;
 use nexus_kit::db;
-use sqlx::{Connection, PgConnection, PgPool, Postgres, pool::PoolConnection};
-use tokio::time::{error::Elapsed, timeout};
+use sqlx::{Connection, PgConnection, PgPool};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::bound_routes::{self, KnownRoutes};
@@ -124,7 +123,7 @@ fn failed(error: &sqlx::Error) -> FlushError {
 async fn ensure_partitions(pool: &PgPool, bound: Duration) -> sqlx::Result<i32> {
     let mut connection = db::acquire(pool).await?;
     let made = timeout(bound, store::api_usage::ensure_partitions(&mut connection)).await;
-    in_time(made, connection)
+    db::in_time(made, connection)
 }
 
 async fn try_once(
@@ -142,19 +141,7 @@ async fn try_once(
         Ok(outcomes)
     })
     .await;
-    in_time(counted, connection)
-}
-
-/// The result, or that the database is away where there was none in time. The connection is closed then:
-/// the pool would wait for its answer before it opens another.
-fn in_time<T>(
-    result: Result<sqlx::Result<T>, Elapsed>,
-    connection: PoolConnection<Postgres>,
-) -> sqlx::Result<T> {
-    result.unwrap_or_else(|_| {
-        drop(connection.detach());
-        Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the connection went silent")))
-    })
+    db::in_time(counted, connection)
 }
 
 async fn count(

@@ -8,6 +8,7 @@
 //! | [`feed`] | what the database says has changed, to whoever caches it |
 //! | [`bound_routes`] | which routes have a place in an account's rollups |
 //! | [`check_quota`] | admits units, exactly up to a hard limit |
+//! | [`outage`] | whether the database is away |
 //! | [`quota`] | what this replica holds of all quotas: leases in memory |
 //! | [`current_usage`] | an account's current period, live |
 //! | [`create_api_key`] | makes an API key |
@@ -28,6 +29,7 @@ pub mod feed;
 pub mod flush;
 pub mod list_api_keys;
 pub mod maintenance;
+pub mod outage;
 pub mod quota;
 pub mod rate_limit;
 pub mod rebuild_day;

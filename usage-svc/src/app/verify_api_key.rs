@@ -17,7 +17,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::feed::{Change, Changes, Feed};
+use super::{
+    feed::{Change, Changes, Feed},
+    outage::Outage,
+};
 use crate::{
     clock::BootTime,
     domain::api_key::{ApiKey, StoredKey},
@@ -27,10 +30,6 @@ use crate::{
 
 /// Keys that are remembered at most.
 const MAX_KEYS: u64 = 100_000;
-/// While the feed is heard within this, what is remembered holds.
-const HEARD: Duration = Duration::from_secs(1);
-/// With the feed unheard, a database that did not answer is not asked again for so long.
-const AWAY_FOR: Duration = Duration::from_secs(5);
 /// A key's use is noted that often: a busy key costs no write per call.
 const NOTED_FOR: Duration = Duration::from_secs(60);
 /// What an unknown key is compared with, so that it takes as long: the hash of no text.
@@ -47,8 +46,7 @@ struct Inner {
     known: Cache<String, Arc<Known>>,
     /// Counts the changes heard: what was read before one of them is not remembered after it.
     changes: AtomicU64,
-    /// Until when the database is not asked, in nanoseconds of [`BootTime`].
-    away_until: AtomicU64,
+    outage: Outage,
 }
 
 struct Known {
@@ -70,11 +68,11 @@ pub fn start(
     let changes = feed.subscribe();
     let keys = Keys(Arc::new(Inner {
         pool,
+        outage: Outage::new(feed.clone()),
         feed,
         stale_max,
         known: Cache::new(MAX_KEYS),
         changes: AtomicU64::new(0),
-        away_until: AtomicU64::new(0),
     }));
     let task = tokio::spawn(follow(keys.clone(), changes, stop));
     (keys, task)
@@ -95,13 +93,13 @@ impl Keys {
     /// The key that the text opens.
     pub async fn verify(&self, text: &ApiKeyText) -> Result<ApiKey, Error> {
         let inner = &self.0;
-        if inner.feed.heard_within(HEARD)
+        if inner.feed.is_heard()
             && let Some(key) = self.remembered(text)
         {
             return Ok(key);
         }
         let read =
-            if inner.is_away() { Err(sqlx::Error::PoolTimedOut.into()) } else { self.read(text).await };
+            if inner.outage.is_on() { Err(sqlx::Error::PoolTimedOut.into()) } else { self.read(text).await };
         match read {
             Err(error) if error.is_outage() && inner.feed.heard_within(inner.stale_max) => {
                 self.remembered(text).ok_or(error)
@@ -133,9 +131,7 @@ impl Keys {
         let inner = &self.0;
         let (changes, since) = (inner.changes.load(Ordering::Acquire), BootTime::now());
         let stored = inner.stored(text.key_id()).await;
-        let away = stored.as_ref().is_err_and(Error::is_outage);
-        let until = if away { BootTime::now().after(AWAY_FOR).nanos() } else { 0 };
-        inner.away_until.store(until, Ordering::Relaxed);
+        inner.outage.note(stored.as_ref().is_err_and(Error::is_outage));
         let Some(stored) = stored? else {
             text.matches(&NO_SECRET);
             return Err(Error::InvalidApiKey);
@@ -182,9 +178,5 @@ impl Inner {
         if let Err(error) = noted.await {
             tracing::warn!(%error, key_id, "the use of an API key was not noted");
         }
-    }
-
-    fn is_away(&self) -> bool {
-        BootTime::now().nanos() < self.away_until.load(Ordering::Relaxed) && !self.feed.heard_within(HEARD)
     }
 }

@@ -78,6 +78,11 @@ async fn a_lowered_limit_takes_back_what_is_held() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_closed_account_admits_nothing_at_any_replica_and_holds_nothing() -> Result<()> {
     let (db, servers) = two_holders().await?;
+    // So that nobody runs out of units, and asks for more, before the closure is heard.
+    sqlx::query("update eco_subscriptions set plan = 'enterprise'").execute(&db.pool).await?;
+    for server in &servers {
+        eventually(async || Ok(check(server, "eco_a", 1).await?.limit_count < 0)).await?;
+    }
     close(&db, "eco_a").await?;
     for server in &servers {
         becomes(server, "eco_a", Code::FailedPrecondition).await?;

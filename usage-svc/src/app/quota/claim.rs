@@ -1,7 +1,6 @@
 //! Claims: asks the database for units, one caller of an account at a time and for all that wait.
 
 use std::{
-    io,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -9,15 +8,12 @@ use std::{
 use nexus_core::id::EcoId;
 use nexus_kit::db;
 use sqlx::{Postgres, pool::PoolConnection};
-use tokio::{
-    sync::oneshot,
-    time::{error::Elapsed, timeout},
-};
+use tokio::{sync::oneshot, time::timeout};
 use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
-    HEARD, Holder,
+    Holder,
     account::{Account, Short, Slot, Step, View},
     held::{Held, Reservation},
     settle::Due,
@@ -158,7 +154,7 @@ impl Holder {
 
     fn remembered(&self, eco_id: &EcoId, ask: Ask) -> Option<Step> {
         let slot = self.accounts.get(eco_id)?;
-        slot.decide(ask, &self.clock, || self.feed.heard_within(HEARD))
+        slot.decide(ask, &self.clock, || self.feed.is_heard())
     }
 
     fn epoch_of(&self, account: &Account) -> Epoch {
@@ -168,7 +164,7 @@ impl Holder {
     /// What is known of the account, where a change would have been heard.
     fn cached_view(&self, eco_id: &EcoId) -> Option<View> {
         let view = self.accounts.get(eco_id)?.view?;
-        (BootTime::now() < view.ends && self.feed.heard_within(HEARD)).then_some(view)
+        (BootTime::now() < view.ends && self.feed.is_heard()).then_some(view)
     }
 
     /// What the database says of the account.
@@ -188,7 +184,7 @@ impl Holder {
         let read = async {
             let mut connection = db::acquire(&self.pool).await?;
             let read = timeout(BOUND, store::accounts::standing(&mut connection, eco_id)).await;
-            in_time(read, connection)
+            db::in_time(read, connection)
         };
         let read = read.await;
         self.note_outcome(&read);
@@ -207,7 +203,7 @@ impl Holder {
                     let ids = (lease_id, self.id);
                     store::quota_leases::grant(&mut connection, ids, eco_id, period, limit, claim).await
                 });
-                let granted = in_time(sent.await, connection);
+                let granted = db::in_time(sent.await, connection);
                 if granted.is_err() {
                     self.returns.add(eco_id, Due::Disown { lease_id, period });
                 }
@@ -312,22 +308,10 @@ impl Holder {
             let mut connection = db::acquire(&self.pool).await?;
             let sent =
                 timeout(BOUND, store::changes::notify(&mut *connection, store::changes::CHANNEL, &payload));
-            in_time(sent.await, connection)
+            db::in_time(sent.await, connection)
         };
         if let Err(error) = notify.await {
             tracing::warn!(%error, "units could not be called back");
         }
     }
-}
-
-/// The result, or that the database is away where there was none in time. The connection is closed then: the
-/// pool would wait for its answer before it opens another.
-pub(super) fn in_time<T>(
-    result: Result<sqlx::Result<T>, Elapsed>,
-    connection: PoolConnection<Postgres>,
-) -> sqlx::Result<T> {
-    result.unwrap_or_else(|_| {
-        drop(connection.detach());
-        Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the connection went silent")))
-    })
 }

@@ -19,9 +19,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use super::{HEARD, Holder, Quota, account::Idle, claim::in_time, settle::Returns};
+use super::{Holder, Quota, account::Idle, settle::Returns};
 use crate::{
-    app::feed::{Change, Changes, Feed},
+    app::{
+        feed::{Change, Changes, Feed},
+        outage::Outage,
+    },
     clock::{BootTime, LaggingClock},
     store,
 };
@@ -53,6 +56,7 @@ pub fn start(
         id: Uuid::new_v4(),
         name,
         pool,
+        outage: Outage::new(feed.clone()),
         feed,
         accounts: DashMap::default(),
         clock: LaggingClock::new(),
@@ -61,7 +65,6 @@ pub fn start(
         claims: TaskTracker::new(),
         closing: stop,
         registered: AtomicBool::new(false),
-        failing_until: AtomicU64::new(0),
     });
     let task = tokio::spawn(keep(holder.clone(), changes));
     (Quota(holder), task)
@@ -136,7 +139,7 @@ impl Holder {
             tokio::select! {
                 () = stop.cancelled() => return,
                 // Without the database nobody could have what is idle here, and here it can still be served.
-                _ = tick.tick() => self.sweep(if self.feed.heard_within(HEARD) { &IDLE } else { &NEVER }),
+                _ = tick.tick() => self.sweep(if self.feed.is_heard() { &IDLE } else { &NEVER }),
             }
         }
     }
@@ -182,7 +185,7 @@ impl Holder {
     async fn beat(&self) -> sqlx::Result<()> {
         let mut connection = db::acquire(&self.pool).await?;
         let beaten = timeout(BOUND, store::quota_holders::beat(&mut connection, self.id, &self.name)).await;
-        in_time(beaten, connection)?;
+        db::in_time(beaten, connection)?;
         self.registered.store(true, Ordering::Release);
         Ok(())
     }
@@ -191,7 +194,7 @@ impl Holder {
         let left = async {
             let mut connection = db::acquire(&self.pool).await?;
             let left = timeout(BOUND, store::quota_holders::leave(&mut connection, self.id)).await;
-            in_time(left, connection)
+            db::in_time(left, connection)
         };
         if let Err(error) = left.await {
             // Nothing is held: a holder that stays on the list is one of the dead in ten seconds.

@@ -23,13 +23,14 @@ mod settle;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64},
     },
     time::Duration,
 };
 
 use dashmap::DashMap;
 use nexus_core::{id::EcoId, period::Period};
+use nexus_kit::db;
 use sqlx::PgPool;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -41,7 +42,7 @@ use self::{
     settle::Returns,
 };
 use crate::{
-    app::feed::Feed,
+    app::{feed::Feed, outage::Outage},
     clock::{BootTime, LaggingClock},
     domain::quota::{Standing, Terms},
     error::Error,
@@ -50,16 +51,12 @@ use crate::{
 pub use held::Reservation;
 pub use keeper::start;
 
-/// While the feed is heard within this, what is remembered of an account's terms holds.
-const HEARD: Duration = Duration::from_secs(1);
 /// How long the last refusal waits for units that others hold.
 const RECALL_WAIT: Duration = Duration::from_millis(250);
 /// They are not called back again sooner.
 const RECALL_AGAIN: Duration = Duration::from_millis(50);
 /// When a refused caller may come back while units may come back; a refusal is remembered as long.
 const COME_BACK: Duration = Duration::from_secs(1);
-/// After a failure of the database, with the feed unheard as well, it is not waited for.
-const AWAY_FOR: Duration = Duration::from_secs(5);
 
 /// The answer of a check.
 #[derive(Debug, Clone, Copy)]
@@ -110,8 +107,7 @@ struct Holder {
     closing: CancellationToken,
     /// Whether the database knows this holder.
     registered: AtomicBool,
-    /// Until when the database is taken to be away, in nanoseconds of [`BootTime`].
-    failing_until: AtomicU64,
+    outage: Outage,
 }
 
 impl Quota {
@@ -142,7 +138,7 @@ impl Quota {
     fn decide(&self, eco_id: &EcoId, ask: Ask) -> Option<(Decision, Option<Reservation>)> {
         let (step, account) = {
             let slot = self.0.accounts.get(eco_id)?;
-            let step = slot.decide(ask, &self.0.clock, || self.0.feed.heard_within(HEARD))?;
+            let step = slot.decide(ask, &self.0.clock, || self.0.feed.is_heard())?;
             (step, slot.runs_low().then(|| slot.account.clone()))
         };
         if let Some(account) = account {
@@ -183,7 +179,7 @@ impl Holder {
         let open = |error| self.open(eco_id, units).map(|decision| (decision, None)).ok_or(error);
         loop {
             let returned = account.returned.notified();
-            if self.is_away() {
+            if self.outage.is_on() {
                 return open(Error::Database(sqlx::Error::PoolTimedOut));
             }
             let step = match self.claim(eco_id, &account, ask).await {
@@ -232,16 +228,7 @@ impl Holder {
         Some(decision)
     }
 
-    fn is_away(&self) -> bool {
-        let failing = BootTime::now().nanos() < self.failing_until.load(Ordering::Relaxed);
-        failing && !self.feed.heard_within(HEARD)
-    }
-
     fn note_outcome<T>(&self, result: &Result<T, sqlx::Error>) {
-        let until = match result {
-            Err(error) if nexus_kit::db::is_unavailable(error) => BootTime::now().after(AWAY_FOR).nanos(),
-            _ => 0,
-        };
-        self.failing_until.store(until, Ordering::Relaxed);
+        self.outage.note(result.as_ref().is_err_and(db::is_unavailable));
     }
 }

@@ -12,7 +12,7 @@ use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Holder, account::Account, claim::in_time, held::Drained};
+use super::{Holder, account::Account, held::Drained};
 use crate::{domain::lease::Return, store};
 
 /// Leases settled in one transaction.
@@ -149,7 +149,7 @@ impl Holder {
             }
             Ok(())
         });
-        in_time(settled.await, connection)
+        db::in_time(settled.await, connection)
     }
 
     /// Lets those who wait for units here try again: they need not wait for the feed.
