@@ -4,7 +4,7 @@
 //! Rows are copied straight into the raw log. Where one of them is stored already, that fails; the flush is
 //! then redone through a stage, which tells the new rows from the others.
 //!
-//! Locks are taken in one order by every flush (days, leases, routes, raw rows, counters, hours, days of the
+//! Locks are taken in one order by every flush (plans, days, leases, routes, raw rows, counters, hours, days of the
 //! rollup; each in the order of its keys), so that flushes wait for each other but not in a circle.
 
 use std::{
@@ -230,7 +230,8 @@ fn judged(events: &[&Event], facts: &Facts) -> (Vec<Outcome>, Vec<Place>) {
     (outcomes, places)
 }
 
-/// Reads what judging needs, and takes a slot.
+/// Reads what judging needs, and takes a slot. The plans are held first: the segments that are open then are so
+/// until the commit, and a change of plan adds up only what is committed.
 async fn facts(connection: &mut PgConnection, slot: &mut i16, events: &[&Event]) -> sqlx::Result<Facts> {
     let mut now = None;
     // With every slot taken the last one tried is shared.
@@ -246,6 +247,7 @@ async fn facts(connection: &mut PgConnection, slot: &mut i16, events: &[&Event])
     let keys: HashSet<&str> = events.iter().filter_map(|e| e.payload.api_key_id.as_deref()).collect();
     let accounts: Vec<&str> = accounts.into_iter().collect();
     let keys: Vec<&str> = keys.into_iter().collect();
+    store::plan_locks::hold_shared(connection, &accounts).await?;
     Ok(Facts {
         now: now.expect("there is at least one slot"),
         accounts: store::accounts::for_recording(connection, &accounts).await?,
@@ -268,7 +270,7 @@ async fn cover(connection: &mut PgConnection, rows: &mut [Row<'_>], facts: &Fact
     let covered = |row: &&Row<'_>| row.event.payload.admission.is_some_and(|id| leases.contains_key(&id));
     let identities: Vec<Identity> = rows.iter().filter(covered).map(|row| row.event.identity()).collect();
     let stored = store::api_usage::stored(connection, &identities).await?;
-    admission::cover(rows, &mut leases, &stored.into_keys().collect(), facts.now);
+    admission::cover(rows, &mut leases, &stored.into_keys().collect(), facts);
     Ok(())
 }
 

@@ -7,13 +7,12 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
-use chrono::{DateTime, Utc};
 use nexus_core::period::{Period, SETTLEMENT_GRACE};
 use uuid::Uuid;
 
 use super::{
     event::{Event, Identity},
-    judge::Placement,
+    judge::{Facts, Placement},
 };
 
 /// A lease, as far as recording asks.
@@ -41,16 +40,16 @@ pub struct Row<'a> {
 }
 
 /// Covers the rows, in their order, by their leases. A row that is covered, if in part, counts in its
-/// lease's period. Rows known to be `stored` already take nothing.
+/// lease's period, in the segment that is open there. Rows known to be `stored` already take nothing.
 pub fn cover(
     rows: &mut [Row<'_>],
     leases: &mut HashMap<Uuid, Lease>,
     stored: &HashSet<Identity>,
-    now: DateTime<Utc>,
+    facts: &Facts,
 ) {
     for row in rows.iter_mut().filter(|row| !row.placement.test_mode) {
         let Some(lease) = row.event.payload.admission.and_then(|id| leases.get_mut(&id)) else { continue };
-        let holds = lease.eco_id == row.event.eco_id.as_str() && now < lease.period.end + SETTLEMENT_GRACE;
+        let holds = lease.eco_id == row.event.eco_id.as_str() && facts.now < lease.period.end + SETTLEMENT_GRACE;
         let units = row.event.payload.units_count.min(lease.unbooked);
         if !holds || units == 0 || stored.contains(&row.event.identity()) {
             continue;
@@ -58,6 +57,9 @@ pub fn cover(
         lease.unbooked -= units;
         row.admitted_units = units;
         row.placement.period_start = lease.period.start;
+        if let Some(account) = facts.accounts.get(&row.event.eco_id) {
+            row.placement.segment = account.open_segment(lease.period.start);
+        }
         row.placement.late = false;
     }
 }

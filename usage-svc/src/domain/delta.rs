@@ -9,9 +9,6 @@ use uuid::Uuid;
 
 use super::admission::Row;
 
-/// Segment of a period; a plan change begins one.
-pub const SEGMENT: i32 = 0;
-
 const HOUR: i64 = 3600;
 
 /// Key of a counter: account, start of the period, segment.
@@ -88,7 +85,7 @@ impl<'a> Deltas<'a> {
 
     fn count(&mut self, row: &'a Row<'a>) {
         let payload = &row.event.payload;
-        let key = (row.event.eco_id.as_str(), row.placement.period_start, SEGMENT);
+        let key = (row.event.eco_id.as_str(), row.placement.period_start, row.placement.segment);
         let delta = self.counters.entry(key).or_insert(CounterDelta {
             recorded: 0,
             unadmitted: 0,

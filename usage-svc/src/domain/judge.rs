@@ -40,12 +40,23 @@ pub struct Facts {
 }
 
 /// An account, as far as recording asks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Account {
     /// Begins its periods.
     pub anchor: DateTime<Utc>,
     /// When it was closed.
     pub closed: Option<DateTime<Utc>>,
+    /// For each segment that a change of plan has closed: the start of its period.
+    pub closed_segments: Vec<DateTime<Utc>>,
+}
+
+impl Account {
+    /// The segment of a period that takes what is counted now: the first that is not closed. In a period that is
+    /// over it is the last.
+    pub fn open_segment(&self, period_start: DateTime<Utc>) -> i32 {
+        let closed = self.closed_segments.iter().filter(|start| **start == period_start).count();
+        i32::try_from(closed).unwrap_or(i32::MAX)
+    }
 }
 
 /// An API key, as far as recording asks.
@@ -62,6 +73,8 @@ pub struct Key {
 pub struct Placement {
     /// Start of the period.
     pub period_start: DateTime<Utc>,
+    /// Segment of the period; a change of plan begins one.
+    pub segment: i32,
     /// It came after the settlement grace of the period of its own time.
     pub late: bool,
     /// Metered apart.
@@ -92,5 +105,5 @@ pub fn judge(event: &Event, facts: &Facts) -> Result<Placement, Refusal> {
             .ok_or(Refusal::ForeignKey)?,
     };
     let (period, late) = counting_period(account.anchor, at, facts.now);
-    Ok(Placement { period_start: period.start, late, test_mode })
+    Ok(Placement { period_start: period.start, segment: account.open_segment(period.start), late, test_mode })
 }

@@ -69,8 +69,8 @@ pub struct Claim {
 /// The answer to a claim. `consumed` are the units consumed of the period, the grant included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grant {
-    /// The period has not begun or is over.
-    OtherPeriod,
+    /// The period has not begun or is over, or the account's plan has changed.
+    OtherTerms,
     /// Fewer than the least are left.
     Short {
         /// Units consumed.

@@ -20,6 +20,8 @@ pub struct Terms {
     pub hard: bool,
     /// Whether units beyond them are billed.
     pub priced: bool,
+    /// Changes of the account's plan so far: nothing is granted by terms of another epoch.
+    pub plan_epoch: i32,
 }
 
 impl Terms {
@@ -27,11 +29,15 @@ impl Terms {
     pub fn hard_limit(&self) -> Limit {
         self.included.filter(|_| self.hard)
     }
+}
 
-    /// Recorded units beyond the included ones, where they are billed.
-    pub fn overage(&self, recorded: i64) -> i64 {
-        if self.priced { money::overage_units(self.included, 0, recorded) } else { 0 }
-    }
+/// The segments of a period that changes of plan have closed, together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClosedSegments {
+    /// Units recorded in them.
+    pub recorded: i64,
+    /// Of these, beyond the included ones, where they are billed.
+    pub overage: i64,
 }
 
 /// An account in its current period.
@@ -47,8 +53,20 @@ pub struct Standing {
     pub period: Period,
     /// Units recorded in it.
     pub recorded: i64,
+    /// Of its segments, those that are closed.
+    pub closed_segments: ClosedSegments,
     /// Units handed out and used in it.
     pub consumption: Consumption,
     /// Units lost with their holder.
     pub forfeited: i64,
+}
+
+impl Standing {
+    /// Recorded units beyond the included ones, where they are billed: those of each segment by its own plan.
+    pub fn overage(&self) -> i64 {
+        let ClosedSegments { recorded, overage } = self.closed_segments;
+        let open =
+            if self.terms.priced { money::overage_units(self.terms.included, recorded, self.recorded) } else { 0 };
+        overage + open
+    }
 }

@@ -155,7 +155,7 @@ pub(super) fn current_usage(eco_id: &EcoId, standing: &Standing) -> GetCurrentUs
         api_calls_count: standing.recorded,
         limit_count: quota::shown_limit(included),
         remaining_count: quota::remaining(included, standing.recorded),
-        overage_count: standing.terms.overage(standing.recorded),
+        overage_count: standing.overage(),
         usage_percentage: quota::percentage(included, standing.recorded),
         period_start_time: Some(timestamp(standing.period.start)),
         period_end_time: Some(timestamp(standing.period.end)),

@@ -12,19 +12,27 @@ use sqlx::PgConnection;
 
 use crate::domain::{
     judge::Account,
-    quota::{Standing, Terms},
+    quota::{ClosedSegments, Standing, Terms},
 };
 
 /// The accounts that exist of these, as recording needs them. A closed account's last subscription holds
-/// its anchor.
+/// its anchor. Which segments are open holds for as long as the accounts' plans are held (see
+/// [`super::plan_locks`]).
 #[tracing::instrument(name = "db.eco_identities.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn for_recording(
     connection: &mut PgConnection,
     ids: &[&str],
 ) -> sqlx::Result<HashMap<EcoId, Account>> {
     let rows = sqlx::query!(
-        r#"select distinct on (i.eco_id) i.eco_id, i.closed_time, s.anchor_time
+        // Nothing is counted in a period that began longer ago.
+        r#"select distinct on (i.eco_id) i.eco_id, i.closed_time, s.anchor_time,
+                  coalesce(z.closed_segments, '{}') as "closed_segments!"
            from eco_identities i join eco_subscriptions s using (eco_id)
+           left join (select eco_id, array_agg(period_start) as closed_segments
+                      from eco_usage_segments
+                      where eco_id = any($1) and recorded_units is not null
+                        and period_start > now() - interval '40 days'
+                      group by eco_id) z using (eco_id)
            where i.eco_id = any($1)
            order by i.eco_id, s.ended_time desc nulls first, s.subscription_id desc"#,
         ids as &[&str],
@@ -34,7 +42,8 @@ pub async fn for_recording(
     rows.into_iter()
         .map(|row| {
             let id = EcoId::parse(&row.eco_id).map_err(decode)?;
-            Ok((id, Account { anchor: row.anchor_time, closed: row.closed_time }))
+            let (anchor, closed) = (row.anchor_time, row.closed_time);
+            Ok((id, Account { anchor, closed, closed_segments: row.closed_segments }))
         })
         .collect()
 }
@@ -57,7 +66,10 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
     // The newest free plan has the limits of a subscription that does not grant its own plan.
     let row = sqlx::query!(
         r#"with account as (
-               select i.eco_id, i.closed_time, i.currency_code, s.plan, s.plan_version, s.status,
+               select i.eco_id, i.closed_time, i.currency_code, s.plan_epoch, s.status,
+                      case when s.next_plan_time <= now() then s.next_plan else s.plan end as plan,
+                      case when s.next_plan_time <= now() then s.next_plan_version else s.plan_version end
+                          as plan_version,
                       nexus_period_start(s.anchor_time, now()) as period_start,
                       nexus_period_end(s.anchor_time, now()) as period_end
                from eco_identities i join eco_subscriptions s using (eco_id)
@@ -68,11 +80,12 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                select included_units, hard_limit from eco_plans
                where plan = 'free' order by version desc limit 1
            )
-           select now() as "now!", a.closed_time is not null as "closed!", a.plan, a.status,
+           select now() as "now!", a.closed_time is not null as "closed!", a.plan as "plan!", a.plan_epoch, a.status,
                   p.included_units, p.hard_limit, coalesce(price.overage_micros, 0) > 0 as "priced!",
                   free.included_units as free_included, free.hard_limit as free_hard,
                   a.period_start as "period_start!", a.period_end as "period_end!",
                   coalesce(c.recorded, 0) as "recorded!", coalesce(c.unadmitted, 0) as "unadmitted!",
+                  coalesce(z.recorded, 0) as "closed_recorded!", coalesce(z.overage, 0) as "closed_overage!",
                   coalesce(q.granted_units, 0) as "granted!", coalesce(q.returned_units, 0) as "returned!"
            from account a
            join eco_plans p on p.plan = a.plan and p.version = a.plan_version
@@ -83,7 +96,10 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
            left join lateral (select sum(recorded_units)::bigint as recorded,
                                      sum(unadmitted_units)::bigint as unadmitted
                               from eco_usage_counters u
-                              where u.eco_id = a.eco_id and u.period_start = a.period_start) c on true"#,
+                              where u.eco_id = a.eco_id and u.period_start = a.period_start) c on true
+           left join lateral (select sum(recorded_units)::bigint as recorded, sum(overage_units)::bigint as overage
+                              from eco_usage_segments g
+                              where g.eco_id = a.eco_id and g.period_start = a.period_start) z on true"#,
         eco_id.as_str(),
     )
     .fetch_optional(connection)
@@ -91,10 +107,11 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
     row.map(|row| {
         let plan = Plan::from_str(&row.plan).map_err(decode)?;
         let status = SubscriptionStatus::from_str(&row.status).map_err(decode)?;
+        let plan_epoch = row.plan_epoch;
         let terms = if status.grants_plan() {
-            Terms { plan, included: row.included_units, hard: row.hard_limit, priced: row.priced }
+            Terms { plan, included: row.included_units, hard: row.hard_limit, priced: row.priced, plan_epoch }
         } else {
-            Terms { plan, included: row.free_included, hard: row.free_hard, priced: false }
+            Terms { plan, included: row.free_included, hard: row.free_hard, priced: false, plan_epoch }
         };
         Ok(Standing {
             now: row.now,
@@ -102,6 +119,7 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
             terms,
             period: Period { start: row.period_start, end: row.period_end },
             recorded: row.recorded,
+            closed_segments: ClosedSegments { recorded: row.closed_recorded, overage: row.closed_overage },
             consumption: Consumption {
                 granted: row.granted,
                 returned: row.returned,

@@ -10,7 +10,6 @@ use uuid::Uuid;
 use super::copy_binary::Encoder;
 use crate::domain::{
     admission::Row,
-    delta::SEGMENT,
     event::{Identity, Payload},
 };
 
@@ -94,7 +93,7 @@ fn put(encoder: &mut Encoder, row: &Row<'_>) {
         .date(row.event.day())
         .timestamptz(payload.event_time)
         .timestamptz(row.placement.period_start)
-        .int4(SEGMENT)
+        .int4(row.placement.segment)
         .int8(payload.units_count)
         .text(Some(&payload.endpoint))
         .text(Some(row.route.as_ref()).filter(|route| *route != payload.endpoint))

@@ -8,6 +8,7 @@ pub mod api_usage;
 pub mod changes;
 pub mod copy_binary;
 pub mod imports;
+pub mod plan_locks;
 pub mod quota_holders;
 pub mod quota_leases;
 mod rollup_arrays;

@@ -12,20 +12,22 @@ use crate::domain::{
     lease::{Claim, Grant, Return},
 };
 
-/// Grants units under a new lease of the holder; see `nexus_grant_quota`.
+/// Grants units under a new lease of the holder, by the terms of an epoch of the account's plan; see
+/// `nexus_grant_quota`.
 #[tracing::instrument(name = "db.eco_quota_leases.grant", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn grant(
     connection: &mut PgConnection,
     (lease_id, holder_id): (Uuid, Uuid),
     eco_id: &EcoId,
     period: Period,
-    limit: Limit,
+    (plan_epoch, limit): (i32, Limit),
     claim: Claim,
 ) -> sqlx::Result<Grant> {
     let row = sqlx::query!(
         r#"select granted, coalesce(consumed, 0) as "consumed!", outstanding as "outstanding!",
                   recallable as "recallable!"
-           from nexus_grant_quota($1, $2, $3, $4, $5, $6, $7, $8, $9)"#,
+           from nexus_grant_quota($1::int, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
+        plan_epoch,
         lease_id,
         holder_id,
         eco_id.as_str(),
@@ -39,7 +41,7 @@ pub async fn grant(
     .fetch_one(connection)
     .await?;
     Ok(match row.granted {
-        None => Grant::OtherPeriod,
+        None => Grant::OtherTerms,
         Some(0) => {
             Grant::Short { consumed: row.consumed, outstanding: row.outstanding, recallable: row.recallable }
         }

@@ -135,8 +135,8 @@ impl Holder {
                     pace.begin(had);
                     return Ok(Step::Decided(decision, reservation));
                 }
-                // What was remembered may be out of date. (Read anew, it is so at a period's end alone.)
-                Grant::OtherPeriod => cached = None,
+                // What was remembered is out of date. (Read anew, it is so at a change that comes right then.)
+                Grant::OtherTerms => cached = None,
                 Grant::Short { .. } if cached.is_some() && ask.units > 0 => cached = None,
                 Grant::Short { consumed, outstanding, recallable } => {
                     let short = Short {
@@ -194,14 +194,14 @@ impl Holder {
 
     /// Asks for a lease. A grant whose answer is lost is disowned.
     async fn grant(&self, lease_id: Uuid, eco_id: &EcoId, view: &View, claim: Claim) -> Result<Grant, Error> {
-        let (period, limit) = (view.period, view.terms.hard_limit());
+        let (period, terms) = (view.period, (view.terms.plan_epoch, view.terms.hard_limit()));
         let acquired = db::acquire(&self.pool).await;
         let granted = match acquired {
             Ok(mut connection) => {
                 let sent = timeout(BOUND, async {
                     self.register(&mut connection).await?;
                     let ids = (lease_id, self.id);
-                    store::quota_leases::grant(&mut connection, ids, eco_id, period, limit, claim).await
+                    store::quota_leases::grant(&mut connection, ids, eco_id, period, terms, claim).await
                 });
                 let granted = db::in_time(sent.await, connection);
                 if granted.is_err() {
