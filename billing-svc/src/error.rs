@@ -27,6 +27,12 @@ pub enum Error {
     Invalid(#[from] Violations),
     #[error("account {0} does not exist")]
     AccountNotFound(EcoId),
+    #[error("account {0} is closed")]
+    AccountClosed(EcoId),
+    #[error(
+        "the subscription of {0} is kept at Stripe, and its plan cannot be changed here yet: change it at Stripe"
+    )]
+    SubscriptionAtStripe(EcoId),
     #[error("an account with this eco_id exists")]
     AccountExists,
     #[error("stripe_customer_id belongs to another account")]
@@ -48,6 +54,12 @@ impl From<Error> for Status {
         match error {
             Error::Invalid(violations) => status::invalid(&violations),
             Error::AccountNotFound(_) => status::not_found("ACCOUNT_NOT_FOUND", error.to_string()),
+            Error::AccountClosed(_) => {
+                status::with_reason(Code::FailedPrecondition, "ACCOUNT_CLOSED", error.to_string())
+            }
+            Error::SubscriptionAtStripe(_) => {
+                status::with_reason(Code::FailedPrecondition, "SUBSCRIPTION_AT_STRIPE", error.to_string())
+            }
             Error::AccountExists => {
                 status::with_reason(Code::AlreadyExists, "ACCOUNT_EXISTS", error.to_string())
             }

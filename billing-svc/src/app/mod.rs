@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`create_account`], [`get_account`], [`list_accounts`] | accounts |
 //! | [`list_plans`] | plans |
+//! | [`change_plan`] | moves an account to another plan, now or at its period's end |
 //! | [`get_overage`], [`list_charges`] | what an account owes and was charged |
 //! | [`refresh`] | keeps the summary `eco_usage_records` in step with the counters |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
 
+pub mod change_plan;
 pub mod create_account;
 pub mod get_account;
 pub mod get_overage;

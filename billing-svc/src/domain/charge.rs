@@ -149,7 +149,7 @@ impl Intent {
             subscription: facts.stripe_subscription_id.clone(),
             amount_minor: facts.currency.minor_unit().to_minor(difference.amount),
             currency: facts.currency.to_string(),
-            description: description(difference, facts.included.unwrap_or_default()),
+            description: description(difference, facts.exceeded_limit()),
             metadata: metadata.map(|(key, value)| (key.to_owned(), value)).into(),
         };
         Self {
@@ -193,9 +193,10 @@ impl Intent {
     }
 }
 
-/// `API overage: 5,000 calls beyond 100k limit`, of the calls of this charge alone.
-fn description(difference: Difference, included: i64) -> String {
-    let limit = short(included);
+/// `API overage: 5,000 calls beyond 100k limit`, of the calls of this charge alone. A period with overage of
+/// plans of several limits names none of them.
+fn description(difference: Difference, limit: Option<i64>) -> String {
+    let limit = limit.map_or_else(|| "plan".to_owned(), short);
     match difference.units_to - difference.units_from {
         0 => format!(
             "API overage: final rounding of {} calls beyond {limit} limit",
@@ -233,7 +234,7 @@ mod tests {
     use super::*;
 
     fn text(from: i64, to: i64, included: i64) -> String {
-        description(Difference { amount: Micros(10_000), units_from: from, units_to: to }, included)
+        description(Difference { amount: Micros(10_000), units_from: from, units_to: to }, Some(included))
     }
 
     #[test]
@@ -244,6 +245,8 @@ mod tests {
         assert_eq!(text(0, 7, 0), "API overage: 7 calls beyond 0 limit");
         assert_eq!(text(15, 15, 100_000), "API overage: final rounding of 15 calls beyond 100k limit");
         assert_eq!(text(1_000, 0, 100_000), "API overage: correction of -1,000 calls beyond 100k limit");
+        let of_two_plans = Difference { amount: Micros(10_000), units_from: 0, units_to: 5_000 };
+        assert_eq!(description(of_two_plans, None), "API overage: 5,000 calls beyond plan limit");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`account`] | an account with its subscription; what a new one must be |
 //! | [`plan`] | a plan's newest version and its prices |
+//! | [`plan_change`] | a change of an account's plan: now, at the period's end, or none |
 //! | [`overage`] | what an account owes for a period, and the difference to charge |
 //! | [`period`] | an account's period: its key, why it is parked, whether a run has to look at it |
 //! | [`charge`] | an entry of the ledger: its key, its exact payload, the text on the invoice |
@@ -14,4 +15,5 @@ pub mod charge;
 pub mod overage;
 pub mod period;
 pub mod plan;
+pub mod plan_change;
 pub mod run;

@@ -1,5 +1,7 @@
 //! What an account owes for a period, and the difference to what was charged.
 
+use std::iter;
+
 use chrono::{DateTime, Utc};
 use nexus_core::{
     money::{self, Currency, Micros, OutOfRange, UnitPrice},
@@ -16,7 +18,7 @@ pub struct Facts {
     pub eco_id: String,
     /// The period.
     pub period: Period,
-    /// Plan and version that price it.
+    /// Plan of its open segment.
     pub plan: Plan,
     /// Version of the plan.
     pub plan_version: i32,
@@ -24,12 +26,12 @@ pub struct Facts {
     pub status: SubscriptionStatus,
     /// Currency of the account.
     pub currency: Currency,
-    /// Units the plan includes; `None`: unlimited.
-    pub included: Option<i64>,
-    /// Price of overage in the account's currency.
-    pub price: Price,
-    /// Units recorded in each segment of the period, in order.
-    pub segment_units: Vec<i64>,
+    /// What that plan says of overage, in the account's currency.
+    pub terms: Terms,
+    /// The segments that changes of plan have closed, in order.
+    pub closed: Vec<ClosedSegment>,
+    /// Units recorded in the segment after them, which is open.
+    pub open_units: i64,
     /// Newest event.
     pub last_event_time: Option<DateTime<Utc>>,
     /// Overage that the summary says, if there is one.
@@ -44,6 +46,26 @@ pub struct Facts {
     pub ledger: Ledger,
     /// Database time of the reading.
     pub now: DateTime<Utc>,
+}
+
+/// A segment that a change of plan has closed: its counts do not alter any more, nor do its terms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClosedSegment {
+    /// Units recorded in it.
+    pub units: i64,
+    /// Of these, beyond the included ones.
+    pub overage_units: i64,
+    /// What its plan says of overage.
+    pub terms: Terms,
+}
+
+/// What a plan says of overage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// Units it includes; `None`: unlimited.
+    pub included: Option<i64>,
+    /// Price of those beyond.
+    pub price: Price,
 }
 
 /// Price of overage.
@@ -112,7 +134,7 @@ impl Facts {
         if self.stays_parked() {
             return Ok(Next::Nothing);
         }
-        if self.is_unpriced()? {
+        if self.is_unpriced() {
             return Ok(Next::Park(ParkReason::NoPriceInCurrency));
         }
         Ok(match (self.difference()?, self.stripe_customer_id.as_deref()) {
@@ -129,7 +151,7 @@ impl Facts {
         match &self.parked {
             None => false,
             Some(ParkReason::NoStripeCustomer) => self.stripe_customer_id.is_none(),
-            Some(ParkReason::NoPriceInCurrency) => self.price == Price::NoneInCurrency,
+            Some(ParkReason::NoPriceInCurrency) => self.is_unpriced(),
             Some(ParkReason::Refused(_)) => true,
         }
     }
@@ -149,30 +171,63 @@ impl Facts {
 
     /// Units recorded in the period.
     pub fn api_calls(&self) -> i64 {
-        self.segment_units.iter().sum()
+        self.units_before() + self.open_units
     }
 
-    /// Overage to date. Segments follow each other: one begins at the count where the one before ended.
-    /// A subscription that does not grant its plan accrues no new overage; what had accrued stays.
-    pub fn overage(&self) -> Result<Overage, OutOfRange> {
+    /// Units recorded in the closed segments.
+    fn units_before(&self) -> i64 {
+        self.closed.iter().map(|segment| segment.units).sum()
+    }
+
+    /// Overage units of the open segment, which begins at the count where those before ended. A subscription
+    /// that does not grant its plan accrues no new overage; what had accrued stays.
+    pub fn open_overage(&self) -> i64 {
         if !self.status.grants_plan() {
-            return Ok(self.summary.unwrap_or_default());
+            let accrued = self.summary.unwrap_or_default().units;
+            return (accrued - self.closed.iter().map(|segment| segment.overage_units).sum::<i64>()).max(0);
         }
-        let price = match self.price {
-            Price::Is(price) if price.micros == 0 => return Ok(Overage::default()),
-            Price::Is(price) => Some(price),
-            Price::NoneInCurrency => None,
-        };
+        match self.terms.price {
+            Price::Is(price) if price.micros == 0 => 0,
+            _ => money::overage_units(self.terms.included, self.units_before(), self.api_calls()),
+        }
+    }
+
+    /// Each segment's overage units, with the terms they are counted by.
+    fn overage_by_segment(&self) -> impl Iterator<Item = (Terms, i64)> + use<'_> {
+        let closed = self.closed.iter().map(|segment| (segment.terms, segment.overage_units));
+        closed.chain(iter::once((self.terms, self.open_overage()))).filter(|(_, units)| *units > 0)
+    }
+
+    /// Overage to date: the sum over the segments. Units of one price are added up before they are multiplied,
+    /// so that changes to and fro do not cost fractions of a micro.
+    pub fn overage(&self) -> Result<Overage, OutOfRange> {
         let mut overage = Overage::default();
-        let mut count = 0;
-        for units in &self.segment_units {
-            let beyond = money::overage_units(self.included, count, count + units);
-            let cost = price.map(|p| p.cost(beyond)).transpose()?.unwrap_or_default();
-            overage.units += beyond;
+        let mut priced: Vec<(UnitPrice, i64)> = Vec::new();
+        for (terms, units) in self.overage_by_segment() {
+            overage.units += units;
+            let Price::Is(price) = terms.price else { continue };
+            match priced.iter_mut().find(|(known, _)| *known == price) {
+                Some((_, sum)) => *sum += units,
+                None => priced.push((price, units)),
+            }
+        }
+        for (price, units) in priced {
+            let cost = price.cost(units)?;
             overage.exact = Micros(overage.exact.0.checked_add(cost.0).ok_or(OutOfRange)?);
-            count += units;
         }
         Ok(overage)
+    }
+
+    /// What the newest overage is counted by: the terms of the last segment that has any.
+    pub fn overage_terms(&self) -> Terms {
+        self.overage_by_segment().last().map_or(self.terms, |(terms, _)| terms)
+    }
+
+    /// The included units that all overage is beyond; `None`: those of several plans.
+    pub fn exceeded_limit(&self) -> Option<i64> {
+        let limit = self.overage_terms().included;
+        let one = self.overage_by_segment().all(|(terms, _)| terms.included == limit);
+        one.then(|| limit.unwrap_or_default())
     }
 
     /// Whether the period takes no more events, so that it is rounded for good.
@@ -193,152 +248,12 @@ impl Facts {
         Ok((amount != 0).then_some(charge))
     }
 
-    /// Whether overage cannot be priced: the plan has no price in the account's currency.
-    fn is_unpriced(&self) -> Result<bool, OutOfRange> {
-        Ok(self.price == Price::NoneInCurrency && self.overage()?.units > 0)
+    /// Whether overage cannot be priced: its plan has no price in the account's currency.
+    fn is_unpriced(&self) -> bool {
+        self.overage_by_segment().any(|(terms, _)| terms.price == Price::NoneInCurrency)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use chrono::TimeDelta;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn facts(price: UnitPrice, included: i64) -> Facts {
-        let start = DateTime::UNIX_EPOCH;
-        Facts {
-            eco_id: "eco_a".to_owned(),
-            period: Period { start, end: start + TimeDelta::days(31) },
-            plan: Plan::Pro,
-            plan_version: 1,
-            status: SubscriptionStatus::Active,
-            currency: Currency::USD,
-            included: Some(included),
-            price: Price::Is(price),
-            segment_units: vec![0],
-            last_event_time: None,
-            summary: None,
-            parked: None,
-            stripe_customer_id: None,
-            stripe_subscription_id: None,
-            ledger: Ledger::default(),
-            now: start,
-        }
-    }
-
-    /// A run: the difference goes to the ledger.
-    fn charge(facts: &mut Facts) -> Result<i64, OutOfRange> {
-        let Some(difference) = facts.difference()? else { return Ok(0) };
-        assert_eq!(difference.units_from, facts.ledger.units);
-        facts.ledger.billed.0 += difference.amount.0;
-        facts.ledger.units = difference.units_to;
-        facts.ledger.last_sequence += 1;
-        Ok(difference.amount.0)
-    }
-
-    proptest! {
-        #[test]
-        fn daily_charges_add_up_to_what_is_due_to_the_cent(
-            micros in 1..50_000_i64,
-            per_units in 1..1_000_i64,
-            included in 0..2_000_i64,
-            days in prop::collection::vec(0..3_000_i64, 1..40),
-        ) {
-            let mut facts = facts(UnitPrice { micros, per_units }, included);
-            let mut charges = 0;
-            for units in &days {
-                facts.segment_units[0] += units;
-                let amount = charge(&mut facts).map_err(|e| TestCaseError::fail(e.to_string()))?;
-                charges += amount;
-                // Whole cents, never a credit for more usage, and less than a cent is carried.
-                prop_assert!(amount >= 0 && amount % 10_000 == 0);
-                let total: i64 = facts.segment_units.iter().sum();
-                let exact = i128::from((total - included).max(0)) * i128::from(micros) / i128::from(per_units);
-                let carried = exact - i128::from(charges);
-                prop_assert!((0..10_000).contains(&carried), "carried {carried}");
-                prop_assert_eq!(charge(&mut facts), Ok(0), "a second run charges nothing");
-            }
-            // Settlement: half up, once.
-            let exact = facts.overage().map(|o| o.exact.0);
-            facts.now = facts.period.end + TimeDelta::hours(24);
-            charges += charge(&mut facts).map_err(|e| TestCaseError::fail(e.to_string()))?;
-            let rounded = exact.map(|exact| (exact + 5_000) / 10_000 * 10_000);
-            prop_assert_eq!(Ok(charges), rounded);
-            prop_assert_eq!(charge(&mut facts), Ok(0));
-        }
-
-        #[test]
-        fn segments_of_one_plan_are_as_good_as_one(units in prop::collection::vec(0..100_000_i64, 1..6)) {
-            let price = UnitPrice { micros: 1_000, per_units: 1 };
-            let mut split = facts(price, 100_000);
-            split.segment_units = units.clone();
-            let mut whole = facts(price, 100_000);
-            whole.segment_units = vec![units.iter().sum()];
-            prop_assert_eq!(split.overage(), whole.overage());
-        }
-    }
-
-    #[test]
-    fn settlement_begins_24_hours_after_the_period() {
-        let mut facts = facts(UnitPrice { micros: 1_000, per_units: 1 }, 0);
-        facts.segment_units = vec![15];
-        facts.now = facts.period.end + TimeDelta::hours(24) - TimeDelta::microseconds(1);
-        assert_eq!(facts.due(), Ok(Micros(10_000)));
-        facts.now = facts.period.end + TimeDelta::hours(24);
-        assert_eq!(facts.due(), Ok(Micros(20_000)));
-    }
-
-    #[test]
-    fn no_price_no_overage_and_no_price_in_the_currency_is_told_apart() {
-        let mut facts = facts(UnitPrice { micros: 0, per_units: 1 }, 100);
-        facts.segment_units = vec![500];
-        assert_eq!(facts.overage(), Ok(Overage::default()));
-        assert_eq!(facts.next(), Ok(Next::Nothing));
-        facts.price = Price::NoneInCurrency;
-        assert_eq!(facts.next(), Ok(Next::Park(ParkReason::NoPriceInCurrency)));
-        assert_eq!(facts.difference(), Ok(None));
-    }
-
-    #[test]
-    fn what_is_parked_stays_so_until_what_it_is_parked_for_is_there() {
-        let mut facts = facts(UnitPrice { micros: 1_000, per_units: 1 }, 0);
-        facts.segment_units = vec![20];
-        let price = facts.price;
-        let charge = Difference { amount: Micros(20_000), units_from: 0, units_to: 20 };
-        let charge = Ok(Next::Charge { customer: "cus_a", difference: charge });
-        let park = |reason| Ok(Next::Park(reason));
-        use ParkReason::{NoPriceInCurrency, NoStripeCustomer};
-        let refused = ParkReason::Refused("CARD_DECLINED".to_owned());
-        for (parked, has_customer, has_price, expected) in [
-            (None, true, true, charge.clone()),
-            (None, false, true, park(NoStripeCustomer)),
-            (None, true, false, park(NoPriceInCurrency)),
-            (None, false, false, park(NoPriceInCurrency)),
-            (Some(NoStripeCustomer), false, true, Ok(Next::Nothing)),
-            (Some(NoStripeCustomer), false, false, Ok(Next::Nothing)),
-            (Some(NoStripeCustomer), true, false, park(NoPriceInCurrency)),
-            (Some(NoStripeCustomer), true, true, charge.clone()),
-            (Some(NoPriceInCurrency), true, false, Ok(Next::Nothing)),
-            (Some(NoPriceInCurrency), false, true, park(NoStripeCustomer)),
-            (Some(NoPriceInCurrency), true, true, charge),
-            (Some(refused), true, true, Ok(Next::Nothing)),
-        ] {
-            facts.stripe_customer_id = has_customer.then(|| "cus_a".to_owned());
-            facts.price = if has_price { price } else { Price::NoneInCurrency };
-            facts.parked = parked;
-            assert_eq!(facts.next(), expected, "{:?} {has_customer} {has_price}", facts.parked);
-        }
-    }
-
-    #[test]
-    fn a_period_that_owes_nothing_is_settled_once_it_takes_no_more_usage() {
-        let mut facts = facts(UnitPrice { micros: 1_000, per_units: 1 }, 0);
-        assert_eq!(facts.next(), Ok(Next::Nothing));
-        facts.now = facts.period.end + TimeDelta::hours(24);
-        assert_eq!(facts.next(), Ok(Next::Settle));
-        facts.parked = Some(ParkReason::Refused("CARD_DECLINED".to_owned()));
-        assert_eq!(facts.next(), Ok(Next::Nothing));
-    }
-}
+#[path = "overage_tests.rs"]
+mod tests;

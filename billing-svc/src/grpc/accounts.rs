@@ -3,18 +3,21 @@
 use chrono::{DateTime, Utc};
 use nexus_core::{id::EcoId, money::Currency, plan::Plan};
 use nexus_kit::{
+    auth::{Caller, Scope},
     convert::{datetime, plan_from_proto, plan_to_proto, status_to_proto, timestamp},
-    page,
+    page, status,
     validate::Violations,
 };
 use nexus_proto::billing::v1 as pb;
 use rand::RngCore;
+use tonic::Status;
 
 use crate::{
     app::list_accounts::Cursor,
     domain::{
         account::{Account, NewAccount, check_email, check_stripe_id},
         plan::PlanVersion,
+        plan_change::{PlanChange, PlanChanged},
     },
 };
 
@@ -105,6 +108,26 @@ pub(super) fn account(account: Account) -> pb::Account {
         currency_code: account.currency_code,
         create_time: Some(timestamp(account.created_time)),
         close_time: account.closed_time.map(timestamp),
+    }
+}
+
+/// Reads a request to change a plan.
+pub(super) fn plan_change(caller: &Caller, request: &pb::ChangePlanRequest) -> Result<PlanChange, Status> {
+    let mut v = Violations::new();
+    let eco_id = caller.account_among(&request.eco_id, &[Scope::AccountsWrite], &mut v)?;
+    let plan = plan_from_proto(request.plan).and_then(|plan| plan.ok_or("is required"));
+    let plan = v.take("plan", plan);
+    let request_id = v.optional_uuid("request_id", &request.request_id);
+    let (Some(eco_id), Some(plan)) = (eco_id, plan) else { return Err(status::invalid(&v)) };
+    v.finish().map_err(|v| status::invalid(&v))?;
+    Ok(PlanChange { eco_id, plan, apply_now: request.apply_now, request_id })
+}
+
+/// The answer to it.
+pub(super) fn plan_changed(changed: PlanChanged) -> pb::ChangePlanResponse {
+    pb::ChangePlanResponse {
+        account: Some(account(changed.account)),
+        apply_time: Some(timestamp(changed.apply_time)),
     }
 }
 

@@ -157,9 +157,11 @@ impl BillingService for Service {
 
     async fn change_plan(
         &self,
-        _request: Request<ChangePlanRequest>,
+        request: Request<ChangePlanRequest>,
     ) -> Result<Response<ChangePlanResponse>, Status> {
-        Err(status::not_implemented("ChangePlan"))
+        let change = accounts::plan_change(&Caller::of(&request)?, request.get_ref())?;
+        let changed = app::change_plan::run(&self.pool, &change).await?;
+        Ok(Response::new(accounts::plan_changed(changed)))
     }
 
     async fn adjust_usage(

@@ -37,7 +37,7 @@ pub(super) fn overage(facts: Facts) -> Result<pb::GetOverageResponse, Error> {
         billed_micros: billed.0,
         invoiced: billed.0 > 0 && billed == due,
         currency_code: facts.currency.to_string(),
-        included_count: facts.included.unwrap_or(-1),
+        included_count: facts.terms.included.unwrap_or(-1),
         period_start_time: Some(timestamp(facts.period.start)),
         period_end_time: Some(timestamp(facts.period.end)),
         eco_id: facts.eco_id,
@@ -156,7 +156,7 @@ fn planned_charge(charge: app::PlannedCharge) -> pb::PlannedCharge {
     pb::PlannedCharge {
         period_start_time: Some(timestamp(facts.period.start)),
         api_calls_count: facts.api_calls(),
-        included_count: facts.included.unwrap_or(-1),
+        included_count: facts.overage_terms().included.unwrap_or(-1),
         overage_count: charge.overage_units,
         price_micros,
         price_per_count,

@@ -72,13 +72,15 @@ pub async fn insert(db: &mut PgConnection, new: &NewAccount, plan_version: i32) 
 pub async fn get(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<Account>> {
     sqlx::query_as!(
         Row,
-        "select i.eco_id, i.email, i.closed_time, s.plan, s.status, i.stripe_customer_id,
+        r#"select i.eco_id, i.email, i.closed_time,
+                case when s.next_plan_time <= now() then s.next_plan else s.plan end as "plan!", s.status,
+                i.stripe_customer_id,
                 s.stripe_subscription_id, s.anchor_time, i.currency_code, i.created_time
          from eco_identities i
          join eco_subscriptions s on s.eco_id = i.eco_id
          where i.eco_id = $1
          order by s.ended_time desc nulls first, s.subscription_id desc
-         limit 1",
+         limit 1"#,
         eco_id,
     )
     .fetch_optional(db)
@@ -110,16 +112,18 @@ pub async fn list(
 ) -> sqlx::Result<Vec<Account>> {
     sqlx::query_as!(
         Row,
-        "select i.eco_id, i.email, i.closed_time, s.plan, s.status, i.stripe_customer_id,
+        r#"select i.eco_id, i.email, i.closed_time,
+                case when s.next_plan_time <= now() then s.next_plan else s.plan end as "plan!", s.status,
+                i.stripe_customer_id,
                 s.stripe_subscription_id, s.anchor_time, i.currency_code, i.created_time
          from eco_identities i
          join lateral (select * from eco_subscriptions s where s.eco_id = i.eco_id
                        order by s.ended_time desc nulls first, s.subscription_id desc limit 1) s on true
-         where ($1::text is null or s.plan = $1)
+         where ($1::text is null or case when s.next_plan_time <= now() then s.next_plan else s.plan end = $1)
            and ($2::timestamptz is null
                 or (i.created_time <= $2 and (i.created_time < $2 or i.eco_id > $3)))
          order by i.created_time desc, i.eco_id
-         limit $4",
+         limit $4"#,
         plan.map(Plan::as_str),
         after.map(|(time, _)| *time),
         after.map(|(_, eco_id)| eco_id.as_str()),

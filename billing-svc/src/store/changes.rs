@@ -1,4 +1,4 @@
-//! `eco_usage_changes`: which account's period has new usage.
+//! `eco_usage_changes`: which account's period has new usage, or is counted by another plan.
 
 use sqlx::PgConnection;
 
@@ -21,6 +21,19 @@ pub async fn take(db: &mut PgConnection, limit: i64) -> sqlx::Result<(usize, Vec
     keys.sort_unstable();
     keys.dedup();
     Ok((taken, keys))
+}
+
+/// Adds a period to the queue.
+#[tracing::instrument(name = "db.eco_usage_changes.add", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn add(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into eco_usage_changes (eco_id, period_start) values ($1, $2)",
+        key.eco_id,
+        key.start,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// The periods the queue names now, each once.

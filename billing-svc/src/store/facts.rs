@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 
 use super::unknown_word;
 use crate::domain::{
-    overage::{Facts, Ledger, Overage, Price},
+    overage::{ClosedSegment, Facts, Ledger, Overage, Price, Terms},
     period::{ParkReason, PeriodKey},
 };
 
@@ -25,7 +25,12 @@ struct Row {
     included_units: Option<i64>,
     price_micros: Option<i64>,
     price_per_units: Option<i64>,
-    segment_units: Vec<i64>,
+    recorded_units: i64,
+    closed_units: Vec<i64>,
+    closed_overage: Vec<i64>,
+    closed_included: Vec<Option<i64>>,
+    closed_price_micros: Vec<Option<i64>>,
+    closed_price_per_units: Vec<Option<i64>>,
     last_event_time: Option<DateTime<Utc>>,
     summary_units: Option<i64>,
     summary_micros: Option<i64>,
@@ -39,8 +44,10 @@ struct Row {
     now: DateTime<Utc>,
 }
 
-/// The facts of these periods; periods of unknown accounts are left out. A period that has ended keeps the
-/// plan its summary was made with; else it is the subscription's.
+/// The facts of these periods; periods of unknown accounts are left out. The plan of a period's open segment is
+/// that in force at the period's end, as far as is known: that of the account's first segment that was closed
+/// then or later, else the subscription's. Before its first change of plan, an account's period that has ended
+/// keeps the plan that its summary was made with.
 #[tracing::instrument(name = "db.eco_usage_counters.facts", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec<Facts>> {
     let (eco_ids, starts): (Vec<&str>, Vec<DateTime<Utc>>) =
@@ -48,11 +55,15 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
     sqlx::query_as!(
         Row,
         r#"select k.eco_id as "eco_id!", k.period_start as "period_start!",
-                  coalesce(r.period_end, nexus_period_end(s.anchor_time, k.period_start)) as "period_end!",
+                  e.period_end as "period_end!",
                   t.plan as "plan!", t.plan_version as "plan_version!", s.status as "status!",
-                  coalesce(r.currency_code, i.currency_code) as "currency_code!", p.included_units,
+                  e.currency_code as "currency_code!", p.included_units,
                   pr.overage_micros as "price_micros?", pr.overage_per_units as "price_per_units?",
-                  coalesce(c.segment_units, '{}') as "segment_units!", c.last_event_time,
+                  coalesce(c.recorded_units, 0) as "recorded_units!", c.last_event_time,
+                  coalesce(z.units, '{}') as "closed_units!", coalesce(z.overage, '{}') as "closed_overage!",
+                  coalesce(z.included, '{}') as "closed_included!: Vec<Option<i64>>",
+                  coalesce(z.price_micros, '{}') as "closed_price_micros!: Vec<Option<i64>>",
+                  coalesce(z.price_per_units, '{}') as "closed_price_per_units!: Vec<Option<i64>>",
                   r.overage_units as "summary_units?", r.overage_micros as "summary_micros?",
                   r.parked_reason as "parked_reason?",
                   i.stripe_customer_id, s.stripe_subscription_id as "stripe_subscription_id?",
@@ -66,18 +77,41 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
                order by s.ended_time desc nulls first, s.subscription_id desc limit 1) s
            left join eco_usage_records r on r.eco_id = k.eco_id and r.period_start = k.period_start
            cross join lateral (
-               select case when r.period_end <= now() then r.plan else s.plan end as plan,
-                      case when r.period_end <= now() then r.plan_version else s.plan_version end as plan_version) t
+               select coalesce(r.period_end, nexus_period_end(s.anchor_time, k.period_start)) as period_end,
+                      coalesce(r.currency_code, i.currency_code) as currency_code,
+                      s.plan_epoch = 0 and r.period_end <= now() as keeps_plan,
+                      s.next_plan_time < coalesce(r.period_end, nexus_period_end(s.anchor_time, k.period_start))
+                          as has_next) e
+           left join lateral (
+               select g.plan, g.plan_version from eco_usage_segments g
+               where g.eco_id = k.eco_id and g.closed_time >= e.period_end
+               order by g.closed_time limit 1) f on true
+           cross join lateral (
+               select coalesce(f.plan, case when e.keeps_plan then r.plan
+                                            when e.has_next then s.next_plan else s.plan end) as plan,
+                      coalesce(f.plan_version, case when e.keeps_plan then r.plan_version
+                                                    when e.has_next then s.next_plan_version
+                                                    else s.plan_version end) as plan_version) t
            join eco_plans p on p.plan = t.plan and p.version = t.plan_version
            left join eco_plan_prices pr on pr.plan = t.plan and pr.version = t.plan_version
-               and pr.currency_code = coalesce(r.currency_code, i.currency_code)
+               and pr.currency_code = e.currency_code
            left join lateral (
-               select array_agg(g.units order by g.segment) as segment_units, max(g.last) as last_event_time
-               from (select u.segment, sum(u.recorded_units)::bigint as units,
-                            max(u.last_event_time) filter (where u.recorded_units > 0) as last
-                     from eco_usage_counters u
-                     where u.eco_id = k.eco_id and u.period_start = k.period_start
-                     group by u.segment) g) c on true
+               select sum(u.recorded_units)::bigint as recorded_units,
+                      max(u.last_event_time) filter (where u.recorded_units > 0) as last_event_time
+               from eco_usage_counters u
+               where u.eco_id = k.eco_id and u.period_start = k.period_start) c on true
+           left join lateral (
+               select array_agg(g.recorded_units order by g.segment) as units,
+                      array_agg(g.overage_units order by g.segment) as overage,
+                      array_agg(gp.included_units order by g.segment) as included,
+                      array_agg(gr.overage_micros order by g.segment) as price_micros,
+                      array_agg(gr.overage_per_units order by g.segment) as price_per_units
+               from eco_usage_segments g
+               join eco_plans gp on gp.plan = g.plan and gp.version = g.plan_version
+               left join eco_plan_prices gr on gr.plan = g.plan and gr.version = g.plan_version
+                   and gr.currency_code = e.currency_code
+               where g.eco_id = k.eco_id and g.period_start = k.period_start
+                 and g.recorded_units is not null) z on true
            left join lateral (
                select sum(h.amount_micros) filter (where h.status in ('pending', 'succeeded'))::bigint as billed_micros,
                       (array_agg(h.units_to order by h.sequence desc)
@@ -115,10 +149,7 @@ pub async fn current_period(db: &mut PgConnection, eco_id: &str) -> sqlx::Result
 impl TryFrom<Row> for Facts {
     type Error = sqlx::Error;
     fn try_from(row: Row) -> Result<Self, sqlx::Error> {
-        let price = match row.price_micros.zip(row.price_per_units) {
-            Some((micros, per_units)) => Price::Is(UnitPrice { micros, per_units }),
-            None => Price::NoneInCurrency,
-        };
+        let closed = row.closed_segments();
         let summary = row.summary_units.zip(row.summary_micros);
         Ok(Self {
             plan: row.plan.parse().map_err(unknown_word)?,
@@ -127,9 +158,9 @@ impl TryFrom<Row> for Facts {
             eco_id: row.eco_id,
             period: Period { start: row.period_start, end: row.period_end },
             plan_version: row.plan_version,
-            included: row.included_units,
-            price,
-            segment_units: row.segment_units,
+            terms: terms(row.included_units, row.price_micros, row.price_per_units),
+            open_units: row.recorded_units - closed.iter().map(|segment| segment.units).sum::<i64>(),
+            closed,
             last_event_time: row.last_event_time,
             summary: summary.map(|(units, micros)| Overage { units, exact: Micros(micros) }),
             parked: row.parked_reason.map(ParkReason::from),
@@ -144,4 +175,24 @@ impl TryFrom<Row> for Facts {
             now: row.now,
         })
     }
+}
+
+impl Row {
+    fn closed_segments(&self) -> Vec<ClosedSegment> {
+        let prices = self.closed_price_micros.iter().zip(&self.closed_price_per_units);
+        let terms = self.closed_included.iter().zip(prices).map(|(i, (m, n))| terms(*i, *m, *n));
+        let units = self.closed_units.iter().zip(&self.closed_overage);
+        units
+            .zip(terms)
+            .map(|((u, o), terms)| ClosedSegment { units: *u, overage_units: *o, terms })
+            .collect()
+    }
+}
+
+fn terms(included: Option<i64>, micros: Option<i64>, per_units: Option<i64>) -> Terms {
+    let price = match micros.zip(per_units) {
+        Some((micros, per_units)) => Price::Is(UnitPrice { micros, per_units }),
+        None => Price::NoneInCurrency,
+    };
+    Terms { included, price }
 }

@@ -5,9 +5,12 @@ pub mod changes;
 pub mod charges;
 pub mod facts;
 pub mod lease;
+pub mod plan_requests;
 pub mod plans;
 pub mod records;
 pub mod runs;
+pub mod segments;
+pub mod subscriptions;
 
 /// A word of the database that the code does not know.
 fn unknown_word(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {

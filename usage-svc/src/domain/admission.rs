@@ -49,7 +49,8 @@ pub fn cover(
 ) {
     for row in rows.iter_mut().filter(|row| !row.placement.test_mode) {
         let Some(lease) = row.event.payload.admission.and_then(|id| leases.get_mut(&id)) else { continue };
-        let holds = lease.eco_id == row.event.eco_id.as_str() && facts.now < lease.period.end + SETTLEMENT_GRACE;
+        let holds =
+            lease.eco_id == row.event.eco_id.as_str() && facts.now < lease.period.end + SETTLEMENT_GRACE;
         let units = row.event.payload.units_count.min(lease.unbooked);
         if !holds || units == 0 || stored.contains(&row.event.identity()) {
             continue;

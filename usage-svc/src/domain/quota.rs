@@ -65,8 +65,11 @@ impl Standing {
     /// Recorded units beyond the included ones, where they are billed: those of each segment by its own plan.
     pub fn overage(&self) -> i64 {
         let ClosedSegments { recorded, overage } = self.closed_segments;
-        let open =
-            if self.terms.priced { money::overage_units(self.terms.included, recorded, self.recorded) } else { 0 };
+        let open = if self.terms.priced {
+            money::overage_units(self.terms.included, recorded, self.recorded)
+        } else {
+            0
+        };
         overage + open
     }
 }

@@ -122,7 +122,7 @@ impl Planner {
 impl PlannedCharge {
     /// Price the charge follows from: micros, and the units they buy.
     pub fn price(&self) -> (i64, i64) {
-        match self.facts.price {
+        match self.facts.overage_terms().price {
             Price::Is(price) => (price.micros, price.per_units),
             Price::NoneInCurrency => (0, 1),
         }

@@ -1,0 +1,121 @@
+//! Moves an account to another plan. What was counted before keeps the old plan's price: the open segment of the
+//! current period is added up and closed, in one transaction with the change, while nobody counts calls of the
+//! account. Usage-svc hears of the change by the trigger on the subscription.
+
+use nexus_kit::{db, validate::Violations};
+use sqlx::{PgConnection, PgPool};
+
+use crate::{
+    domain::{
+        account::Account,
+        period::PeriodKey,
+        plan_change::{PlanChange, PlanChanged, Step, Subscription},
+    },
+    error::Error,
+    store::{accounts, changes, facts, plan_requests, plans, segments, subscriptions},
+};
+
+/// A repeat of a request returns the first answer.
+pub async fn run(pool: &PgPool, change: &PlanChange) -> Result<PlanChanged, Error> {
+    let mut transaction = db::begin(pool).await?;
+    subscriptions::seize(&mut transaction, &change.eco_id).await?;
+    if let Some(answer) = answered_before(&mut transaction, change).await? {
+        return Ok(answer);
+    }
+    let subscription = changeable(&mut transaction, change).await?;
+    let subscription = without_due(&mut transaction, subscription).await?;
+    let step = subscription.step(change.plan, change.apply_now);
+    take(&mut transaction, &subscription, step, change).await?;
+    let apply_time = subscription.apply_time(step);
+    let account = account(&mut transaction, change).await?;
+    plan_requests::insert(&mut transaction, change, account.plan, apply_time).await?;
+    transaction.commit().await?;
+    Ok(PlanChanged { account, apply_time })
+}
+
+async fn account(db: &mut PgConnection, change: &PlanChange) -> Result<Account, Error> {
+    let account = accounts::get(db, change.eco_id.as_str()).await?;
+    account.ok_or_else(|| Error::AccountNotFound(change.eco_id.clone()))
+}
+
+async fn answered_before(db: &mut PgConnection, change: &PlanChange) -> Result<Option<PlanChanged>, Error> {
+    let Some(request_id) = change.request_id else { return Ok(None) };
+    let Some(answered) = plan_requests::get(db, &change.eco_id, request_id).await? else { return Ok(None) };
+    if (answered.plan, answered.apply_now) != (change.plan, change.apply_now) {
+        return Err(Violations::one("request_id", "was used for another change of the plan").into());
+    }
+    // The plan may have changed again.
+    let account = Account { plan: answered.account_plan, ..account(db, change).await? };
+    Ok(Some(PlanChanged { account, apply_time: answered.apply_time }))
+}
+
+/// The subscription, if its plan is ours to change.
+async fn changeable(db: &mut PgConnection, change: &PlanChange) -> Result<Subscription, Error> {
+    let found = subscriptions::get(db, &change.eco_id).await?;
+    let subscription = found.ok_or_else(|| Error::AccountNotFound(change.eco_id.clone()))?;
+    if subscription.closed_time.is_some() {
+        return Err(Error::AccountClosed(change.eco_id.clone()));
+    }
+    if subscription.stripe_subscription_id.is_some() {
+        return Err(Error::SubscriptionAtStripe(change.eco_id.clone()));
+    }
+    Ok(subscription)
+}
+
+/// Applies what has waited for a period's end that is over by now.
+async fn without_due(db: &mut PgConnection, subscription: Subscription) -> Result<Subscription, Error> {
+    let Some(due) = subscription.due() else { return Ok(subscription) };
+    segments::end_with_period(db, subscription.subscription_id).await?;
+    subscriptions::apply_waiting(db, subscription.subscription_id).await?;
+    Ok(Subscription { plan: due.plan, waiting: None, ..subscription })
+}
+
+async fn take(
+    db: &mut PgConnection,
+    subscription: &Subscription,
+    step: Step,
+    change: &PlanChange,
+) -> Result<(), Error> {
+    let id = subscription.subscription_id;
+    match step {
+        Step::Nothing => {}
+        Step::Keep => subscriptions::set_waiting(db, id, None).await?,
+        Step::AtPeriodEnd => {
+            let version = newest_version(db, subscription, change).await?;
+            let waiting = (change.plan, version, subscription.period.end);
+            subscriptions::set_waiting(db, id, Some(waiting)).await?;
+        }
+        Step::Now => {
+            let version = newest_version(db, subscription, change).await?;
+            close_segment(db, subscription, change).await?;
+            subscriptions::set_plan(db, id, change.plan, version).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn newest_version(
+    db: &mut PgConnection,
+    subscription: &Subscription,
+    change: &PlanChange,
+) -> Result<i32, Error> {
+    let newest = plans::newest(db, change.plan, subscription.currency).await?;
+    if !newest.has_currency {
+        let message = format!("must be a plan that has a price in {}", subscription.currency);
+        return Err(Violations::one("plan", message).into());
+    }
+    Ok(newest.version)
+}
+
+async fn close_segment(
+    db: &mut PgConnection,
+    subscription: &Subscription,
+    change: &PlanChange,
+) -> Result<(), Error> {
+    let period = PeriodKey { eco_id: change.eco_id.to_string(), start: subscription.period.start };
+    let facts = facts::read(db, std::slice::from_ref(&period)).await?.pop();
+    let facts = facts.ok_or_else(|| Error::AccountNotFound(change.eco_id.clone()))?;
+    segments::close(db, &facts, subscription.now).await?;
+    // The summary names the plan.
+    Ok(changes::add(db, &period).await?)
+}

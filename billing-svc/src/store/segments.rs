@@ -1,0 +1,46 @@
+//! `eco_usage_segments`: the segments that changes of plan have ended. Rows are never altered.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use crate::domain::overage::Facts;
+
+/// Closes the open segment of a period with what the facts say of it.
+#[tracing::instrument(name = "db.eco_usage_segments.close", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn close(db: &mut PgConnection, facts: &Facts, now: DateTime<Utc>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into eco_usage_segments
+             (eco_id, period_start, segment, plan, plan_version, closed_time, recorded_units, overage_units)
+         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+        facts.eco_id,
+        facts.period.start,
+        i32::try_from(facts.closed.len()).unwrap_or(i32::MAX),
+        facts.plan.as_str(),
+        facts.plan_version,
+        now,
+        facts.open_units,
+        facts.open_overage(),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Keeps the plan of the last segment of the period that ends with a change which waited for it, before that is
+/// applied. The segment goes on taking late events.
+#[tracing::instrument(name = "db.eco_usage_segments.end_with_period", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn end_with_period(db: &mut PgConnection, subscription_id: i64) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into eco_usage_segments (eco_id, period_start, segment, plan, plan_version, closed_time)
+         select s.eco_id, p.start,
+                (select count(*) from eco_usage_segments g where g.eco_id = s.eco_id and g.period_start = p.start),
+                s.plan, s.plan_version, s.next_plan_time
+         from eco_subscriptions s
+         cross join lateral nexus_period_start(s.anchor_time, s.next_plan_time - interval '1 microsecond') as p (start)
+         where s.subscription_id = $1",
+        subscription_id,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
