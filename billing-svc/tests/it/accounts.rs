@@ -6,9 +6,8 @@ use nexus_kit::{convert::timestamp, status};
 use nexus_proto::{billing::v1::*, common::v1::Plan};
 use nexus_testkit::db::TestDb;
 use tonic::{Code, Status};
-use tonic_types::StatusExt;
 
-use crate::support::{Billing, manager, runner, user};
+use crate::support::{Billing, fields, manager, runner, user};
 
 const NO_STRIPE: &str = "http://127.0.0.1:9/";
 
@@ -18,12 +17,6 @@ async fn create(billing: &Billing, request: CreateAccountRequest) -> Result<Resu
         Ok(response) => Ok(Ok(response.into_inner().account.context("an account")?)),
         Err(status) => Ok(Err(status)),
     }
-}
-
-fn fields(status: &Status) -> Vec<String> {
-    let details = status.get_error_details();
-    let violations = details.bad_request().map(|b| b.field_violations.clone()).unwrap_or_default();
-    violations.into_iter().map(|violation| violation.field).collect()
 }
 
 #[tokio::test]

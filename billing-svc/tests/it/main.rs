@@ -1,6 +1,7 @@
 //! billing-svc over gRPC, with a database of its own and a stand-in Stripe where one is needed.
 
 mod accounts;
+mod change_plan;
 mod dry_run;
 mod engine;
 mod memory;

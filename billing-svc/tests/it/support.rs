@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
 use http_body_util::BodyExt;
 use hyper::{Method, Request};
@@ -12,16 +12,20 @@ use hyper_util::{
 };
 use nexus_billing::config::{Config, StripeArgs};
 use nexus_client::CallOptions;
-use nexus_kit::{auth::Scope, serve::Listeners};
-use nexus_proto::billing::v1::{
-    GetOverageRequest, GetOverageResponse, ProcessOverageRequest, ProcessOverageResponse,
-    billing_service_client::BillingServiceClient,
+use nexus_kit::{auth::Scope, convert::datetime, serve::Listeners};
+use nexus_proto::{
+    billing::v1::{
+        ChangePlanRequest, ChangePlanResponse, GetOverageRequest, GetOverageResponse, ProcessOverageRequest,
+        ProcessOverageResponse, billing_service_client::BillingServiceClient,
+    },
+    common::v1::Plan,
 };
 use nexus_testkit::{db::TestDb, seed, settings};
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
+use tonic::{Status, transport::Channel};
+use tonic_types::StatusExt;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(25);
 pub(crate) const STRIPE_KEY: &str = "sk_test_billing";
@@ -90,6 +94,38 @@ impl Billing {
         let request = GetOverageRequest { eco_id: eco_id.to_owned() };
         Ok(self.client.clone().get_overage(runner()?.request(request)).await?.into_inner())
     }
+}
+
+impl Billing {
+    /// Asks for a change of an account's plan.
+    pub(crate) async fn change(&self, request: ChangePlanRequest) -> Result<Result<PlanAnswer, Status>> {
+        let answer = self.client.clone().change_plan(manager()?.request(request)).await;
+        Ok(match answer.map(|answer| answer.into_inner()) {
+            Ok(ChangePlanResponse { account, apply_time }) => {
+                let (account, apply_time) =
+                    (account.context("an account")?, apply_time.context("apply_time")?);
+                Ok(PlanAnswer {
+                    plan: account.plan(),
+                    apply_time: datetime(&apply_time).map_err(Error::msg)?,
+                })
+            }
+            Err(status) => Err(status),
+        })
+    }
+}
+
+/// What an answer to a change of plan says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PlanAnswer {
+    pub(crate) plan: Plan,
+    pub(crate) apply_time: DateTime<Utc>,
+}
+
+/// The fields of a `BadRequest`.
+pub(crate) fn fields(status: &Status) -> Vec<String> {
+    let details = status.get_error_details();
+    let violations = details.bad_request().map(|b| b.field_violations.clone()).unwrap_or_default();
+    violations.into_iter().map(|violation| violation.field).collect()
 }
 
 /// The scheduler.
