@@ -151,12 +151,14 @@ nexus_billing eco_identities: select insert update
 nexus_billing eco_overage_charges: select insert update
 nexus_billing eco_overage_runs: select insert update
 nexus_billing eco_plan_prices: select insert
+nexus_billing eco_plan_requests: select insert
 nexus_billing eco_plans: select insert
 nexus_billing eco_stripe_events: select insert update
 nexus_billing eco_subscriptions: select insert update
-nexus_billing eco_usage_changes: select delete
+nexus_billing eco_usage_changes: select insert delete
 nexus_billing eco_usage_counters: select
 nexus_billing eco_usage_records: select insert update
+nexus_billing eco_usage_segments: select insert
 nexus_usage _sqlx_migrations: select
 nexus_usage eco_api_key_rotations: select insert update
 nexus_usage eco_api_keys: select insert update
@@ -175,6 +177,7 @@ nexus_usage eco_usage_daily: select insert update delete
 nexus_usage eco_usage_hourly: select insert update delete
 nexus_usage eco_usage_retention: select
 nexus_usage eco_usage_routes: select insert update
+nexus_usage eco_usage_segments: select
 ";
 
 #[tokio::test]

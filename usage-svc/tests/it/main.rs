@@ -19,6 +19,7 @@ mod reservations;
 mod revoke_api_key;
 mod rotate_api_key;
 mod rules;
+mod segments;
 mod stream;
 mod support;
 mod verify_api_key;

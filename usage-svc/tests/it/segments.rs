@@ -1,0 +1,452 @@
+//! Changes of plan within a period, made by billing-svc while calls are counted.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicBool, AtomicI32, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use chrono::{DateTime, Datelike, Months, TimeDelta, Utc};
+use futures::future::{join_all, try_join_all};
+use nexus_billing::config::StripeArgs;
+use nexus_core::plan::Plan;
+use nexus_kit::{auth::Scope, convert::plan_to_proto, serve::Listeners};
+use nexus_proto::{
+    billing::v1::{ChangePlanRequest, GetOverageRequest, billing_service_client::BillingServiceClient},
+    usage::v1::UsageEvent,
+};
+use nexus_testkit::{db::TestDb, seed, settings};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Code, transport::Channel};
+use uuid::Uuid;
+
+use crate::support::*;
+
+/// A billing-svc of its own, without Stripe; stops when dropped.
+struct Billing {
+    client: BillingServiceClient<Channel>,
+    _stop: DropGuard,
+}
+
+impl Billing {
+    async fn start(db: &TestDb) -> Result<Self> {
+        let config = nexus_billing::Config {
+            grpc_addr: settings::ANY_PORT,
+            metrics_addr: settings::ANY_PORT,
+            auth: settings::auth_args(),
+            serve: settings::serve_args(),
+            db: db.args(),
+            stripe: StripeArgs {
+                stripe_secret_key: "sk_test_none".into(),
+                stripe_api_base: "http://127.0.0.1:9/".to_owned(),
+                stripe_rate_per_second: std::num::NonZeroU32::MIN,
+                stripe_timeout: Duration::from_secs(20),
+            },
+            overage_concurrency: 1,
+        };
+        let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
+        let address = listeners.main_addr()?;
+        let stop = CancellationToken::new();
+        tokio::spawn(nexus_billing::serve(config, listeners, stop.clone()));
+        let client = nexus_client::billing(nexus_client::channel(&format!("http://{address}"))?);
+        Ok(Self { client, _stop: stop.drop_guard() })
+    }
+
+    /// Changes a plan now.
+    async fn change(&self, eco_id: &str, plan: Plan) -> Result<()> {
+        let request = ChangePlanRequest {
+            eco_id: eco_id.to_owned(),
+            plan: plan_to_proto(plan).into(),
+            apply_now: true,
+            ..ChangePlanRequest::default()
+        };
+        let options = with_scopes(&[Scope::AccountsWrite])?;
+        self.client.clone().change_plan(options.request(request)).await?;
+        Ok(())
+    }
+
+    async fn overage(&self, eco_id: &str) -> Result<(i64, i64)> {
+        let request = GetOverageRequest { eco_id: eco_id.to_owned() };
+        let options = with_scopes(&[Scope::BillingRun])?;
+        let answer = self.client.clone().get_overage(options.request(request)).await?.into_inner();
+        Ok((answer.overage_count, answer.overage_micros))
+    }
+}
+
+/// An account whose period began two hours ago, after one before it, so that late events still come to that.
+async fn account_of_two_hours(db: &TestDb, eco_id: &str, plan: Plan) -> Result<DateTime<Utc>> {
+    let start = now() - TimeDelta::hours(2);
+    let months =
+        (1..).find_map(|n| start.checked_sub_months(Months::new(n)).filter(|a| a.day() == start.day()));
+    seed::account(&db.pool, eco_id, plan, months.context("a month with that day")?).await?;
+    Ok(start)
+}
+
+/// Plans whose limits are passed in a test.
+async fn small_plans(db: &TestDb) -> Result<()> {
+    for statement in [
+        "insert into eco_plans (plan, version, included_units, hard_limit)
+         values ('pro', 2, 30, false), ('enterprise', 2, 60, false)",
+        "insert into eco_plan_prices (plan, version, currency_code, monthly_micros, overage_micros, overage_per_units)
+         values ('pro', 2, 'USD', 0, 1000, 1), ('enterprise', 2, 'USD', 0, 700, 3)",
+        "update eco_subscriptions set plan_version = 2 where plan <> 'free'",
+    ] {
+        sqlx::query(statement).execute(&db.pool).await?;
+    }
+    Ok(())
+}
+
+/// What is counted of a period: units of each segment, in order.
+type Segments = HashMap<(String, DateTime<Utc>), Vec<i64>>;
+
+async fn by_segment(db: &TestDb, statement: &'static str) -> Result<Segments> {
+    let rows: Vec<(String, DateTime<Utc>, i32, i64)> = sqlx::query_as(statement).fetch_all(&db.pool).await?;
+    let mut all = Segments::new();
+    for (eco_id, period, segment, units) in rows {
+        let units_of = all.entry((eco_id, period)).or_default();
+        let segment = usize::try_from(segment)?;
+        units_of.resize(units_of.len().max(segment + 1), 0);
+        units_of[segment] = units;
+    }
+    Ok(all)
+}
+
+async fn raw_segments(db: &TestDb) -> Result<Segments> {
+    let statement =
+        "select eco_id, period_start, segment, sum(units_count)::bigint from eco_api_usage group by 1, 2, 3";
+    by_segment(db, statement).await
+}
+
+/// Overage by the definition, unit by unit: of those of each plan that are beyond what that plan includes.
+fn overage(segments: &[i64], plans: &[Plan]) -> (i64, i64) {
+    let (mut count, mut pro, mut enterprise) = (0, 0, 0);
+    for (units, plan) in segments.iter().zip(plans) {
+        for _ in 0..*units {
+            count += 1;
+            match plan {
+                Plan::Pro if count > 30 => pro += 1,
+                Plan::Enterprise if count > 60 => enterprise += 1,
+                _ => {}
+            }
+        }
+    }
+    (pro + enterprise, pro * 1000 + enterprise * 700 / 3)
+}
+
+const ACCOUNTS: [&str; 3] = ["eco_a", "eco_b", "eco_c"];
+
+/// What an account's changes have come to, as far as others may know.
+#[derive(Default)]
+struct Progress {
+    asked: AtomicI32,
+    done: AtomicI32,
+}
+
+/// An event that was counted, and the segments that may have been open then.
+struct Counted {
+    event: UsageEvent,
+    from: i32,
+    to: i32,
+}
+
+/// Sends batches until the plans have stopped changing.
+async fn send(
+    server: &Server,
+    progress: &[Progress; 3],
+    ended: &AtomicBool,
+    seed: u64,
+) -> Result<Vec<Counted>> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut counted = Vec::new();
+    while !ended.load(Ordering::Acquire) || counted.len() < 100 {
+        let batch: Vec<(usize, UsageEvent)> = (0..rng.random_range(1..20))
+            .map(|_| {
+                let account = rng.random_range(0..ACCOUNTS.len());
+                // Of this period and, late, of the one before.
+                let at = now() - TimeDelta::seconds(rng.random_range(0..4 * 3600));
+                let units_count = rng.random_range(1..4);
+                (account, UsageEvent { units_count, ..event_at(ACCOUNTS[account], at) })
+            })
+            .collect();
+        let from: Vec<i32> = progress.iter().map(|p| p.done.load(Ordering::SeqCst)).collect();
+        let answer = record_batch(server, batch.iter().map(|(_, event)| event.clone()).collect()).await?;
+        assert_eq!(usize::try_from(answer.accepted_count)?, batch.len());
+        let to: Vec<i32> = progress.iter().map(|p| p.asked.load(Ordering::SeqCst)).collect();
+        counted.extend(batch.into_iter().map(|(a, event)| Counted { event, from: from[a], to: to[a] }));
+    }
+    Ok(counted)
+}
+
+/// Changes the plans of all accounts again and again; returns the plans each has had.
+async fn change_plans(
+    db: &TestDb,
+    billing: &Billing,
+    progress: &[Progress; 3],
+    rng: &mut StdRng,
+) -> Result<Vec<Vec<Plan>>> {
+    let mut plans = vec![vec![Plan::Pro]; ACCOUNTS.len()];
+    for _ in 0..30 {
+        let account = rng.random_range(0..ACCOUNTS.len());
+        let current = plans[account].last().copied();
+        let others: Vec<Plan> = Plan::ALL.into_iter().filter(|plan| Some(*plan) != current).collect();
+        let plan = others[rng.random_range(0..others.len())];
+        progress[account].asked.fetch_add(1, Ordering::SeqCst);
+        billing.change(ACCOUNTS[account], plan).await?;
+        progress[account].done.fetch_add(1, Ordering::SeqCst);
+        plans[account].push(plan);
+        closed_sums_hold(db).await?;
+    }
+    Ok(plans)
+}
+
+/// What was added up when segments were closed is what the raw log has of them, now and ever after.
+async fn closed_sums_hold(db: &TestDb) -> Result<()> {
+    let wrong: i64 = sqlx::query_scalar(
+        "select count(*) from eco_usage_segments s
+         where recorded_units is distinct from
+               (select coalesce(sum(u.units_count), 0)::bigint from eco_api_usage u
+                where u.eco_id = s.eco_id and u.period_start = s.period_start and u.segment = s.segment)",
+    )
+    .fetch_one(&db.pool)
+    .await?;
+    assert_eq!(wrong, 0, "a closed segment has other rows than when it was closed");
+    Ok(())
+}
+
+/// Each row is in a segment that was open between its call and its answer.
+async fn rows_are_of_open_segments(db: &TestDb, counted: &[Counted], starts: &[DateTime<Utc>]) -> Result<()> {
+    let rows: Vec<(Uuid, DateTime<Utc>, i32)> =
+        sqlx::query_as("select event_id, period_start, segment from eco_api_usage")
+            .fetch_all(&db.pool)
+            .await?;
+    let rows: HashMap<Uuid, _> =
+        rows.into_iter().map(|(id, period, segment)| (id, (period, segment))).collect();
+    assert_eq!(rows.len(), counted.len());
+    for Counted { event, from, to } in counted {
+        let (period, segment) = rows[&event.event_id.parse::<Uuid>()?];
+        // No change of plan came in the period before: all of it is one segment.
+        let open = if starts.contains(&period) { *from..=*to } else { 0..=0 };
+        assert!(open.contains(&segment), "{event:?} is in {segment} and not in {open:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_of_two_replicas_and_changes_of_plan_add_up_in_every_order() -> Result<()> {
+    for seed in 0..2 {
+        let db = TestDb::new().await?;
+        let mut starts = Vec::new();
+        for eco_id in ACCOUNTS {
+            starts.push(account_of_two_hours(&db, eco_id, Plan::Pro).await?);
+        }
+        small_plans(&db).await?;
+        let billing = Billing::start(&db).await?;
+        let servers = [Server::start(db.args()).await?, Server::start(db.args()).await?];
+        let (progress, ended) = (<[Progress; 3]>::default(), AtomicBool::new(false));
+        let changing = async {
+            let plans = change_plans(&db, &billing, &progress, &mut StdRng::seed_from_u64(seed)).await;
+            ended.store(true, Ordering::Release);
+            plans
+        };
+        let senders = (0..4u64).map(|n| send(&servers[(n % 2) as usize], &progress, &ended, seed * 4 + n));
+        let (plans, counted) = tokio::join!(changing, try_join_all(senders));
+        let (plans, counted) = (plans?, counted?.into_iter().flatten().collect::<Vec<_>>());
+
+        rows_are_of_open_segments(&db, &counted, &starts).await?;
+        // Sent again, whatever segment is open by now, they are counted no more.
+        for again in counted.chunks(500) {
+            let events: Vec<UsageEvent> = again.iter().map(|c| c.event.clone()).collect();
+            assert_eq!(
+                usize::try_from(record_batch(&servers[0], events).await?.duplicate_count)?,
+                again.len()
+            );
+        }
+        closed_sums_hold(&db).await?;
+        sums_and_overage_agree(&db, &billing, &servers[1], &plans, &starts).await?;
+
+        let before = rollups(&db).await?;
+        sqlx::query(
+            "select aggregate_daily_usage((now() at time zone 'UTC')::date - n) from generate_series(0, 1) n",
+        )
+        .execute(&db.pool)
+        .await?;
+        assert_eq!(rollups(&db).await?, before, "a rebuild knows no segments");
+    }
+    Ok(())
+}
+
+async fn sums_and_overage_agree(
+    db: &TestDb,
+    billing: &Billing,
+    server: &Server,
+    plans: &[Vec<Plan>],
+    starts: &[DateTime<Utc>],
+) -> Result<()> {
+    let raw = raw_segments(db).await?;
+    let counted = "select eco_id, period_start, segment, sum(recorded_units)::bigint from eco_usage_counters group by 1, 2, 3";
+    assert_eq!(by_segment(db, counted).await?, raw);
+    for ((eco_id, plans), start) in ACCOUNTS.into_iter().zip(plans).zip(starts) {
+        let segments = &raw[&(eco_id.to_owned(), *start)];
+        assert!(segments.len() > 1 && segments.len() <= plans.len(), "{segments:?} {plans:?}");
+        let (units, micros) = overage(segments, plans);
+        assert!(units > 0);
+        assert_eq!(billing.overage(eco_id).await?, (units, micros), "{eco_id} {segments:?} {plans:?}");
+        let shown = current(server, eco_id).await?;
+        assert_eq!((shown.overage_count, shown.api_calls_count), (units, segments.iter().sum()));
+        // The period before has its own plan's overage, however late its events came.
+        let (_, earlier) = raw.iter().find(|((e, p), _)| e == eco_id && p != start).context("late events")?;
+        assert_eq!(earlier.len(), 1);
+        for (overage, units) in
+            [((units, micros), segments.iter().sum()), (overage(earlier, &plans[..1]), earlier[0])]
+        {
+            let summary = "select exists (select from eco_usage_records where eco_id = $1 and api_calls = $2
+                                          and overage_units = $3 and overage_micros = $4)";
+            eventually(async || {
+                let summary = sqlx::query_scalar(summary).bind(eco_id).bind::<i64>(units);
+                Ok(summary.bind(overage.0).bind(overage.1).fetch_one(&db.pool).await?)
+            })
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+/// A flush that has begun is in the segment that it closes; one that begins later waits, and is in the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flush_that_meets_a_change_waits_for_it_and_counts_in_the_new_segment() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    record(&server, event("eco_a")).await?;
+    let mut change = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("select pg_advisory_xact_lock(hashtext('nexus_plan_range'), nexus_plan_range('eco_a'))")
+        .execute(&mut *change)
+        .await?;
+    let changed = async {
+        service_waits(&db).await?;
+        sqlx::query(
+            "insert into eco_usage_segments
+             select eco_id, nexus_period_start(anchor_time, now()), 0, plan, plan_version, now(), 1, 0
+             from eco_subscriptions",
+        )
+        .execute(&mut *change)
+        .await?;
+        change.commit().await?;
+        anyhow::Ok(())
+    };
+    let (answer, changed) = tokio::join!(record(&server, event("eco_a")), changed);
+    answer?;
+    changed?;
+    let counted: Vec<(i32, i64)> =
+        sqlx::query_as("select segment, count(*) from eco_api_usage group by 1 order by 1")
+            .fetch_all(&db.pool)
+            .await?;
+    assert_eq!(counted, [(0, 1), (1, 1)]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_waits_for_the_flushes_that_count_under_the_old_plan() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let billing = Billing::start(&db).await?;
+    // As a flush does: its account's plan is held before it reads and writes.
+    let mut flush = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query(
+        "select pg_advisory_xact_lock_shared(hashtext('nexus_plan_range'), nexus_plan_range('eco_a'))",
+    )
+    .execute(&mut *flush)
+    .await?;
+    let counted = async {
+        lock_is_waited_for(&db).await?;
+        sqlx::query("select increment_api_calls('eco_a', 7)").execute(&mut *flush).await?;
+        flush.commit().await?;
+        anyhow::Ok(())
+    };
+    let (changed, counted) = tokio::join!(billing.change("eco_a", Plan::Free), counted);
+    changed?;
+    counted?;
+    let closed: Vec<(i32, i64)> =
+        sqlx::query_as("select segment, recorded_units from eco_usage_segments").fetch_all(&db.pool).await?;
+    assert_eq!(closed, [(0, 7)]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_admits_at_every_replica_and_a_downgrade_refuses_at_every_replica() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    let billing = Billing::start(&db).await?;
+    let servers = [Server::start(db.args()).await?, Server::start(db.args()).await?];
+    hear(&db, 2).await?;
+    check(&servers[0], "eco_a", 1000).await?;
+    for server in &servers {
+        refused(check(server, "eco_a", 1).await, Code::ResourceExhausted, "QUOTA_EXCEEDED");
+    }
+    billing.change("eco_a", Plan::Pro).await?;
+    for server in &servers {
+        eventually(async || Ok(check(server, "eco_a", 1).await.is_ok())).await?;
+    }
+    let events = (0..5).map(|_| UsageEvent { units_count: 300, ..event("eco_a") }).collect();
+    record_batch(&servers[0], events).await?;
+
+    // Far beyond the limit of free: nothing is granted any more from the change on, heard or not.
+    billing.change("eco_a", Plan::Free).await?;
+    let granted_before = granted(&db, "eco_a").await?;
+    burst(&[&servers[0], &servers[1]], "eco_a", 500).await?;
+    assert!(granted(&db, "eco_a").await? <= granted_before, "units were granted by the plan of before");
+    for server in &servers {
+        eventually(async || Ok(check(server, "eco_a", 1).await.is_err())).await?;
+        let refusal = refused(check(server, "eco_a", 1).await, Code::ResourceExhausted, "QUOTA_EXCEEDED");
+        assert!(refusal.message().contains("of 1000 units"), "{refusal:?}");
+        let shown = current(server, "eco_a").await?;
+        assert_eq!((shown.api_calls_count, shown.limit_count, shown.remaining_count), (1500, 1000, 0));
+        assert_eq!(shown.overage_count, 0);
+    }
+    Ok(())
+}
+
+/// Whoever has not heard of a change yet asks with the terms of before.
+#[tokio::test]
+async fn nothing_is_granted_by_the_plan_of_before() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Enterprise).await?;
+    let billing = Billing::start(&db).await?;
+    let grant = async |epoch: i32| {
+        let statement = "select granted from eco_subscriptions s, nexus_grant_quota($1, gen_random_uuid(),
+            gen_random_uuid(), s.eco_id, nexus_period_start(s.anchor_time, now()),
+            nexus_period_end(s.anchor_time, now()), null, 1, 1, 10)";
+        Ok::<Option<i64>, sqlx::Error>(sqlx::query_scalar(statement).bind(epoch).fetch_one(&db.pool).await?)
+    };
+    assert_eq!(grant(0).await?, Some(10));
+    billing.change("eco_a", Plan::Free).await?;
+    assert_eq!(grant(0).await?, None);
+    assert_eq!(grant(1).await?, Some(10));
+    assert_eq!(granted(&db, "eco_a").await?, 20);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flushes_of_many_accounts_and_changes_of_their_plans_all_come_to_their_end() -> Result<()> {
+    let db = TestDb::new().await?;
+    let ids: Vec<String> = (0..200).map(|n| format!("eco_{n}")).collect();
+    for id in &ids {
+        account(&db, id, Plan::Free).await?;
+    }
+    let billing = Billing::start(&db).await?;
+    let servers = [Server::start(db.args()).await?, Server::start(db.args()).await?];
+    let batches = (0..12).map(|n| {
+        let mut events: Vec<UsageEvent> = ids.iter().map(|id| event(id)).collect();
+        if n % 2 == 1 {
+            events.reverse();
+        }
+        record_batch(&servers[n % 2], events)
+    });
+    let changes = ids.iter().step_by(5).map(|id| billing.change(id, Plan::Pro));
+    let (batches, changes) = tokio::join!(try_join_all(batches), join_all(changes));
+    assert!(batches?.iter().all(|answer| answer.accepted_count == 200));
+    changes.into_iter().collect::<Result<Vec<_>>>()?;
+    closed_sums_hold(&db).await?;
+    Ok(())
+}
