@@ -64,3 +64,45 @@ pub fn cover(
         row.placement.late = false;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::{DateTime, Months};
+    use nexus_core::id::EcoId;
+
+    use super::*;
+    use crate::domain::{
+        event::Payload,
+        judge::{Account, judge},
+    };
+
+    /// A call that was admitted just before its period ended, and that says it happened just after.
+    #[test]
+    fn an_admitted_call_counts_in_the_open_segment_of_its_leases_period() {
+        let start = DateTime::UNIX_EPOCH;
+        let end = start + Months::new(1);
+        let eco_id = EcoId::parse("eco_a").expect("an id");
+        let lease_id = Uuid::from_u128(1);
+        let payload = Payload {
+            event_time: end,
+            endpoint: "/".to_owned(),
+            method: "GET".to_owned(),
+            status_code: 200,
+            response_time_ms: 1,
+            units_count: 2,
+            api_key_id: None,
+            admission: Some(lease_id),
+        };
+        let event = Event { event_id: Uuid::from_u128(2), eco_id: eco_id.clone(), payload };
+        // The plan has changed twice in the lease's period, and once in the next.
+        let account = Account { anchor: start, closed: None, closed_segments: vec![start, end, start] };
+        let facts = Facts { now: end, accounts: HashMap::from([(eco_id, account)]), keys: HashMap::new() };
+        let lease = Lease { eco_id: "eco_a".to_owned(), period: Period { start, end }, unbooked: 5 };
+        let placement = judge(&event, &facts).expect("it is taken");
+        assert_eq!((placement.period_start, placement.segment), (end, 1));
+        let mut rows = [Row { event: &event, route: Cow::Borrowed("/"), placement, admitted_units: 0 }];
+        cover(&mut rows, &mut HashMap::from([(lease_id, lease)]), &HashSet::new(), &facts);
+        let Row { placement, admitted_units, .. } = &rows[0];
+        assert_eq!((placement.period_start, placement.segment, *admitted_units), (start, 2, 2));
+    }
+}

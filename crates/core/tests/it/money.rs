@@ -110,6 +110,25 @@ proptest! {
         prop_assert_eq!(sum, overage_units(Some(included), 0, start));
     }
 
+    /// Segments of any plans: a unit is overage if it is beyond what its own plan includes.
+    #[test]
+    fn overage_of_segments_is_the_units_that_their_own_plans_do_not_include(
+        segments in prop::collection::vec((prop::option::of(0i64..400), 0i64..150), 1..10),
+    ) {
+        let (mut start, mut sum, mut count, mut beyond) = (0, 0, 0, 0);
+        for (included, units) in segments {
+            let before = sum;
+            sum += overage_units(included, start, start + units);
+            prop_assert!(sum >= before, "no segment takes away what was counted before it");
+            start += units;
+            for _ in 0..units {
+                count += 1;
+                beyond += i64::from(included.is_some_and(|included| count > included));
+            }
+        }
+        prop_assert_eq!(sum, beyond);
+    }
+
     #[test]
     fn rounding_stays_within_one_unit(amount in -1_000_000 * MICROS..1_000_000 * MICROS) {
         for unit in ["USD", "JPY", "KWD", "ISK"].map(|code| currency(code).minor_unit()) {

@@ -11,6 +11,14 @@ fn instant() -> impl Strategy<Value = DateTime<Utc>> {
     (946_684_800i64..4_102_444_800).prop_map(|s| Utc.timestamp_opt(s, 0).single().expect("in range"))
 }
 
+/// Any second of a 29th, 30th or 31st from 2000 to 2099.
+fn end_of_month() -> impl Strategy<Value = DateTime<Utc>> {
+    (2000..2100, 1..=12u32, 29..=31u32, 0..86_400i64)
+        .prop_filter_map("the month is shorter", |(y, m, d, s)| {
+            Some(Utc.with_ymd_and_hms(y, m, d, 0, 0, 0).single()? + Duration::seconds(s))
+        })
+}
+
 fn days_in_month(of: DateTime<Utc>) -> u32 {
     (28..=31).rev().find(|d| of.date_naive().with_day(*d).is_some()).expect("every month has 28 days")
 }
@@ -34,6 +42,22 @@ fn a_period_starts_on_the_last_day_where_the_month_is_too_short() {
             "2024-05-31T10:30:00+00:00",
         ]
     );
+}
+
+#[test]
+fn after_a_short_month_a_period_begins_on_the_anchor_day_again() {
+    for (anchor, starts) in [
+        ("2025-01-31T23:59:59Z", ["2025-02-28", "2025-03-31", "2025-04-30", "2025-05-31"]),
+        ("2025-01-30T00:00:00Z", ["2025-02-28", "2025-03-30", "2025-04-30", "2025-05-30"]),
+        ("2025-01-29T12:00:00Z", ["2025-02-28", "2025-03-29", "2025-04-29", "2025-05-29"]),
+        ("2024-01-31T00:00:00Z", ["2024-02-29", "2024-03-31", "2024-04-30", "2024-05-31"]),
+    ] {
+        let mut period = Period::containing(at(anchor), at(anchor));
+        for start in starts {
+            period = Period::containing(at(anchor), period.end);
+            assert_eq!(period.start.date_naive().to_string(), start, "anchor {anchor}");
+        }
+    }
 }
 
 #[test]
@@ -87,6 +111,38 @@ proptest! {
     fn a_period_is_a_month_long(anchor in instant(), t in instant()) {
         let days = { let p = Period::containing(anchor, t); (p.end - p.start).num_days() };
         prop_assert!((28..=31).contains(&days), "{} days", days);
+    }
+
+    /// From one period to the next, as time goes: however often the day is clamped, it does not drift.
+    #[test]
+    fn each_month_has_one_period_and_its_day_does_not_drift(anchor in end_of_month()) {
+        let mut period = Period::containing(anchor, anchor);
+        prop_assert_eq!(period.start, anchor);
+        for months in 1..=49 {
+            let next = Period::containing(anchor, period.end);
+            prop_assert_eq!(next.start, period.end);
+            prop_assert_eq!(Period::containing(anchor, next.start - Duration::microseconds(1)), period);
+            let month = |at: DateTime<Utc>| at.year() * 12 + at.month0() as i32;
+            prop_assert_eq!(month(next.start), month(anchor) + months);
+            prop_assert_eq!(next.start.day(), anchor.day().min(days_in_month(next.start)));
+            prop_assert_eq!(next.start.time(), anchor.time());
+            period = next;
+        }
+    }
+
+    #[test]
+    fn a_period_takes_its_late_events_for_24_hours_and_not_a_microsecond_more(
+        anchor in instant(), later in 0i64..400 * 86_400, seconds in -86_400i64..2 * 86_400, micros in 0i64..1_000_000,
+    ) {
+        let event = anchor + Duration::seconds(later);
+        let own = Period::containing(anchor, event);
+        let grace_over = own.end + SETTLEMENT_GRACE;
+        let around = grace_over + Duration::seconds(seconds) + Duration::microseconds(micros);
+        for now in [around, grace_over, grace_over - Duration::microseconds(1)] {
+            let expected =
+                if now < grace_over { (own, false) } else { (Period::containing(anchor, now), true) };
+            prop_assert_eq!(counting_period(anchor, event, now), expected);
+        }
     }
 
     #[test]
