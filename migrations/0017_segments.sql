@@ -1,6 +1,7 @@
 -- Changes of plan. A period is counted in segments: the first begins with it, each change of plan within it begins
 -- the next. Every call belongs to exactly one, the one that is open when it is counted; what is counted before a
--- change is priced by the plan of before.
+-- change is priced by the plan of before. A usage-svc of the version before counts in the first segment alone: plans
+-- are changed once none is at work any more.
 
 -- A change that waits for the period's end is in force from `next_plan_time` on by itself: whoever asks for the
 -- plan compares the times. The next change of plan, whenever that is, moves it into `plan`.

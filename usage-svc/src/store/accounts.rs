@@ -29,8 +29,8 @@ pub async fn for_recording(
                   coalesce(z.closed_segments, '{}') as "closed_segments!"
            from eco_identities i join eco_subscriptions s using (eco_id)
            left join (select eco_id, array_agg(period_start) as closed_segments
-                      from eco_usage_segments
-                      where eco_id = any($1) and recorded_units is not null
+                      from unnest($1::text[]) as k (eco_id) join eco_usage_segments using (eco_id)
+                      where recorded_units is not null
                         and period_start > now() - interval '40 days'
                       group by eco_id) z using (eco_id)
            where i.eco_id = any($1)
