@@ -3,6 +3,7 @@
 mod access;
 mod admission;
 mod api_keys;
+mod billing;
 mod current_usage;
 mod exactly_once;
 mod feed;
@@ -11,6 +12,7 @@ mod lease_terms;
 mod leases;
 mod list_api_keys;
 mod outages;
+mod plan_changes;
 mod quota;
 mod rate_limit;
 mod rebuild;
