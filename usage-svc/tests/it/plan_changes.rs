@@ -103,6 +103,27 @@ async fn an_upgrade_admits_at_every_replica_and_a_downgrade_refuses_at_every_rep
     Ok(())
 }
 
+/// The change is not notified, as if it had been committed a moment ago.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_has_not_heard_of_a_downgrade_is_granted_nothing_by_the_plan_of_before() -> Result<()>
+{
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Enterprise).await?;
+    hear(&db, 1).await?;
+    assert_eq!(check(&server, "eco_a", 1).await?.limit_count, -1);
+    let mut silent = nexus_kit::db::begin(&db.pool).await?;
+    for statement in [
+        "set local session_replication_role = replica",
+        "update eco_subscriptions set plan = 'free', plan_epoch = plan_epoch + 1",
+    ] {
+        sqlx::query(statement).execute(&mut *silent).await?;
+    }
+    silent.commit().await?;
+    let refusal = refused(check(&server, "eco_a", 100_000).await, Code::ResourceExhausted, "QUOTA_EXCEEDED");
+    assert!(refusal.message().contains("of 1000 units"), "{refusal:?}");
+    Ok(())
+}
+
 /// Whoever has not heard of a change yet asks with the terms of before.
 #[tokio::test]
 async fn nothing_is_granted_by_the_plan_of_before() -> Result<()> {
