@@ -71,7 +71,8 @@ async fn each_segment_owes_by_its_own_plan_and_a_change_alters_nothing_before_it
             .await?;
     assert_eq!(counted, [(0, 120_000), (1, 50_000), (2, 10)]);
 
-    until(&db, "select exists (select from eco_usage_records where plan = 'pro' and api_calls = 170010)").await?;
+    until(&db, "select exists (select from eco_usage_records where plan = 'pro' and api_calls = 170010)")
+        .await?;
     billing.change(now(Plan::Free)).await??;
     // Of its own, free has no overage; the summary says so too, before anything more is counted.
     until(
