@@ -26,6 +26,7 @@ pub mod config;
 pub mod domain;
 pub mod error;
 pub mod grpc;
+pub mod spool;
 pub mod store;
 
 use std::{process, sync::Arc, time::Duration};

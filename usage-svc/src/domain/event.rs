@@ -13,6 +13,8 @@ pub struct Event {
     pub event_id: Uuid,
     /// Account that is charged.
     pub eco_id: EcoId,
+    /// When it was taken without the database: the age that counts is the one it had then.
+    pub accepted: Option<DateTime<Utc>>,
     /// The rest: two events of one identity must agree on it.
     pub payload: Payload,
 }

@@ -82,17 +82,14 @@ pub struct Placement {
 }
 
 /// Judges one event by the database's clock. A closed account still takes the calls from before its
-/// closure until the settlement grace is over. The state of a key does not matter: the call happened.
+/// closure until the settlement grace is over. The state of a key does not matter: the call happened. An event that
+/// was accepted without the database came then; it counts in the period that is right now.
 pub fn judge(event: &Event, facts: &Facts) -> Result<Placement, Refusal> {
     let at = event.payload.event_time;
     let account = facts.accounts.get(&event.eco_id).ok_or(Refusal::UnknownAccount)?;
-    if at < facts.now - MAX_EVENT_AGE {
-        return Err(Refusal::TooOld);
-    }
-    if at > facts.now + MAX_AHEAD {
-        return Err(Refusal::InTheFuture);
-    }
-    if account.closed.is_some_and(|closed| at >= closed || facts.now >= closed + SETTLEMENT_GRACE) {
+    let came = event.accepted.unwrap_or(facts.now);
+    judge_age(at, came)?;
+    if account.closed.is_some_and(|closed| at >= closed || came >= closed + SETTLEMENT_GRACE) {
         return Err(Refusal::ClosedAccount);
     }
     let test_mode = match &event.payload.api_key_id {
@@ -106,4 +103,15 @@ pub fn judge(event: &Event, facts: &Facts) -> Result<Placement, Refusal> {
     };
     let (period, late) = counting_period(account.anchor, at, facts.now);
     Ok(Placement { period_start: period.start, segment: account.open_segment(period.start), late, test_mode })
+}
+
+/// Judges the time of an event that came at `came`.
+pub fn judge_age(at: DateTime<Utc>, came: DateTime<Utc>) -> Result<(), Refusal> {
+    if at < came - MAX_EVENT_AGE {
+        return Err(Refusal::TooOld);
+    }
+    if at > came + MAX_AHEAD {
+        return Err(Refusal::InTheFuture);
+    }
+    Ok(())
 }

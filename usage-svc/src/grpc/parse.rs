@@ -99,6 +99,7 @@ fn event(id: &str, mut pb: UsageEvent, key: Option<&VerifiedKey>) -> Result<Even
         (Some(eco_id), Some(event_id), Some(event_time), Some(status_code), Ok(())) => Ok(Event {
             event_id,
             eco_id,
+            accepted: None,
             payload: Payload {
                 event_time,
                 endpoint: pb.endpoint,

@@ -40,6 +40,7 @@ fn event_of(eco_id: &str, endpoint: &str) -> Result<Event> {
     Ok(Event {
         event_id: Uuid::now_v7(),
         eco_id: EcoId::parse(eco_id)?,
+        accepted: None,
         payload: Payload {
             event_time: now(),
             endpoint: endpoint.to_owned(),
