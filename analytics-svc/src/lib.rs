@@ -68,7 +68,7 @@ pub async fn serve(
         connection_age: CONNECTION_AGE,
         readiness: Arc::new(move || {
             let pool = pool.clone();
-            Box::pin(async move { db::ready(&pool, Role::Analytics).await })
+            Box::pin(async move { db::ready(&pool, Role::Analytics).await.map_err(|e| e.to_string()) })
         }),
     };
     Ok(server.serve(listeners, shutdown).await?)

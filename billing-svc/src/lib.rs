@@ -89,7 +89,7 @@ pub async fn serve(
         connection_age: CONNECTION_AGE,
         readiness: Arc::new(move || {
             let pool = pool.clone();
-            Box::pin(async move { db::ready(&pool, Role::Billing).await })
+            Box::pin(async move { db::ready(&pool, Role::Billing).await.map_err(|e| e.to_string()) })
         }),
     };
     let serving = async {

@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 use nexus_kit::config::{AuthArgs, DbArgs, ServeArgs, parse_duration, parse_timeout};
@@ -31,6 +31,13 @@ pub struct Config {
     /// change of them is heard
     #[arg(long = "key-stale-max", env = "KEY_STALE_MAX", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
     pub key_stale_max: Duration,
+    /// Folder of the spool, on a volume of this replica's own: takes events while the database is away; unset:
+    /// they are answered UNAVAILABLE then
+    #[arg(long = "spool-dir", env = "SPOOL_DIR", value_name = "FOLDER")]
+    pub spool_dir: Option<PathBuf>,
+    /// Bytes that the spool may take on its disk; beyond, events are answered UNAVAILABLE
+    #[arg(long = "spool-max-bytes", env = "SPOOL_MAX_BYTES", default_value_t = 1024 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(1024 * 1024..), value_name = "BYTES")]
+    pub spool_max_bytes: u64,
     #[command(flatten)]
     pub auth: AuthArgs,
     #[command(flatten)]

@@ -10,7 +10,7 @@ use nexus_kit::{
 };
 use tonic::{Code, Status};
 
-use crate::{app::flush::FlushError, domain::judge::Refusal};
+use crate::{app::flush::FlushError, domain::judge::Refusal, spool::SpoolError};
 
 /// Why the service could not start or serve.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,8 @@ pub enum StartError {
     Database(#[from] db::BadUrl),
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
 }
 
 /// Why a use case could not be done.
@@ -123,7 +125,7 @@ impl From<&Error> for Status {
             Error::Overloaded => unavailable("OVERLOADED"),
             Error::Stopping => unavailable("STOPPING"),
             Error::Flush(FlushError::Unavailable) => unavailable("DATABASE_UNAVAILABLE"),
-            Error::Flush(FlushError::Failed) => status::internal(),
+            Error::Flush(FlushError::Failed | FlushError::Rejected) => status::internal(),
             Error::Database(e) if db::is_unavailable(e) => {
                 tracing::warn!(error = %e, "the database is unavailable");
                 status::unavailable("DATABASE_UNAVAILABLE", "the database is unavailable", RETRY_SOON)

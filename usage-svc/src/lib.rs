@@ -3,7 +3,9 @@
 //! Rules that hold everywhere in it:
 //!
 //! * An acknowledged event is committed, once, in the raw log, the counters and the rollups
-//!   ([`app::flush`]); whether an event is new, the database decides, never a memory of ours.
+//!   ([`app::flush`]); whether an event is new, the database decides, never a memory of ours. With a [`spool`],
+//!   events are acknowledged while the database is away, too, once they are synced there, and committed later
+//!   ([`app::drain`]).
 //! * A hard limit is exact over all replicas: units are granted under the lock of the account's row, held by
 //!   one replica, and go back only when that one returns them ([`app::quota`]).
 //! * The database's clock decides periods, ages and grants.
@@ -16,6 +18,7 @@
 //! | [`app`] | one use case a file; owns the transaction |
 //! | [`domain`] | types and rules; pure |
 //! | [`store`] | the only SQL; one file a table; every function takes a connection |
+//! | [`spool`] | events on a volume while the database is away |
 //! | [`clock`] | time that only goes forward |
 //! | [`error`] | what can go wrong, and the status each is |
 //! | [`config`] | flags and environment |
@@ -32,17 +35,23 @@ pub mod store;
 use std::{process, sync::Arc, time::Duration};
 
 use app::{
-    feed, maintenance, quota, verify_api_key,
+    drain::Drain,
+    feed::{self, Feed},
+    known, maintenance, quota,
+    spooling::{SpoolMetrics, Spooling},
+    verify_api_key,
     writer::{self, WriterMetrics},
 };
 use nexus_kit::{
     auth::Authenticator,
     config::DbArgs,
-    db::{self, Role},
+    db::{self, NotReady, Role},
     metrics::Metrics,
     serve::{CONNECTION_AGE, GrpcServer, Listeners, ServeError},
     tls,
 };
+use spool::SpoolError;
+use sqlx::PgPool;
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -71,10 +80,13 @@ pub async fn serve(
     let auth = Arc::new(Authenticator::new(&config.auth)?);
     let pool = db::pool(&config.db, Role::Usage)?;
     let writers = writers();
-    let writer_pool =
-        db::pool(&DbArgs { database_max_connections: writers, ..config.db.clone() }, Role::Usage)?;
     let metrics = Metrics::new();
     let writer_metrics = metrics.register(WriterMetrics::register);
+    let spooling = open_spool(&config, &metrics).await?;
+    // One for the drain.
+    let connections = writers + u32::from(spooling.is_some());
+    let writer_pool =
+        db::pool(&DbArgs { database_max_connections: connections, ..config.db.clone() }, Role::Usage)?;
 
     let stop = CancellationToken::new();
     let (recorder, writer) = writer::start(
@@ -83,9 +95,11 @@ pub async fn serve(
         config.flush_timeout,
         config.ingest_queue as usize,
         &writer_metrics,
+        spooling.as_ref(),
         &stop,
     );
     let (feed, listening) = feed::start(&config.db, stop.clone())?;
+    let draining = start_drain(spooling.as_ref(), writer_pool, config.flush_timeout, &feed, &stop);
     let (keys, following) =
         verify_api_key::start(pool.clone(), feed.clone(), config.key_stale_max, stop.clone());
     let name = format!("{} of process {}", listeners.main_addr().map_err(ServeError::Io)?, process::id());
@@ -110,19 +124,49 @@ pub async fn serve(
         metrics,
         args: config.serve,
         connection_age: CONNECTION_AGE,
-        readiness: Arc::new(move || {
-            let pool = pool.clone();
-            Box::pin(async move { db::ready(&pool, Role::Usage).await })
-        }),
+        readiness: Arc::new(move || Box::pin(readiness(pool.clone(), spooling.clone()))),
     };
     let served = server.serve(listeners, shutdown).await;
     // Only now: what was taken is written before the process ends.
     stop.cancel();
     let until = Instant::now() + grace.min(LAST_FLUSHES);
-    for task in [writer, holding, maintenance, listening, following] {
+    for task in [writer, draining, holding, maintenance, listening, following] {
         finish(task, until).await;
     }
     Ok(served?)
+}
+
+async fn open_spool(config: &Config, metrics: &Metrics) -> Result<Option<Spooling>, SpoolError> {
+    let Some(folder) = config.spool_dir.clone() else { return Ok(None) };
+    let metrics = metrics.register(SpoolMetrics::register);
+    Spooling::open(folder, config.spool_max_bytes, metrics).await.map(Some)
+}
+
+/// What a spool needs beside the writers, until `stop`; without one it ends at once.
+fn start_drain(
+    spooling: Option<&Spooling>,
+    pool: PgPool,
+    bound: Duration,
+    feed: &Feed,
+    stop: &CancellationToken,
+) -> JoinHandle<()> {
+    let Some(spooling) = spooling else { return tokio::spawn(async {}) };
+    let following = known::follow(spooling.known().clone(), feed.subscribe(), stop.clone());
+    let draining = Drain::new(spooling.clone(), pool, bound, stop.clone()).run();
+    tokio::spawn(async {
+        tokio::join!(draining, following);
+    })
+}
+
+/// Ready is who can record: by the database, or by the spool while that is away.
+async fn readiness(pool: PgPool, spooling: Option<Spooling>) -> Result<(), String> {
+    match (db::ready(&pool, Role::Usage).await, spooling) {
+        (Err(NotReady::Away(_)), Some(spooling)) if spooling.takes_events() => {
+            spooling.note_away();
+            Ok(())
+        }
+        (ready, _) => ready.map_err(|reason| reason.to_string()),
+    }
 }
 
 /// Tasks that write: as many as there are cores, within bounds, as each keeps about one busy here and in the

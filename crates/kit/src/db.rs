@@ -18,6 +18,8 @@ use crate::config::DbArgs;
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(3);
 /// How long readiness waits for a connection of the pool.
 const POOL_WAIT: Duration = Duration::from_secs(1);
+/// How long readiness waits for the database: less than whoever asks for it waits.
+const READY_WITHIN: Duration = Duration::from_millis(1800);
 
 const UNDEFINED_TABLE: &str = "42P01";
 const TOO_MANY_CONNECTIONS: &str = "53300";
@@ -220,9 +222,25 @@ pub async fn migrate(connection: &mut PgConnection) -> Result<(), MigrateError> 
     }
 }
 
+/// Why a database is of no use to a service.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    /// It does not answer.
+    #[error("{0}")]
+    Away(String),
+    /// It answers, and something is to be done about it.
+    #[error("{0}")]
+    Unfit(String),
+}
+
 /// Whether the database answers, takes us for the role and has the schema this program was built with; else
 /// what is to be done.
-pub async fn ready(pool: &PgPool, role: Role) -> Result<(), String> {
+pub async fn ready(pool: &PgPool, role: Role) -> Result<(), NotReady> {
+    let silent = || NotReady::Away("the database does not answer in time".to_owned());
+    tokio::time::timeout(READY_WITHIN, examined(pool, role)).await.unwrap_or_else(|_| Err(silent()))
+}
+
+async fn examined(pool: &PgPool, role: Role) -> Result<(), NotReady> {
     if let Ok(Ok(mut connection)) = tokio::time::timeout(POOL_WAIT, acquire(pool)).await {
         return schema(&mut connection).await;
     }
@@ -231,26 +249,34 @@ pub async fn ready(pool: &PgPool, role: Role) -> Result<(), String> {
         Ok(connection) => connection,
         // There is no room for one more beside those that are at work.
         Err(error) if has_code(&error, TOO_MANY_CONNECTIONS) && pool.size() > 0 => return Ok(()),
-        Err(error) => return Err(format!("cannot connect to the database: {error}")),
+        Err(error) => return Err(NotReady::of(&error, format!("cannot connect to the database: {error}"))),
     };
     connection.execute(role.session()).await.map_err(|e| {
         let role = role.name();
-        format!("this login cannot act as {role} ({e}): `nexus migrate` makes that role, `grant {role} to …` lets a login act as it")
+        NotReady::of(&e, format!("this login cannot act as {role} ({e}): `nexus migrate` makes that role, `grant {role} to …` lets a login act as it"))
     })?;
     schema(&mut connection).await
 }
 
-async fn schema(connection: &mut PgConnection) -> Result<(), String> {
+impl NotReady {
+    fn of(error: &sqlx::Error, what: String) -> Self {
+        if is_unavailable(error) { Self::Away(what) } else { Self::Unfit(what) }
+    }
+}
+
+async fn schema(connection: &mut PgConnection) -> Result<(), NotReady> {
     let newest = MIGRATOR.iter().map(|m| m.version).max().unwrap_or_default();
     let applied: i64 =
         sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success")
             .fetch_one(connection)
             .await
-            .or_else(|e| if has_code(&e, UNDEFINED_TABLE) { Ok(0) } else { Err(e.to_string()) })?;
+            .or_else(|e| {
+                if has_code(&e, UNDEFINED_TABLE) { Ok(0) } else { Err(NotReady::of(&e, e.to_string())) }
+            })?;
     if applied < newest {
-        return Err(format!(
+        return Err(NotReady::Unfit(format!(
             "the database is at migration {applied}, this program needs {newest}: run `nexus migrate`"
-        ));
+        )));
     }
     Ok(())
 }
@@ -268,10 +294,10 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::Protocol(_) => true,
-        // 08 connection, 53 resources, 57P0x shutdown, 55P03 lock timeout, 40001/40P01 lost a race, 57014 and
+        // 08 connection, 25006 a standby that takes no writes, 53 resources, 57P0x shutdown, 55P03 lock timeout, 40001/40P01 lost a race, 57014 and
         // 25P03 time-outs of a statement and of a transaction that stood idle
         sqlx::Error::Database(e) => e.code().is_some_and(|code| {
-            ["08", "53", "57P0", "55P03", "40001", "40P01", "57014", "25P03"]
+            ["08", "25006", "53", "57P0", "55P03", "40001", "40P01", "57014", "25P03"]
                 .iter()
                 .any(|class| code.starts_with(class))
         }),

@@ -10,6 +10,7 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,7 +21,11 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::bound_routes::{self, KnownRoutes};
+use super::{
+    bound_routes::{self, KnownRoutes},
+    drained::Drained,
+    known::Known,
+};
 use crate::{
     domain::{
         admission::{self, Row},
@@ -43,6 +48,9 @@ pub enum FlushError {
     /// A statement failed: our fault, nothing is counted.
     #[error("a flush failed")]
     Failed,
+    /// The database does not take one of the events: our fault, nothing is counted.
+    #[error("a flush was rejected")]
+    Rejected,
 }
 
 /// What a writer remembers from one flush to the next.
@@ -54,6 +62,15 @@ pub struct Memory {
     met_repeats: bool,
     /// Routes that have their place in the rollups.
     routes: KnownRoutes,
+    /// Where what the database says of accounts and keys is remembered, if it is.
+    known: Option<Arc<Known>>,
+}
+
+impl Memory {
+    /// Of a writer that has not written yet.
+    pub fn new(known: Option<Arc<Known>>) -> Self {
+        Self { known, ..Self::default() }
+    }
 }
 
 /// How rows are written.
@@ -66,19 +83,21 @@ enum Way {
 }
 
 /// Counts the events; returns an outcome for each, in their order, after the commit. A try takes `bound` at
-/// most: a connection that says nothing for so long is given up.
+/// most: a connection that says nothing for so long is given up. Events that are drained bring what is committed
+/// with them.
 pub async fn run(
     pool: &PgPool,
     bound: Duration,
     memory: &mut Memory,
     events: &[&Event],
+    drained: Option<&Drained<'_>>,
 ) -> Result<Vec<Outcome>, FlushError> {
     let mut way = if memory.met_repeats { Way::Stage } else { Way::Copy };
     let mut tries = 0;
     loop {
         tries += 1;
         memory.routes.begin();
-        let error = match try_once(pool, bound, memory, way, events).await {
+        let error = match try_once(pool, bound, memory, way, events, drained).await {
             Ok(outcomes) => {
                 memory.routes.committed();
                 let repeat = |outcome| matches!(outcome, &Outcome::Duplicate | &Outcome::Conflict);
@@ -110,10 +129,19 @@ fn lost_a_race(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(e) if matches!(e.code().as_deref(), Some("40P01" | "40001")))
 }
 
+/// 22 data exception, 23 integrity violation
+fn is_for_its_data(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|e| e.code());
+    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+}
+
 fn failed(error: &sqlx::Error) -> FlushError {
     if db::is_unavailable(error) {
         tracing::warn!(%error, "a flush met an unavailable database");
         FlushError::Unavailable
+    } else if is_for_its_data(error) {
+        tracing::error!(%error, "a flush was rejected");
+        FlushError::Rejected
     } else {
         tracing::error!(%error, "a flush failed");
         FlushError::Failed
@@ -132,11 +160,15 @@ async fn try_once(
     memory: &mut Memory,
     way: Way,
     events: &[&Event],
+    drained: Option<&Drained<'_>>,
 ) -> sqlx::Result<Vec<Outcome>> {
     let mut connection = db::acquire(pool).await?;
     let counted = timeout(bound, async {
         let mut transaction = connection.begin().await?;
         let outcomes = count(&mut transaction, memory, way, events).await?;
+        if let Some(drained) = drained {
+            drained.settle(&mut transaction, events, &outcomes).await?;
+        }
         transaction.commit().await?;
         Ok(outcomes)
     })
@@ -150,7 +182,11 @@ async fn count(
     way: Way,
     events: &[&Event],
 ) -> sqlx::Result<Vec<Outcome>> {
+    let before = memory.known.as_ref().map(|known| known.before());
     let facts = facts(connection, &mut memory.slot, events).await?;
+    if let (Some(known), Some(before)) = (&memory.known, before) {
+        known.learn(before, &facts);
+    }
     let (mut outcomes, places) = judged(events, &facts);
     // Events of one identity; the first of them is the one written.
     let groups: Vec<&[Place]> = places.chunk_by(|a, b| a.is_same(b, events)).collect();

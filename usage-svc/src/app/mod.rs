@@ -5,6 +5,10 @@
 //! | [`record_usage`] | takes events for recording and waits for their commit |
 //! | [`writer`] | the tasks that write: group commit of what gathered meanwhile |
 //! | [`flush`] | the transaction that counts a group of events exactly once |
+//! | [`spooling`] | takes events while the database is away, into the spool |
+//! | [`known`] | the accounts whose events are taken then |
+//! | [`drain`] | counts what is in the spool when the database is back |
+//! | [`drained`] | what is committed with the rows of drained events |
 //! | [`feed`] | what the database says has changed, to whoever caches it |
 //! | [`bound_routes`] | which routes have a place in an account's rollups |
 //! | [`check_quota`] | admits units, exactly up to a hard limit |
@@ -25,8 +29,11 @@ pub mod bound_routes;
 pub mod check_quota;
 pub mod create_api_key;
 pub mod current_usage;
+pub mod drain;
+pub mod drained;
 pub mod feed;
 pub mod flush;
+pub mod known;
 pub mod list_api_keys;
 pub mod maintenance;
 pub mod outage;
@@ -37,5 +44,6 @@ pub mod record_usage;
 pub mod register_import;
 pub mod revoke_api_key;
 pub mod rotate_api_key;
+pub mod spooling;
 pub mod verify_api_key;
 pub mod writer;

@@ -29,6 +29,18 @@ pub(super) struct Submission {
     _room: OwnedSemaphorePermit,
 }
 
+/// A caller that went away does not hear its answer; its events are written all the same.
+pub(super) fn answer(group: Vec<Submission>, result: Result<Vec<Outcome>, FlushError>) {
+    let mut outcomes = result.map(Vec::into_iter);
+    for submission in group {
+        let count = submission.events.len();
+        let own = outcomes.as_mut().map(|all| all.take(count).collect()).map_err(|e| *e);
+        if submission.answer.send(own).is_err() {
+            tracing::debug!(events = count, "a caller went away before its answer");
+        }
+    }
+}
+
 /// What of a call goes to one writer.
 #[derive(Default)]
 struct Part {

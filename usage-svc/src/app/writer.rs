@@ -17,7 +17,8 @@ use tracing::Instrument;
 
 use super::{
     flush::{self, FlushError, Memory},
-    record_usage::{Recorder, Submission},
+    record_usage::{Recorder, Submission, answer},
+    spooling::Spooling,
 };
 use crate::domain::event::{Event, Outcome};
 
@@ -50,20 +51,22 @@ impl WriterMetrics {
 
 /// Starts so many writers. `pool` is their own, with a connection for each, so that reads never keep them
 /// waiting for one; `bound` is the longest time of one try; `capacity` the events that may wait for all of them
-/// together. After `stop` they write what is queued and end.
+/// together. With a spool, events go there while the database is away. After `stop` they write what is queued and end.
 pub fn start(
     pool: &PgPool,
     writers: u32,
     bound: Duration,
     capacity: usize,
     metrics: &WriterMetrics,
+    spooling: Option<&Spooling>,
     stop: &CancellationToken,
 ) -> (Recorder, JoinHandle<()>) {
     let (recorder, queues) = Recorder::new(writers as usize, capacity);
     let mut tasks = JoinSet::new();
     for queue in queues {
-        let (pool, metrics) = (pool.clone(), metrics.clone());
-        let writer = Writer { pool, bound, queue, next: None, memory: Memory::default(), metrics };
+        let (pool, metrics, spooling) = (pool.clone(), metrics.clone(), spooling.cloned());
+        let memory = Memory::new(spooling.as_ref().map(|spooling| spooling.known().clone()));
+        let writer = Writer { pool, bound, queue, next: None, memory, metrics, spooling };
         tasks.spawn(writer.run(stop.clone()));
     }
     let all = async move {
@@ -80,6 +83,7 @@ struct Writer {
     next: Option<Submission>,
     memory: Memory,
     metrics: WriterMetrics,
+    spooling: Option<Spooling>,
 }
 
 impl Writer {
@@ -122,14 +126,29 @@ impl Writer {
     /// Writes a group and answers each of its calls. Where the group fails by a fault of ours, each call is
     /// written alone, so that one that cannot be written does not fail the others.
     async fn flush(&mut self, group: Vec<Submission>) {
+        if let Some(spooling) = self.spooling.as_ref().filter(|spooling| spooling.is_away()) {
+            return spooling.keep(group).await;
+        }
         let result = self.write(&group).await;
-        if result == Err(FlushError::Failed) && group.len() > 1 {
+        if matches!(result, Err(FlushError::Failed | FlushError::Rejected)) && group.len() > 1 {
             for alone in group {
                 let result = self.write(std::slice::from_ref(&alone)).await;
-                answer(vec![alone], result);
+                self.finish(vec![alone], result).await;
             }
         } else {
-            answer(group, result);
+            self.finish(group, result).await;
+        }
+    }
+
+    /// Answers a group; what the database could not take goes to the spool, if there is one. Whether it was counted
+    /// all the same, as where the answer to its commit was lost, the drain finds out.
+    async fn finish(&self, group: Vec<Submission>, result: Result<Vec<Outcome>, FlushError>) {
+        match &self.spooling {
+            Some(spooling) if result == Err(FlushError::Unavailable) => {
+                spooling.note_away();
+                spooling.keep(group).await;
+            }
+            _ => answer(group, result),
         }
     }
 
@@ -139,24 +158,13 @@ impl Writer {
         for other in &group[1..] {
             span.follows_from(&other.span);
         }
-        let result = flush::run(&self.pool, self.bound, &mut self.memory, &events).instrument(span).await;
+        let result =
+            flush::run(&self.pool, self.bound, &mut self.memory, &events, None).instrument(span).await;
         self.metrics.sizes.observe(events.len() as f64);
         match &result {
             Ok(outcomes) => self.metrics.events.inc_by(outcomes.len() as u64),
             Err(_) => self.metrics.failures.inc(),
         };
         result
-    }
-}
-
-/// A caller that went away does not hear its answer; its events are written all the same.
-fn answer(group: Vec<Submission>, result: Result<Vec<Outcome>, FlushError>) {
-    let mut outcomes = result.map(Vec::into_iter);
-    for submission in group {
-        let count = submission.events.len();
-        let own = outcomes.as_mut().map(|all| all.take(count).collect()).map_err(|e| *e);
-        if submission.answer.send(own).is_err() {
-            tracing::debug!(events = count, "a caller went away before its answer");
-        }
     }
 }

@@ -7,6 +7,7 @@
 //! | [`judge`] | whether an event is taken, and the period it counts in |
 //! | [`admission`] | which units of a flush were admitted before |
 //! | [`delta`] | what the new rows of a flush add to counters, rollups and leases |
+//! | [`quarantine`] | why an event that was acknowledged could not be counted |
 //! | [`lease`] | leased units in memory, and how a holder asks for more |
 //! | [`quota`] | an account's terms and where it stands |
 
@@ -16,4 +17,5 @@ pub mod delta;
 pub mod event;
 pub mod judge;
 pub mod lease;
+pub mod quarantine;
 pub mod quota;

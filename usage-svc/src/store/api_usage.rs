@@ -164,6 +164,12 @@ pub async fn ensure_partitions(connection: &mut PgConnection) -> sqlx::Result<i3
     .await
 }
 
+/// The first day whose raw log is whole.
+#[tracing::instrument(name = "db.eco_usage_retention.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn retained_from(connection: &mut PgConnection) -> sqlx::Result<NaiveDate> {
+    sqlx::query_scalar!("select raw_complete_from from eco_usage_retention").fetch_one(connection).await
+}
+
 /// Drops the partitions of the days before the last `retention_days`; returns how many.
 #[tracing::instrument(name = "db.eco_api_usage.drop_partitions", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn drop_partitions(connection: &mut PgConnection, retention_days: i32) -> sqlx::Result<i32> {

@@ -33,6 +33,8 @@ pub(crate) fn config(db: DbArgs) -> Config {
         ingest_queue: 100_000,
         flush_timeout: Duration::from_secs(35),
         key_stale_max: Duration::from_secs(60),
+        spool_dir: None,
+        spool_max_bytes: 1 << 30,
         auth: settings::auth_args(),
         serve: settings::serve_args(),
         db,

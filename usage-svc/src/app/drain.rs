@@ -1,0 +1,212 @@
+//! Counts what is in the spool when the database is back: segment by segment, in order, in the transaction of any
+//! other flush. How far a segment is drained is committed with the rows, so that an event is counted once, whatever
+//! happens before its file is removed. What cannot be counted goes into quarantine.
+
+use std::time::Duration;
+
+use chrono::NaiveDate;
+use nexus_kit::db;
+use sqlx::PgPool;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    drained::Drained,
+    flush::{self, FlushError, Memory},
+    spooling::Spooling,
+};
+use crate::{
+    domain::{
+        event::{Event, Outcome},
+        quarantine::{Quarantined, Reason},
+    },
+    spool::{Drainable, SpoolError},
+    store,
+};
+
+/// Events of a flush at most.
+const BATCH: usize = 10_000;
+/// Pause before the database is tried again.
+const AWAY: Duration = Duration::from_millis(500);
+/// Pause after a failure that a human has to end.
+const FAILED: Duration = Duration::from_secs(10);
+/// Longest time the database may take to say where it is.
+const BOUND: Duration = Duration::from_secs(5);
+
+/// Why draining stopped.
+#[derive(Debug, thiserror::Error)]
+enum DrainError {
+    #[error("the database is away: {0}")]
+    Away(sqlx::Error),
+    #[error(transparent)]
+    Database(sqlx::Error),
+    #[error(transparent)]
+    Flush(#[from] FlushError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+impl From<sqlx::Error> for DrainError {
+    fn from(error: sqlx::Error) -> Self {
+        if db::is_unavailable(&error) { Self::Away(error) } else { Self::Database(error) }
+    }
+}
+
+/// The drain of a spool.
+pub struct Drain {
+    spooling: Spooling,
+    pool: PgPool,
+    bound: Duration,
+    memory: Memory,
+    stop: CancellationToken,
+}
+
+/// What is left of a segment.
+struct Rest<'a> {
+    /// Its cursor.
+    from: i64,
+    events: Vec<(i64, &'a Event)>,
+}
+
+impl Drain {
+    /// Of this spool, by a connection of the pool; `bound` is the longest time of one try of a flush.
+    pub fn new(spooling: Spooling, pool: PgPool, bound: Duration, stop: CancellationToken) -> Self {
+        let memory = Memory::new(Some(spooling.known().clone()));
+        Self { spooling, pool, bound, memory, stop }
+    }
+
+    /// Runs until it is stopped, which it is between two batches.
+    pub async fn run(mut self) {
+        let stop = self.stop.clone();
+        while stop.run_until_cancelled(self.spooling.work()).await.is_some() {
+            while let Err(error) = self.all().await {
+                let pause = match &error {
+                    DrainError::Away(_) | DrainError::Flush(FlushError::Unavailable) => {
+                        tracing::debug!(%error, "the spool is not drained yet");
+                        AWAY
+                    }
+                    _ => {
+                        tracing::error!(%error, "the spool cannot be drained");
+                        FAILED
+                    }
+                };
+                self.spooling.ask_for_room().await;
+                if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Drains until nothing is left.
+    async fn all(&mut self) -> Result<(), DrainError> {
+        while !self.stop.is_cancelled() {
+            // Before a segment is closed for it: in a long outage there would be one at every try.
+            self.reach().await?;
+            let Some(oldest) = self.spooling.oldest().await? else {
+                self.spooling.note_back();
+                return Ok(());
+            };
+            if self.segment(&oldest).await? {
+                self.spooling.discard(oldest).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn reach(&self) -> sqlx::Result<()> {
+        db::acquire(&self.pool).await.map(drop)
+    }
+
+    /// Drains a segment; whether to its end.
+    async fn segment(&mut self, segment: &Drainable) -> Result<bool, DrainError> {
+        let (from, retained_from) = self.position(segment).await?;
+        let numbered =
+            segment.events.iter().map(|(number, event)| (i64::try_from(*number).unwrap_or(i64::MAX), event));
+        let mut rest = Rest { from, events: numbered.filter(|(number, _)| *number >= from).collect() };
+        let mut size = BATCH;
+        while !rest.events.is_empty() {
+            if self.stop.is_cancelled() {
+                return Ok(false);
+            }
+            let done = size.min(rest.events.len());
+            match self.batch(segment, &rest, done, |event| unfit(event, retained_from)).await {
+                Ok(()) => size = (size * 2).min(BATCH),
+                Err(FlushError::Rejected) if done > 1 => {
+                    // Which one it is, is found by halves.
+                    size = done / 2;
+                    continue;
+                }
+                Err(FlushError::Rejected) => {
+                    self.batch(segment, &rest, done, |_| Some(Reason::Rejected)).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            rest.advance(done);
+            self.spooling.note_back();
+            self.spooling.note_left(segment, rest.events.len()).await;
+        }
+        Ok(true)
+    }
+
+    /// Where the segment's cursor is, and the first day of the raw log.
+    async fn position(&self, segment: &Drainable) -> sqlx::Result<(i64, NaiveDate)> {
+        let mut connection = db::acquire(&self.pool).await?;
+        let read = timeout(BOUND, async {
+            let position = store::spool_cursors::position(&mut connection, segment.id).await?;
+            Ok((position, store::api_usage::retained_from(&mut connection).await?))
+        });
+        db::in_time(read.await, connection)
+    }
+
+    /// Counts the first so many events of the rest but those that are unfit.
+    async fn batch(
+        &mut self,
+        segment: &Drainable,
+        rest: &Rest<'_>,
+        size: usize,
+        unfit: impl Fn(&Event) -> Option<Reason>,
+    ) -> Result<(), FlushError> {
+        let (mut numbers, mut events, mut quarantined) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, event) in &rest.events[..size] {
+            match unfit(event) {
+                None => {
+                    numbers.push(*number);
+                    events.push(*event);
+                }
+                Some(reason) => quarantined.push(Quarantined { number: *number, event, reason }),
+            }
+        }
+        let to = rest.events[size - 1].0 + 1;
+        let drained =
+            Drained { segment: segment.id, from: rest.from, to, numbers: &numbers, unfit: &quarantined };
+        let outcomes = flush::run(&self.pool, self.bound, &mut self.memory, &events, Some(&drained)).await?;
+        self.tell(&drained, &events, &outcomes);
+        Ok(())
+    }
+
+    fn tell(&self, drained: &Drained<'_>, events: &[&Event], outcomes: &[Outcome]) {
+        let quarantined = drained.quarantined(events, outcomes);
+        let metrics = self.spooling.metrics();
+        let all = events.len() + drained.unfit.len();
+        metrics.drained.inc_by((all - quarantined.len()) as u64);
+        metrics.quarantined.inc_by(quarantined.len() as u64);
+        if let Some(first) = quarantined.first() {
+            let (segment, number, reason) = (drained.segment, first.number, first.reason.as_str());
+            tracing::error!(events = quarantined.len(), %segment, first = number, reason, "acknowledged events cannot be counted and are in eco_usage_quarantine");
+        }
+    }
+}
+
+impl Rest<'_> {
+    fn advance(&mut self, count: usize) {
+        if let Some((last, _)) = self.events.drain(..count).next_back() {
+            self.from = last + 1;
+        }
+    }
+}
+
+/// Of a day whose raw log is not whole, what was recorded cannot be told any more.
+fn unfit(event: &Event, retained_from: NaiveDate) -> Option<Reason> {
+    (event.day() < retained_from).then_some(Reason::DayNotRetained)
+}
