@@ -22,6 +22,7 @@ mod revoke_api_key;
 mod rotate_api_key;
 mod rules;
 mod segments;
+mod spool;
 mod stream;
 mod support;
 mod verify_api_key;

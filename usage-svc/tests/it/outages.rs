@@ -25,7 +25,7 @@ use tonic_types::StatusExt;
 use crate::support::*;
 
 /// Sends until it is acknowledged; returns how often it was not.
-async fn insist(server: &Server, event: UsageEvent) -> Result<u32> {
+pub(crate) async fn insist(server: &Server, event: UsageEvent) -> Result<u32> {
     let mut failures = 0;
     loop {
         match record(server, event.clone()).await {
@@ -39,7 +39,7 @@ async fn insist(server: &Server, event: UsageEvent) -> Result<u32> {
     }
 }
 
-fn has_retry_info(status: &Status) -> Result<()> {
+pub(crate) fn has_retry_info(status: &Status) -> Result<()> {
     let delay = status.get_error_details().retry_info().and_then(|r| r.retry_delay);
     ensure!(delay.is_some_and(|d| !d.is_zero()), "no RetryInfo: {status:?}");
     Ok(())

@@ -11,7 +11,7 @@ use nexus_kit::{auth::Scope, config::DbArgs, convert::timestamp, serve::Listener
 use nexus_proto::usage::v1::{usage_service_client::UsageServiceClient, *};
 use nexus_testkit::{
     db::TestDb,
-    seed,
+    http, seed,
     settings::{self, ANY_PORT},
 };
 use nexus_usage::{Config, StartError};
@@ -44,6 +44,7 @@ pub(crate) fn config(db: DbArgs) -> Config {
 /// A usage-svc of its own; stops when dropped.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
+    operations: SocketAddr,
     stop: CancellationToken,
     task: JoinHandle<Result<(), StartError>>,
     /// What it runs on alone, where it can be killed.
@@ -57,16 +58,20 @@ impl Server {
 
     pub(crate) async fn start_with(config: Config) -> Result<Self> {
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
-        let address = listeners.main_addr()?;
+        let (address, operations) = (listeners.main_addr()?, listeners.operations_addr()?);
         let stop = CancellationToken::new();
         let task = tokio::spawn(nexus_usage::serve(config, listeners, stop.clone()));
-        Ok(Self { address, stop, task, runtime: None })
+        Ok(Self { address, operations, stop, task, runtime: None })
     }
 
     /// One that can be killed.
     pub(crate) async fn start_apart(db: DbArgs) -> Result<Self> {
+        Self::start_apart_with(config(db)).await
+    }
+
+    pub(crate) async fn start_apart_with(config: Config) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let mut server = runtime.spawn(Self::start(db)).await??;
+        let mut server = runtime.spawn(Self::start_with(config)).await??;
         server.runtime = Some(runtime);
         Ok(server)
     }
@@ -85,6 +90,25 @@ impl Server {
 
     pub(crate) fn client(&self) -> Result<UsageServiceClient<Channel>> {
         Ok(nexus_client::usage(self.channel()?))
+    }
+
+    /// One that runs in a process of its own: it ends by other means.
+    pub(crate) fn elsewhere(address: SocketAddr, operations: SocketAddr) -> Self {
+        let task = tokio::spawn(async { Ok(()) });
+        Self { address, operations, stop: CancellationToken::new(), task, runtime: None }
+    }
+
+    /// What it says on a path of its operations port, and with which status.
+    pub(crate) async fn operations(&self, path: &str) -> Result<(u16, String)> {
+        let answer = http::client().get(format!("http://{}{path}", self.operations)).send().await?;
+        Ok((answer.status().as_u16(), answer.text().await?))
+    }
+
+    /// The value of a metric without labels.
+    pub(crate) async fn metric(&self, name: &str) -> Result<u64> {
+        let (_, metrics) = self.operations("/metrics").await?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("no {name} in {metrics}"))?.parse()?)
     }
 
     /// Stops it and waits for its end.
@@ -267,9 +291,14 @@ pub(crate) async fn burst(
 
 /// Returns once so many servers hear of changes: until then each takes everything as changed.
 pub(crate) async fn hear(db: &TestDb, servers: i64) -> Result<()> {
+    hear_at(&db.pool, servers).await
+}
+
+/// The same of a database that is no test's own.
+pub(crate) async fn hear_at(pool: &PgPool, servers: i64) -> Result<()> {
     let beats = "select count(*) from pg_stat_activity
         where datname = current_database() and state = 'idle' and query like 'select pg_notify%'";
-    while sqlx::query_scalar::<_, i64>(beats).fetch_one(&db.pool).await? < servers {}
+    while sqlx::query_scalar::<_, i64>(beats).fetch_one(pool).await? < servers {}
     Ok(())
 }
 

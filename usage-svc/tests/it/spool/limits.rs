@@ -1,0 +1,64 @@
+use anyhow::Result;
+use nexus_usage::{Config, StartError, spool::SpoolError};
+use tonic::Code;
+
+use super::*;
+use crate::outages::{has_retry_info, insist};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_spool_is_unavailable_and_loses_nothing() -> Result<()> {
+    let world = World::with(|config| Config { spool_max_bytes: 1 << 20, ..config }).await?;
+    world.proxy.cut();
+    let mut taken = 0;
+    let (status, refused_events) = loop {
+        let events: Vec<UsageEvent> = (0..200).map(|_| event("eco_a")).collect();
+        match record_batch(&world.server, events.clone()).await {
+            Ok(answer) => taken += i64::from(answer.accepted_count),
+            Err(status) => break (status, events),
+        }
+    };
+    assert_eq!((status.code(), taken > 0), (Code::Unavailable, true));
+    has_retry_info(&status)?;
+    assert!(world.server.metric("nexus_usage_spool_bytes").await? <= 1 << 20);
+    assert_eq!(world.server.metric("nexus_usage_spool_refused_events_total").await?, 200);
+    eventually(async || Ok(health(&world.server).await? == NOT_SERVING)).await?;
+    world.proxy.mend();
+    drained(&world.server).await?;
+    assert_eq!(world.sums().await?, plain(1 + taken));
+    for event in refused_events.into_iter().take(3) {
+        insist(&world.server, event).await?;
+    }
+    assert_eq!(world.sums().await?, plain(4 + taken));
+    eventually(async || Ok(health(&world.server).await? == SERVING)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_fails_is_unavailable_until_it_works_again() -> Result<()> {
+    let world = World::new().await?;
+    let folder = world.folder.path();
+    let away = folder.with_extension("away");
+    std::fs::rename(folder, &away)?;
+    world.proxy.cut();
+    let lost = event("eco_a");
+    let status =
+        refused(record(&world.server, lost.clone()).await, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    has_retry_info(&status)?;
+    eventually(async || Ok(health(&world.server).await? == NOT_SERVING)).await?;
+    std::fs::rename(&away, folder)?;
+    // It finds out by itself: health keeps callers away.
+    eventually(async || Ok(health(&world.server).await? == SERVING)).await?;
+    record(&world.server, lost).await?;
+    world.proxy.mend();
+    drained(&world.server).await?;
+    assert_eq!(world.sums().await?, plain(2));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_servers_do_not_share_a_spool() -> Result<()> {
+    let world = World::new().await?;
+    let second = Server::start_with(world.config()?).await?.stop().await.err();
+    let error = second.and_then(|error| error.downcast::<StartError>().ok());
+    assert!(matches!(error, Some(StartError::Spool(SpoolError::InUse(_)))), "{error:?}");
+    Ok(())
+}
