@@ -58,9 +58,10 @@ impl Known {
     /// Remembers facts, unless they changed since.
     pub fn learn(&self, before: Before, facts: &Facts) {
         self.clock.set(facts.now);
-        let open = || facts.accounts.iter().filter(|(_, account)| account.closed.is_none()).map(|(id, _)| id);
-        for id in open() {
-            if self.accounts.get(id).is_none() {
+        for (id, account) in &facts.accounts {
+            if account.closed.is_some() {
+                self.accounts.invalidate(id);
+            } else if self.accounts.get(id).is_none() {
                 self.accounts.insert(id.clone(), ());
             }
         }
@@ -71,7 +72,7 @@ impl Known {
         }
         // A change counts itself before it forgets: of the two, one sees the other.
         if self.before() != before {
-            open().for_each(|id| self.accounts.invalidate(id));
+            facts.accounts.keys().for_each(|id| self.accounts.invalidate(id));
             facts.keys.keys().for_each(|id| self.keys.invalidate(id));
         }
     }
