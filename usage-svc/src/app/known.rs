@@ -115,3 +115,86 @@ pub async fn follow(known: Arc<Known>, mut changes: Changes, stop: CancellationT
         known.forget(&change);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nexus_core::period::MAX_EVENT_AGE;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::{
+        event::Payload,
+        judge::{Account, Key},
+    };
+
+    fn event(account: &str, key: Option<&str>, at: DateTime<Utc>) -> Event {
+        Event {
+            event_id: Uuid::from_u128(1),
+            eco_id: EcoId::parse(account).expect("an id"),
+            accepted: None,
+            payload: Payload {
+                event_time: at,
+                endpoint: "/".to_owned(),
+                method: "GET".to_owned(),
+                status_code: 200,
+                response_time_ms: 0,
+                units_count: 1,
+                api_key_id: key.map(str::to_owned),
+                admission: None,
+            },
+        }
+    }
+
+    fn facts(closed: Option<DateTime<Utc>>) -> Facts {
+        let now = DateTime::from_timestamp_secs(1_800_000_000).expect("a time");
+        let account = Account { anchor: now, closed };
+        let key = Key { eco_id: "eco_a".to_owned(), test_mode: false };
+        Facts {
+            now,
+            accounts: [(EcoId::parse("eco_a").expect("an id"), account)].into(),
+            keys: [("key".to_owned(), key)].into(),
+        }
+    }
+
+    #[test]
+    fn what_the_database_said_is_known_and_nothing_else() {
+        let (known, facts) = (Known::default(), facts(None));
+        assert!(known.judge(&event("eco_a", None, facts.now)).is_none(), "it never answered");
+        known.learn(known.before(), &facts);
+        for (account, key, is_known) in [
+            ("eco_a", None, true),
+            ("eco_a", Some("key"), true),
+            ("eco_a", Some("other"), false),
+            ("eco_b", None, false),
+            ("eco_b", Some("key"), false),
+        ] {
+            let accepted = known.judge(&event(account, key, facts.now));
+            assert_eq!(accepted.is_some(), is_known, "{account} {key:?}");
+            assert!(accepted.is_none_or(|accepted| accepted.is_ok_and(|at| at >= facts.now)));
+        }
+        let old = known.judge(&event("eco_a", None, facts.now - MAX_EVENT_AGE * 2));
+        assert_eq!(old, Some(Err(Refusal::TooOld)));
+    }
+
+    #[test]
+    fn what_changed_or_is_closed_is_not_known() {
+        let (known, open) = (Known::default(), facts(None));
+        let (account, key) = (event("eco_a", None, open.now), event("eco_a", Some("key"), open.now));
+        let id = || EcoId::parse("eco_a").expect("an id");
+        for change in [Change::Account(id()), Change::Everything] {
+            known.learn(known.before(), &open);
+            assert!(known.judge(&account).is_some());
+            let before = known.before();
+            known.forget(&change);
+            assert!(known.judge(&account).is_none(), "{change:?}");
+            // Read before it was heard.
+            known.learn(before, &open);
+            assert!(known.judge(&account).is_none(), "{change:?}");
+        }
+        known.learn(known.before(), &open);
+        known.forget(&Change::Key("key".to_owned()));
+        assert!(known.judge(&key).is_none() && known.judge(&account).is_some());
+        known.learn(known.before(), &facts(Some(open.now)));
+        assert!(known.judge(&account).is_none());
+    }
+}

@@ -44,6 +44,8 @@ const LOCK: &str = "lock";
 
 /// With so many bytes of events a segment is large enough: it is read into memory as a whole.
 const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+/// Events of a transaction at most.
+const TRANSACTION: usize = 10_000;
 /// An event takes less than this beside its texts.
 const EVENT_BYTES: u64 = 256;
 /// What a segment takes for itself, and a transaction for the pages it replaces.
@@ -131,6 +133,9 @@ impl Spool {
     pub fn open(folder: &Path, max_bytes: u64) -> Result<Self, SpoolError> {
         let failed = |error| SpoolError::Io(folder.to_owned(), error);
         fs::create_dir_all(folder).map_err(failed)?;
+        if let Some(parent) = folder.canonicalize().map_err(failed)?.parent() {
+            sync_folder(parent).map_err(failed)?;
+        }
         let lock = options().open(folder.join(LOCK)).map_err(failed)?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => SpoolError::InUse(folder.to_owned()),
@@ -159,8 +164,8 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Adds events, all or none; synced when it returns. After a failure none is to be acknowledged, although
-    /// some may be there.
+    /// Adds events; all are synced when it returns. Beyond the bound none is added; after another failure some may
+    /// be there, and none is to be acknowledged.
     pub fn append(&self, events: &[&Event]) -> Result<(), SpoolError> {
         let mut state = self.state();
         let used = state.bytes();
@@ -168,6 +173,11 @@ impl Spool {
         if used + added + SEGMENT_OVERHEAD > self.max_bytes {
             return Err(SpoolError::Full);
         }
+        // Several transactions, so that no segment grows beyond what is read into memory at once.
+        events.chunks(TRANSACTION).try_for_each(|some| self.append_to(&mut state, some))
+    }
+
+    fn append_to(&self, state: &mut State, events: &[&Event]) -> Result<(), SpoolError> {
         let Active { mut segment, path } = match state.active.take() {
             Some(active) => active,
             None => self.create()?,
