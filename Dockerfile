@@ -12,11 +12,14 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
     find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
     && cargo build --release --locked --package nexus --bin nexus \
-    && install -D target/release/nexus /out/nexus
+    && install -D target/release/nexus /out/nexus \
+    && install -d /out/spool
 
 # glibc, libgcc and CA certificates; no shell, no package manager.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /out/nexus /usr/local/bin/nexus
+# Where a volume for usage-svc's spool is mounted (SPOOL_DIR): a new one takes over the owner.
+COPY --from=build --chown=65532:65532 /out/spool /var/lib/nexus/spool
 # A number, so that Kubernetes can see that it is not root (runAsNonRoot).
 USER 65532:65532
 # HTTP; gRPC of usage, billing and analytics; their metrics and the gateway's

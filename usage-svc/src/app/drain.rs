@@ -95,6 +95,7 @@ impl Drain {
                     return;
                 }
             }
+            self.spooling.ask_for_room().await;
         }
     }
 

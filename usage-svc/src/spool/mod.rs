@@ -195,10 +195,11 @@ impl Spool {
         }
     }
 
-    /// Whether the next events find room: asks the disk, too, where a segment is to be made for them.
+    /// Whether a spool that took nothing has room again, and some to spare, so that it is not full at the next event.
+    /// Asks the disk, too, where a segment is to be made.
     pub fn has_room(&self) -> Result<(), SpoolError> {
         let mut state = self.state();
-        if state.bytes() + SEGMENT_OVERHEAD > self.max_bytes {
+        if state.bytes() + 2 * SEGMENT_OVERHEAD > self.max_bytes {
             return Err(SpoolError::Full);
         }
         if state.active.is_none() {

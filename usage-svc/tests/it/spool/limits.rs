@@ -29,6 +29,12 @@ async fn a_full_spool_is_unavailable_and_loses_nothing() -> Result<()> {
         insist(&world.server, event).await?;
     }
     assert_eq!(world.sums().await?, plain(4 + taken));
+    // There is room for the next outage.
+    world.spool(3).await?;
+    assert_eq!(world.server.operations("/readyz").await?.0, 200);
+    world.proxy.mend();
+    drained(&world.server).await?;
+    assert_eq!(world.sums().await?, plain(7 + taken));
     eventually(async || Ok(health(&world.server).await? == SERVING)).await
 }
 
