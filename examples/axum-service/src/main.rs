@@ -33,8 +33,11 @@ async fn main() -> Result<()> {
         .build()
         .await?;
     let guard = Guard::new(channel.clone(), Credentials::bearer(&token));
-    let meter =
+    let mut meter =
         MeterLayer::new(tracker.clone(), |parts| parts.extensions.get::<Caller>().cloned()).limit(guard);
+    if env::var_os("BEHIND_ENVOY").is_some() {
+        meter = meter.behind_envoy();
+    }
     let keys = Keys {
         usage: nexus_client::usage(channel),
         options: CallOptions::bearer(&token, Duration::from_secs(2))?,

@@ -4,7 +4,9 @@
 //! Any domain is taken. A descriptor names an account by an entry `account` (its id) or `api_key` (the whole
 //! key, secret included: an id alone would let anybody use up another's quota). One with neither is not
 //! limited; an unknown account and a bad key are over a limit of 0. It admits and does not record: the
-//! admission goes upstream in the request header `x-nexus-admission`, for whoever records the call.
+//! admission goes upstream in the request header `x-nexus-admission`, for whoever records the call. The client
+//! is told in `ratelimit-policy`, `ratelimit` and, if refused, `retry-after`; of several accounts by that which
+//! has the least left.
 
 use std::time::Duration;
 
@@ -124,7 +126,7 @@ fn subject(descriptor: RateLimitDescriptor) -> Subject {
 
 fn response(answers: &[Answer]) -> RateLimitResponse {
     let code = if answers.iter().all(Answer::passes) { Code::Ok } else { Code::OverLimit };
-    let (mut admissions, mut retry) = (Vec::new(), None);
+    let (mut admissions, mut retry, mut nearest) = (Vec::new(), None, None);
     for answer in answers {
         let Answer::Decided(decision) = answer else { continue };
         match decision.verdict {
@@ -134,18 +136,41 @@ fn response(answers: &[Answer]) -> RateLimitResponse {
             Verdict::Refused(after) => retry = retry.max(Some(after)),
             Verdict::Admitted(_) | Verdict::Open => {}
         }
+        nearest = nearest.into_iter().chain([decision]).min_by_key(|d| left(d).unwrap_or(i64::MAX));
     }
-    let header = |key: &str, value| HeaderValue { key: key.to_owned(), value, ..HeaderValue::default() };
+    let mut to_client = nearest.map(quota_headers).unwrap_or_default();
+    to_client.extend(retry.map(|after| header("retry-after", seconds_up(after).to_string())));
     RateLimitResponse {
         overall_code: code.into(),
         statuses: answers.iter().map(descriptor_status).collect(),
         request_headers_to_add: admissions.iter().map(|lease| header(ADMISSION, lease.to_string())).collect(),
-        response_headers_to_add: retry
-            .iter()
-            .map(|after| header("retry-after", seconds_up(*after).to_string()))
-            .collect(),
+        response_headers_to_add: to_client,
         ..RateLimitResponse::default()
     }
+}
+
+/// An account's quota as REST answers tell it, by the IETF draft "RateLimit header fields for HTTP". The
+/// `x-ratelimit` headers are Envoy's own, by the statuses.
+fn quota_headers(decision: &Decision) -> Vec<HeaderValue> {
+    let (plan, period) = (decision.terms.plan, decision.period);
+    let window = (period.end - period.start).num_seconds();
+    let (Some(limit), Some(left)) = (decision.terms.included, left(decision)) else {
+        return vec![header("ratelimit-policy", format!("\"{plan}-monthly\";w={window}"))];
+    };
+    let resets = seconds_up(decision.resets.since(BootTime::now()));
+    vec![
+        header("ratelimit-policy", format!("\"{plan}-monthly\";q={limit};w={window}")),
+        header("ratelimit", format!("\"{plan}-monthly\";r={left};t={resets}")),
+    ]
+}
+
+fn header(key: &str, value: String) -> HeaderValue {
+    HeaderValue { key: key.to_owned(), value, ..HeaderValue::default() }
+}
+
+/// Units that are left; `None`: unlimited.
+fn left(decision: &Decision) -> Option<i64> {
+    decision.terms.included.map(|limit| quota::remaining(Some(limit), decision.consumed))
 }
 
 fn descriptor_status(answer: &Answer) -> DescriptorStatus {
@@ -168,12 +193,10 @@ fn descriptor_status(answer: &Answer) -> DescriptorStatus {
 }
 
 fn decided(decision: &Decision, passes: bool) -> DescriptorStatus {
-    let included = decision.terms.included;
-    let left = included.map(|_| quota::remaining(included, decision.consumed));
     DescriptorStatus {
         code: if passes { Code::Ok } else { Code::OverLimit }.into(),
-        current_limit: Some(limit(decision.terms.plan.as_str(), clamp(included))),
-        limit_remaining: clamp(left),
+        current_limit: Some(limit(decision.terms.plan.as_str(), clamp(decision.terms.included))),
+        limit_remaining: clamp(left(decision)),
         duration_until_reset: Some(duration(decision.resets.since(BootTime::now()))),
         ..DescriptorStatus::default()
     }

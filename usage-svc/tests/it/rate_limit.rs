@@ -59,6 +59,11 @@ async fn consumed(server: &Server, eco_id: &str) -> Result<i64> {
     Ok(current(server, eco_id).await?.consumed_count)
 }
 
+/// What the client is told in headers.
+fn told(response: &RateLimitResponse) -> Vec<(&str, &str)> {
+    response.response_headers_to_add.iter().map(|h| (h.key.as_str(), h.value.as_str())).collect()
+}
+
 const NONE: (u32, u32, Verdict) = (0, 0, Verdict::OverLimit);
 
 #[tokio::test]
@@ -70,7 +75,10 @@ async fn an_admitted_call_is_told_all_and_is_consumed_once() -> Result<()> {
         anyhow::bail!("one header: {:?}", response.request_headers_to_add)
     };
     assert_eq!(header.key, "x-nexus-admission");
-    assert!(response.response_headers_to_add.is_empty());
+    let told = told(&response);
+    assert_eq!(told.iter().map(|(key, _)| *key).collect::<Vec<_>>(), ["ratelimit-policy", "ratelimit"]);
+    assert!(told[0].1.starts_with(r#""free-monthly";q=1000;w="#), "{told:?}");
+    assert!(told[1].1.starts_with(r#""free-monthly";r=999;t="#), "{told:?}");
     let [
         DescriptorStatus {
             code,
@@ -111,9 +119,10 @@ async fn the_limit_is_exact_over_two_servers() -> Result<()> {
     let response = ask(&one, about(vec![account_of("eco_a")])).await??;
     assert_eq!(seen(&response), (Verdict::OverLimit, vec![(1000, 0, Verdict::OverLimit)]));
     assert!(response.request_headers_to_add.is_empty());
-    let [header] = response.response_headers_to_add.as_slice() else { anyhow::bail!("one header") };
-    assert_eq!(header.key, "retry-after");
-    assert!(header.value.parse::<u64>()? >= 1);
+    let [_, (_, rest), (key, after)] = told(&response)[..] else { anyhow::bail!("three headers") };
+    assert!(rest.starts_with(r#""free-monthly";r=0;t="#), "{rest}");
+    assert_eq!(key, "retry-after");
+    assert!(after.parse::<u64>()? >= 1);
     Ok(())
 }
 
@@ -164,6 +173,7 @@ async fn all_descriptors_are_admitted_or_none() -> Result<()> {
     let passes = |left| (1000, left, Verdict::Ok);
     assert_eq!(seen(&response), (Verdict::Ok, vec![passes(999), (100_000, 99_999, Verdict::Ok)]));
     assert_eq!(response.request_headers_to_add.len(), 2, "an admission for each account");
+    assert!(told(&response)[1].1.starts_with(r#""free-monthly";r=999;"#), "of the one with the least left");
     // One call, however often it names its account.
     let twice = vec![account_of("eco_free"), account_of("eco_free")];
     let response = ask(&server, about(twice)).await??;
@@ -196,7 +206,10 @@ async fn hits_are_units_and_limits_fit_into_32_bits() -> Result<()> {
     assert_eq!(seen(&ask(&server, hits(951)).await??).1, [(1000, 950, Verdict::OverLimit)], "all or none");
 
     account(&db, "eco_big", Plan::Enterprise).await?;
-    assert_eq!(verdict(&server, vec![account_of("eco_big")]).await?.1, [(u32::MAX, u32::MAX, Verdict::Ok)]);
+    let response = ask(&server, about(vec![account_of("eco_big")])).await??;
+    assert_eq!(seen(&response).1, [(u32::MAX, u32::MAX, Verdict::Ok)]);
+    let [(_, policy)] = told(&response)[..] else { anyhow::bail!("the policy alone") };
+    assert!(policy.starts_with(r#""enterprise-monthly";w="#), "{policy}");
     set_included(&db, 5_000_000_000).await?;
     account(&db, "eco_large", Plan::Pro).await?;
     assert_eq!(verdict(&server, vec![account_of("eco_large")]).await?.1, [(u32::MAX, u32::MAX, Verdict::Ok)]);

@@ -2,6 +2,7 @@
 
 mod banner;
 mod drain;
+mod envoy;
 mod line;
 mod reflection;
 mod suite;

@@ -50,19 +50,16 @@ impl Suite {
     }
 
     /// With more environment for every server.
-    pub(super) async fn start_with(more: &[(&str, &str)]) -> Result<Self> {
+    pub(super) async fn start_with(more: &[(&'static str, &str)]) -> Result<Self> {
         let db = TestDb::new().await?;
         let listener = TcpListener::bind(ANY_PORT).await?;
         let stripe = format!("http://{}", listener.local_addr()?);
         let stop = CancellationToken::new();
         tokio::spawn(stripe_sim::serve(stripe_sim::Config::default(), listener, stop.clone()));
 
-        let mut env: HashMap<&str, String> = HashMap::from([
-            ("JWT_SECRET", JWT_SECRET.into()),
-            ("SERVICE_TOKEN_SECRET", SERVICE_TOKEN_SECRET.into()),
-            ("ADMIN_ECO_IDS", ADMIN.into()),
+        let mut env = server_env(&db);
+        env.extend([
             ("CRON_SECRET", CRON_SECRET.into()),
-            ("DATABASE_URL", db.url().into()),
             ("STRIPE_SECRET_KEY", STRIPE_KEY.into()),
             ("STRIPE_API_BASE", stripe.clone()),
         ]);
@@ -183,8 +180,18 @@ impl Suite {
     }
 }
 
+/// What every server is told.
+pub(super) fn server_env(db: &TestDb) -> HashMap<&'static str, String> {
+    HashMap::from([
+        ("JWT_SECRET", JWT_SECRET.into()),
+        ("SERVICE_TOKEN_SECRET", SERVICE_TOKEN_SECRET.into()),
+        ("ADMIN_ECO_IDS", ADMIN.into()),
+        ("DATABASE_URL", db.url().into()),
+    ])
+}
+
 impl Server {
-    async fn start(
+    pub(super) async fn start(
         command: &'static str,
         main_var: &str,
         operations_var: &str,
