@@ -98,12 +98,14 @@ pub async fn serve(
         spooling.as_ref(),
         &stop,
     );
+    metrics.register(|registry| recorder.register(registry));
     let (feed, listening) = feed::start(&config.db, stop.clone())?;
     let draining = start_drain(spooling.as_ref(), writer_pool, config.flush_timeout, &feed, &stop);
     let (keys, following) =
         verify_api_key::start(pool.clone(), feed.clone(), config.key_stale_max, stop.clone());
     let name = format!("{} of process {}", listeners.main_addr().map_err(ServeError::Io)?, process::id());
     let (quota, holding) = quota::start(pool.clone(), feed, name, stop.clone());
+    metrics.register(|registry| quota.register(registry));
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
     let rate_limit = grpc::envoy::RateLimit { quota: quota.clone(), keys: keys.clone() };
     let service = grpc::Service {

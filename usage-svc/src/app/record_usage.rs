@@ -5,11 +5,18 @@
 //! others may be counted: the same events sent again are counted once, whichever they were.
 
 use std::{
+    fmt,
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
 
 use nexus_core::id::EcoId;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::gauge::ConstGauge,
+    registry::Registry,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::Span;
 
@@ -20,6 +27,7 @@ use crate::{
 };
 
 /// Events of one call for one writer, on their way to it.
+#[derive(Debug)]
 pub(super) struct Submission {
     pub(super) events: Vec<Event>,
     pub(super) answer: oneshot::Sender<Result<Vec<Outcome>, FlushError>>,
@@ -50,7 +58,7 @@ struct Part {
 }
 
 /// The bounded queues to the writers.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Recorder {
     queues: Arc<[mpsc::Sender<Submission>]>,
     /// Room for events, in all queues together.
@@ -65,6 +73,11 @@ impl Recorder {
         let (queues, far_ends): (Vec<_>, _) = (0..writers).map(|_| mpsc::channel(capacity)).unzip();
         let room = Arc::new(Semaphore::new(capacity));
         (Self { queues: queues.into(), room, capacity }, far_ends)
+    }
+
+    /// Registers how full the queues are.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(self.clone()));
     }
 
     /// Records events; answers with an outcome for each, in their order, after the commit. The events are
@@ -125,6 +138,20 @@ impl Recorder {
             part.positions.push(position);
         }
         parts
+    }
+}
+
+impl Collector for Recorder {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let waiting = self.capacity.saturating_sub(self.room.available_permits());
+        for (name, help, value) in [
+            ("nexus_usage_waiting_events", "Events that wait for their commit", waiting),
+            ("nexus_usage_waiting_events_limit", "Events that may wait at most", self.capacity),
+        ] {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
     }
 }
 

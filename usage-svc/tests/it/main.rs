@@ -11,6 +11,7 @@ mod group_commit;
 mod lease_terms;
 mod leases;
 mod list_api_keys;
+mod metrics;
 mod outages;
 mod plan_changes;
 mod quota;

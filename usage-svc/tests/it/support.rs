@@ -105,7 +105,7 @@ impl Server {
     }
 
     /// The value of a metric without labels.
-    pub(crate) async fn metric(&self, name: &str) -> Result<u64> {
+    pub(crate) async fn metric(&self, name: &str) -> Result<i64> {
         let (_, metrics) = self.operations("/metrics").await?;
         let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(value.with_context(|| format!("no {name} in {metrics}"))?.parse()?)

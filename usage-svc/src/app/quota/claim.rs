@@ -16,6 +16,7 @@ use super::{
     Holder,
     account::{Account, Short, Slot, Step, View},
     held::{Held, Reservation},
+    metrics::count_units,
     settle::Due,
 };
 use crate::{
@@ -127,6 +128,7 @@ impl Holder {
             let lease_id = Uuid::now_v7();
             match self.grant(lease_id, eco_id, &view, claim).await? {
                 Grant::Granted { units, consumed } => {
+                    count_units(&self.metrics.granted, units);
                     let own = if is_gone() { 0 } else { ask.units };
                     let view = View { consumed, ..view };
                     let held = self.held(lease_id, units - own);
@@ -303,6 +305,7 @@ impl Holder {
         if now.since(BootTime::at_nanos(before)) < super::RECALL_AGAIN {
             return;
         }
+        self.metrics.recalls.inc();
         let payload = format!("recall:{eco_id}");
         let notify = async {
             let mut connection = db::acquire(&self.pool).await?;

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use super::{Holder, Quota, account::Idle, settle::Returns};
+use super::{Holder, Quota, account::Idle, metrics::QuotaMetrics, settle::Returns};
 use crate::{
     app::{
         feed::{Change, Changes, Feed},
@@ -65,6 +65,7 @@ pub fn start(
         claims: TaskTracker::new(),
         closing: stop,
         registered: AtomicBool::new(false),
+        metrics: QuotaMetrics::default(),
     });
     let task = tokio::spawn(keep(holder.clone(), changes));
     (Quota(holder), task)

@@ -12,12 +12,14 @@
 //! | `held` | a lease in memory, and units of it that may come back |
 //! | `claim` | asks the database for units |
 //! | `settle` | gives back what was not spent, until the database has it |
+//! | `metrics` | what is counted |
 //! | `keeper` | listens to changes, sweeps what is idle, gives signs of life, settles at the end |
 
 mod account;
 mod claim;
 mod held;
 mod keeper;
+mod metrics;
 mod settle;
 
 use std::{
@@ -31,6 +33,7 @@ use std::{
 use dashmap::DashMap;
 use nexus_core::{id::EcoId, period::Period};
 use nexus_kit::db;
+use prometheus_client::registry::Registry;
 use sqlx::PgPool;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -39,6 +42,7 @@ use uuid::Uuid;
 use self::{
     account::{Account, Slot, Step},
     claim::Ask,
+    metrics::QuotaMetrics,
     settle::Returns,
 };
 use crate::{
@@ -108,16 +112,18 @@ struct Holder {
     /// Whether the database knows this holder.
     registered: AtomicBool,
     outage: Outage,
+    metrics: QuotaMetrics,
 }
 
 impl Quota {
+    /// Registers what it counts.
+    pub fn register(&self, registry: &mut Registry) {
+        self.0.metrics.register(registry);
+    }
+
     /// Admits units, all or none. From memory where a lease suffices.
     pub async fn admit(&self, eco_id: &EcoId, units: i64) -> Result<Decision, Error> {
-        let ask = Ask::of(units);
-        if let Some((decision, _)) = self.decide(eco_id, ask) {
-            return Ok(decision);
-        }
-        Ok(self.0.insist(eco_id, ask).await?.0)
+        Ok(self.ask(eco_id, Ask::of(units)).await?.0)
     }
 
     /// Admits units that can be given back while they are not used; `None`: there is nothing to give back. The
@@ -127,11 +133,16 @@ impl Quota {
         eco_id: &EcoId,
         units: i64,
     ) -> Result<(Decision, Option<Reservation>), Error> {
-        let ask = Ask { reserved: true, ..Ask::of(units) };
-        match self.decide(eco_id, ask) {
-            Some(decided) => Ok(decided),
-            None => self.0.insist(eco_id, ask).await,
-        }
+        self.ask(eco_id, Ask { reserved: true, ..Ask::of(units) }).await
+    }
+
+    async fn ask(&self, eco_id: &EcoId, ask: Ask) -> Result<(Decision, Option<Reservation>), Error> {
+        let decided = match self.decide(eco_id, ask) {
+            Some(decided) => decided,
+            None => self.0.insist(eco_id, ask).await?,
+        };
+        self.0.metrics.count(&decided.0);
+        Ok(decided)
     }
 
     /// Decides from memory alone; `None`: the database has to be asked.

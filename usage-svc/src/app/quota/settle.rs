@@ -12,7 +12,7 @@ use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Holder, account::Account, held::Drained};
+use super::{Holder, account::Account, held::Drained, metrics::count_units};
 use crate::{domain::lease::Return, store};
 
 /// Leases settled in one transaction.
@@ -156,6 +156,7 @@ impl Holder {
     fn note_settled(&self, due: Vec<(EcoId, Due)>) {
         for (eco_id, due) in due {
             if let Due::Settle { lease, account, answer } = due {
+                count_units(&self.metrics.returned, lease.unspent);
                 account.returning.fetch_sub(lease.unspent, Ordering::AcqRel);
                 account.unsettled.fetch_sub(usize::from(lease.may_return), Ordering::AcqRel);
                 if answer || lease.unspent > 0 {
