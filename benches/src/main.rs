@@ -10,30 +10,40 @@
 //! | [`process`] | starts those, reads what they say, stops them |
 //! | [`database`] | the private PostgreSQL and its accounts |
 //! | [`workload`] | the events: accounts by Zipf or uniform, monotonic ids |
+//! | [`curve`] | thirds and slope of what is looked at again and again |
 //! | [`measure`] | latencies, reports, tables |
 
 mod bench;
 mod child;
+mod curve;
 mod database;
 mod measure;
 mod process;
 mod workload;
 
+use alloc_counter::AllocCounter;
 use clap::Parser;
+use mimalloc::MiMalloc;
 
-/// As in the binary that is deployed.
+/// As in the binary that is deployed, but each thread counts what it allocates: a nanosecond or so.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: AllocCounter<MiMalloc> = AllocCounter(MiMalloc);
 
 #[derive(Parser)]
 #[command(name = "nexus-bench", version, about)]
 enum Cli {
     /// CheckQuota, unary, against an echo behind the same layers and a bare one
     CheckQuota(bench::check_quota::Args),
+    /// One decision in process: nanoseconds and allocations
+    Decision(bench::decision::Args),
+    /// Envoy's ShouldRateLimit, against the limitador crate and an echo, both on bare tonic
+    RateLimit(bench::rate_limit::Args),
     /// BatchRecordUsage, committed before the ack, against COPY BINARY into the same table
     Ingest(bench::ingest::Args),
     /// RecordUsage, unary, committed before the ack, against a bare echo and an fdatasync
     Record(bench::record::Args),
+    /// Everything at once for a while: memory and queue from beginning to end
+    Soak(bench::soak::Args),
     /// What the benchmarks start this program as
     #[command(subcommand, hide = true)]
     Child(child::Child),
@@ -44,8 +54,11 @@ async fn main() -> anyhow::Result<()> {
     let work = async {
         match Cli::parse() {
             Cli::CheckQuota(args) => bench::check_quota::run(args).await,
+            Cli::Decision(args) => bench::decision::run(args).await,
+            Cli::RateLimit(args) => bench::rate_limit::run(args).await,
             Cli::Ingest(args) => bench::ingest::run(args).await,
             Cli::Record(args) => bench::record::run(args).await,
+            Cli::Soak(args) => bench::soak::run(args).await,
             Cli::Child(child) => child.run().await,
         }
     };

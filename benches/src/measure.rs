@@ -75,6 +75,11 @@ pub(crate) fn print_table(title: &str, of: &str, ours: (&str, Report), reference
     }
 }
 
+/// Prints a row of its own below a table.
+pub(crate) fn print_row(name: &str, report: &Report) {
+    println!("{}", row(name, report));
+}
+
 fn row(name: &str, report: &Report) -> String {
     format!(
         "{name:<34} {:>14} {:>10.3} {:>10.3}",

@@ -1,7 +1,7 @@
 //! The children of a run: this program again, as a server or as a load generator. They get a clean
 //! environment, so that the caller's settings do not change what is measured.
 
-use std::process::Stdio;
+use std::{net::SocketAddr, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Serialize, de::DeserializeOwned};
@@ -24,6 +24,8 @@ pub(crate) struct ServerProcess {
     stdin: ChildStdin,
     /// Its URL.
     pub(crate) url: String,
+    /// URL of its operations port; empty where it has none to tell.
+    pub(crate) operations_url: String,
 }
 
 impl ServerProcess {
@@ -39,14 +41,24 @@ impl ServerProcess {
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).await?;
         ensure!(line.starts_with("http"), "{arguments:?} ended before it listened");
-        Ok(Self { child, stdin, url: line.trim().to_owned() })
+        let (url, operations_url) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
+        Ok(Self { child, stdin, url: url.to_owned(), operations_url: operations_url.to_owned() })
     }
 
     /// The most memory it had at a time.
     pub(crate) fn peak_resident_bytes(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory it has.
+    pub(crate) fn resident_bytes(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, name: &'static str) -> Result<u64> {
         let pid = self.child.id().context("the server has ended")?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context(name)?;
         let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kib * 1024)
     }
@@ -61,8 +73,18 @@ impl ServerProcess {
 }
 
 /// The server's side: says where it listens, and stops it when the parent lets go of its input.
-pub(crate) fn listening(address: std::net::SocketAddr) -> CancellationToken {
+pub(crate) fn listening(address: SocketAddr) -> CancellationToken {
     println!("http://{address}");
+    until_parent_ends()
+}
+
+/// The same, where there is an operations port too.
+pub(crate) fn listening_with_operations(address: SocketAddr, operations: SocketAddr) -> CancellationToken {
+    println!("http://{address} http://{operations}");
+    until_parent_ends()
+}
+
+fn until_parent_ends() -> CancellationToken {
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     std::thread::spawn(move || {

@@ -2,16 +2,16 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nexus_client::CallOptions;
-use nexus_core::text::thousands;
 use nexus_kit::auth::Scope;
 use nexus_proto::usage::v1::CheckQuotaRequest;
 use prost::Message;
 
-use super::{server_environment, token};
+use super::{checks::LoadArgs, server_environment, token};
 use crate::{
+    child::Rpc,
     database::Database,
-    measure::{Report, print_table},
-    process::{self, Environment, ServerProcess, TOKEN_VARIABLE},
+    measure::{Report, print_row, print_table},
+    process::{Environment, ServerProcess, TOKEN_VARIABLE},
     workload,
 };
 
@@ -19,25 +19,12 @@ use crate::{
 /// the same authentication, tracing and log layers, and of that echo bare.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Connections of the load generator
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024), value_name = "N")]
-    connections: u32,
-    /// Requests in flight on each connection
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024), value_name = "N")]
-    in_flight: u32,
-    /// Accounts that are asked for, in turn
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N")]
-    accounts: u32,
-    /// Measured seconds of a round; a second of warming up goes before
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600), value_name = "S")]
-    seconds: u32,
-    /// Rounds, each of all three; the median is shown
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100), value_name = "N")]
-    rounds: u32,
+    #[command(flatten)]
+    load: LoadArgs,
 }
 
-pub(crate) async fn run(args: Args) -> Result<()> {
-    let mut database = Database::start(args.accounts).await?;
+pub(crate) async fn run(Args { load }: Args) -> Result<()> {
+    let database = Database::start(load.accounts).await?;
     let token = token(&[Scope::UsageCheck])?;
     let with_database = [server_environment(), vec![("DATABASE_URL", database.url())]].concat();
     let usage = ServerProcess::start(&["usage"], &with_database).await?;
@@ -46,26 +33,20 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     let bare = ServerProcess::start(&["echo", "--answer", &answer], &server_environment()).await?;
 
     let generator: Environment = vec![(TOKEN_VARIABLE, token)];
+    let first = load.once_each(Rpc::CheckQuota, &usage.url, &generator).await?;
     let (mut ours, mut same_layers, mut echo) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 1..=args.rounds {
-        eprintln!("round {round} of {}", args.rounds);
-        database.clear_usage().await?;
+    for round in 1..=load.rounds {
+        eprintln!("round {round} of {}", load.rounds);
+        // What was idle while others were measured went back.
+        load.once_each(Rpc::CheckQuota, &usage.url, &generator).await?;
         for (server, reports) in [(&usage, &mut ours), (&layered, &mut same_layers), (&bare, &mut echo)] {
-            reports.push(load(&args, &server.url, &generator).await?);
+            reports.push(load.load(Rpc::CheckQuota, &server.url, &generator).await?);
         }
     }
     for server in [usage, layered, bare] {
         server.stop().await?;
     }
-    let title = format!(
-        "CheckQuota: {} connections x {} in flight, {} accounts, PostgreSQL {}, median of {} round(s) of {} s",
-        args.connections,
-        args.in_flight,
-        thousands(args.accounts),
-        database.version(),
-        args.rounds,
-        args.seconds
-    );
+    let title = load.title("CheckQuota", database.version());
     database.stop().await?;
     print_table(
         &title,
@@ -73,26 +54,8 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         ("usage-svc", Report::median(ours)),
         &[("echo behind the same layers", Report::median(same_layers)), ("echo, bare", Report::median(echo))],
     );
+    print_row("usage-svc, first check of each", &first);
     Ok(())
-}
-
-async fn load(args: &Args, url: &str, environment: &Environment) -> Result<Report> {
-    let numbers = [args.connections, args.in_flight, args.accounts, args.seconds].map(|n| n.to_string());
-    let [connections, in_flight, accounts, seconds] = &numbers;
-    let arguments = [
-        "check-load",
-        "--url",
-        url,
-        "--connections",
-        connections,
-        "--in-flight",
-        in_flight,
-        "--accounts",
-        accounts,
-        "--seconds",
-        seconds,
-    ];
-    process::load(&arguments, environment).await
 }
 
 /// A real answer of usage-svc, for the echoes to give.

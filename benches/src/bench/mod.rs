@@ -1,8 +1,12 @@
 //! One file a benchmark.
 
 pub(crate) mod check_quota;
+mod checks;
+pub(crate) mod decision;
 pub(crate) mod ingest;
+pub(crate) mod rate_limit;
 pub(crate) mod record;
+pub(crate) mod soak;
 
 use chrono::{TimeDelta, Utc};
 use nexus_kit::auth::{self, Scope};

@@ -9,12 +9,13 @@ use tonic::{
     Status,
     client::Grpc,
     codec::{Codec, EncodeBuf, Encoder},
-    transport::{Channel, Endpoint},
+    transport::Channel,
 };
 use tonic_prost::ProstDecoder;
 
 use super::{
     batches::{self, Batch, Sender, WorkloadArgs},
+    connect,
     record_load::usage_event,
 };
 use crate::{
@@ -39,7 +40,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let options = CallOptions::bearer(&args.token, DEADLINE)?;
     let mut senders = Vec::new();
     for _ in 0..args.workload.connections() {
-        let channel = Endpoint::from_shared(args.url.clone())?.tcp_nodelay(true).connect().await?;
+        let channel = connect(&args.url).await?;
         senders.push(Connection { grpc: Grpc::new(channel), options: options.clone() });
     }
     process::report(&batches::run(&args.workload, senders, encode).await?)

@@ -6,12 +6,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use envoy_types::pb::envoy::{
+    extensions::common::ratelimit::v3::{RateLimitDescriptor, rate_limit_descriptor::Entry},
+    service::ratelimit::v3::{
+        RateLimitRequest, rate_limit_response::Code, rate_limit_service_client::RateLimitServiceClient,
+    },
+};
 use nexus_client::CallOptions;
 use nexus_proto::usage::v1::{CheckQuotaRequest, usage_service_client::UsageServiceClient};
 use tokio::task::JoinSet;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
+use super::connect;
 use crate::{
     measure::{Latencies, Report},
     process::{self, TOKEN_VARIABLE},
@@ -28,32 +35,51 @@ pub(crate) struct Args {
     #[arg(long, env = TOKEN_VARIABLE, hide_env_values = true)]
     token: String,
     #[arg(long)]
+    rpc: Rpc,
+    #[arg(long)]
     connections: u32,
     #[arg(long)]
     in_flight: u32,
     #[arg(long)]
     accounts: u32,
+    /// How long; without it, each account is asked for once
     #[arg(long)]
-    seconds: u64,
+    seconds: Option<u64>,
+}
+
+/// What is called.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Rpc {
+    CheckQuota,
+    ShouldRateLimit,
+}
+
+impl Rpc {
+    /// The word on the command line.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Rpc::CheckQuota => "check-quota",
+            Rpc::ShouldRateLimit => "should-rate-limit",
+        }
+    }
 }
 
 pub(super) async fn run(args: Args) -> Result<()> {
-    let mut callers = Vec::new();
     let options = CallOptions::bearer(&args.token, DEADLINE)?;
     let turn = Arc::new(AtomicU32::new(0));
+    let mut callers = Vec::new();
     for _ in 0..args.connections {
-        let channel = Endpoint::from_shared(args.url.clone())?.tcp_nodelay(true).connect().await?;
-        for _ in 0..args.in_flight {
-            callers.push(Caller {
-                client: nexus_client::usage(channel.clone()),
-                options: options.clone(),
-                turn: turn.clone(),
-                accounts: args.accounts,
-            });
-        }
+        let channel = connect(&args.url).await?;
+        callers.extend((0..args.in_flight).map(|_| Caller {
+            client: Client::new(args.rpc, channel.clone()),
+            options: options.clone(),
+            turn: turn.clone(),
+            accounts: args.accounts,
+        }));
     }
-    let from = Instant::now() + WARM_UP;
-    let until = from + Duration::from_secs(args.seconds);
+    let started = Instant::now();
+    let from = started + args.seconds.map_or(Duration::ZERO, |_| WARM_UP);
+    let until = args.seconds.map(|seconds| from + Duration::from_secs(seconds));
     let calls: JoinSet<Result<(u64, Latencies)>> =
         callers.into_iter().map(|caller| caller.call(from, until)).collect();
     let (mut done, mut latencies) = (0, Latencies::new()?);
@@ -62,11 +88,49 @@ pub(super) async fn run(args: Args) -> Result<()> {
         done += calls;
         latencies.merge(&times)?;
     }
-    process::report(&Report::new(done, until - from, &latencies))
+    let took = until.map_or(started.elapsed(), |until| until - from);
+    process::report(&Report::new(done, took, &latencies))
 }
 
-struct Caller {
-    client: UsageServiceClient<Channel>,
+/// A client of either service.
+enum Client {
+    Usage(UsageServiceClient<Channel>),
+    RateLimit(RateLimitServiceClient<Channel>),
+}
+
+impl Client {
+    fn new(rpc: Rpc, channel: Channel) -> Self {
+        match rpc {
+            Rpc::CheckQuota => Self::Usage(nexus_client::usage(channel)),
+            Rpc::ShouldRateLimit => Self::RateLimit(RateLimitServiceClient::new(channel)),
+        }
+    }
+
+    /// Asks for a unit of an account; fails unless it is admitted.
+    async fn ask(&mut self, options: &CallOptions, account: String) -> Result<()> {
+        match self {
+            Self::Usage(client) => {
+                let request = CheckQuotaRequest { eco_id: account, ..Default::default() };
+                client.check_quota(options.request(request)).await?;
+            }
+            Self::RateLimit(client) => {
+                let answer = client.should_rate_limit(options.request(about(account))).await?.into_inner();
+                ensure!(answer.overall_code() == Code::Ok, "a call was refused: {answer:?}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// As Envoy asks.
+pub(crate) fn about(account: String) -> RateLimitRequest {
+    let entries = vec![Entry { key: "account".to_owned(), value: account }];
+    let descriptor = RateLimitDescriptor { entries, ..Default::default() };
+    RateLimitRequest { domain: "nexus".to_owned(), descriptors: vec![descriptor], hits_addend: 0 }
+}
+
+pub(super) struct Caller {
+    client: Client,
     options: CallOptions,
     /// Whose turn it is, over all callers.
     turn: Arc<AtomicU32>,
@@ -74,16 +138,30 @@ struct Caller {
 }
 
 impl Caller {
-    /// Calls one after the other; what ended in the measured time counts.
-    async fn call(mut self, from: Instant, until: Instant) -> Result<(u64, Latencies)> {
+    /// Of CheckQuota.
+    pub(super) fn of_checks(
+        channel: Channel,
+        options: CallOptions,
+        turn: Arc<AtomicU32>,
+        accounts: u32,
+    ) -> Self {
+        Self { client: Client::new(Rpc::CheckQuota, channel), options, turn, accounts }
+    }
+
+    /// Calls one after the other; what ended in the measured time counts. Without an end, until every account
+    /// has had its turn.
+    pub(super) async fn call(mut self, from: Instant, until: Option<Instant>) -> Result<(u64, Latencies)> {
         let (mut done, mut latencies) = (0, Latencies::new()?);
         loop {
-            let number = self.turn.fetch_add(1, Ordering::Relaxed) % self.accounts;
-            let request = CheckQuotaRequest { eco_id: workload::account(number), ..Default::default() };
+            let number = self.turn.fetch_add(1, Ordering::Relaxed);
+            if until.is_none() && number >= self.accounts {
+                return Ok((done, latencies));
+            }
+            let account = workload::account(number % self.accounts);
             let started = Instant::now();
-            self.client.check_quota(self.options.request(request)).await?;
+            self.client.ask(&self.options, account).await.context("a call")?;
             let ended = Instant::now();
-            if ended >= until {
+            if until.is_some_and(|until| ended >= until) {
                 return Ok((done, latencies));
             }
             if ended >= from {

@@ -6,10 +6,16 @@ mod check_load;
 mod classic_load;
 mod copy_load;
 mod echo;
+mod rate_limit;
 mod record_load;
 mod server;
+mod soak_load;
 
 pub(crate) use batches::Loaded;
+pub(crate) use check_load::{Rpc, about};
+pub(crate) use soak_load::Soaked;
+
+use tonic::transport::{Channel, Endpoint};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Child {
@@ -19,10 +25,18 @@ pub(crate) enum Child {
     Echo(server::Echo),
     /// The same behind the layers that every server of ours has
     LayeredEcho(Box<server::LayeredEcho>),
-    /// Calls CheckQuota for some seconds
+    /// Answers ShouldRateLimit with a given message, on bare tonic
+    RateLimitEcho(rate_limit::EchoArgs),
+    /// The same behind the layers that every server of ours has
+    LayeredRateLimitEcho(Box<server::LayeredRateLimitEcho>),
+    /// Answers ShouldRateLimit by the `limitador` crate, on bare tonic
+    Limitador(rate_limit::LimitadorArgs),
+    /// Calls CheckQuota or ShouldRateLimit
     CheckLoad(check_load::Args),
     /// Calls RecordUsage for some seconds
     RecordLoad(record_load::Args),
+    /// Sends batches and single events and checks for some seconds
+    SoakLoad(soak_load::Args),
     /// Sends batches of events
     BatchLoad(batch_load::Args),
     /// Copies the same rows into the table
@@ -37,11 +51,20 @@ impl Child {
             Child::Usage(usage) => usage.run().await,
             Child::Echo(echo) => echo.run().await,
             Child::LayeredEcho(echo) => echo.run().await,
+            Child::RateLimitEcho(echo) => echo.run().await,
+            Child::LayeredRateLimitEcho(echo) => echo.run().await,
+            Child::Limitador(limitador) => limitador.run().await,
             Child::CheckLoad(args) => check_load::run(args).await,
             Child::RecordLoad(args) => record_load::run(args).await,
+            Child::SoakLoad(args) => soak_load::run(args).await,
             Child::BatchLoad(args) => batch_load::run(args).await,
             Child::CopyLoad(args) => copy_load::run(args).await,
             Child::ClassicLoad(args) => classic_load::run(args).await,
         }
     }
+}
+
+/// A connection of its own.
+async fn connect(url: &str) -> anyhow::Result<Channel> {
+    Ok(Endpoint::from_shared(url.to_owned())?.tcp_nodelay(true).connect().await?)
 }

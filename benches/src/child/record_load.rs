@@ -6,8 +6,9 @@ use nexus_proto::usage::v1::{
     EventOutcome, RecordUsageRequest, UsageEvent, usage_service_client::UsageServiceClient,
 };
 use tokio::task::JoinSet;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
+use super::connect;
 use crate::{
     measure::{Latencies, Report},
     process::{self, TOKEN_VARIABLE},
@@ -37,14 +38,10 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let options = CallOptions::bearer(&args.token, DEADLINE)?;
     let mut callers = Vec::new();
     for _ in 0..args.connections {
-        let channel = Endpoint::from_shared(args.url.clone())?.tcp_nodelay(true).connect().await?;
+        let channel = connect(&args.url).await?;
         for _ in 0..args.in_flight {
             let workload = Workload::seeded(args.shape, 20, callers.len() as u64);
-            callers.push(Caller {
-                client: nexus_client::usage(channel.clone()),
-                options: options.clone(),
-                workload,
-            });
+            callers.push(Caller::new(channel.clone(), options.clone(), workload));
         }
     }
     let from = Instant::now() + WARM_UP;
@@ -74,15 +71,19 @@ pub(super) fn usage_event(event: Event) -> UsageEvent {
     }
 }
 
-struct Caller {
+pub(super) struct Caller {
     client: UsageServiceClient<Channel>,
     options: CallOptions,
     workload: Workload,
 }
 
 impl Caller {
+    pub(super) fn new(channel: Channel, options: CallOptions, workload: Workload) -> Self {
+        Self { client: nexus_client::usage(channel), options, workload }
+    }
+
     /// Calls one after the other; what ended in the measured time counts.
-    async fn call(mut self, from: Instant, until: Instant) -> Result<(u64, Latencies)> {
+    pub(super) async fn call(mut self, from: Instant, until: Instant) -> Result<(u64, Latencies)> {
         let (mut done, mut latencies) = (0, Latencies::new()?);
         loop {
             let request = RecordUsageRequest { event: Some(usage_event(self.workload.event())) };

@@ -1,4 +1,5 @@
 use std::{
+    convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
 };
@@ -15,12 +16,15 @@ use nexus_proto::usage::v1::CheckQuotaResponse;
 use prost::Message;
 use tokio::net::TcpListener;
 use tonic::{
+    body::Body,
+    server::NamedService,
     service::Routes,
     transport::{Server, server::TcpIncoming},
 };
+use tower::Service;
 
-use super::echo;
-use crate::process::listening;
+use super::{echo, rate_limit};
+use crate::process::{listening, listening_with_operations};
 
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -36,34 +40,43 @@ impl Usage {
     pub(super) async fn run(self) -> Result<()> {
         let telemetry = telemetry::init(&self.telemetry, "nexus-usage")?;
         let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
-        let shutdown = listening(listeners.main_addr()?);
+        let shutdown = listening_with_operations(listeners.main_addr()?, listeners.operations_addr()?);
         let served = nexus_usage::serve(self.config, listeners, shutdown).await;
         telemetry.shutdown();
         Ok(served?)
     }
 }
 
+/// Serves one service on nothing but tonic.
+pub(super) async fn serve_bare<S>(service: S) -> Result<()>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S: NamedService + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    let listener = TcpListener::bind(ANY_PORT).await?;
+    let shutdown = listening(listener.local_addr()?);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = Server::builder().add_service(service);
+    Ok(server.serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned()).await?)
+}
+
 #[derive(clap::Args)]
 pub(crate) struct Echo {
     /// The answer, encoded, in hexadecimal
-    #[arg(long, value_parser = answer)]
+    #[arg(long, value_parser = decoded::<CheckQuotaResponse>)]
     answer: Arc<CheckQuotaResponse>,
 }
 
 impl Echo {
     pub(super) async fn run(self) -> Result<()> {
-        let listener = TcpListener::bind(ANY_PORT).await?;
-        let shutdown = listening(listener.local_addr()?);
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let server = Server::builder().add_service(echo::Echo { answer: self.answer });
-        Ok(server.serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned()).await?)
+        serve_bare(echo::Echo { answer: self.answer }).await
     }
 }
 
+/// The layers that every server of ours has.
 #[derive(clap::Args)]
-pub(crate) struct LayeredEcho {
-    #[command(flatten)]
-    echo: Echo,
+struct Layers {
     #[command(flatten)]
     telemetry: TelemetryArgs,
     #[command(flatten)]
@@ -72,13 +85,13 @@ pub(crate) struct LayeredEcho {
     serve: ServeArgs,
 }
 
-impl LayeredEcho {
-    pub(super) async fn run(self) -> Result<()> {
+impl Layers {
+    async fn serve(self, routes: Routes) -> Result<()> {
         let telemetry = telemetry::init(&self.telemetry, "nexus-bench-echo")?;
         let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
         let shutdown = listening(listeners.main_addr()?);
         let server = GrpcServer {
-            routes: Routes::new(echo::Echo { answer: self.echo.answer }),
+            routes,
             services: &["nexus.usage.v1.UsageService"],
             auth: Arc::new(Authenticator::new(&self.auth)?),
             api_keys: None,
@@ -93,6 +106,35 @@ impl LayeredEcho {
     }
 }
 
-fn answer(text: &str) -> Result<Arc<CheckQuotaResponse>> {
-    Ok(Arc::new(CheckQuotaResponse::decode(hex::decode(text)?.as_slice())?))
+#[derive(clap::Args)]
+pub(crate) struct LayeredEcho {
+    #[command(flatten)]
+    echo: Echo,
+    #[command(flatten)]
+    layers: Layers,
+}
+
+impl LayeredEcho {
+    pub(super) async fn run(self) -> Result<()> {
+        self.layers.serve(Routes::new(echo::Echo { answer: self.echo.answer })).await
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct LayeredRateLimitEcho {
+    #[command(flatten)]
+    echo: rate_limit::EchoArgs,
+    #[command(flatten)]
+    layers: Layers,
+}
+
+impl LayeredRateLimitEcho {
+    pub(super) async fn run(self) -> Result<()> {
+        self.layers.serve(Routes::new(self.echo.service())).await
+    }
+}
+
+/// A message in hexadecimal.
+pub(super) fn decoded<M: Message + Default>(text: &str) -> Result<Arc<M>> {
+    Ok(Arc::new(M::decode(hex::decode(text)?.as_slice())?))
 }
