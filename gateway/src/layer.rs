@@ -131,8 +131,11 @@ impl Record {
     fn write(&mut self, status: u16, reason: Option<&str>) {
         self.done = true;
         let took = self.arrival.elapsed();
-        let labels =
-            RpcLabels { service: "http".to_owned(), method: self.route.clone(), code: status.to_string() };
+        let labels = RpcLabels {
+            service: "http".into(),
+            method: self.route.clone().into(),
+            code: status.to_string().into(),
+        };
         self.metrics.observe(labels, took);
         self.span.record("http.response.status_code", status);
         let _in_span = self.span.enter();

@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
+    get_current_timestamp,
     jwk::{AlgorithmParameters, EllipticCurve, JwkSet, KeyAlgorithm},
 };
 use nexus_core::id::{ApiKeyText, EcoId};
@@ -19,7 +20,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use tonic::{Request, Status};
 
-use crate::{config::AuthArgs, status, validate::Violations};
+use crate::{config::AuthArgs, good_tokens::GoodTokens, status, validate::Violations};
 
 const SERVICE_TOKEN_TYPE: &str = "nexus-service+jwt";
 const SERVICE_TOKEN_ISSUER: &str = "nexus-service";
@@ -257,6 +258,7 @@ pub struct Authenticator {
     issuer: String,
     service_key: DecodingKey,
     admins: HashSet<EcoId>,
+    good_tokens: GoodTokens,
     pub(crate) open_reflection: bool,
     pub(crate) open_health: bool,
 }
@@ -316,6 +318,7 @@ impl Authenticator {
             issuer: args.jwt_issuer.clone(),
             service_key: DecodingKey::from_secret(service_secret.as_bytes()),
             admins: admins.collect::<Result<_, _>>()?,
+            good_tokens: GoodTokens::default(),
             open_reflection: args.open_reflection,
             open_health: args.open_health,
         })
@@ -327,7 +330,7 @@ impl Authenticator {
             authorization.ok_or(AuthError::Missing)?.trim().split_once(' ').ok_or(AuthError::Invalid)?;
         let credentials = credentials.trim();
         if scheme.eq_ignore_ascii_case("bearer") {
-            self.token(credentials)
+            self.token(credentials, get_current_timestamp())
         } else if scheme.eq_ignore_ascii_case("apikey") {
             ApiKeyText::parse(credentials).map(Caller::ApiKey).map_err(|_| AuthError::Invalid)
         } else {
@@ -335,7 +338,18 @@ impl Authenticator {
         }
     }
 
-    fn token(&self, token: &str) -> Result<Caller, AuthError> {
+    fn token(&self, token: &str, now: u64) -> Result<Caller, AuthError> {
+        if let Some(caller) = self.good_tokens.caller(token, now) {
+            return Ok(caller);
+        }
+        let (caller, expires) = self.verify(token)?;
+        let expires = u64::try_from(expires).map_err(|_| AuthError::Invalid)?;
+        self.good_tokens.remember(token, caller.clone(), expires);
+        Ok(caller)
+    }
+
+    /// Whose a token is, and the last second that it is good in.
+    fn verify(&self, token: &str) -> Result<(Caller, i64), AuthError> {
         let header = decode_header(token).map_err(|_| AuthError::Invalid)?;
         if names_critical_extensions(token) {
             return Err(AuthError::Invalid);
@@ -354,15 +368,17 @@ impl Authenticator {
             .ok_or(AuthError::Invalid)?
             .claims;
         let eco_id = EcoId::parse(&claims.eco_id).map_err(|_| AuthError::Invalid)?;
-        Ok(Caller::User { admin: self.admins.contains(&eco_id), eco_id, email: claims.email })
+        let admin = self.admins.contains(&eco_id);
+        Ok((Caller::User { admin, eco_id, email: claims.email }, claims.exp))
     }
 
-    fn service_token(&self, token: &str) -> Result<Caller, AuthError> {
+    fn service_token(&self, token: &str) -> Result<(Caller, i64), AuthError> {
         let rules = validation(Algorithm::HS256, SERVICE_TOKEN_ISSUER);
         let claims: ServiceClaims =
             decode(token, &self.service_key, &rules).map_err(|_| AuthError::Invalid)?.claims;
         let scopes: Result<Vec<Scope>, _> = claims.scope.split_whitespace().map(str::parse).collect();
-        Ok(Caller::Service { name: claims.sub, scopes: scopes.map_err(|_| AuthError::Invalid)? })
+        let scopes = scopes.map_err(|_| AuthError::Invalid)?;
+        Ok((Caller::Service { name: claims.sub, scopes }, claims.exp))
     }
 }
 

@@ -3,7 +3,7 @@
 //! line and the metrics, when the last trailer is out or the caller is gone.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     convert::Infallible,
     panic::AssertUnwindSafe,
     sync::{Arc, LazyLock},
@@ -79,12 +79,12 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let layer = self.layer.clone();
-        let (service, method) = split_path(request.uri().path());
-        let span = rpc_span(&service, &method);
+        let rpc = KNOWN_RPCS.get(request.uri().path()).unwrap_or(&UNKNOWN_RPC);
+        let span = rpc_span(rpc);
         telemetry::continue_trace(&span, request.headers());
         let call = Call {
             started: Instant::now(),
-            labels: RpcLabels { service, method, code: String::new() },
+            rpc,
             metrics: layer.metrics.clone(),
             span: span.clone(),
             done: false,
@@ -93,7 +93,7 @@ where
         };
         let work = async move {
             let mut call = call;
-            let caller = match caller(&layer.auth, &call.labels.service, request.headers()) {
+            let caller = match caller(&layer.auth, &rpc.service, request.headers()) {
                 Ok(caller) => caller,
                 Err(refusal) => return call.finish_with(refusal),
             };
@@ -140,31 +140,39 @@ where
     }
 }
 
-fn rpc_span(service: &str, method: &str) -> Span {
-    let short = service.rsplit('.').next().unwrap_or(service);
+fn rpc_span(rpc: &Rpc) -> Span {
     tracing::info_span!(
         "rpc",
-        otel.name = format!("rpc.{short}.{method}"),
+        otel.name = rpc.span_name,
         otel.kind = "server",
         rpc.system = "grpc",
-        rpc.service = service,
-        rpc.method = method,
+        rpc.service = rpc.service,
+        rpc.method = rpc.method,
         rpc.grpc.status_code = tracing::field::Empty,
         caller = tracing::field::Empty,
     )
 }
 
-/// Service and method of a path, if we serve it: what a client made up must not become a label of its own.
-fn split_path(path: &str) -> (String, String) {
-    if !KNOWN_PATHS.contains(path) {
-        return ("unknown".to_owned(), "unknown".to_owned());
-    }
-    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
-    (service.to_owned(), method.to_owned())
+/// An RPC by its names.
+struct Rpc {
+    service: String,
+    method: String,
+    span_name: String,
 }
 
-/// The paths of every RPC that one of our servers has.
-static KNOWN_PATHS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+impl Rpc {
+    fn of(service: &str, method: &str) -> Self {
+        let short = service.rsplit('.').next().unwrap_or(service);
+        let span_name = format!("rpc.{short}.{method}");
+        Self { service: service.to_owned(), method: method.to_owned(), span_name }
+    }
+}
+
+/// What we do not serve: what a client made up must not become a label of its own.
+static UNKNOWN_RPC: LazyLock<Rpc> = LazyLock::new(|| Rpc::of("unknown", "unknown"));
+
+/// Every RPC that one of our servers has, by its path.
+static KNOWN_RPCS: LazyLock<HashMap<String, Rpc>> = LazyLock::new(|| {
     let sets = [nexus_proto::DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
     let files =
         sets.iter().flat_map(|set| FileDescriptorSet::decode(*set).expect("our own descriptors").file);
@@ -180,7 +188,12 @@ static KNOWN_PATHS: LazyLock<HashSet<String>> = LazyLock::new(|| {
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
     ];
-    ours.chain(others.map(str::to_owned)).collect()
+    let rpc = |path: String| {
+        let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
+        let rpc = Rpc::of(service, method);
+        (path, rpc)
+    };
+    ours.chain(others.map(str::to_owned)).map(rpc).collect()
 });
 
 /// How long a call may take: what the caller asks for in `grpc-timeout`, and our own bound at most. Cut by a
@@ -250,7 +263,7 @@ fn caller_name(caller: &Caller) -> String {
 /// A call until its last trailer is out. Dropped before: the caller went away.
 struct Call {
     started: Instant,
-    labels: RpcLabels,
+    rpc: &'static Rpc,
     metrics: Metrics,
     span: Span,
     done: bool,
@@ -287,20 +300,24 @@ impl Call {
         self.done = true;
         let took = self.started.elapsed();
         self.span.record("rpc.grpc.status_code", code as i32);
-        self.labels.code = format!("{code:?}");
-        self.metrics.observe(self.labels.clone(), took);
+        let labels = RpcLabels {
+            service: self.rpc.service.as_str().into(),
+            method: self.rpc.method.as_str().into(),
+            code: code_word(code).into(),
+        };
+        self.metrics.observe(labels, took);
         let _in_span = self.span.enter();
-        let duration_ms = telemetry::milliseconds(took);
+        let (duration_ms, word) = (telemetry::milliseconds(took), code_word(code));
         match code {
             // A probe every few seconds: worth a line only when it does not go well.
-            Code::Ok if self.labels.service.starts_with("grpc.health.") => {
-                tracing::debug!(code = ?code, duration_ms, "call");
+            Code::Ok if self.rpc.service.starts_with("grpc.health.") => {
+                tracing::debug!(code = word, duration_ms, "call");
             }
-            Code::Ok => tracing::info!(code = ?code, duration_ms, "call"),
+            Code::Ok => tracing::info!(code = word, duration_ms, "call"),
             Code::Internal | Code::Unknown | Code::DataLoss => {
-                tracing::error!(code = ?code, duration_ms, reason = message, "call")
+                tracing::error!(code = word, duration_ms, reason = message, "call")
             }
-            _ => tracing::info!(code = ?code, duration_ms, reason = message, "call"),
+            _ => tracing::info!(code = word, duration_ms, reason = message, "call"),
         }
     }
 }
@@ -310,6 +327,29 @@ impl Drop for Call {
         if !self.done {
             self.finish(Code::Cancelled, "the caller went away");
         }
+    }
+}
+
+/// A code as the metrics name it.
+fn code_word(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "Ok",
+        Code::Cancelled => "Cancelled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
     }
 }
 

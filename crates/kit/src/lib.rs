@@ -5,8 +5,10 @@
 //! |---|---|
 //! | [`config`] | settings from flags and environment that all servers have |
 //! | [`telemetry`] | logs, traces, W3C trace context in and out |
+//! | `log` | the log as JSON |
 //! | [`metrics`] | the Prometheus registry of one server and the RPC metrics |
 //! | [`auth`] | who is calling: JWTs, service tokens, API keys; what a caller may do |
+//! | `good_tokens` | tokens that were found good, so that they are not verified anew |
 //! | [`layer`] | around every RPC: span, log line, metrics, authentication, load limit |
 //! | `connection` | ends connections whose other end is silent |
 //! | [`serve`] | listeners, reflection, health, drain; the operations port |
@@ -23,7 +25,9 @@ pub mod config;
 mod connection;
 pub mod convert;
 pub mod db;
+mod good_tokens;
 pub mod layer;
+mod log;
 pub mod metrics;
 pub mod page;
 pub mod serve;

@@ -2,6 +2,7 @@
 //! each has its own metrics port.
 
 use std::{
+    borrow::Cow,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
@@ -19,11 +20,11 @@ use prometheus_client::{
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RpcLabels {
     /// gRPC service, or `http` in the gateway.
-    pub service: String,
+    pub service: Cow<'static, str>,
     /// Method, or the route template in the gateway.
-    pub method: String,
+    pub method: Cow<'static, str>,
     /// gRPC code in words, or the HTTP status.
-    pub code: String,
+    pub code: Cow<'static, str>,
 }
 
 /// Registry and the metrics that every server has.

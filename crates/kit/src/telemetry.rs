@@ -15,7 +15,10 @@ use tracing_subscriber::{
     EnvFilter, Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt,
 };
 
-use crate::config::{LogFormat, TelemetryArgs};
+use crate::{
+    config::{LogFormat, TelemetryArgs},
+    log::JsonLog,
+};
 
 /// Why telemetry could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -51,12 +54,11 @@ impl Telemetry {
 pub fn init(args: &TelemetryArgs, service: &'static str) -> Result<Telemetry, TelemetryError> {
     let filter = filter(&args.log)?;
     let colours = std::io::stderr().is_terminal();
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     let logs = match args.log_format {
-        LogFormat::Json => {
-            logs.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
+        LogFormat::Json => JsonLog(std::io::stderr).boxed(),
+        LogFormat::Text => {
+            tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours).boxed()
         }
-        LogFormat::Text => logs.boxed(),
     };
     let provider = args.otlp_endpoint.as_deref().map(|endpoint| exporter(endpoint, service)).transpose()?;
     // Spans go to the collector at INFO whatever the log shows.
@@ -102,6 +104,9 @@ pub fn milliseconds(took: Duration) -> f64 {
 
 /// Makes the caller's span, if its headers name one, the parent of ours.
 pub fn continue_trace(span: &Span, headers: &http::HeaderMap) {
+    if !headers.contains_key("traceparent") {
+        return;
+    }
     let context = TraceContextPropagator::new().extract(&Headers(headers));
     // Fails only where no trace layer is installed: then there is nothing to continue.
     drop(span.set_parent(context));
