@@ -93,7 +93,7 @@ mod tests {
             api_key_id: None,
             admission: Some(lease_id),
         };
-        let event = Event { event_id: Uuid::from_u128(2), eco_id: eco_id.clone(), payload };
+        let event = Event { event_id: Uuid::from_u128(2), eco_id: eco_id.clone(), payload, accepted: None };
         // The plan has changed twice in the lease's period, and once in the next.
         let account = Account { anchor: start, closed: None, closed_segments: vec![start, end, start] };
         let facts = Facts { now: end, accounts: HashMap::from([(eco_id, account)]), keys: HashMap::new() };

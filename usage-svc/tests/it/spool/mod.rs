@@ -65,7 +65,7 @@ impl World {
         for event in &events {
             assert_eq!(record(&self.server, event.clone()).await?.outcome(), EventOutcome::Accepted);
         }
-        assert_eq!(self.server.metric("nexus_usage_spool_events").await?, count as u64);
+        assert_eq!(self.server.metric("nexus_usage_spool_events").await?, i64::try_from(count)?);
         Ok(events)
     }
 
