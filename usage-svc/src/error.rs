@@ -64,6 +64,9 @@ pub enum Error {
     /// The queue of the writer is full; nothing was taken.
     #[error("too many events are waiting to be written")]
     Overloaded,
+    /// As many clients hold units over streams as may, of all accounts or of this one.
+    #[error("too many streams of LeaseQuota are open")]
+    TooManyClients,
     /// The server stops; whether the events were written is unknown.
     #[error("the server is stopping")]
     Stopping,
@@ -122,7 +125,7 @@ impl From<&Error> for Status {
             Error::RevokedApiKey => precondition("API_KEY_REVOKED"),
             Error::TooManySecrets(_) => precondition("TOO_MANY_SECRETS"),
             Error::DayNotRetained(_) => precondition("DAY_NOT_RETAINED"),
-            Error::Overloaded => unavailable("OVERLOADED"),
+            Error::Overloaded | Error::TooManyClients => unavailable("OVERLOADED"),
             Error::Stopping => unavailable("STOPPING"),
             Error::Flush(FlushError::Unavailable) => unavailable("DATABASE_UNAVAILABLE"),
             Error::Flush(FlushError::Failed | FlushError::Rejected) => status::internal(),

@@ -103,7 +103,7 @@ pub async fn serve(
     let (keys, following) =
         verify_api_key::start(pool.clone(), feed.clone(), config.key_stale_max, stop.clone());
     let name = format!("{} of process {}", listeners.main_addr().map_err(ServeError::Io)?, process::id());
-    let (quota, holding) = quota::start(pool.clone(), feed, name, stop.clone());
+    let (quota, holding) = quota::start(pool.clone(), feed, name, config.key_stale_max, stop.clone());
     metrics.register(|registry| quota.register(registry));
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
     let rate_limit = grpc::envoy::RateLimit { quota: quota.clone(), keys: keys.clone() };

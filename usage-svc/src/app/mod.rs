@@ -16,6 +16,7 @@
 //! | [`quota`] | what this replica holds of all quotas: leases in memory |
 //! | [`current_usage`] | an account's current period, live |
 //! | [`create_api_key`] | makes an API key |
+//! | [`lease_quota`] | hands units to a client that admits in its own process, and settles them |
 //! | [`list_api_keys`] | an account's keys, newest first |
 //! | [`revoke_api_key`] | ends a key for good |
 //! | [`rotate_api_key`] | gives a key a new secret; the old one stays valid for a while |
@@ -34,6 +35,7 @@ pub mod drained;
 pub mod feed;
 pub mod flush;
 pub mod known;
+pub mod lease_quota;
 pub mod list_api_keys;
 pub mod maintenance;
 pub mod outage;

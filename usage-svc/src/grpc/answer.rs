@@ -11,12 +11,15 @@ use nexus_kit::{
 };
 use nexus_proto::usage::v1::{
     BatchRecordUsageResponse, CheckQuotaResponse, EventOutcome, EventResult, GetCurrentUsageResponse,
-    RecordUsageResponse,
+    LeaseQuotaResponse, RecordUsageResponse,
 };
 use tonic::Status;
 
 use crate::{
-    app::quota::{Decision, Verdict},
+    app::{
+        lease_quota::Answer,
+        quota::{Decision, Verdict},
+    },
     domain::{
         event::Outcome,
         judge::Refusal,
@@ -122,6 +125,30 @@ fn position(terms: &Terms, period: Period, consumed: i64) -> CheckQuotaResponse 
         period_end_time: Some(timestamp(period.end)),
         plan: plan_to_proto(terms.plan).into(),
     }
+}
+
+/// The answer to a client that leases units.
+pub(super) fn leased(answer: Answer) -> LeaseQuotaResponse {
+    let Answer { granted, retry, position } = answer;
+    let (lease_id, granted_count) =
+        granted.map_or_else(Default::default, |(id, units)| (id.to_string(), units));
+    LeaseQuotaResponse {
+        lease_id,
+        granted_count,
+        retry_delay_ms: milliseconds(retry),
+        recall: false,
+        valid_ms: milliseconds(position.valid),
+        period_left_ms: milliseconds(position.left),
+        limit_count: quota::shown_limit(position.terms.included),
+        consumed_count: position.consumed,
+        period_start_time: Some(timestamp(position.period.start)),
+        period_end_time: Some(timestamp(position.period.end)),
+        plan: plan_to_proto(position.terms.plan).into(),
+    }
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn exceeded(eco_id: &EcoId, decision: &Decision, retry: Duration) -> Status {

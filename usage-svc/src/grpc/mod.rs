@@ -4,6 +4,7 @@ mod answer;
 mod api_keys;
 pub mod caller;
 pub mod envoy;
+mod lease;
 mod parse;
 mod stream;
 
@@ -113,13 +114,14 @@ impl UsageService for Service {
         Ok(Response::new(answer::checked(&check.eco_id, &decision)?))
     }
 
-    type LeaseQuotaStream = tokio_stream::Empty<Result<LeaseQuotaResponse, Status>>;
+    type LeaseQuotaStream = lease::Answers;
 
     async fn lease_quota(
         &self,
-        _request: Request<tonic::Streaming<LeaseQuotaRequest>>,
+        request: Request<tonic::Streaming<LeaseQuotaRequest>>,
     ) -> Result<Response<Self::LeaseQuotaStream>, Status> {
-        Err(status::not_implemented("LeaseQuota"))
+        let (quota, keys) = (self.quota.clone(), self.keys.clone());
+        Ok(Response::new(lease::lend(request, quota, keys, self.stop.clone())?))
     }
 
     async fn get_current_usage(

@@ -7,11 +7,14 @@ use nexus_kit::{
     convert, status,
     validate::{Violation, Violations},
 };
-use nexus_proto::usage::v1::{CheckQuotaRequest, UsageEvent};
+use nexus_proto::usage::v1::{CheckQuotaRequest, LeaseQuotaRequest, UsageEvent};
 use tonic::Status;
 use uuid::Uuid;
 
-use crate::domain::event::{Event, Payload};
+use crate::{
+    app::lease_quota::Wish,
+    domain::event::{Event, Payload},
+};
 
 const MAX_BATCH: usize = 10_000;
 pub(super) const MAX_UNITS: i64 = 1_000_000;
@@ -93,7 +96,11 @@ fn event(id: &str, mut pb: UsageEvent, key: Option<&VerifiedKey>) -> Result<Even
     v.require(own, "api_key_id", "must be the calling API key, or empty");
     let admission = Some(pb.admission.as_str()).filter(|text| !text.is_empty());
     let admission = admission.and_then(|text| {
-        v.take("admission", text.parse::<Uuid>().map_err(|_| "must be an admission from CheckQuota"))
+        v.take(
+            "admission",
+            text.parse::<Uuid>()
+                .map_err(|_| "must be an admission from CheckQuota or a lease from LeaseQuota"),
+        )
     });
     match (eco_id, event_id, event_time, status_code, v.finish()) {
         (Some(eco_id), Some(event_id), Some(event_time), Some(status_code), Ok(())) => Ok(Event {
@@ -151,6 +158,38 @@ pub(super) fn check(pb: CheckQuotaRequest, key: Option<&VerifiedKey>) -> Result<
     let request_id = v.optional_uuid("request_id", &pb.request_id);
     match (eco_id, v.finish()) {
         (Some(eco_id), Ok(())) => Ok(Check { eco_id, units, request_id }),
+        (_, finished) => Err(status::invalid(&finished.expect_err("a field that is missing was said to be"))),
+    }
+}
+
+/// Most units that a client may want at once.
+const MAX_WANT: i64 = 1_000_000;
+
+/// A message of a client that leases units: the account that it names, and what it wishes.
+pub(super) fn lease(
+    pb: LeaseQuotaRequest,
+    key: Option<&VerifiedKey>,
+    open: Option<&EcoId>,
+) -> Result<(EcoId, Wish), Status> {
+    let mut v = Violations::new();
+    let eco_id = match (key, open) {
+        (Some(key), _) => Some(key.account(&pb.eco_id)?),
+        (None, Some(open)) if pb.eco_id.is_empty() || pb.eco_id == open.as_str() => Some(open.clone()),
+        (None, Some(_)) => v.take("eco_id", Err("must be the account of the first message, or empty")),
+        (None, None) => v.eco_id("eco_id", &pb.eco_id),
+    };
+    let settled = v.optional_uuid("lease_id", &pb.lease_id);
+    v.require(pb.used_count >= 0, "used_count", "must not be negative");
+    v.require(pb.used_count == 0 || !pb.lease_id.is_empty(), "lease_id", "is required with used_count");
+    v.require((0..=MAX_WANT).contains(&pb.want_count), "want_count", format!("must be 0 to {MAX_WANT}"));
+    v.require(!pb.release || pb.want_count <= 0, "want_count", "must be 0 where release is true");
+    let wanted = v.optional_uuid("want_lease_id", &pb.want_lease_id);
+    match (eco_id, v.finish()) {
+        (Some(eco_id), Ok(())) => {
+            let want = (pb.want_count > 0).then(|| (wanted.unwrap_or_else(Uuid::now_v7), pb.want_count));
+            let settle = settled.map(|lease_id| (lease_id, pb.used_count));
+            Ok((eco_id, Wish { settle, want, release: pb.release }))
+        }
         (_, finished) => Err(status::invalid(&finished.expect_err("a field that is missing was said to be"))),
     }
 }

@@ -40,13 +40,79 @@ pub async fn grant(
     )
     .fetch_one(connection)
     .await?;
-    Ok(match row.granted {
+    Ok(answer(row.granted, row.consumed, row.outstanding, row.recallable))
+}
+
+fn answer(granted: Option<i64>, consumed: i64, outstanding: bool, recallable: bool) -> Grant {
+    match granted {
         None => Grant::OtherTerms,
-        Some(0) => {
-            Grant::Short { consumed: row.consumed, outstanding: row.outstanding, recallable: row.recallable }
-        }
-        Some(units) => Grant::Granted { units, consumed: row.consumed },
-    })
+        Some(0) => Grant::Short { consumed, outstanding, recallable },
+        Some(units) => Grant::Granted { units, consumed },
+    }
+}
+
+/// Grants units under a new lease of a client of the holder, by the same; see `nexus_lend_quota`.
+#[tracing::instrument(name = "db.eco_quota_leases.lend", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn lend(
+    connection: &mut PgConnection,
+    (lease_id, client_id, holder_id): (Uuid, Uuid, Uuid),
+    eco_id: &EcoId,
+    period: Period,
+    (plan_epoch, limit): (i32, Limit),
+    want: i64,
+) -> sqlx::Result<Grant> {
+    let row = sqlx::query!(
+        r#"select granted, coalesce(consumed, 0) as "consumed!", outstanding as "outstanding!",
+                  recallable as "recallable!"
+           from nexus_lend_quota($1, $2, $3, $4, $5, $6, $7, $8, $9)"#,
+        plan_epoch,
+        lease_id,
+        client_id,
+        holder_id,
+        eco_id.as_str(),
+        period.start,
+        period.end,
+        limit,
+        want,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(answer(row.granted, row.consumed, row.outstanding, row.recallable))
+}
+
+/// Takes back what a client has not used; the units that came back. `None`: it is no lease of the account's
+/// clients, or not of this one; see `nexus_settle_lent_quota`.
+#[tracing::instrument(name = "db.eco_quota_leases.settle_lent", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn settle_lent(
+    connection: &mut PgConnection,
+    (lease_id, client_id): (Uuid, Option<Uuid>),
+    eco_id: &EcoId,
+    used: i64,
+    answer: bool,
+) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar!(
+        "select nexus_settle_lent_quota($1, $2, $3, $4, $5)",
+        lease_id,
+        client_id,
+        eco_id.as_str(),
+        used,
+        answer,
+    )
+    .fetch_one(connection)
+    .await
+}
+
+/// Leaves leases to the client, which is not heard any more, as far as they are not settled.
+#[tracing::instrument(name = "db.eco_quota_leases.update", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn leave_to_client(connection: &mut PgConnection, lease_ids: &[Uuid]) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_quota_leases set holder_id = client_id
+         where lease_id = any($1) and settled_time is null and client_id is not null",
+        lease_ids,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Takes back what the holder has not spent, each lease once; see `nexus_settle_leases`.

@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
-use nexus_core::plan::Plan;
 use nexus_kit::db::{self, Role};
 use nexus_proto::usage::v1::{CheckQuotaResponse, UsageEvent};
 use nexus_testkit::{db::TestDb, proxy::Proxy};
@@ -12,17 +11,6 @@ use tonic_types::StatusExt;
 use uuid::Uuid;
 
 use crate::support::*;
-
-/// A database whose free plan has so many units.
-async fn database(limit: i64) -> Result<TestDb> {
-    let db = TestDb::new().await?;
-    sqlx::query("update eco_plans set included_units = $1 where plan = 'free'")
-        .bind(limit)
-        .execute(&db.pool)
-        .await?;
-    account(&db, "eco_a", Plan::Free).await?;
-    Ok(db)
-}
 
 fn admitted(answers: &[Result<CheckQuotaResponse, Status>]) -> Result<i64> {
     for answer in answers {
@@ -129,14 +117,6 @@ async fn a_replica_that_stops_gives_back_what_it_has_not_spent() -> Result<()> {
     assert_eq!(holders, 0, "it has left");
     assert_eq!(check(&two, "eco_a", 60 - spent).await?.remaining_count, 0);
     refused(check(&two, "eco_a", 1).await, Code::ResourceExhausted, "QUOTA_EXCEEDED");
-    Ok(())
-}
-
-/// No sign of life for long, as far as the database knows.
-async fn age_holders(db: &TestDb) -> Result<()> {
-    sqlx::query("update eco_quota_holders set heartbeat_time = now() - interval '1 hour'")
-        .execute(&db.pool)
-        .await?;
     Ok(())
 }
 

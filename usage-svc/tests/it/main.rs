@@ -8,6 +8,8 @@ mod current_usage;
 mod exactly_once;
 mod feed;
 mod group_commit;
+mod lease_quota;
+mod lease_quota_terms;
 mod lease_terms;
 mod leases;
 mod list_api_keys;

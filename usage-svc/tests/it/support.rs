@@ -156,6 +156,17 @@ pub(crate) fn now() -> DateTime<Utc> {
     Utc::now().trunc_subsecs(6)
 }
 
+/// A database whose free plan has so many units, and `eco_a` with that plan.
+pub(crate) async fn database(limit: i64) -> Result<TestDb> {
+    let db = TestDb::new().await?;
+    sqlx::query("update eco_plans set included_units = $1 where plan = 'free'")
+        .bind(limit)
+        .execute(&db.pool)
+        .await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    Ok(db)
+}
+
 /// An account whose period began ten days ago.
 pub(crate) async fn account(db: &TestDb, eco_id: &str, plan: Plan) -> Result<()> {
     seed::account(&db.pool, eco_id, plan, now() - TimeDelta::days(10)).await
@@ -299,6 +310,14 @@ pub(crate) async fn hear_at(pool: &PgPool, servers: i64) -> Result<()> {
     let beats = "select count(*) from pg_stat_activity
         where datname = current_database() and state = 'idle' and query like 'select pg_notify%'";
     while sqlx::query_scalar::<_, i64>(beats).fetch_one(pool).await? < servers {}
+    Ok(())
+}
+
+/// No sign of life for long, as far as the database knows.
+pub(crate) async fn age_holders(db: &TestDb) -> Result<()> {
+    sqlx::query("update eco_quota_holders set heartbeat_time = now() - interval '1 hour'")
+        .execute(&db.pool)
+        .await?;
     Ok(())
 }
 

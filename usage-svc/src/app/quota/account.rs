@@ -45,6 +45,8 @@ pub(super) struct Account {
     pub(super) returning: AtomicI64,
     /// Leases that are held no longer, of which the database does not have back yet what was left.
     pub(super) unsettled: AtomicUsize,
+    /// Leases that clients of this replica hold.
+    pub(super) lent: AtomicUsize,
     /// Told when units may have come back.
     pub(super) returned: Notify,
     /// A claim ahead of need is under way.
@@ -259,6 +261,13 @@ impl Slot {
         );
         self.view = Some(view);
         self.idle = 0;
+    }
+
+    /// Units of a client's came back.
+    pub(super) fn take_back(&mut self, units: i64) {
+        if let Some(view) = &mut self.view {
+            view.consumed -= units;
+        }
     }
 
     /// Admits without a lease, where the plan refuses nobody.

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use nexus_core::id::EcoId;
+use nexus_core::{id::EcoId, period::Period};
 use nexus_kit::db;
 use sqlx::{Postgres, pool::PoolConnection};
 use tokio::{sync::oneshot, time::timeout};
@@ -17,7 +17,7 @@ use super::{
     account::{Account, Short, Slot, Step, View},
     held::{Held, Reservation},
     metrics::count_units,
-    settle::Due,
+    settle::{Due, Settlement},
 };
 use crate::{
     clock::BootTime,
@@ -57,8 +57,32 @@ impl Ask {
     }
 }
 
+/// Whose a lease is to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum For {
+    /// This replica's.
+    Holder(Claim),
+    /// A client's, of at most so many units.
+    Client { client: Uuid, want: i64 },
+}
+
+impl For {
+    /// What is to be done about a grant whose answer is lost.
+    fn lost(self, lease_id: Uuid, period: Period) -> Due {
+        match self {
+            Self::Holder(_) => Due::Disown { lease_id, period },
+            Self::Client { client, .. } => Due::Lent(Settlement::of(lease_id, Some(client), 0)),
+        }
+    }
+}
+
+/// Whether a lease with this id exists.
+pub(super) fn is_taken_id(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.is_unique_violation())
+}
+
 /// How often everything and how often the account had changed.
-type Epoch = (u64, u64);
+pub(super) type Epoch = (u64, u64);
 
 impl Holder {
     /// Takes its turn, in a task of its own: what is granted arrives also when the caller went away.
@@ -126,7 +150,7 @@ impl Holder {
             let want = pace.wanted(self.unspent(eco_id, view.period), limit.is_some());
             let claim = Claim { least: ask.units.max(1), need, want };
             let lease_id = Uuid::now_v7();
-            match self.grant(lease_id, eco_id, &view, claim).await? {
+            match self.grant(lease_id, For::Holder(claim), eco_id, &view).await? {
                 Grant::Granted { units, consumed } => {
                     count_units(&self.metrics.granted, units);
                     let own = if is_gone() { 0 } else { ask.units };
@@ -159,18 +183,23 @@ impl Holder {
         slot.decide(ask, &self.clock, || self.feed.is_heard())
     }
 
-    fn epoch_of(&self, account: &Account) -> Epoch {
+    pub(super) fn epoch_of(&self, account: &Account) -> Epoch {
         (self.epoch.load(Ordering::Acquire), account.epoch.load(Ordering::Acquire))
     }
 
     /// What is known of the account, where a change would have been heard.
-    fn cached_view(&self, eco_id: &EcoId) -> Option<View> {
+    pub(super) fn cached_view(&self, eco_id: &EcoId) -> Option<View> {
         let view = self.accounts.get(eco_id)?.view?;
         (BootTime::now() < view.ends && self.feed.is_heard()).then_some(view)
     }
 
     /// What the database says of the account.
-    async fn read(&self, eco_id: &EcoId, account: &Arc<Account>, epoch: Epoch) -> Result<View, Error> {
+    pub(super) async fn read(
+        &self,
+        eco_id: &EcoId,
+        account: &Arc<Account>,
+        epoch: Epoch,
+    ) -> Result<View, Error> {
         let asked = BootTime::now();
         let standing = self.query_standing(eco_id).await?;
         let view = View::of(&standing, asked);
@@ -195,19 +224,35 @@ impl Holder {
     }
 
     /// Asks for a lease. A grant whose answer is lost is disowned.
-    async fn grant(&self, lease_id: Uuid, eco_id: &EcoId, view: &View, claim: Claim) -> Result<Grant, Error> {
+    pub(super) async fn grant(
+        &self,
+        lease_id: Uuid,
+        whose: For,
+        eco_id: &EcoId,
+        view: &View,
+    ) -> Result<Grant, Error> {
         let (period, terms) = (view.period, (view.terms.plan_epoch, view.terms.hard_limit()));
         let acquired = db::acquire(&self.pool).await;
         let granted = match acquired {
             Ok(mut connection) => {
                 let sent = timeout(BOUND, async {
                     self.register(&mut connection).await?;
-                    let ids = (lease_id, self.id);
-                    store::quota_leases::grant(&mut connection, ids, eco_id, period, terms, claim).await
+                    match whose {
+                        For::Holder(claim) => {
+                            let ids = (lease_id, self.id);
+                            store::quota_leases::grant(&mut connection, ids, eco_id, period, terms, claim)
+                                .await
+                        }
+                        For::Client { client, want } => {
+                            let ids = (lease_id, client, self.id);
+                            store::quota_leases::lend(&mut connection, ids, eco_id, period, terms, want).await
+                        }
+                    }
                 });
                 let granted = db::in_time(sent.await, connection);
-                if granted.is_err() {
-                    self.returns.add(eco_id, Due::Disown { lease_id, period });
+                // With an id that is taken nothing was granted, and what it is the id of stays as it is.
+                if granted.as_ref().is_err_and(|error| !is_taken_id(error)) {
+                    self.returns.add(eco_id, whose.lost(lease_id, period));
                 }
                 granted
             }
@@ -257,8 +302,8 @@ impl Holder {
                 return slot.stop_refills(view);
             }
             short.outstanding |= slot.is_outstanding();
-            if slot.unspent_or_returning() > 0 {
-                // Our own leases hold some, each too few.
+            if slot.unspent_or_returning() > 0 || account.lent.load(Ordering::Acquire) > 0 {
+                // Our own leases hold some, each too few, or our clients do.
                 short.outstanding = true;
                 short.recallable = !ask.last;
             }
@@ -271,7 +316,7 @@ impl Holder {
     }
 
     /// Works on the account's slot, in which nothing of another period is held.
-    fn with_slot<T>(
+    pub(super) fn with_slot<T>(
         &self,
         eco_id: &EcoId,
         account: &Arc<Account>,
@@ -294,8 +339,9 @@ impl Holder {
         Ok(())
     }
 
-    /// Asks whoever holds units of the account to give them back: us at once, others by the feed.
+    /// Asks whoever holds units of the account to give them back: us and our clients at once, others by the feed.
     pub(super) async fn recall(&self, eco_id: &EcoId, account: &Arc<Account>) {
+        self.clients.tell(eco_id);
         if let Some(mut slot) = self.accounts.get_mut(eco_id) {
             let returns = slot.drain();
             self.give_back(eco_id, account, returns, true);

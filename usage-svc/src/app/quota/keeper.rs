@@ -44,11 +44,12 @@ const BEAT: Duration = Duration::from_secs(2);
 const BOUND: Duration = Duration::from_secs(5);
 
 /// Makes this replica a holder, until `stop`: then nothing is granted any more, and the task ends when
-/// everything is settled.
+/// everything is settled. With the feed unheard, clients may use what they hold for `stale_max`.
 pub fn start(
     pool: PgPool,
     feed: Arc<Feed>,
     name: String,
+    stale_max: Duration,
     stop: CancellationToken,
 ) -> (Quota, JoinHandle<()>) {
     let changes = feed.subscribe();
@@ -62,6 +63,8 @@ pub fn start(
         clock: LaggingClock::new(),
         epoch: AtomicU64::new(0),
         returns: Returns::default(),
+        clients: Arc::default(),
+        stale_max,
         claims: TaskTracker::new(),
         closing: stop,
         registered: AtomicBool::new(false),
@@ -96,7 +99,7 @@ impl Holder {
             };
             match change {
                 None => return,
-                Some(Change::Key(_)) => {}
+                Some(Change::Key(key_id)) => self.clients.tell_key(&key_id),
                 Some(Change::Account(eco_id)) => self.note_changed(&eco_id),
                 Some(Change::Everything | Change::Plans) => self.note_all_changed(),
                 Some(Change::Recall(eco_id)) => self.answer_recall(&eco_id),
@@ -113,6 +116,7 @@ impl Holder {
             self.give_back(eco_id, &account, slot.forget(), false);
             account.returned.notify_waiters();
         }
+        self.clients.tell(eco_id);
     }
 
     fn note_all_changed(&self) {
@@ -123,6 +127,7 @@ impl Holder {
             self.give_back(eco_id, &account, returns, false);
             account.returned.notify_waiters();
         }
+        self.clients.tell_all();
     }
 
     /// Somebody is short of units: ours go back, and whoever asked hears of it also if there are none.
@@ -131,6 +136,7 @@ impl Holder {
             let (account, returns) = (slot.account.clone(), slot.drain());
             self.give_back(eco_id, &account, returns, true);
         }
+        self.clients.tell(eco_id);
     }
 
     async fn sweep_until(&self, stop: CancellationToken) {

@@ -12,13 +12,17 @@
 //! | `held` | a lease in memory, and units of it that may come back |
 //! | `claim` | asks the database for units |
 //! | `settle` | gives back what was not spent, until the database has it |
+//! | `lend` | lends units to clients, who admit from them in their own process |
+//! | `clients` | these clients: how many there may be, and that they are told to give back |
 //! | `metrics` | what is counted |
 //! | `keeper` | listens to changes, sweeps what is idle, gives signs of life, settles at the end |
 
 mod account;
 mod claim;
+mod clients;
 mod held;
 mod keeper;
+mod lend;
 mod metrics;
 mod settle;
 
@@ -42,6 +46,7 @@ use uuid::Uuid;
 use self::{
     account::{Account, Slot, Step},
     claim::Ask,
+    clients::Clients,
     metrics::QuotaMetrics,
     settle::Returns,
 };
@@ -54,6 +59,7 @@ use crate::{
 
 pub use held::Reservation;
 pub use keeper::start;
+pub use lend::{Client, Lending, Position};
 
 /// How long the last refusal waits for units that others hold.
 const RECALL_WAIT: Duration = Duration::from_millis(250);
@@ -106,6 +112,9 @@ struct Holder {
     /// Counts the times at which everything changed.
     epoch: AtomicU64,
     returns: Returns,
+    clients: Arc<Clients>,
+    /// How long clients may use what they hold while no changes are heard.
+    stale_max: Duration,
     /// Claims under way: they end also when their callers do not wait for them.
     claims: TaskTracker,
     closing: CancellationToken,

@@ -8,11 +8,14 @@ use std::{
 
 use nexus_core::{id::EcoId, period::Period};
 use nexus_kit::db;
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Holder, account::Account, held::Drained, metrics::count_units};
+use super::{Holder, account::Account, held::Drained, lend::Lent, metrics::count_units};
 use crate::{domain::lease::Return, store};
 
 /// Leases settled in one transaction.
@@ -34,6 +37,33 @@ pub(super) enum Due {
     },
     /// A grant's answer was lost.
     Disown { lease_id: Uuid, period: Period },
+    /// A client settles a lease.
+    Lent(Settlement),
+    /// A client is gone, and its lease with it.
+    Leave(Lent),
+}
+
+/// A lease of a client that is settled.
+#[derive(Debug)]
+pub(super) struct Settlement {
+    lease_id: Uuid,
+    /// Whose it has to be; `None`: of any client of the account.
+    client: Option<Uuid>,
+    used: i64,
+    /// Somebody waits for it.
+    pub(super) answer: bool,
+    /// The lease, where it was lent here.
+    pub(super) lease: Option<Lent>,
+    /// What the database said: the units that came back, or that it is no such client's.
+    returned: Option<i64>,
+    /// Told whether it was such a client's.
+    pub(super) done: Option<oneshot::Sender<bool>>,
+}
+
+impl Settlement {
+    pub(super) fn of(lease_id: Uuid, client: Option<Uuid>, used: i64) -> Self {
+        Self { lease_id, client, used, answer: false, lease: None, returned: None, done: None }
+    }
 }
 
 /// All that is due.
@@ -70,7 +100,7 @@ impl Due {
                 account.returning.fetch_add(lease.unspent - before, Ordering::AcqRel);
                 is_final
             }
-            Self::Disown { .. } => true,
+            Self::Disown { .. } | Self::Lent(_) | Self::Leave(_) => true,
         }
     }
 }
@@ -108,11 +138,11 @@ impl Holder {
     /// Returns once nothing is due but what is reserved.
     pub(super) async fn settle_all(&self) {
         loop {
-            let due = self.returns.take();
+            let mut due = self.returns.take();
             if due.is_empty() {
                 return;
             }
-            let done = self.settle(&due).await;
+            let done = self.settle(&mut due).await;
             self.note_outcome(&done);
             match done {
                 Ok(()) => self.note_settled(due),
@@ -125,7 +155,7 @@ impl Holder {
         }
     }
 
-    async fn settle(&self, due: &[(EcoId, Due)]) -> sqlx::Result<()> {
+    async fn settle(&self, due: &mut [(EcoId, Due)]) -> sqlx::Result<()> {
         let mut connection = db::acquire(&self.pool).await?;
         let settled = timeout(BOUND, async {
             for answers in [true, false] {
@@ -142,10 +172,24 @@ impl Holder {
                     store::quota_leases::settle(&mut connection, &returns, answers).await?;
                 }
             }
+            let mut left = Vec::new();
             for (eco_id, due) in due {
-                if let Due::Disown { lease_id, period } = due {
-                    store::quota_leases::disown(&mut connection, *lease_id, eco_id, *period).await?;
+                match due {
+                    Due::Settle { .. } => {}
+                    Due::Disown { lease_id, period } => {
+                        store::quota_leases::disown(&mut connection, *lease_id, eco_id, *period).await?;
+                    }
+                    Due::Lent(Settlement { lease_id, client, used, answer, returned, .. }) => {
+                        let ids = (*lease_id, *client);
+                        let settled =
+                            store::quota_leases::settle_lent(&mut connection, ids, eco_id, *used, *answer);
+                        *returned = settled.await?;
+                    }
+                    Due::Leave(lent) => left.push(lent.lease_id()),
                 }
+            }
+            if !left.is_empty() {
+                store::quota_leases::leave_to_client(&mut connection, &left).await?;
             }
             Ok(())
         });
@@ -155,14 +199,37 @@ impl Holder {
     /// Lets those who wait for units here try again: they need not wait for the feed.
     fn note_settled(&self, due: Vec<(EcoId, Due)>) {
         for (eco_id, due) in due {
-            if let Due::Settle { lease, account, answer } = due {
-                count_units(&self.metrics.returned, lease.unspent);
-                account.returning.fetch_sub(lease.unspent, Ordering::AcqRel);
-                account.unsettled.fetch_sub(usize::from(lease.may_return), Ordering::AcqRel);
-                if answer || lease.unspent > 0 {
-                    self.note_returned(&eco_id);
+            match due {
+                Due::Settle { lease, account, answer } => {
+                    count_units(&self.metrics.returned, lease.unspent);
+                    account.returning.fetch_sub(lease.unspent, Ordering::AcqRel);
+                    account.unsettled.fetch_sub(usize::from(lease.may_return), Ordering::AcqRel);
+                    if answer || lease.unspent > 0 {
+                        self.note_returned(&eco_id);
+                    }
                 }
+                Due::Disown { .. } => {}
+                Due::Lent(settlement) => self.note_lent_settled(&eco_id, settlement),
+                Due::Leave(lent) => lent.forget(),
             }
+        }
+    }
+
+    fn note_lent_settled(&self, eco_id: &EcoId, settlement: Settlement) {
+        let Settlement { answer, lease, returned, done, .. } = settlement;
+        let units = returned.unwrap_or(0);
+        if let Some(lease) = lease {
+            if let Some(mut slot) = self.accounts.get_mut(eco_id).filter(|slot| slot.is_of(lease.period)) {
+                slot.take_back(units);
+            }
+            lease.forget();
+        }
+        if answer || units > 0 {
+            self.note_returned(eco_id);
+        }
+        if let Some(done) = done {
+            // The client may have gone.
+            let _ = done.send(returned.is_some());
         }
     }
 

@@ -1,0 +1,109 @@
+//! Hands units to a client, which admits calls from them in its own process, and settles them.
+
+use std::time::Duration;
+
+use nexus_core::id::{ApiKeyText, EcoId};
+use uuid::Uuid;
+
+use super::{
+    quota::{Client, Lending, Position, Quota},
+    verify_api_key::Keys,
+};
+use crate::error::Error;
+
+/// What a client wishes, in this order.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish {
+    /// A lease that it settles, and the units that it used of it.
+    pub settle: Option<(Uuid, i64)>,
+    /// The id of a lease that it wants, and units at most.
+    pub want: Option<(Uuid, i64)>,
+    /// It wants nothing more.
+    pub release: bool,
+}
+
+/// The answer to a wish.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer {
+    /// A lease, and its units.
+    pub granted: Option<(Uuid, i64)>,
+    /// When to ask again, where nothing was granted.
+    pub retry: Duration,
+    /// Where the account stands.
+    pub position: Position,
+}
+
+/// A client with a stream.
+pub struct Session {
+    client: Client,
+    keys: Keys,
+    /// The API key that it came with.
+    key: Option<ApiKeyText>,
+}
+
+impl Session {
+    /// Of a client of the account.
+    pub async fn open(
+        quota: &Quota,
+        keys: Keys,
+        key: Option<ApiKeyText>,
+        eco_id: &EcoId,
+    ) -> Result<Self, Error> {
+        let key_id = key.as_ref().map(|key| key.key_id().to_owned());
+        Ok(Self { client: quota.client(eco_id, key_id).await?, keys, key })
+    }
+
+    /// The account.
+    pub fn eco_id(&self) -> &EcoId {
+        self.client.eco_id()
+    }
+
+    /// Whether it has leases that are not settled.
+    pub fn holds(&self) -> bool {
+        self.client.holds()
+    }
+
+    /// Returns once everything that it holds is to be asked back, with whether its API key may have changed. It may
+    /// be dropped while it waits: nothing is lost.
+    pub async fn told(&mut self) -> bool {
+        self.client.told().await
+    }
+
+    /// Whether its API key still opens the account.
+    pub async fn verify_again(&self) -> Result<(), Error> {
+        if let Some(key) = &self.key {
+            // The keys hear of a change as well, if perhaps not yet.
+            self.keys.forget(key.key_id());
+            self.keys.verify(key).await?;
+        }
+        Ok(())
+    }
+
+    /// Settles what the client settles.
+    pub async fn settle(&mut self, wish: &Wish) -> Result<(), Error> {
+        match wish.settle {
+            Some((lease_id, used)) => self.client.settle(lease_id, used).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Grants what it wants, as far as it is left.
+    pub async fn grant(&mut self, wish: &Wish) -> Result<Answer, Error> {
+        let Some((lease_id, units)) = wish.want else { return Ok(self.nothing(Duration::ZERO)) };
+        if let Some(key) = &self.key {
+            self.keys.verify(key).await?;
+        }
+        Ok(match self.client.lend(lease_id, units).await? {
+            Lending::Granted(units) => {
+                let position = self.client.position();
+                Answer { granted: Some((lease_id, units)), retry: Duration::ZERO, position }
+            }
+            Lending::Nothing(retry) => self.nothing(retry),
+        })
+    }
+
+    /// The answer to one that gets nothing.
+    pub fn nothing(&mut self, retry: Duration) -> Answer {
+        Answer { granted: None, retry, position: self.client.position() }
+    }
+}
