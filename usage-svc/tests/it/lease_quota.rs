@@ -44,7 +44,8 @@ impl Leasing {
 
     /// The next message, whatever it is.
     pub(crate) async fn next(&mut self) -> Result<LeaseQuotaResponse, Status> {
-        self.answers.message().await.transpose().expect("the stream goes on")
+        let next = tokio::time::timeout(TIMEOUT, self.answers.message()).await;
+        next.expect("nothing came").transpose().expect("the stream goes on")
     }
 
     /// Returns once all is asked back.
