@@ -92,7 +92,7 @@ pub(crate) fn policy(plan: &str) -> &'static str {
     }
 }
 
-fn word(plan: Plan) -> &'static str {
+pub(crate) fn word(plan: Plan) -> &'static str {
     match plan {
         Plan::Free => "free",
         Plan::Pro => "pro",
@@ -101,7 +101,7 @@ fn word(plan: Plan) -> &'static str {
     }
 }
 
-fn time(at: Option<&Timestamp>) -> Option<DateTime<Utc>> {
+pub(crate) fn time(at: Option<&Timestamp>) -> Option<DateTime<Utc>> {
     let at = at?;
     DateTime::from_timestamp(at.seconds, u32::try_from(at.nanos).ok()?)
 }

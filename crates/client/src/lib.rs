@@ -3,11 +3,11 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`tracker`] | [`Tracker`]: delivers usage events in the background, each counted once |
-//! | [`guard`] | [`Guard`]: asks for units of an account's quota |
+//! | [`guard`] | [`Guard`]: asks for units of an account's quota, or holds some and decides in this process |
 //! | [`meter`] | [`MeterLayer`]: a tower layer that does both around an axum or tonic service |
 //! | [`headers`] | the quota in headers of an answer |
 //! | [`credentials`] | who the program is for usage-svc |
-//! | `spool` | the tracker's disk buffer |
+//! | `spool`, `backoff` | the tracker's disk buffer; pauses after failures |
 //! | here | a lazily connected channel per service, and requests that carry credentials and a deadline |
 //!
 //! ```no_run
@@ -34,6 +34,7 @@
 //! # }
 //! ```
 
+mod backoff;
 pub mod credentials;
 pub mod guard;
 pub mod headers;

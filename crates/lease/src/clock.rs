@@ -39,7 +39,7 @@ impl BootTime {
     }
 
     /// An instant from its [`Self::nanos`].
-    pub fn at_nanos(nanos: u64) -> Self {
+    pub const fn at_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 

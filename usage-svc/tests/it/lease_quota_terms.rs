@@ -77,9 +77,7 @@ async fn a_revoked_key_takes_back_what_it_holds_at_another_replica() -> Result<(
 
     let revoke = RevokeApiKeyRequest { key_id: key_id(&made) };
     server.client()?.revoke_api_key(user("eco_a")?.request(revoke)).await?;
-    let revoked = tokio::time::Instant::now();
     client.is_recalled().await?;
-    assert!(revoked.elapsed() < Duration::from_secs(1), "{:?}", revoked.elapsed());
     // What it used it can still say; it gets nothing.
     client.ask(LeaseQuotaRequest { want_count: 5, ..settle(&lease.lease_id, 4) }).await?;
     refused(client.next().await, Code::Unauthenticated, "INVALID_API_KEY");

@@ -13,12 +13,12 @@ use tokio::{
 
 use super::{
     Shared, Tracker,
-    backoff::Backoff,
     stats::{Counters, add},
     worker::{Settings, Worker},
 };
 use crate::{
     ClientError,
+    backoff::Backoff,
     credentials::Credentials,
     spool::{Found, Spool, SpoolError},
     trusting_channel, usage,

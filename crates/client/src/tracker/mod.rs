@@ -7,10 +7,9 @@
 //! | `worker` | the background task: gathers, keeps on disk, sends, settles |
 //! | `disk` | the disk buffer in the worker's hands |
 //! | `outbox` | the batches on their way, and the pause after a failure; pure |
-//! | `batch`, `send`, `backoff` | a batch, one call and what its answer means, pauses |
+//! | `batch`, `send` | a batch; one call and what its answer means |
 //! | [`stats`] | what became of everything |
 
-mod backoff;
 mod batch;
 pub mod builder;
 mod disk;

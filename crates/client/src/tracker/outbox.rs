@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, VecDeque};
 use rand::Rng;
 use tokio::time::{Duration, Instant};
 
-use super::{backoff::Backoff, batch::Batch};
+use super::batch::Batch;
+use crate::backoff::Backoff;
 
 /// Events that may be suspected of failing on their own; with more of them nothing new is taken.
 const MOST_SUSPECTS: usize = 1_000;

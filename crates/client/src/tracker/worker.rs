@@ -15,7 +15,6 @@ use tonic::transport::Channel;
 
 use super::{
     Item, Report,
-    backoff::Backoff,
     batch::Batch,
     disk::Disk,
     outbox::Outbox,
@@ -24,6 +23,7 @@ use super::{
     stats::{Counters, add, get, subtract},
 };
 use crate::{
+    backoff::Backoff,
     credentials::Credentials,
     spool::{Appended, Found, Spool},
 };

@@ -138,6 +138,37 @@ async fn a_call_over_the_limit_is_429_and_not_recorded() -> Result<()> {
     Ok(())
 }
 
+/// Most of these calls are admitted from units that the guard holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_that_holds_units_shows_and_records_the_same() -> Result<()> {
+    let metered = Metered::new(Plan::Free).await?;
+    hear(&metered.db, 1).await?;
+    let guard = metered.server.guard()?.leased(8);
+    let url = serve(MeterLayer::new(metered.tracker.clone(), caller).limit(guard.clone())).await?;
+    let (http, mut served) = (http::client(), 0);
+    let over = loop {
+        let answer = http.get(format!("{url}/v1/things/42")).header("x-account", "eco_a").send().await?;
+        if answer.status() != 200 {
+            break answer;
+        }
+        served += 1;
+        assert_eq!(header(&answer, "x-ratelimit-limit")?, "1000");
+        let remaining: i64 = header(&answer, "x-ratelimit-remaining")?.parse()?;
+        // As last heard: what the replica admits itself is heard later.
+        assert!((0..1_000).contains(&remaining), "{remaining} after {served}");
+    };
+    assert_eq!((over.status().as_u16(), header(&over, "x-ratelimit-remaining")?), (429, "0"));
+    assert_eq!(served, 1_000);
+    metered.tracker.flush().await?;
+    assert_eq!(guard.shutdown(std::time::Duration::from_secs(10)).await.forfeited_units, 0);
+    assert_eq!(counted(&metered.db.pool, "eco_a").await?, each(1_000));
+    assert_eq!(consumed(&metered.db.pool, "eco_a").await?, (1_000, 0), "each under its admission");
+    let held = "select sum(booked_units)::bigint from eco_quota_leases where client_id is not null";
+    let held: i64 = sqlx::query_scalar(held).fetch_one(&metered.db.pool).await?;
+    assert!(held > 100, "{held} of 1,000 were admitted in this process");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_metering_is_away_calls_are_served_and_recorded_later() -> Result<()> {
     let metered = Metered::new(Plan::Free).await?;

@@ -3,6 +3,8 @@
 
 mod delivery;
 mod disk;
+mod guard;
+mod hostile;
 mod http_layer;
 mod queue;
 mod rpc_layer;

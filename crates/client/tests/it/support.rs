@@ -30,13 +30,18 @@ impl Server {
     }
 
     pub(crate) async fn start_at(address: SocketAddr, db: DbArgs) -> Result<Self> {
+        Self::start_with(address, db, Duration::from_secs(60)).await
+    }
+
+    /// One that believes keys, and lets clients use what they hold, for so long without a word of changes.
+    pub(crate) async fn start_with(address: SocketAddr, db: DbArgs, key_stale_max: Duration) -> Result<Self> {
         let config = Config {
             grpc_addr: address,
             metrics_addr: ANY_PORT,
             raw_retention_days: 45,
             ingest_queue: 100_000,
             flush_timeout: Duration::from_secs(35),
-            key_stale_max: Duration::from_secs(60),
+            key_stale_max,
             spool_dir: None,
             spool_max_bytes: 1 << 30,
             auth: settings::auth_args(),
@@ -86,6 +91,14 @@ impl Drop for Server {
             runtime.shutdown_background();
         }
     }
+}
+
+/// Returns once so many servers hear of changes; before, they lend nothing.
+pub(crate) async fn hear(db: &TestDb, servers: i64) -> Result<()> {
+    let beats = "select count(*) from pg_stat_activity
+        where datname = current_database() and state = 'idle' and query like 'select pg_notify%'";
+    while sqlx::query_scalar::<_, i64>(beats).fetch_one(&db.pool).await? < servers {}
+    Ok(())
 }
 
 /// A service that may record and check.

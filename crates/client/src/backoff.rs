@@ -9,18 +9,18 @@ const LONGEST_TOLD: Duration = Duration::from_secs(60);
 
 /// Exponential pauses with jitter.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     /// Before the first retry.
-    pub(super) first: Duration,
+    pub(crate) first: Duration,
     /// However often it failed.
-    pub(super) longest: Duration,
+    pub(crate) longest: Duration,
 }
 
 impl Backoff {
     /// The pause after so many failures in a row, at least 1: between half of the exponential one and all of
     /// it, so that clients that failed together do not come back together. A server that told its own delay
     /// gets that at least, and up to half more.
-    pub(super) fn pause(&self, failures: u32, told: Option<Duration>, rng: &mut impl Rng) -> Duration {
+    pub(crate) fn pause(&self, failures: u32, told: Option<Duration>, rng: &mut impl Rng) -> Duration {
         let doublings = failures.saturating_sub(1).min(20);
         let full = self.first.saturating_mul(1 << doublings).min(self.longest);
         let own = full.mul_f64(rng.random_range(0.5..=1.0));

@@ -1,4 +1,7 @@
-//! Asks usage-svc for units of an account's quota, one call of `CheckQuota` each.
+//! Asks usage-svc for units of an account's quota: one call of `CheckQuota` each, or, with [`Guard::leased`], for busy
+//! accounts many at a time, which are then used one by one without a call.
+
+mod lease;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -17,6 +20,9 @@ use crate::{
     headers::{self, Quota},
     is_transient, usage,
 };
+use lease::Leases;
+
+pub use lease::LeaseReport;
 
 /// How long a usage-svc that was away is not asked again.
 const REST: Duration = Duration::from_secs(1);
@@ -99,6 +105,7 @@ pub struct Guard {
     credentials: Credentials,
     timeout: Duration,
     rests_until: Arc<Mutex<Option<Instant>>>,
+    leases: Option<Leases>,
 }
 
 impl Guard {
@@ -106,7 +113,7 @@ impl Guard {
     /// A check takes 500 ms at most.
     pub fn new(channel: Channel, credentials: Credentials) -> Self {
         let timeout = Duration::from_millis(500);
-        Self { client: usage(channel), credentials, timeout, rests_until: Arc::default() }
+        Self { client: usage(channel), credentials, timeout, rests_until: Arc::default(), leases: None }
     }
 
     /// Longest time that a check may take. A check holds up the call it is for.
@@ -116,9 +123,32 @@ impl Guard {
         self
     }
 
-    /// Asks for units, all or none. It asks once: a retry elsewhere could consume twice. After a usage-svc that
+    /// Holds units of accounts that are checked often, of so many at a time (512 at most), each over a stream. Their checks are then decided in this process, without a call; others still ask, and so
+    /// does every check for which the held units do not suffice, so that a limit stays exact. What is held lasts
+    /// about half a second where units are limited, goes back when somebody else needs it, the plan changes, or
+    /// nobody asks for it; while usage-svc is away it is used up, for a minute at most. End the program with
+    /// [`Guard::shutdown`]: units that were not given back are lost to their account for the period.
+    #[must_use]
+    pub fn leased(mut self, max_accounts: usize) -> Self {
+        self.leases = Some(Leases::new(self.client.clone(), self.credentials.clone(), max_accounts));
+        self
+    }
+
+    /// Gives back all units that are held, until the deadline. From then on every check asks. Clones hold nothing
+    /// any more either.
+    pub async fn shutdown(&self, deadline: Duration) -> LeaseReport {
+        match &self.leases {
+            Some(leases) => leases.shutdown(deadline).await,
+            None => LeaseReport { forfeited_units: 0 },
+        }
+    }
+
+    /// Asks for units, all or none; from those that are held, where there are any. It asks once: a retry elsewhere could consume twice. After a usage-svc that
     /// was away, checks fail at once for a second, so that an outage does not slow every call down.
     pub async fn check(&self, eco_id: &str, units_count: i64) -> Result<Decision, GuardError> {
+        if let Some(admitted) = self.leases.as_ref().and_then(|leases| leases.admit(eco_id, units_count)) {
+            return Ok(Decision::Admitted(admitted));
+        }
         if self.rests() {
             return Err(GuardError::Unavailable("it was away a moment ago".to_owned()));
         }
