@@ -19,10 +19,12 @@
 //! | [`domain`] | types and rules; pure |
 //! | [`store`] | the only SQL; one file a table; every function takes a connection |
 //! | [`spool`] | events on a volume while the database is away |
+//! | [`clock`] | time that only goes forward |
 //! | [`error`] | what can go wrong, and the status each is |
 //! | [`config`] | flags and environment |
 
 pub mod app;
+pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod error;
@@ -56,7 +58,6 @@ use tonic::service::Routes;
 
 pub use config::Config;
 pub use error::{Error, StartError};
-use nexus_lease::clock;
 
 /// More writers than this divide batches into parts that are too small. Each takes a slot of the counters.
 const MAX_WRITERS: u32 = 4;
