@@ -24,17 +24,17 @@ pub async fn for_recording(
     ids: &[&str],
 ) -> sqlx::Result<HashMap<EcoId, Account>> {
     let rows = sqlx::query!(
-        // Nothing is counted in a period that began longer ago.
-        r#"select distinct on (i.eco_id) i.eco_id, i.closed_time, s.anchor_time,
-                  coalesce(z.closed_segments, '{}') as "closed_segments!"
-           from eco_identities i join eco_subscriptions s using (eco_id)
-           left join (select eco_id, array_agg(period_start) as closed_segments
-                      from unnest($1::text[]) as k (eco_id) join eco_usage_segments using (eco_id)
-                      where recorded_units is not null
-                        and period_start > now() - interval '40 days'
-                      group by eco_id) z using (eco_id)
-           where i.eco_id = any($1)
-           order by i.eco_id, s.ended_time desc nulls first, s.subscription_id desc"#,
+        // Row by row from the ids, so that the cost is that of these accounts, however many there are. Nothing is
+        // counted in a period that began longer ago.
+        r#"select i.eco_id, i.closed_time, s.anchor_time, z.closed_segments as "closed_segments!"
+           from unnest($1::text[]) as k (eco_id) join eco_identities i using (eco_id)
+           cross join lateral (select anchor_time from eco_subscriptions
+                               where eco_id = i.eco_id
+                               order by ended_time desc nulls first, subscription_id desc limit 1) s
+           cross join lateral (select coalesce(array_agg(period_start), '{}') as closed_segments
+                               from eco_usage_segments
+                               where eco_id = i.eco_id and recorded_units is not null
+                                 and period_start > now() - interval '40 days') z"#,
         ids as &[&str],
     )
     .fetch_all(connection)
