@@ -170,11 +170,13 @@ nexus_usage eco_plans: select
 nexus_usage eco_quota_holders: select insert update delete
 nexus_usage eco_quota_leases: select insert update delete
 nexus_usage eco_quota_usage: select insert update
+nexus_usage eco_spool_cursors: select insert update
 nexus_usage eco_subscriptions: select
 nexus_usage eco_usage_changes: insert
 nexus_usage eco_usage_counters: select insert update
 nexus_usage eco_usage_daily: select insert update delete
 nexus_usage eco_usage_hourly: select insert update delete
+nexus_usage eco_usage_quarantine: select insert
 nexus_usage eco_usage_retention: select
 nexus_usage eco_usage_routes: select insert update
 nexus_usage eco_usage_segments: select
@@ -215,6 +217,7 @@ async fn each_role_has_its_grants_and_no_more() -> Result<()> {
         [
             "nexus_usage aggregate_daily_usage",
             "nexus_usage increment_api_calls",
+            "nexus_usage nexus_advance_spool_cursor",
             "nexus_usage nexus_disown_lease",
             "nexus_usage nexus_drop_usage_partitions",
             "nexus_usage nexus_ensure_usage_partitions",

@@ -92,7 +92,7 @@ async fn an_event_that_cannot_be_written_fails_only_its_own_call() -> Result<()>
         recorder.record(vec![event_on("/v1/b")?]),
     );
     assert_eq!((before?, after?), (vec![Outcome::Accepted], vec![Outcome::Accepted]));
-    assert!(matches!(poison, Err(Error::Flush(FlushError::Failed))), "{poison:?}");
+    assert!(matches!(poison, Err(Error::Flush(FlushError::Rejected))), "{poison:?}");
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(2));
     stop.cancel();
     writer.await?;
@@ -113,7 +113,7 @@ async fn where_one_writers_part_fails_the_same_events_sent_again_are_counted_onc
         .execute(&db.pool)
         .await?;
     let failed = recorder.record(events.clone()).await;
-    assert!(matches!(failed, Err(Error::Flush(FlushError::Failed))), "{failed:?}");
+    assert!(matches!(failed, Err(Error::Flush(FlushError::Rejected))), "{failed:?}");
     sqlx::query("alter table eco_usage_counters drop constraint fails").execute(&db.pool).await?;
 
     let again = recorder.record(events).await?;
