@@ -1,10 +1,10 @@
 //! The three services behind the gateway: one method an RPC, each with credentials, a deadline and the
 //! trace context. What their statuses mean over REST is in [`status`].
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use chrono::Utc;
-use nexus_client::{CallOptions, is_transient};
+use nexus_client::CallOptions;
 use nexus_core::id::ApiKeyText;
 use nexus_kit::telemetry;
 use nexus_proto::{
@@ -25,9 +25,6 @@ use crate::{
 
 /// The scheduler's answer comes within 55 s, so the run's answer is wanted before.
 const OVERAGE_TIMEOUT: Duration = Duration::from_secs(54);
-/// Pause before a failed recording is sent again; doubled each time, up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Clients of the three services.
 pub struct Backend {
@@ -35,7 +32,7 @@ pub struct Backend {
     billing: BillingServiceClient<Channel>,
     analytics: AnalyticsServiceClient<Channel>,
     channels: [(&'static str, Channel); 3],
-    tokens: ServiceTokens,
+    tokens: Arc<ServiceTokens>,
     timeout: Duration,
 }
 
@@ -54,7 +51,7 @@ impl Backend {
             billing: nexus_client::billing(billing.clone()),
             analytics: nexus_client::analytics(analytics.clone()),
             channels: [("usage-svc", usage), ("billing-svc", billing), ("analytics-svc", analytics)],
-            tokens: ServiceTokens::new(config.auth.service_token_secret.clone()),
+            tokens: Arc::new(ServiceTokens::new(config.auth.service_token_secret.clone())),
             timeout: config.backend_timeout,
         })
     }
@@ -62,6 +59,17 @@ impl Backend {
     /// The services' names and channels, for readiness.
     pub fn channels(&self) -> &[(&'static str, Channel); 3] {
         &self.channels
+    }
+
+    /// The channel to usage-svc.
+    pub fn usage_channel(&self) -> Channel {
+        self.channels[0].1.clone()
+    }
+
+    /// Who the gateway is for the services, for calls that others make in its name.
+    pub fn credentials(&self) -> nexus_client::Credentials {
+        let tokens = self.tokens.clone();
+        nexus_client::Credentials::from_fn(move || Ok(format!("Bearer {}", tokens.get(Utc::now())?)))
     }
 
     /// What a call of the gateway's own carries.
@@ -218,17 +226,6 @@ impl Backend {
             .map_err(|s| status::of_api_key(&s))
     }
 
-    /// Admits one unit for an account.
-    pub async fn check_quota(&self, eco_id: &str) -> Result<usage::CheckQuotaResponse, Error> {
-        let mut client = self.usage.clone();
-        let send = |r| async move { client.check_quota(r).await };
-        let request =
-            usage::CheckQuotaRequest { eco_id: eco_id.to_owned(), units_count: 1, request_id: String::new() };
-        call("UsageService.CheckQuota", self.own(self.timeout)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::of_quota(&s, Utc::now(), &mut rand::rng()))
-    }
-
     /// An account's usage of the current period, whoever asks.
     pub async fn usage_of(&self, eco_id: &str) -> Result<usage::GetCurrentUsageResponse, Error> {
         let mut client = self.usage.clone();
@@ -237,26 +234,6 @@ impl Backend {
         call("UsageService.GetCurrentUsage", self.own(self.timeout)?, self.timeout, request, send)
             .await
             .map_err(|s| status::rest(&s, Credentials::Gateway, "Account not found"))
-    }
-
-    /// Records an event: while the service is away it is sent again, the same event each time.
-    pub async fn record(&self, event: usage::UsageEvent) -> Result<(), Error> {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let mut client = self.usage.clone();
-            let send = |r| async move { client.record_usage(r).await };
-            let request = usage::RecordUsageRequest { event: Some(event.clone()) };
-            let options = self.own(self.timeout)?;
-            match call("UsageService.RecordUsage", options, self.timeout, request, send).await {
-                Ok(_) => return Ok(()),
-                Err(failed) if is_transient(&failed) => {
-                    tracing::warn!(code = ?failed.code(), "the event is not recorded yet");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-                Err(failed) => return Err(status::rest(&failed, Credentials::Gateway, "Account not found")),
-            }
-        }
     }
 }
 

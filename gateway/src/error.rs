@@ -35,6 +35,8 @@ pub enum StartError {
     Auth(#[from] AuthConfigError),
     #[error("{variable} (--{flag}): {error}")]
     Address { variable: &'static str, flag: &'static str, error: nexus_client::ClientError },
+    #[error("the tracker of calls: {0}")]
+    Tracker(#[from] nexus_client::BuildError),
     #[error(transparent)]
     Serve(#[from] ServeError),
 }

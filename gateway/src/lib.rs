@@ -10,7 +10,6 @@
 //! | [`query`], [`body`] | query parameters and JSON bodies, all violations at once |
 //! | [`routes`] | one file a group of endpoints: parse, call the service, convert the answer |
 //! | [`metering`] | around a tracked endpoint: whose key, quota, record |
-//! | [`recorder`] | events of answered calls, until they are committed |
 //! | [`backend`] | the clients of the three services: credentials, deadline, trace context |
 //! | [`token`] | the gateway's own service tokens |
 //! | [`status`] | what a service's status means over REST |
@@ -31,13 +30,15 @@ pub mod metering;
 pub mod problem;
 pub mod query;
 pub mod readiness;
-pub mod recorder;
 pub mod routes;
 pub mod server;
 pub mod status;
 pub mod token;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use nexus_kit::{
     auth::Authenticator,
@@ -50,10 +51,13 @@ use tokio_util::sync::CancellationToken;
 
 use auth::SecretDigest;
 use backend::Backend;
-use recorder::Recorder;
+use metering::Meter;
 
 pub use config::Config;
 pub use error::{Error, StartError};
+
+/// A gateway that stops delivers the events of answered calls for so long at least.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
 
 /// What all handlers share.
 pub type App = Arc<Gateway>;
@@ -64,8 +68,8 @@ pub struct Gateway {
     pub auth: Authenticator,
     /// The services.
     pub backend: Arc<Backend>,
-    /// The events of answered calls.
-    pub recorder: Recorder,
+    /// Meters tracked endpoints.
+    pub meter: Meter,
     /// What the scheduler must show; nothing: not configured.
     pub cron_secret: Option<SecretDigest>,
     /// Counts requests.
@@ -96,7 +100,7 @@ pub async fn serve(
     let app = Arc::new(Gateway {
         auth: Authenticator::new(&config.auth)?,
         readiness: readiness::readiness(backend.clone()),
-        recorder: Recorder::new(backend.clone(), config.backend_timeout),
+        meter: Meter::new(&config, &backend).await?,
         backend,
         cron_secret: config.cron_secret.as_ref().and_then(SecretDigest::of),
         metrics: Metrics::new(),
@@ -111,12 +115,15 @@ pub async fn serve(
         app.readiness.clone(),
         stop_operations.clone(),
     ));
-    let served = async {
-        server::serve(listeners.main, routes::router(app.clone()), tls, shutdown.clone()).await;
-        app.recorder.drain().await;
+    let served = server::serve(listeners.main, routes::router(app.clone()), tls, shutdown.clone());
+    let until = async {
+        shutdown.cancelled().await;
+        Instant::now() + grace
     };
     // Nothing to report of a drain that was cut off: it is logged.
-    let _drained = serve::drained(served, &shutdown, grace).await;
+    let (_drained, until) = tokio::join!(serve::drained(served, &shutdown, grace), until);
+    let rest = until.saturating_duration_since(Instant::now());
+    app.meter.shutdown(rest.max(LAST_EVENTS)).await;
     stop_operations.cancel();
     if let Err(error) = operations.await {
         tracing::error!(%error, "the operations port failed");

@@ -1,6 +1,10 @@
 //! Around a tracked endpoint: whose key it is, a unit of the quota, the endpoint itself, and the event that
 //! records the call. What cannot be admitted is refused and not recorded; what is admitted is answered and
-//! recorded, as a rule before the answer goes out (see [`crate::recorder`]).
+//! recorded, as a rule before the answer goes out.
+//!
+//! Both are done as any service does them: `nexus-client`'s guard holds units of busy accounts, its tracker delivers
+//! the events, the same each time, until each is committed. Whoever takes a call first takes a place for its event,
+//! so that their number is bounded; without a free one the call is refused before it takes a unit.
 
 use std::{
     convert::Infallible,
@@ -13,19 +17,111 @@ use axum::{
 };
 use chrono::Utc;
 use http::{Method, request::Parts};
-use nexus_client::headers::Quota;
+use nexus_client::{
+    Guard, Tracker,
+    guard::{Admitted as Unit, Decision},
+    headers::Quota,
+    tracker::{Delivery, Place},
+};
 use nexus_core::id::ApiKeyText;
-use nexus_kit::convert::timestamp;
-use nexus_proto::usage::v1::{UsageEvent, VerifyApiKeyResponse};
+use nexus_kit::{convert::timestamp, telemetry};
+use nexus_proto::usage::v1::{EventOutcome, UsageEvent, VerifyApiKeyResponse};
+use tokio::time::timeout;
+use tonic::metadata::MetadataMap;
+use tracing::Span;
 use uuid::Uuid;
 
-use crate::{Gateway, convert::required_time, error::Error, layer::Arrival, recorder::Place};
+use crate::{
+    Gateway,
+    backend::Backend,
+    config::Config,
+    convert::required_time,
+    error::{Error, StartError},
+    layer::Arrival,
+    status,
+};
 
+/// Events that may wait at once.
+const PLACES: usize = 10_000;
+/// Accounts of which units are held at a time.
+const LEASED_ACCOUNTS: usize = 256;
+/// Calls that deliver events at once; what comes meanwhile goes together with the next.
+const DELIVERIES: usize = 8;
 /// Longest response time an event may carry.
 const MAX_RESPONSE_TIME: Duration = Duration::from_secs(86_400);
 
 /// Policy of keys in test mode, which are never limited.
 const TEST_POLICY: &str = "test-monthly";
+
+/// The guard and the tracker.
+pub struct Meter {
+    guard: Guard,
+    tracker: Tracker,
+    /// How long an answer waits for its event.
+    patience: Duration,
+}
+
+impl Meter {
+    /// Of the usage-svc that the configuration names.
+    pub async fn new(config: &Config, backend: &Backend) -> Result<Self, StartError> {
+        let patience = config.backend_timeout;
+        let guard = Guard::new(backend.usage_channel(), backend.credentials()).timeout(patience);
+        let mut tracker = Tracker::builder(&config.usage_addr, backend.credentials())
+            .flush_interval(Duration::ZERO)
+            .queue_capacity(PLACES)
+            .in_flight(DELIVERIES)
+            .call_timeout(patience)
+            .backoff(Duration::from_millis(50), Duration::from_secs(2));
+        if let Some(ca) = &config.tls_ca {
+            tracker = tracker.trust(ca);
+        }
+        Ok(Self { guard: guard.leased(LEASED_ACCOUNTS), tracker: tracker.build().await?, patience })
+    }
+
+    /// Gives all units back and delivers all events, until the deadline. No call may be taken any more.
+    pub async fn shutdown(&self, deadline: Duration) {
+        let (report, leases) = tokio::join!(self.tracker.shutdown(deadline), self.guard.shutdown(deadline));
+        if report.undelivered > 0 || leases.forfeited_units > 0 {
+            let (events, units) = (report.undelivered, leases.forfeited_units);
+            tracing::error!(events, units, "answered calls are not recorded, or units not given back");
+        }
+    }
+
+    async fn admit(&self, eco_id: &str) -> Result<Unit, Error> {
+        match self.guard.check_with(eco_id, 1, trace()).await {
+            Ok(Decision::Admitted(unit)) => Ok(unit),
+            Ok(Decision::Refused(refused)) => {
+                let refusal = status::over_limit(&refused, Utc::now(), &mut rand::rng());
+                Err(Error::LimitExceeded(Box::new(refusal)))
+            }
+            Err(error) => {
+                Span::current().record("failed_call", "UsageService.CheckQuota");
+                Err(status::of_check(error))
+            }
+        }
+    }
+
+    /// Returns once the event is committed, or goes on without the caller when that takes too long.
+    async fn record(&self, place: Place, event: UsageEvent) {
+        let (eco_id, event_id) = (event.eco_id.clone(), event.event_id.clone());
+        let delivery: Delivery = place.metadata(trace()).track(event);
+        match timeout(self.patience, delivery.outcome()).await {
+            Ok(Ok(EventOutcome::Accepted | EventOutcome::Duplicate)) => {}
+            // What usage-svc refuses for good will not be taken later: say what is not metered.
+            Ok(Ok(outcome)) => {
+                tracing::error!(?outcome, eco_id, event_id, "an answered call was refused by the meter");
+            }
+            Ok(Err(_)) | Err(_) => tracing::warn!("the call is answered before its event is committed"),
+        }
+    }
+}
+
+/// The trace that the request belongs to.
+fn trace() -> MetadataMap {
+    let mut metadata = MetadataMap::new();
+    telemetry::propagate_trace_to_rpc(&mut metadata);
+    metadata
+}
 
 /// What an event tells of a call before it is answered.
 pub struct Call {
@@ -50,19 +146,19 @@ pub struct Admitted {
     /// Whose key it was made with.
     pub caller: VerifyApiKeyResponse,
     call: Call,
-    quota: Quota,
-    /// For the event; empty for a key in test mode, which has no quota.
-    admission: String,
+    /// For the event; no admission for a key in test mode, which has no quota.
+    unit: Unit,
     place: Place,
 }
 
 impl Admitted {
     /// Verifies the key and takes a unit of its account's quota.
     pub async fn new(app: &Gateway, key: &ApiKeyText, call: Call) -> Result<Self, Error> {
-        let (backend, place) = (&app.backend, app.recorder.reserve()?);
-        let caller = backend.verify_api_key(key).await?;
-        if caller.test_mode {
-            let usage = backend.usage_of(&caller.eco_id).await?;
+        let place = app.meter.tracker.reserve();
+        let place = place.map_err(|_| Error::unavailable("too many events are under way"))?;
+        let caller = app.backend.verify_api_key(key).await?;
+        let unit = if caller.test_mode {
+            let usage = app.backend.usage_of(&caller.eco_id).await?;
             let quota = Quota {
                 policy: TEST_POLICY,
                 limit: -1,
@@ -70,12 +166,11 @@ impl Admitted {
                 period_start: required_time("period_start", usage.period_start_time.as_ref())?,
                 period_end: required_time("period_end", usage.period_end_time.as_ref())?,
             };
-            return Ok(Self { caller, call, quota, admission: String::new(), place });
-        }
-        let admitted = backend.check_quota(&caller.eco_id).await?;
-        let quota = Quota::of(&admitted)
-            .ok_or_else(|| Error::Internal("the service admitted a call to no period".to_owned()))?;
-        Ok(Self { caller, call, quota, admission: admitted.admission, place })
+            Unit { admission: String::new(), quota }
+        } else {
+            app.meter.admit(&caller.eco_id).await?
+        };
+        Ok(Self { caller, call, unit, place })
     }
 
     /// Records the call, then lets the answer go out with the headers of the quota.
@@ -93,10 +188,10 @@ impl Admitted {
             response_time_ms: i32::try_from(took.as_millis()).unwrap_or(i32::MAX),
             units_count: 1,
             api_key_id: self.caller.key_id,
-            admission: self.admission,
+            admission: self.unit.admission,
         };
-        app.recorder.record(self.place, event).await;
-        self.quota.set(response.headers_mut(), now);
+        app.meter.record(self.place, event).await;
+        self.unit.quota.set(response.headers_mut(), now);
         response
     }
 }

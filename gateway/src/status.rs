@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use http::HeaderMap;
-use nexus_client::{guard::Refused, is_transient};
+use nexus_client::{
+    guard::{GuardError, Refused},
+    is_transient,
+};
 use nexus_kit::{
     status::{RETRY_SOON, reason},
     validate::Violations,
@@ -57,15 +60,18 @@ pub fn of_api_key(status: &Status) -> Error {
     }
 }
 
-/// The meaning of a refusal of `CheckQuota`.
-pub fn of_quota(status: &Status, now: DateTime<Utc>, rng: &mut impl Rng) -> Error {
-    match Refused::of(status) {
-        Some(refused) => Error::LimitExceeded(Box::new(over_limit(&refused, now, rng))),
-        None => rest(status, Credentials::Gateway, "Account not found"),
+/// The meaning of a check that came to no decision.
+pub fn of_check(error: GuardError) -> Error {
+    match error {
+        GuardError::Unavailable(reason) => Error::Unavailable { retry: RETRY_SOON, reason },
+        GuardError::UnknownAccount(_) => Error::NotFound("Account not found"),
+        GuardError::ClosedAccount(_) => Error::AccountClosed,
+        GuardError::Failed(reason) => Error::Internal(reason),
     }
 }
 
-fn over_limit(refused: &Refused, now: DateTime<Utc>, rng: &mut impl Rng) -> LimitExceeded {
+/// The meaning of a refusal.
+pub fn over_limit(refused: &Refused, now: DateTime<Utc>, rng: &mut impl Rng) -> LimitExceeded {
     let mut headers = HeaderMap::new();
     refused.quota.set(&mut headers, now);
     refused.quota.set_retry_after(&mut headers, refused.retry, now, rng);

@@ -50,8 +50,8 @@ use nexus_proto::{
     usage::v1::usage_service_client::UsageServiceClient,
 };
 use tonic::{
-    Code, Request, Status,
-    metadata::{Ascii, MetadataValue},
+    Code, Extensions, Request, Status,
+    metadata::{Ascii, MetadataMap, MetadataValue},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
@@ -167,7 +167,12 @@ impl CallOptions {
 
     /// A request with both.
     pub fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
+        self.request_with(MetadataMap::new(), message)
+    }
+
+    /// A request with both and this beside, e.g. the trace that it belongs to.
+    pub(crate) fn request_with<T>(&self, metadata: MetadataMap, message: T) -> Request<T> {
+        let mut request = Request::from_parts(metadata, Extensions::new(), message);
         request.set_timeout(self.timeout);
         request.metadata_mut().insert("authorization", self.authorization.clone());
         request

@@ -98,6 +98,26 @@ async fn a_call_whose_recording_takes_too_long_is_answered_and_recorded_later() 
     Ok(())
 }
 
+/// Such calls are admitted from units that the gateway holds, which it gives back when it stops.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_of_a_busy_account_are_admitted_and_recorded_like_others() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_free", Plan::Free).await?;
+    let key = suite.api_key("eco_free", false).await?;
+    for _ in 0..60 {
+        assert_eq!(suite.get(PING, &key).await?.status, 200);
+    }
+    assert_eq!(suite.recorded("eco_free").await?, 60);
+    suite.drain_gateway().await?;
+    let held = "select sum(booked_units)::bigint, sum(granted_units - returned_units)::bigint,
+                       count(*) filter (where settled_time is null)
+                from eco_quota_leases where client_id is not null";
+    let (booked, used, open): (i64, i64, i64) = sqlx::query_as(held).fetch_one(&suite.db.pool).await?;
+    assert!(booked > 20, "{booked} of 60 were admitted from what was held");
+    assert_eq!((used, open), (booked, 0));
+    Ok(())
+}
+
 #[tokio::test]
 async fn the_key_of_a_closed_account_opens_nothing() -> Result<()> {
     let suite = Suite::start().await?;

@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use nexus_proto::usage::v1::{
     CheckQuotaRequest, CheckQuotaResponse, usage_service_client::UsageServiceClient,
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status, metadata::MetadataMap, transport::Channel};
 use tonic_types::StatusExt;
 
 use crate::{
@@ -90,9 +90,12 @@ pub enum GuardError {
     /// usage-svc is away, late or overloaded.
     #[error("usage-svc is unavailable: {0}")]
     Unavailable(String),
-    /// There is no such account, or it is closed.
-    #[error("the account cannot be checked: {0}")]
-    Account(String),
+    /// There is no such account.
+    #[error("the account is unknown: {0}")]
+    UnknownAccount(String),
+    /// The account is closed.
+    #[error("the account is closed: {0}")]
+    ClosedAccount(String),
     /// Our own credentials or request are at fault, or the answer is not one of this contract.
     #[error("the check failed: {0}")]
     Failed(String),
@@ -146,6 +149,16 @@ impl Guard {
     /// Asks for units, all or none; from those that are held, where there are any. It asks once: a retry elsewhere could consume twice. After a usage-svc that
     /// was away, checks fail at once for a second, so that an outage does not slow every call down.
     pub async fn check(&self, eco_id: &str, units_count: i64) -> Result<Decision, GuardError> {
+        self.check_with(eco_id, units_count, MetadataMap::new()).await
+    }
+
+    /// The same with metadata for the call, where one is made, e.g. the trace that the check belongs to.
+    pub async fn check_with(
+        &self,
+        eco_id: &str,
+        units_count: i64,
+        metadata: MetadataMap,
+    ) -> Result<Decision, GuardError> {
         if let Some(admitted) = self.leases.as_ref().and_then(|leases| leases.admit(eco_id, units_count)) {
             return Ok(Decision::Admitted(admitted));
         }
@@ -155,7 +168,9 @@ impl Guard {
         let request = CheckQuotaRequest { eco_id: eco_id.to_owned(), units_count, ..Default::default() };
         let options = self.credentials.options(self.timeout).map_err(|s| GuardError::Failed(describe(&s)))?;
         let mut client = self.client.clone();
-        let answer = tokio::time::timeout(self.timeout, client.check_quota(options.request(request))).await;
+        let answer =
+            tokio::time::timeout(self.timeout, client.check_quota(options.request_with(metadata, request)))
+                .await;
         let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
         let decided = match answer {
             Ok(response) => admitted(response.into_inner()).map(Decision::Admitted),
@@ -190,9 +205,8 @@ fn refusal(status: Status) -> Result<Decision, GuardError> {
             Some(refused) => Ok(Decision::Refused(Box::new(refused))),
             None => Err(GuardError::Failed(format!("a refusal without its figures: {}", status.message()))),
         },
-        (Code::NotFound, _) | (Code::FailedPrecondition, "ACCOUNT_CLOSED") => {
-            Err(GuardError::Account(describe(&status)))
-        }
+        (Code::NotFound, _) => Err(GuardError::UnknownAccount(describe(&status))),
+        (Code::FailedPrecondition, "ACCOUNT_CLOSED") => Err(GuardError::ClosedAccount(describe(&status))),
         (Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented, _) => {
             Err(GuardError::Failed(describe(&status)))
         }

@@ -32,6 +32,7 @@ use tokio::{
     },
     time::Instant,
 };
+use tonic::metadata::MetadataMap;
 use uuid::Uuid;
 
 use crate::credentials::Credentials;
@@ -70,8 +71,15 @@ pub struct Report {
 /// What goes to the worker, in order.
 enum Item {
     /// An event, and who waits for its outcome.
-    Event(UsageEvent, Option<oneshot::Sender<EventOutcome>>),
+    Event(UsageEvent, Option<Box<Waiter>>),
     Flush(oneshot::Sender<()>),
+}
+
+/// Who waits for an event's outcome.
+struct Waiter {
+    decided: oneshot::Sender<EventOutcome>,
+    /// What the call carries that begins with this event.
+    metadata: MetadataMap,
 }
 
 /// Takes events and delivers them. Clones are the same tracker. When the last one is dropped without
@@ -121,7 +129,10 @@ impl Tracker {
     /// and not recorded in vain. A place that is dropped is free again; a shutdown waits for those that are held.
     pub fn reserve(&self) -> Result<Place, Dropped> {
         match self.shared.items.clone().try_reserve_owned() {
-            Ok(permit) => Ok(Place { permit, counters: self.shared.counters.clone() }),
+            Ok(permit) => {
+                let counters = self.shared.counters.clone();
+                Ok(Place { permit, counters, metadata: MetadataMap::new() })
+            }
             Err(refused) => Err(self.dropped(&refused)),
         }
     }
@@ -167,16 +178,24 @@ impl Tracker {
 pub struct Place {
     permit: mpsc::OwnedPermit<Item>,
     counters: Arc<Counters>,
+    metadata: MetadataMap,
 }
 
 impl Place {
+    /// Metadata for the call that delivers the event, e.g. the trace that it belongs to; of events that go out
+    /// together, the first one's.
+    pub fn metadata(mut self, metadata: MetadataMap) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
     /// Takes an event, as [`Tracker::track`] does, and tells what becomes of it.
     pub fn track(self, mut event: UsageEvent) -> Delivery {
         stamp(&mut event, SystemTime::now());
         let (decided, outcome) = oneshot::channel();
         add(&self.counters.queued, 1);
         add(&self.counters.tracked, 1);
-        self.permit.send(Item::Event(event, Some(decided)));
+        self.permit.send(Item::Event(event, Some(Box::new(Waiter { decided, metadata: self.metadata }))));
         Delivery(outcome)
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nexus_proto::usage::v1::{
     BatchRecordUsageRequest, EventResult, UsageEvent, usage_service_client::UsageServiceClient,
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status, metadata::MetadataMap, transport::Channel};
 use tonic_types::StatusExt;
 
 use crate::{credentials::Credentials, is_made_here};
@@ -27,10 +27,11 @@ pub(super) async fn send(
     mut client: UsageServiceClient<Channel>,
     credentials: Credentials,
     timeout: Duration,
+    metadata: MetadataMap,
     events: Vec<UsageEvent>,
 ) -> Answer {
     let request = match credentials.options(timeout) {
-        Ok(options) => options.request(BatchRecordUsageRequest { events }),
+        Ok(options) => options.request_with(metadata, BatchRecordUsageRequest { events }),
         Err(status) => return failed(&status),
     };
     match tokio::time::timeout(timeout, client.batch_record_usage(request)).await {

@@ -14,7 +14,7 @@ use tokio::{
 use tonic::transport::Channel;
 
 use super::{
-    Item, Report,
+    Item, Report, Waiter,
     batch::Batch,
     disk::Disk,
     outbox::Outbox,
@@ -70,7 +70,7 @@ pub(super) struct Worker {
     /// Callers of `flush`, and the number below which everything must have been decided on.
     flushes: Vec<(u64, oneshot::Sender<()>)>,
     /// Who waits for the outcome of an event, by its number.
-    waiters: HashMap<u64, oneshot::Sender<EventOutcome>>,
+    waiters: HashMap<u64, Box<Waiter>>,
     losses_logged: (u64, Option<Instant>),
 }
 
@@ -253,8 +253,9 @@ impl Worker {
             let (first, events) = (batch.first(), batch.events.clone());
             let replica = self.replica;
             let client = self.settings.clients[replica].clone();
-            let call =
-                send::send(client, self.settings.credentials.clone(), self.settings.call_timeout, events);
+            let metadata = self.waiters.get(&first).map(|waiter| waiter.metadata.clone()).unwrap_or_default();
+            let (credentials, timeout) = (self.settings.credentials.clone(), self.settings.call_timeout);
+            let call = send::send(client, credentials, timeout, metadata, events);
             self.calls.push(call.map(move |answer| (first, replica, answer)).boxed());
         }
     }
@@ -328,7 +329,7 @@ impl Worker {
             }
             if let Some(waiter) = self.waiters.remove(number) {
                 // Whoever waited may have gone.
-                waiter.send(outcome).ok();
+                waiter.decided.send(outcome).ok();
             }
         }
         match self.disk.as_mut().filter(|_| batch.on_disk) {

@@ -115,7 +115,7 @@ async fn insist(guard: &Guard, answered: &AtomicU64) -> Result<usize> {
         match guard.check("eco_a", 1).await {
             Ok(Decision::Admitted(_)) => admitted += 1,
             Ok(Decision::Refused(refused)) => anyhow::bail!("{refused:?}"),
-            Err(GuardError::Account(_)) => {}
+            Err(GuardError::UnknownAccount(_)) => {}
             Err(error) => return Err(error.into()),
         }
     }
