@@ -32,9 +32,10 @@ async fn main() -> Result<()> {
         .disk_buffer(env::temp_dir().join("example-axum-service.redb"), 64 * 1024 * 1024)
         .build()
         .await?;
-    let guard = Guard::new(channel.clone(), Credentials::bearer(&token));
-    let mut meter =
-        MeterLayer::new(tracker.clone(), |parts| parts.extensions.get::<Caller>().cloned()).limit(guard);
+    // Checks of busy accounts are decided in this process, from units that it holds.
+    let guard = Guard::new(channel.clone(), Credentials::bearer(&token)).leased(256);
+    let mut meter = MeterLayer::new(tracker.clone(), |parts| parts.extensions.get::<Caller>().cloned())
+        .limit(guard.clone());
     if env::var_os("BEHIND_ENVOY").is_some() {
         meter = meter.behind_envoy();
     }
@@ -50,7 +51,9 @@ async fn main() -> Result<()> {
     let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("listening on http://{}", listener.local_addr()?);
     axum::serve(listener, app).with_graceful_shutdown(async { signal::ctrl_c().await.unwrap_or(()) }).await?;
-    println!("{}", tracker.shutdown(Duration::from_secs(10)).await.stats);
+    let deadline = Duration::from_secs(10);
+    let (delivered, held) = tokio::join!(tracker.shutdown(deadline), guard.shutdown(deadline));
+    println!("{}; {} units not given back", delivered.stats, held.forfeited_units);
     Ok(())
 }
 

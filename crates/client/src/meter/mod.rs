@@ -96,7 +96,8 @@ impl MeterLayer {
         }
     }
 
-    /// Enforces the limit too, and sets the headers of the quota.
+    /// Enforces the limit too, and sets the headers of the quota. With [`Guard::leased`] most calls of busy accounts
+    /// are decided in this process.
     #[must_use]
     pub fn limit(mut self, guard: Guard) -> Self {
         self.guard = Some(guard);
