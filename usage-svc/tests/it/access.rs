@@ -115,16 +115,6 @@ async fn an_api_key_with_scopes_may_do_only_those() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_not_there_yet_says_so() -> Result<()> {
-    let (_db, server) = server().await?;
-    let mut client = server.client()?;
-    let options = with_scopes(&[Scope::Admin])?;
-    let lease = tokio_stream::iter([LeaseQuotaRequest::default()]);
-    refused(client.lease_quota(options.request(lease)).await, Code::Unimplemented, "NOT_IMPLEMENTED");
-    Ok(())
-}
-
-#[tokio::test]
 async fn only_a_service_with_the_scope_asks_for_a_proxy() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Pro).await?;
