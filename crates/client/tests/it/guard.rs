@@ -202,9 +202,50 @@ async fn a_server_that_restarts_loses_nothing() -> Result<()> {
                 where client_id is not null";
     let mine: i64 = sqlx::query_scalar(mine).fetch_one(&db.pool).await?;
     assert!((used - held..=used).contains(&mine), "{mine} of {used}, {held} by the replica");
-    let open = "select count(*) from eco_quota_leases where client_id is not null and settled_time is null";
-    assert_eq!(sqlx::query_scalar::<_, i64>(open).fetch_one(&db.pool).await?, 0);
+    assert_eq!(unsettled(&db).await?, 0);
     server.kill().await
+}
+
+/// Leases of clients that nobody settled.
+async fn unsettled(db: &TestDb) -> Result<i64> {
+    let open = "select count(*) from eco_quota_leases where client_id is not null and settled_time is null";
+    Ok(sqlx::query_scalar(open).fetch_one(&db.pool).await?)
+}
+
+/// The connection breaks while units are being granted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_whose_answer_is_lost_is_given_back() -> Result<()> {
+    let db = database(1_000).await?;
+    let server = Server::start(db.args()).await?;
+    let proxy = Proxy::before_tcp(server.address).await?;
+    hear(&db, 1).await?;
+    sqlx::raw_sql(
+        "create function wait() returns trigger language plpgsql as
+         $$ begin perform pg_advisory_xact_lock_shared(42); return null; end $$;
+         create constraint trigger wait after update of client_id on eco_quota_leases
+         deferrable initially deferred for each row execute function wait();",
+    )
+    .execute(&db.pool)
+    .await?;
+    let mut lock = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("select pg_advisory_xact_lock(42)").execute(&mut *lock).await?;
+    let guard = Guard::new(nexus_client::channel(&format!("http://{}", proxy.address()))?, credentials()?);
+    let guard = guard.leased(8);
+    let waits =
+        "select exists (select from pg_locks where locktype = 'advisory' and objid = 42 and not granted
+                 and database = (select oid from pg_database where datname = current_database()))";
+    while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&db.pool).await? {
+        check(&guard).await?;
+    }
+    proxy.cut();
+    lock.commit().await?;
+    while lent(&db).await?.is_empty() {}
+    proxy.mend();
+    nothing_is_lost(&guard).await;
+    assert_eq!(unsettled(&db).await?, 0);
+    let used = "select sum(granted_units - returned_units)::bigint from eco_quota_leases where client_id is not null";
+    assert_eq!(sqlx::query_scalar::<_, i64>(used).fetch_one(&db.pool).await?, 0);
+    Ok(())
 }
 
 /// Cut off without a word: what is held may be used for as long as the server said, and not longer.

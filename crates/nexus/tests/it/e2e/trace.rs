@@ -59,7 +59,7 @@ async fn a_trace_reaches_from_the_gateways_caller_to_the_database() -> Result<()
 
     // What must be in the trace: the gateway's span, an RPC of usage-svc, and a statement below it.
     let mut missing =
-        vec!["/api/secure/ping", "rpc.UsageService.CheckQuota", "rpc.UsageService.RecordUsage", "db."];
+        vec!["/api/secure/ping", "rpc.UsageService.CheckQuota", "rpc.UsageService.BatchRecordUsage", "db."];
     let mut seen = Vec::new();
     while !missing.is_empty() {
         let span = tokio::time::timeout(Duration::from_secs(20), spans.recv()).await;
