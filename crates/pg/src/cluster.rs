@@ -20,6 +20,9 @@ pub struct Cluster {
     server: Server,
     folder: Folder,
     socket_dir: PathBuf,
+    binaries: Binaries,
+    account: ServerAccount,
+    settings: Vec<(String, String)>,
     version: String,
     created: bool,
 }
@@ -50,7 +53,30 @@ impl Cluster {
         let socket_dir = folder.make_socket_dir(&account)?;
         let mut server = Server::spawn(&folder, &socket_dir, &binaries, &account, &options.settings)?;
         server.until_ready(&folder).await?;
-        Ok(Self { server, folder, socket_dir, version: binaries.version.to_string(), created })
+        let version = binaries.version.to_string();
+        Ok(Self { server, folder, socket_dir, binaries, account, settings: options.settings, version, created })
+    }
+
+    /// Kills the server as a crash would: nothing is finished, rolled back or written. [`Cluster::restart`] brings it
+    /// back.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn kill(&mut self) -> Result<(), Error> {
+        self.server.kill()
+    }
+
+    /// Starts a server that was killed, or ended by itself, again on the same data and at the same URL, and waits
+    /// until it takes connections: PostgreSQL has recovered by then. One that still runs is shut down first.
+    ///
+    /// # Errors
+    /// [`Error::EndedEarly`], [`Error::NotReady`], [`Error::WillNotStop`], [`Error::Io`].
+    pub async fn restart(&mut self) -> Result<(), Error> {
+        // Its processes see for themselves that the postmaster is gone; not all of them at once.
+        leftover::stop(&self.folder.data(), &|_| {}).await?;
+        self.server =
+            Server::spawn(&self.folder, &self.socket_dir, &self.binaries, &self.account, &self.settings)?;
+        self.server.until_ready(&self.folder).await
     }
 
     /// The URL of `database` for the superuser `postgres`, as sqlx and libpq read it. The database need not exist.

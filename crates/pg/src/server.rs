@@ -138,6 +138,12 @@ impl Server {
         self.child.id().cast_signed()
     }
 
+    /// Kills the postmaster, and waits for its end. Does nothing when the server has ended.
+    pub(crate) fn kill(&mut self) -> Result<(), Error> {
+        self.child.kill().map_err(self.io("kill"))?;
+        self.child.wait().map(|_| ()).map_err(self.io("wait for"))
+    }
+
     /// Shuts the server down: fast (open transactions are rolled back, a checkpoint is written), and if that takes
     /// too long immediately (the next start recovers). Blocks. Does nothing when the server has ended.
     pub(crate) fn shut_down(&mut self) -> Result<(), Error> {

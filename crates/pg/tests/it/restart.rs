@@ -29,6 +29,24 @@ async fn data_survives_a_restart() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_killed_server_comes_back_with_what_was_committed_and_nothing_else() -> Result<()> {
+    let mut cluster = start(Options::ephemeral(), &Said::default()).await?;
+    let url = cluster.url("postgres");
+    write_mark(&url).await?;
+    let mut session = connect(&url).await?;
+    sqlx::raw_sql("BEGIN; UPDATE mark SET n = 43").execute(&mut session).await?;
+    let killed = cluster.pid();
+    cluster.kill()?;
+    assert!(!running(killed));
+    cluster.restart().await?;
+    assert!(running(cluster.pid()) && cluster.pid() != killed);
+    assert_eq!(cluster.url("postgres"), url);
+    assert_eq!(read_mark(&url).await?, 42);
+    cluster.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_server_is_durable_private_and_set_as_asked() -> Result<()> {
     let dir = open_tempdir()?;
     let options = Options::persistent(dir.path().join("pg"))

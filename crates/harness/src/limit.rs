@@ -1,0 +1,274 @@
+//! A hard limit under faults: thousands of checks at once at four replicas, one of which is stopped, cut off,
+//! restarted, killed or has the wrong time. Admitted is never more than the limit, and all of it but what the
+//! service reports as lost.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use nexus_client::CallOptions;
+use nexus_kit::config::parse_duration;
+use nix::sys::signal::Signal;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    process::{Environment, Replica},
+    report::{Outcome, Tally},
+    script::{At, Due, Fault, Script, Verdict},
+    stage::{self, Seed},
+    storm::{self, Storm},
+};
+
+/// The account that is checked, and its limit: that of the plan `free`.
+pub(crate) const ACCOUNT: &str = "eco_limited";
+const LIMIT: i64 = 1_000;
+const REPLICAS: usize = 4;
+/// A seed that takes so long has come to a stop.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// How long units may take to come back, or to be reported as lost, once their holders are gone. A holder is
+/// taken for gone after 10 s without a sign of life.
+const SETTLING: Duration = Duration::from_secs(30);
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Seeds to run
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    pub(crate) seeds: u64,
+    /// The first of them
+    #[arg(long, default_value_t = 1, value_name = "SEED")]
+    pub(crate) first: u64,
+    /// What happens meanwhile; by default the seeds take turns
+    #[arg(long)]
+    variant: Option<Variant>,
+    /// Checks at once, of one unit each
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1_100..=10_000), value_name = "N")]
+    checks: u32,
+    /// How long a replica is stopped or cut off; up to 15 s, as connections without a sign of life are given up
+    #[arg(long, default_value = "2s", value_parser = parse_duration, value_name = "DURATION")]
+    pause: Duration,
+}
+
+impl Args {
+    /// What runs a seed again.
+    pub(crate) fn of_seed(&self, seed: u64) -> String {
+        let variant = self.variant(seed);
+        let name = variant.to_possible_value().expect("no variant is skipped");
+        let (name, pause) = (name.get_name(), self.pause.as_millis());
+        format!("limit --first {seed} --variant {name} --checks {} --pause {pause}ms", self.checks)
+    }
+
+    fn variant(&self, seed: u64) -> Variant {
+        let turns = Variant::value_variants();
+        self.variant.unwrap_or_else(|| turns[(seed % turns.len() as u64) as usize])
+    }
+}
+
+/// What happens to replicas meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Variant {
+    /// Nothing
+    Plain,
+    /// SIGSTOP of a replica, and SIGCONT after the pause
+    Stopped,
+    /// A replica is cut off from the database for the pause
+    CutOff,
+    /// SIGTERM of a replica; a new one takes its place
+    Restarted,
+    /// The clock of a replica an hour ahead, that of another an hour behind
+    Clocks,
+    /// kill -9 of replicas, up to three times
+    Killed,
+}
+
+/// Runs one seed to its end.
+pub(crate) async fn run(seed: &Seed, args: &Args) -> Result<Outcome> {
+    let variant = args.variant(seed.number);
+    let mut tally = Tally::default();
+    if variant == Variant::Clocks && !Path::new(&libfaketime()).exists() {
+        tally.add("seeds left out for want of libfaketime", 1);
+        return Ok(Outcome { tally, done: "left out".to_owned(), failures: Vec::new() });
+    }
+    let mut trial = Trial::start(seed, variant, args).await?;
+    Ok(match timeout(PATIENCE, trial.run(&mut tally)).await {
+        Ok(Ok((done, failures))) => Outcome { tally, done: format!("{variant:?}, {done}"), failures },
+        Ok(Err(error)) => Outcome::failed(tally, format!("{variant:?}: {error:#}")),
+        Err(_) => Outcome::failed(tally, format!("{variant:?}: not at rest after {PATIENCE:?}")),
+    })
+}
+
+/// The processes of a seed.
+struct Trial<'a> {
+    variant: Variant,
+    args: &'a Args,
+    replicas: Vec<Replica>,
+    script: Arc<Script>,
+    dues: mpsc::UnboundedReceiver<Due>,
+    rng: StdRng,
+}
+
+impl<'a> Trial<'a> {
+    async fn start(seed: &Seed, variant: Variant, args: &'a Args) -> Result<Self> {
+        seed.accounts(&[ACCOUNT], "free").await?;
+        let (script, dues) = Script::new(Vec::new());
+        let mut replicas = Vec::new();
+        for replica in 0..REPLICAS {
+            let ahead = match (variant, replica) {
+                (Variant::Clocks, 0) => 3_600,
+                (Variant::Clocks, 1) => -3_600,
+                _ => 0,
+            };
+            let started = Replica::start(seed, &script, replica, settings(ahead)).await?;
+            let off = started.ahead_seconds - ahead;
+            ensure!(off.abs() <= 60, "replica {replica} is {} s ahead, not {ahead}", started.ahead_seconds);
+            replicas.push(started);
+        }
+        Ok(Self { variant, args, replicas, script, dues, rng: StdRng::seed_from_u64(seed.number) })
+    }
+
+    /// The storm with its faults, then what is left; returns what was done, and what does not hold.
+    async fn run(&mut self, tally: &mut Tally) -> Result<(String, Vec<String>)> {
+        let urls: Vec<&str> = self.replicas.iter().map(Replica::url).collect();
+        let storm = Storm::new(&urls, CallOptions::bearer(&stage::token()?, storm::DEADLINE)?)?;
+        let calls = storm.begin(self.args.checks, &mut self.rng);
+        let (called, disturbed) = tokio::join!(calls, self.disturb(&storm, tally));
+        called?;
+        disturbed?;
+        self.calm().await?;
+        let judged = self.exhaust(&storm).await?;
+        for replica in &mut self.replicas {
+            replica.stop().await?;
+        }
+        Ok(judged)
+    }
+
+    /// What goes wrong during the storm, each once so many checks are answered.
+    async fn disturb(&mut self, storm: &Storm, tally: &mut Tally) -> Result<()> {
+        let target = self.rng.random_range(0..REPLICAS);
+        let early = self.rng.random_range(1..self.args.checks / 5);
+        if self.variant != Variant::Plain {
+            storm.reached(early).await;
+        }
+        let replica = &mut self.replicas[target];
+        match self.variant {
+            Variant::Plain => {}
+            Variant::Clocks => tally.add("clock an hour off", 2),
+            Variant::Stopped => {
+                tally.note(Fault::PauseReplica { commits: 0 });
+                replica.signal(Signal::SIGSTOP)?;
+                sleep(self.args.pause).await;
+                replica.signal(Signal::SIGCONT)?;
+            }
+            Variant::CutOff => {
+                tally.note(Fault::Partition { commits: 0 });
+                replica.line.partition();
+                sleep(self.args.pause).await;
+                replica.line.heal();
+            }
+            Variant::Restarted => {
+                tally.note(Fault::RestartReplica);
+                replica.restart().await?;
+            }
+            Variant::Killed => {
+                for nth in 1..=self.rng.random_range(1..=3) {
+                    storm.reached(early * nth).await;
+                    self.kill(storm, target, tally).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// kill -9 of a replica now, or of whichever one after a few more answers of PostgreSQL, the last of them held.
+    async fn kill(&mut self, storm: &Storm, target: usize, tally: &mut Tally) -> Result<()> {
+        if self.rng.random_bool(0.25) {
+            tally.note(Fault::KillReplica);
+            return self.replicas[target].kill().await;
+        }
+        let at = At::Any { skip: self.rng.random_range(0..12) };
+        self.script.plan(0, at, Fault::KillReplica);
+        let due = tokio::select! {
+            due = self.dues.recv() => due,
+            // It is too late, unless it strikes just now.
+            () = storm.reached(self.args.checks) => match self.script.clear() {
+                0 => self.dues.recv().await,
+                _ => {
+                    tally.add("kills whose place was not reached", 1);
+                    return Ok(());
+                }
+            },
+        };
+        let due = due.context("the script is told as long as replicas run")?;
+        tally.note(due.fault);
+        self.replicas[due.replica].kill().await?;
+        // Where nobody waits any more, its replica is gone.
+        let _unheard = due.verdict.send(Verdict::Sever);
+        self.script.done();
+        Ok(())
+    }
+
+    /// All replicas but the first end in order, and give back what they hold; new ones take their places.
+    async fn calm(&mut self) -> Result<()> {
+        for replica in &mut self.replicas[1..] {
+            replica.restart().await?;
+        }
+        Ok(())
+    }
+
+    /// Asks for what is left, until nothing is, and records all that was admitted: then every unit of the limit
+    /// is accounted for. Returns the figures, and what does not hold.
+    async fn exhaust(&self, storm: &Storm) -> Result<(String, Vec<String>)> {
+        let until = Instant::now() + SETTLING;
+        let may_lose = self.variant == Variant::Killed;
+        loop {
+            let refused_for = storm.drain().await?;
+            let usage = storm.usage().await?;
+            let lost = if may_lose { usage.forfeited_count } else { 0 };
+            let is_whole = usage.consumed_count == LIMIT && storm.admitted()? + lost >= LIMIT;
+            if is_whole || Instant::now() > until {
+                break;
+            }
+            sleep(refused_for).await;
+        }
+        storm.record().await?;
+        let (admitted, usage) = (storm.admitted()?, storm.usage().await?);
+        let (recorded, consumed, lost) = (usage.api_calls_count, usage.consumed_count, usage.forfeited_count);
+        let rules = [
+            (admitted <= LIMIT, "more is admitted than the limit"),
+            (admitted + lost == LIMIT, "admitted and forfeited are not the limit"),
+            (lost == 0 || may_lose, "units are forfeited though nobody was killed"),
+            (recorded == admitted, "what is recorded is not what was admitted"),
+            (consumed == LIMIT, "consumed is not the limit"),
+        ];
+        let figures =
+            format!("{admitted} admitted, {recorded} recorded, {consumed} consumed, {lost} forfeited");
+        let broken = rules.iter().filter(|(holds, _)| !holds);
+        let failures = broken.map(|(_, what)| format!("{what}: {figures}")).collect();
+        Ok((format!("{figures}, {} calls made again", storm.unanswered()), failures))
+    }
+}
+
+/// Where Debian has the library that shifts the clock of a process.
+fn libfaketime() -> String {
+    format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH)
+}
+
+/// Settings of a replica whose clock is so many seconds ahead.
+fn settings(ahead: i64) -> Environment {
+    let mut settings = vec![
+        ("NEXUS_LOG_FORMAT", "text".to_owned()),
+        // A line for each of thousands of calls costs more than the calls.
+        ("NEXUS_LOG", "warn,nexus_usage::error=error".to_owned()),
+        ("DATABASE_MAX_CONNECTIONS", "8".to_owned()),
+    ];
+    if ahead != 0 {
+        settings.push(("LD_PRELOAD", libfaketime()));
+        settings.push(("FAKETIME", format!("{ahead:+}s")));
+        // Time-outs are measured by the other clock.
+        settings.push(("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()));
+    }
+    settings
+}

@@ -1,0 +1,225 @@
+//! The processes of a seed: this program again, as a replica of usage-svc or as a client. They get a clean
+//! environment, and end with whoever started them, however that ends.
+
+use std::{
+    fs::OpenOptions,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, ensure};
+use chrono::{DateTime, Utc};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, ChildStdin, Command},
+};
+
+use crate::{
+    front::Front,
+    proxy::Proxy,
+    script::Script,
+    stage::{self, Seed},
+};
+
+/// Settings of a child, beside its arguments.
+pub(crate) type Environment = Vec<(&'static str, String)>;
+
+/// A usage-svc in a process of its own, behind a line to the database that can be broken.
+pub(crate) struct Replica {
+    number: usize,
+    folder: PathBuf,
+    environment: Environment,
+    /// Its line to the database.
+    pub(crate) line: Proxy,
+    front: Front,
+    child: Child,
+    /// How far its clock is ahead of ours, in seconds; what it said when it started.
+    pub(crate) ahead_seconds: i64,
+}
+
+impl Replica {
+    /// Starts one, and returns once it listens.
+    pub(crate) async fn start(
+        seed: &Seed,
+        script: &Arc<Script>,
+        number: usize,
+        settings: Environment,
+    ) -> Result<Self> {
+        let line = Proxy::start(seed.socket()?, script.clone(), number).await?;
+        let url = format!("postgres://postgres@{}/{}?sslmode=disable", line.address(), seed.name);
+        let environment = [settings, stage::secrets().into(), vec![("DATABASE_URL", url)]].concat();
+        let folder = seed.folder.clone();
+        let front = Front::start().await?;
+        let (child, ahead_seconds) = spawn_replica(&folder, number, &environment, &front).await?;
+        Ok(Self { number, folder, environment, line, front, child, ahead_seconds })
+    }
+
+    /// Where it and those that take its place are reached.
+    pub(crate) fn url(&self) -> &str {
+        self.front.url()
+    }
+
+    /// kill -9, and another in its place.
+    pub(crate) async fn kill(&mut self) -> Result<()> {
+        self.child.kill().await?;
+        self.front.lead_to(None);
+        self.again().await
+    }
+
+    /// SIGTERM, its end, and another in its place.
+    pub(crate) async fn restart(&mut self) -> Result<()> {
+        self.stop().await?;
+        self.again().await
+    }
+
+    /// SIGTERM, and its end in order.
+    pub(crate) async fn stop(&mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        let status = self.child.wait().await?;
+        self.front.lead_to(None);
+        ensure!(status.success(), "replica {} was asked to stop and ended with {status}", self.number);
+        Ok(())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        send(&self.child, signal)
+    }
+
+    /// Its end, which nobody asked for.
+    pub(crate) async fn ended(&mut self) -> String {
+        let status = said(self.child.wait().await);
+        format!("replica {} ended by itself with {status}", self.number)
+    }
+
+    async fn again(&mut self) -> Result<()> {
+        (self.child, self.ahead_seconds) =
+            spawn_replica(&self.folder, self.number, &self.environment, &self.front).await?;
+        Ok(())
+    }
+}
+
+async fn spawn_replica(
+    folder: &Path,
+    number: usize,
+    environment: &Environment,
+    front: &Front,
+) -> Result<(Child, i64)> {
+    let log = folder.join(format!("replica-{number}.log"));
+    let mut child = command(&["child", "usage"], environment, &log)?.stdin(Stdio::null()).spawn()?;
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line).await?;
+    let (address, clock) =
+        line.trim().split_once(' ').with_context(|| format!("no replica; see {}", log.display()))?;
+    front.lead_to(Some(address.parse::<SocketAddr>()?));
+    let ahead = clock.parse::<DateTime<Utc>>()? - Utc::now();
+    Ok((child, ahead.num_seconds()))
+}
+
+/// A client in a process of its own. It makes new events for as long as its input is open.
+pub(crate) struct Client {
+    number: u32,
+    arguments: Vec<String>,
+    environment: Environment,
+    folder: PathBuf,
+    child: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Client {
+    pub(crate) fn start(
+        folder: &Path,
+        number: u32,
+        arguments: Vec<String>,
+        environment: Environment,
+    ) -> Result<Self> {
+        let (child, stdin) = spawn_client(folder, number, &arguments, &environment)?;
+        Ok(Self { number, arguments, environment, folder: folder.to_owned(), child, stdin })
+    }
+
+    /// kill -9, and another in its place, which goes on from the journal.
+    pub(crate) async fn kill(&mut self) -> Result<()> {
+        self.child.kill().await?;
+        (self.child, self.stdin) =
+            spawn_client(&self.folder, self.number, &self.arguments, &self.environment)?;
+        Ok(())
+    }
+
+    /// No new events: it delivers what it has, and ends.
+    pub(crate) async fn finish(&mut self) -> Result<()> {
+        self.stdin = None;
+        let status = self.child.wait().await?;
+        ensure!(status.success(), "client {} ended with {status}: {}", self.number, self.last_words());
+        Ok(())
+    }
+
+    /// Its end, which nobody asked for.
+    pub(crate) async fn ended(&mut self) -> String {
+        // Its input is kept out of the way of `wait`, which would close it.
+        let status = said(self.child.wait().await);
+        format!("client {} ended by itself with {status}: {}", self.number, self.last_words())
+    }
+
+    fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(client_log(&self.folder, self.number)).unwrap_or_default();
+        log.lines().last().unwrap_or("(no word)").to_owned()
+    }
+}
+
+fn client_log(folder: &Path, number: u32) -> PathBuf {
+    folder.join(format!("client-{number}.log"))
+}
+
+fn spawn_client(
+    folder: &Path,
+    number: u32,
+    arguments: &[String],
+    environment: &Environment,
+) -> Result<(Child, Option<ChildStdin>)> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let log = client_log(folder, number);
+    let mut child = command(&[&["child", "client"], &arguments[..]].concat(), environment, &log)?
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let stdin = child.stdin.take();
+    Ok((child, stdin))
+}
+
+fn command(arguments: &[&str], environment: &Environment, log: &Path) -> Result<Command> {
+    let log = OpenOptions::new().create(true).append(true).open(log)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+fn send(child: &Child, signal: Signal) -> Result<()> {
+    // Not reaped yet, so the number is still its own.
+    let pid = child.id().context("the process has ended")?;
+    Ok(kill(Pid::from_raw(pid.cast_signed()), signal)?)
+}
+
+fn said(status: io::Result<ExitStatus>) -> String {
+    status.map_or_else(|error| error.to_string(), |status| status.to_string())
+}
+
+/// In a child: ends it when its parent ends, even where it is stopped then. Children are started from the
+/// parent's main thread, which ends with it.
+pub(crate) fn die_with_parent() -> Result<()> {
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    ensure!(nix::unistd::getppid() != Pid::from_raw(1), "the parent is gone");
+    Ok(())
+}

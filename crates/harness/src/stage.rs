@@ -1,0 +1,152 @@
+//! What the seeds of a run share: a private PostgreSQL with its defaults, a database of its own for each seed,
+//! a folder for logs and journals, secrets.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use chrono::{TimeDelta, Utc};
+use futures::TryStreamExt;
+use nexus_kit::{
+    auth::{self, Scope},
+    db,
+};
+use nexus_pg::{Cluster, Options};
+use secrecy::SecretString;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, postgres::PgConnectOptions};
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+
+/// The migrated database that those of the seeds are copied from.
+const TEMPLATE: &str = "nexus_template";
+/// What is written to a failed seed's folder.
+const TABLES: [&str; 6] = [
+    "eco_api_usage",
+    "eco_usage_counters",
+    "eco_usage_hourly",
+    "eco_usage_daily",
+    "eco_quota_usage",
+    "eco_quota_leases",
+];
+/// Secrets of the replicas of one run, which listen on loopback.
+const JWT_SECRET: &str = "users-of-the-harness-0123456789abcdef";
+const SERVICE_TOKEN_SECRET: &str = "services-of-the-harness-0123456789abcdef";
+
+/// A running PostgreSQL and the folder of the run, which goes with it unless it is kept.
+pub(crate) struct Stage {
+    pub(crate) cluster: Cluster,
+    folder: TempDir,
+}
+
+impl Stage {
+    pub(crate) async fn start() -> Result<Self> {
+        let folder = TempDir::with_prefix("nexus-harness-")?;
+        let cluster = Cluster::start(Options::ephemeral(), &|said| eprintln!("{said}")).await?;
+        let mut connection = PgConnection::connect(&cluster.url("postgres")).await?;
+        connection.execute(AssertSqlSafe(format!("create database {TEMPLATE}"))).await?;
+        connection.close().await?;
+        let mut template = PgConnection::connect(&cluster.url(TEMPLATE)).await?;
+        db::migrate(&mut template).await.context("migrating")?;
+        template.close().await?;
+        Ok(Self { cluster, folder })
+    }
+
+    /// Makes the database and the folder of a seed.
+    pub(crate) async fn seed(&self, kind: &str, number: u64) -> Result<Seed> {
+        let name = format!("{kind}_{number}");
+        let mut server = PgConnection::connect(&self.cluster.url("postgres")).await?;
+        server.execute(AssertSqlSafe(format!("create database {name} template {TEMPLATE}"))).await?;
+        server.close().await?;
+        let folder = self.folder.path().join(&name);
+        std::fs::create_dir(&folder)?;
+        Ok(Seed { number, url: self.cluster.url(&name), name, folder })
+    }
+
+    /// Drops what a seed left that went well.
+    pub(crate) async fn forget(&self, seed: Seed) -> Result<()> {
+        let mut server = PgConnection::connect(&self.cluster.url("postgres")).await?;
+        server.execute(AssertSqlSafe(format!("drop database {} with (force)", seed.name))).await?;
+        server.close().await?;
+        Ok(std::fs::remove_dir_all(seed.folder)?)
+    }
+
+    /// Ends the run; its folder stays where `keep` says so. Returns the folder then.
+    pub(crate) async fn stop(self, keep: bool) -> Result<Option<PathBuf>> {
+        self.cluster.stop().await?;
+        if keep {
+            return Ok(Some(self.folder.keep()));
+        }
+        self.folder.close()?;
+        Ok(None)
+    }
+}
+
+/// Settings that every replica has, whoever starts it.
+pub(crate) fn secrets() -> [(&'static str, String); 2] {
+    [("JWT_SECRET", JWT_SECRET.to_owned()), ("SERVICE_TOKEN_SECRET", SERVICE_TOKEN_SECRET.to_owned())]
+}
+
+/// A token that replicas accept, also those whose clock is an hour ahead or behind.
+pub(crate) fn token() -> Result<String> {
+    let secret = SecretString::from(SERVICE_TOKEN_SECRET);
+    let scopes = [Scope::UsageWrite, Scope::UsageCheck];
+    Ok(auth::service_token(&secret, "nexus-harness", &scopes, Utc::now() + TimeDelta::days(1))?)
+}
+
+/// The database and the folder of a seed.
+pub(crate) struct Seed {
+    pub(crate) number: u64,
+    pub(crate) name: String,
+    url: String,
+    pub(crate) folder: PathBuf,
+}
+
+impl Seed {
+    /// A session as superuser, straight to the server.
+    pub(crate) async fn connect(&self) -> Result<PgConnection> {
+        Ok(PgConnection::connect(&self.url).await?)
+    }
+
+    /// PostgreSQL's socket.
+    pub(crate) fn socket(&self) -> Result<PathBuf> {
+        let options: PgConnectOptions = self.url.parse()?;
+        let folder = options.get_socket().context("the private PostgreSQL listens on a socket")?;
+        Ok(folder.join(format!(".s.PGSQL.{}", options.get_port())))
+    }
+
+    /// Makes accounts on a plan, whose period began ten days ago.
+    pub(crate) async fn accounts(&self, eco_ids: &[&str], plan: &str) -> Result<()> {
+        let mut connection = self.connect().await?;
+        sqlx::query("insert into eco_identities (eco_id) select unnest($1::text[])")
+            .bind(eco_ids)
+            .execute(&mut connection)
+            .await?;
+        sqlx::query(
+            "insert into eco_subscriptions (eco_id, plan, plan_version, status, anchor_time)
+             select unnest($1::text[]), $2, 1, 'active', now() - interval '10 days'",
+        )
+        .bind(eco_ids)
+        .bind(plan)
+        .execute(&mut connection)
+        .await?;
+        Ok(connection.close().await?)
+    }
+
+    /// Writes the tables to the folder, as CSV: the database goes with the run.
+    pub(crate) async fn dump(&self) -> Result<()> {
+        let mut connection = self.connect().await?;
+        for table in TABLES {
+            dump_table(&mut connection, table, &self.folder.join(format!("{table}.csv"))).await?;
+        }
+        Ok(connection.close().await?)
+    }
+}
+
+async fn dump_table(connection: &mut PgConnection, table: &str, path: &Path) -> Result<()> {
+    let mut file = tokio::fs::File::create(path).await?;
+    let statement = format!("copy (select * from {table}) to stdout (format csv, header)");
+    let mut rows = connection.copy_out_raw(&statement).await?;
+    while let Some(chunk) = rows.try_next().await? {
+        file.write_all(&chunk).await?;
+    }
+    Ok(file.flush().await?)
+}

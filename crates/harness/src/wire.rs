@@ -1,0 +1,46 @@
+//! As much of PostgreSQL's protocol as faults need: where one message of the server ends, and which says that
+//! a transaction is under way or committed. See its documentation, "Message Formats".
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::script::Point;
+
+/// A kind, and a length that counts itself and not the kind.
+const HEADER: usize = 5;
+
+/// Takes the first whole message.
+pub(crate) fn next(received: &mut BytesMut) -> Option<Bytes> {
+    let mut length = received.get(1..HEADER)?;
+    let whole = 1 + length.get_u32() as usize;
+    (received.len() >= whole).then(|| received.split_to(whole).freeze())
+}
+
+/// The point that a message of the server marks.
+pub(crate) fn point(message: &[u8]) -> Option<Point> {
+    match (message.first()?, message.get(HEADER..)?) {
+        (b'C', b"COMMIT\0") => Some(Point::Committed),
+        (b'Z', b"T") => Some(Point::InTransaction),
+        (b'Z', b"I") => Some(Point::Outside),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_apart_however_they_arrive() {
+        let sent = [b"C\0\0\0\x0bCOMMIT\0".as_slice(), b"Z\0\0\0\x05T", b"Z\0\0\0\x05I"].concat();
+        let mut received = BytesMut::new();
+        let mut points = Vec::new();
+        for byte in sent {
+            received.extend_from_slice(&[byte]);
+            while let Some(message) = next(&mut received) {
+                points.push(point(&message));
+            }
+        }
+        assert_eq!(points, [Some(Point::Committed), Some(Point::InTransaction), Some(Point::Outside)]);
+        assert!(received.is_empty());
+    }
+}

@@ -1,0 +1,61 @@
+//! A few seeds of both harnesses, and all that have failed once. More by hand: see README.md.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+/// Seeds that have failed once.
+const KEPT: &str = include_str!("../seeds.txt");
+
+/// Runs the harness; what it printed, if everything holds.
+fn run(arguments: &str) -> Result<String> {
+    let harness = env!("CARGO_BIN_EXE_nexus-harness");
+    let output = Command::new(harness).args(arguments.split(' ')).env("RUST_BACKTRACE", "0").output()?;
+    let printed = String::from_utf8(output.stdout)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{arguments}: {}\n{printed}{said}", output.status);
+    print!("{printed}");
+    Ok(printed)
+}
+
+/// The number that follows a text in the last line that has it.
+fn number(printed: &str, text: &str) -> Result<u32> {
+    let after = printed.rsplit_once(text).with_context(|| format!("no `{text}` in {printed}"))?.1;
+    let digits = after.trim_start().split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    digits.parse().with_context(|| format!("no number after `{text}` in {printed}"))
+}
+
+#[test]
+fn acknowledged_events_are_counted_once_whatever_is_killed() -> Result<()> {
+    let printed = run("faults --seeds 3 --faults 8")?;
+    ensure!(printed.contains("3 seeds run") && printed.contains("0 failures"), "{printed}");
+    // Or nothing was shown.
+    for fault in ["answer of a commit lost", "replica killed", "client killed", "database killed"] {
+        number(&printed, fault)?;
+    }
+    ensure!(number(&printed, "events sent again and counted once")? > 0, "{printed}");
+    Ok(())
+}
+
+#[test]
+fn a_hard_limit_is_exact_whatever_is_stopped_and_killed() -> Result<()> {
+    let printed = run("limit --seeds 6")?;
+    ensure!(printed.contains("6 seeds run") && printed.contains("0 failures"), "{printed}");
+    for fault in [
+        "replica killed",
+        "replica stopped (SIGSTOP)",
+        "replica cut off from the database",
+        "replica restarted",
+    ] {
+        number(&printed, fault)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn seeds_that_failed_once_hold() -> Result<()> {
+    for arguments in KEPT.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        run(&format!("{arguments} --seeds 1"))?;
+    }
+    Ok(())
+}
