@@ -212,7 +212,9 @@ async fn each_role_has_its_grants_and_no_more() -> Result<()> {
             "nexus_usage nexus_drop_usage_partitions",
             "nexus_usage nexus_ensure_usage_partitions",
             "nexus_usage nexus_grant_quota",
+            "nexus_usage nexus_lend_quota",
             "nexus_usage nexus_settle_leases",
+            "nexus_usage nexus_settle_lent_quota",
         ]
     );
     Ok(())
