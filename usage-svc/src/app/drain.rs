@@ -1,5 +1,5 @@
-//! Counts what is in the spool when the database is back: segment by segment, in order, in the transaction of any
-//! other flush. How far a segment is drained is committed with the rows, so that an event is counted once, whatever
+//! Counts what is in the spool when the database is back: journal by journal, in order, in the transaction of any
+//! other flush. How far a journal is drained is committed with the rows, so that an event is counted once, whatever
 //! happens before its file is removed. What cannot be counted goes into quarantine.
 
 use std::time::Duration;
@@ -61,7 +61,7 @@ pub struct Drain {
     stop: CancellationToken,
 }
 
-/// What is left of a segment.
+/// What is left of a journal.
 struct Rest<'a> {
     /// Its cursor.
     from: i64,
@@ -102,13 +102,13 @@ impl Drain {
     /// Drains until nothing is left.
     async fn all(&mut self) -> Result<(), DrainError> {
         while !self.stop.is_cancelled() {
-            // Before a segment is closed for it: in a long outage there would be one at every try.
+            // Before a journal is closed for it: in a long outage there would be one at every try.
             self.reach().await?;
             let Some(oldest) = self.spooling.oldest().await? else {
                 self.spooling.note_back();
                 return Ok(());
             };
-            if self.segment(&oldest).await? {
+            if self.journal(&oldest).await? {
                 self.spooling.discard(oldest).await?;
             }
         }
@@ -119,11 +119,11 @@ impl Drain {
         db::acquire(&self.pool).await.map(drop)
     }
 
-    /// Drains a segment; whether to its end.
-    async fn segment(&mut self, segment: &Drainable) -> Result<bool, DrainError> {
-        let (from, retained_from) = self.position(segment).await?;
+    /// Drains a journal; whether to its end.
+    async fn journal(&mut self, journal: &Drainable) -> Result<bool, DrainError> {
+        let (from, retained_from) = self.position(journal).await?;
         let numbered =
-            segment.events.iter().map(|(number, event)| (i64::try_from(*number).unwrap_or(i64::MAX), event));
+            journal.events.iter().map(|(number, event)| (i64::try_from(*number).unwrap_or(i64::MAX), event));
         let mut rest = Rest { from, events: numbered.filter(|(number, _)| *number >= from).collect() };
         let mut size = BATCH;
         while !rest.events.is_empty() {
@@ -131,7 +131,7 @@ impl Drain {
                 return Ok(false);
             }
             let done = size.min(rest.events.len());
-            match self.batch(segment, &rest, done, |event| unfit(event, retained_from)).await {
+            match self.batch(journal, &rest, done, |event| unfit(event, retained_from)).await {
                 Ok(()) => size = (size * 2).min(BATCH),
                 Err(FlushError::Rejected) if done > 1 => {
                     // Which one it is, is found by halves.
@@ -139,22 +139,22 @@ impl Drain {
                     continue;
                 }
                 Err(FlushError::Rejected) => {
-                    self.batch(segment, &rest, done, |_| Some(Reason::Rejected)).await?;
+                    self.batch(journal, &rest, done, |_| Some(Reason::Rejected)).await?;
                 }
                 Err(error) => return Err(error.into()),
             }
             rest.advance(done);
             self.spooling.note_back();
-            self.spooling.note_left(segment, rest.events.len()).await;
+            self.spooling.note_left(journal, rest.events.len()).await;
         }
         Ok(true)
     }
 
-    /// Where the segment's cursor is, and the first day of the raw log.
-    async fn position(&self, segment: &Drainable) -> sqlx::Result<(i64, NaiveDate)> {
+    /// Where the journal's cursor is, and the first day of the raw log.
+    async fn position(&self, journal: &Drainable) -> sqlx::Result<(i64, NaiveDate)> {
         let mut connection = db::acquire(&self.pool).await?;
         let read = timeout(BOUND, async {
-            let position = store::spool_cursors::position(&mut connection, segment.id).await?;
+            let position = store::spool_cursors::position(&mut connection, journal.id).await?;
             Ok((position, store::api_usage::retained_from(&mut connection).await?))
         });
         db::in_time(read.await, connection)
@@ -163,7 +163,7 @@ impl Drain {
     /// Counts the first so many events of the rest but those that are unfit.
     async fn batch(
         &mut self,
-        segment: &Drainable,
+        journal: &Drainable,
         rest: &Rest<'_>,
         size: usize,
         unfit: impl Fn(&Event) -> Option<Reason>,
@@ -180,7 +180,7 @@ impl Drain {
         }
         let to = rest.events[size - 1].0 + 1;
         let drained =
-            Drained { segment: segment.id, from: rest.from, to, numbers: &numbers, unfit: &quarantined };
+            Drained { journal: journal.id, from: rest.from, to, numbers: &numbers, unfit: &quarantined };
         let outcomes = flush::run(&self.pool, self.bound, &mut self.memory, &events, Some(&drained)).await?;
         self.tell(&drained, &events, &outcomes);
         Ok(())
@@ -193,8 +193,8 @@ impl Drain {
         metrics.drained.inc_by((all - quarantined.len()) as u64);
         metrics.quarantined.inc_by(quarantined.len() as u64);
         if let Some(first) = quarantined.first() {
-            let (segment, number, reason) = (drained.segment, first.number, first.reason.as_str());
-            tracing::error!(events = quarantined.len(), %segment, first = number, reason, "acknowledged events cannot be counted and are in eco_usage_quarantine");
+            let (journal, number, reason) = (drained.journal, first.number, first.reason.as_str());
+            tracing::error!(events = quarantined.len(), %journal, first = number, reason, "acknowledged events cannot be counted and are in eco_usage_quarantine");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is committed with the rows of events that are drained: how far their segment is, and those of them that
+//! What is committed with the rows of events that are drained: how far their journal is, and those of them that
 //! could not be counted.
 
 use sqlx::PgConnection;
@@ -12,11 +12,11 @@ use crate::{
     store,
 };
 
-/// A batch of a segment.
+/// A batch of a journal.
 #[derive(Debug)]
 pub struct Drained<'a> {
-    /// The segment.
-    pub segment: Uuid,
+    /// The journal.
+    pub journal: Uuid,
     /// Where its cursor is.
     pub from: i64,
     /// Where it will be.
@@ -45,8 +45,8 @@ impl<'a> Drained<'a> {
         events: &[&'a Event],
         outcomes: &[Outcome],
     ) -> sqlx::Result<()> {
-        store::usage_quarantine::insert(connection, self.segment, &self.quarantined(events, outcomes))
+        store::usage_quarantine::insert(connection, self.journal, &self.quarantined(events, outcomes))
             .await?;
-        store::spool_cursors::advance(connection, self.segment, self.from, self.to).await
+        store::spool_cursors::advance(connection, self.journal, self.from, self.to).await
     }
 }

@@ -52,7 +52,7 @@ impl SpoolMetrics {
         );
         gauge("nexus_usage_spool_events", "Events in the spool", &all.events);
         gauge("nexus_usage_spool_bytes", "Bytes of the spool on its disk", &all.bytes);
-        gauge("nexus_usage_spool_damaged_segments", "Damaged segments found since the start", &all.damaged);
+        gauge("nexus_usage_spool_damaged_journals", "Damaged journals found since the start", &all.damaged);
         let mut counter = |name, help, counter: &Counter| registry.register(name, help, counter.clone());
         counter("nexus_usage_spooled_events", "Events acknowledged into the spool", &all.spooled);
         counter("nexus_usage_spool_refused_events", "Events neither written nor spooled", &all.refused);
@@ -197,7 +197,7 @@ impl Spooling {
         self.0.work.notified().await;
     }
 
-    /// The oldest segment; new events go to others.
+    /// The oldest journal; new events go to others.
     pub(super) async fn oldest(&self) -> Result<Option<Drainable>, SpoolError> {
         let inner = self.0.clone();
         blocking(move || {
@@ -208,9 +208,9 @@ impl Spooling {
         .await
     }
 
-    /// Notes how many events of a segment are left.
-    pub(super) async fn note_left(&self, segment: &Drainable, left: usize) {
-        let (inner, id) = (self.0.clone(), segment.id);
+    /// Notes how many events of a journal are left.
+    pub(super) async fn note_left(&self, journal: &Drainable, left: usize) {
+        let (inner, id) = (self.0.clone(), journal.id);
         blocking(move || {
             inner.spool.note_left(id, left as u64);
             inner.show_level();
@@ -218,11 +218,11 @@ impl Spooling {
         .await;
     }
 
-    /// Removes a segment that is drained.
-    pub(super) async fn discard(&self, segment: Drainable) -> Result<(), SpoolError> {
+    /// Removes a journal that is drained.
+    pub(super) async fn discard(&self, journal: Drainable) -> Result<(), SpoolError> {
         let inner = self.0.clone();
         blocking(move || {
-            let discarded = inner.spool.discard(segment.id);
+            let discarded = inner.spool.discard(journal.id);
             inner.show_level();
             discarded
         })

@@ -46,7 +46,7 @@ impl Reason {
 /// An event in quarantine.
 #[derive(Debug, Clone, Copy)]
 pub struct Quarantined<'a> {
-    /// Its number in its segment.
+    /// Its number in its journal.
     pub number: i64,
     /// The event.
     pub event: &'a Event,

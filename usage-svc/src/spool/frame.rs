@@ -1,6 +1,6 @@
-//! Frames: an event as bytes that stand for themselves. Each names the segment it is of, its number in it and a
+//! Frames: an event as bytes that stand for themselves. Each names the journal it is of, its number in it and a
 //! checksum over both and the content, so that it is found and known to be whole wherever in a damaged file it
-//! lies. A segment's id is random and no caller learns it: none can put a frame into an event.
+//! lies. A journal's id is random and no caller learns it: none can put a frame into an event.
 
 use chrono::{DateTime, Utc};
 use nexus_core::id::EcoId;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::domain::event::{Event, Payload};
 
 const MAGIC: [u8; 4] = [0xF1, b'e', b'v', 0x9C];
-/// Magic, checksum, length of the content, segment, number.
+/// Magic, checksum, length of the content, journal, number.
 const HEADER_BYTES: usize = 4 + 4 + 4 + 16 + 8;
 
 /// A frame found among bytes.
@@ -21,12 +21,12 @@ pub(super) struct Frame<'a> {
 }
 
 /// Appends an event's frame.
-pub(super) fn put(out: &mut Vec<u8>, segment: Uuid, number: u64, event: &Event) {
+pub(super) fn put(out: &mut Vec<u8>, journal: Uuid, number: u64, event: &Event) {
     let content = Content::of(event).encode_to_vec();
     let length = u32::try_from(content.len()).expect("an event is far shorter than 4 GiB");
     let mut summed = Vec::with_capacity(HEADER_BYTES - 8 + content.len());
     summed.extend_from_slice(&length.to_le_bytes());
-    summed.extend_from_slice(segment.as_bytes());
+    summed.extend_from_slice(journal.as_bytes());
     summed.extend_from_slice(&number.to_le_bytes());
     summed.extend_from_slice(&content);
     out.extend_from_slice(&MAGIC);
@@ -35,7 +35,7 @@ pub(super) fn put(out: &mut Vec<u8>, segment: Uuid, number: u64, event: &Event) 
 }
 
 /// The frame that these bytes begin with, and its length; `None`: they begin with none that is whole.
-pub(super) fn first(bytes: &[u8], segment: Uuid) -> Option<(Frame<'_>, usize)> {
+pub(super) fn first(bytes: &[u8], journal: Uuid) -> Option<(Frame<'_>, usize)> {
     let rest = bytes.strip_prefix(&MAGIC)?;
     let (sum, rest) = rest.split_first_chunk::<4>()?;
     let (length, after_length) = rest.split_first_chunk::<4>()?;
@@ -44,19 +44,19 @@ pub(super) fn first(bytes: &[u8], segment: Uuid) -> Option<(Frame<'_>, usize)> {
     let content = after_number.get(..u32::from_le_bytes(*length) as usize)?;
     let total = HEADER_BYTES + content.len();
     let summed = &bytes[8..total];
-    if id != segment.as_bytes() || crc32fast::hash(summed).to_le_bytes() != *sum {
+    if id != journal.as_bytes() || crc32fast::hash(summed).to_le_bytes() != *sum {
         return None;
     }
     Some((Frame { number: u64::from_le_bytes(*number), content }, total))
 }
 
-/// Every whole frame of the segment among these bytes, whatever lies between.
-pub(super) fn all(bytes: &[u8], segment: Uuid) -> impl Iterator<Item = Frame<'_>> {
+/// Every whole frame of the journal among these bytes, whatever lies between.
+pub(super) fn all(bytes: &[u8], journal: Uuid) -> impl Iterator<Item = Frame<'_>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         while let Some(skipped) = bytes.get(at..)?.iter().position(|byte| *byte == MAGIC[0]) {
             at += skipped;
-            match first(&bytes[at..], segment) {
+            match first(&bytes[at..], journal) {
                 Some((frame, length)) => {
                     at += length;
                     return Some(frame);

@@ -1,8 +1,8 @@
 //! The spool: events that are acknowledged while the database is away, durable on a volume of this replica.
 //!
-//! A folder of segments, each a redb file with an id of its own. Events go to the active one, numbered from 0 and
-//! synced before they are acknowledged; a segment that is large enough, that failed, or that is to be drained takes
-//! nothing more and is never written again. So what is drained is told by a segment's id and a number
+//! A folder of journals, each a redb file with an id of its own. Events go to the active one, numbered from 0 and
+//! synced before they are acknowledged; a journal that is large enough, that failed, or that is to be drained takes
+//! nothing more and is never written again. So what is drained is told by a journal's id and a number
 //! (`eco_spool_cursors`), on whichever replica its file lies, and room comes back by deleting whole files,
 //! which needs no room.
 //!
@@ -12,10 +12,10 @@
 //! | module | what it does |
 //! |---|---|
 //! | `frame` | an event as bytes that are found again in a damaged file |
-//! | `segment` | one file: adding to it, and reading all that it still gives |
+//! | `journal` | one file: adding to it, and reading all that it still gives |
 
 mod frame;
-mod segment;
+mod journal;
 #[cfg(test)]
 mod tests;
 
@@ -32,24 +32,24 @@ use std::{
 use redb::backends::FileBackend;
 use uuid::Uuid;
 
-use self::segment::{Contents, Segment};
+use self::journal::{Contents, Journal};
 use crate::domain::event::Event;
 
 const EXTENSION: &str = "redb";
-/// Of a segment that is being made: nothing in it is acknowledged.
+/// Of a journal that is being made: nothing in it is acknowledged.
 const NEW: &str = "new";
-/// Of a segment that was drained as far as it could be read.
+/// Of a journal that was drained as far as it could be read.
 const DAMAGED: &str = "damaged";
 const LOCK: &str = "lock";
 
-/// With so many bytes of events a segment is large enough: it is read into memory as a whole.
-const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+/// With so many bytes of events a journal is large enough: it is read into memory as a whole.
+const JOURNAL_BYTES: u64 = 8 * 1024 * 1024;
 /// Events of a transaction at most.
 const TRANSACTION: usize = 10_000;
 /// An event takes less than this beside its texts.
 const EVENT_BYTES: u64 = 256;
-/// What a segment takes for itself, and a transaction for the pages it replaces.
-const SEGMENT_OVERHEAD: u64 = 256 * 1024;
+/// What a journal takes for itself, and a transaction for the pages it replaces.
+const JOURNAL_OVERHEAD: u64 = 256 * 1024;
 /// What a file system counts files in.
 const BLOCK_BYTES: u64 = 512;
 
@@ -80,11 +80,11 @@ pub struct Level {
     pub events: u64,
     /// Bytes on the disk, without files set aside.
     pub bytes: u64,
-    /// Segments that were found damaged since the spool was opened.
+    /// Journals that were found damaged since the spool was opened.
     pub damaged: u64,
 }
 
-/// A segment that is to be drained, as read.
+/// A journal that is to be drained, as read.
 #[derive(Debug)]
 pub struct Drainable {
     /// Its id.
@@ -113,7 +113,7 @@ struct State {
 
 #[derive(Debug)]
 struct Active {
-    segment: Segment,
+    journal: Journal,
     path: PathBuf,
 }
 
@@ -149,7 +149,7 @@ impl Spool {
                 (Some(EXTENSION), Some(id)) => found.push((id, path)),
                 (Some(NEW), Some(_)) => fs::remove_file(&path).map_err(failed)?,
                 (Some(DAMAGED), Some(_)) => {
-                    tracing::warn!(file = %path.display(), "a damaged segment is kept")
+                    tracing::warn!(file = %path.display(), "a damaged journal is kept")
                 }
                 _ => {}
             }
@@ -170,22 +170,22 @@ impl Spool {
         let mut state = self.state();
         let used = state.bytes();
         let added: u64 = events.iter().map(|event| event_bytes(event)).sum();
-        if used + added + SEGMENT_OVERHEAD > self.max_bytes {
+        if used + added + JOURNAL_OVERHEAD > self.max_bytes {
             return Err(SpoolError::Full);
         }
-        // Several transactions, so that no segment grows beyond what is read into memory at once.
+        // Several transactions, so that no journal grows beyond what is read into memory at once.
         events.chunks(TRANSACTION).try_for_each(|some| self.append_to(&mut state, some))
     }
 
     fn append_to(&self, state: &mut State, events: &[&Event]) -> Result<(), SpoolError> {
-        let Active { mut segment, path } = match state.active.take() {
+        let Active { mut journal, path } = match state.active.take() {
             Some(active) => active,
             None => self.create()?,
         };
-        let appended = catch_unwind(AssertUnwindSafe(|| segment.append(events.iter().copied())));
-        let active = Active { segment, path };
+        let appended = catch_unwind(AssertUnwindSafe(|| journal.append(events.iter().copied())));
+        let active = Active { journal, path };
         match appended {
-            Ok(Ok(())) if active.segment.bytes < SEGMENT_BYTES => state.active = Some(active),
+            Ok(Ok(())) if active.journal.bytes < JOURNAL_BYTES => state.active = Some(active),
             _ => state.seal(active),
         }
         match appended {
@@ -196,10 +196,10 @@ impl Spool {
     }
 
     /// Whether a spool that took nothing has room again, and some to spare, so that it is not full at the next event.
-    /// Asks the disk, too, where a segment is to be made.
+    /// Asks the disk, too, where a journal is to be made.
     pub fn has_room(&self) -> Result<(), SpoolError> {
         let mut state = self.state();
-        if state.bytes() + 2 * SEGMENT_OVERHEAD > self.max_bytes {
+        if state.bytes() + 2 * JOURNAL_OVERHEAD > self.max_bytes {
             return Err(SpoolError::Full);
         }
         if state.active.is_none() {
@@ -208,12 +208,12 @@ impl Spool {
         Ok(())
     }
 
-    /// Reads the oldest segment. Where there is none but the active one, that takes no more events from now on.
+    /// Reads the oldest journal. Where there is none but the active one, that takes no more events from now on.
     pub fn oldest(&self) -> Result<Option<Drainable>, SpoolError> {
         let oldest = {
             let mut state = self.state();
             if state.sealed.is_empty()
-                && let Some(active) = state.active.take_if(|active| active.segment.next > 0)
+                && let Some(active) = state.active.take_if(|active| active.journal.next > 0)
             {
                 state.seal(active);
             }
@@ -222,14 +222,14 @@ impl Spool {
         oldest.map(|id| self.read(id)).transpose()
     }
 
-    /// Notes how many of a segment's events are left.
+    /// Notes how many of a journal's events are left.
     pub fn note_left(&self, id: Uuid, left: u64) {
         if let Some(sealed) = self.state().sealed.iter_mut().find(|sealed| sealed.id == id) {
             sealed.left = left;
         }
     }
 
-    /// Removes a segment that is drained. A damaged one is set aside.
+    /// Removes a journal that is drained. A damaged one is set aside.
     pub fn discard(&self, id: Uuid) -> Result<(), SpoolError> {
         let sealed = {
             let mut state = self.state();
@@ -241,7 +241,7 @@ impl Spool {
         if sealed.damaged {
             let aside = sealed.path.with_extension(DAMAGED);
             fs::rename(&sealed.path, &aside).map_err(failed)?;
-            tracing::error!(file = %aside.display(), "a damaged segment is drained as far as it can be read and set aside");
+            tracing::error!(file = %aside.display(), "a damaged journal is drained as far as it can be read and set aside");
         } else {
             fs::remove_file(&sealed.path).map_err(failed)?;
         }
@@ -251,7 +251,7 @@ impl Spool {
     /// How much is in it.
     pub fn level(&self) -> Level {
         let state = self.state();
-        let active = state.active.as_ref().map_or(0, |active| active.segment.next);
+        let active = state.active.as_ref().map_or(0, |active| active.journal.next);
         let events = active + state.sealed.iter().map(|sealed| sealed.left).sum::<u64>();
         Level { events, bytes: state.bytes(), damaged: state.damaged }
     }
@@ -264,20 +264,20 @@ impl Spool {
         let made = || {
             let file = options().open(&new).map_err(failed)?;
             let backend = FileBackend::new(file).map_err(|e| SpoolError::Store(Box::new(e.into())))?;
-            let segment = Segment::create(id, backend).map_err(|e| SpoolError::Store(Box::new(e)))?;
+            let journal = Journal::create(id, backend).map_err(|e| SpoolError::Store(Box::new(e)))?;
             fs::rename(&new, &path).map_err(failed)?;
             sync_folder(&self.folder).map_err(failed)?;
-            Ok(segment)
+            Ok(journal)
         };
         match made() {
-            Ok(segment) => Ok(Active { segment, path }),
+            Ok(journal) => Ok(Active { journal, path }),
             Err(error) => {
                 // What is left of it holds nothing, and room may be what is missing.
                 for file in [&new, &path] {
                     if let Err(error) = fs::remove_file(file)
                         && error.kind() != io::ErrorKind::NotFound
                     {
-                        tracing::warn!(%error, "an empty segment stays behind");
+                        tracing::warn!(%error, "an empty journal stays behind");
                     }
                 }
                 Err(error)
@@ -285,7 +285,7 @@ impl Spool {
         }
     }
 
-    /// Reads a segment that takes no more events.
+    /// Reads a journal that takes no more events.
     fn read(&self, id: Uuid) -> Result<Drainable, SpoolError> {
         let path = self.folder.join(id.to_string()).with_extension(EXTENSION);
         let Contents { events, damage, missing, unfinished } =
@@ -303,7 +303,7 @@ impl Spool {
         state.damaged += u64::from(newly_damaged);
         if newly_damaged {
             let damage = damage.join("; ");
-            tracing::error!(file = %path.display(), damage, missing, events = events.len(), "a segment of the spool is damaged: what it still gives is drained");
+            tracing::error!(file = %path.display(), damage, missing, events = events.len(), "a journal of the spool is damaged: what it still gives is drained");
         }
         Ok(Drainable { id, events })
     }
@@ -317,16 +317,16 @@ impl State {
     fn bytes(&self) -> u64 {
         let active = self.active.as_ref().map(|active| {
             // As much as it must have, where the disk does not say.
-            disk_bytes(&active.path).unwrap_or_default().max(active.segment.bytes)
+            disk_bytes(&active.path).unwrap_or_default().max(active.journal.bytes)
         });
         active.unwrap_or_default() + self.sealed.iter().map(|sealed| sealed.bytes).sum::<u64>()
     }
 
     fn seal(&mut self, active: Active) {
-        let Active { segment, path } = active;
-        let (id, left, at_least) = (segment.id, segment.next, segment.bytes);
+        let Active { journal, path } = active;
+        let (id, left, at_least) = (journal.id, journal.next, journal.bytes);
         // Closed first: that writes, too.
-        drop(segment);
+        drop(journal);
         let bytes = disk_bytes(&path).unwrap_or_default().max(at_least);
         self.sealed.push_back(Sealed { id, path, left, bytes, damaged: false });
     }
@@ -335,8 +335,8 @@ impl State {
 fn read_file(id: Uuid, path: &Path) -> io::Result<Contents> {
     let file = File::open(path)?;
     let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    let (bytes, unreadable) = segment::read_blocks(length, |at, block| file.read_exact_at(block, at));
-    let mut contents = segment::contents(id, &bytes);
+    let (bytes, unreadable) = journal::read_blocks(length, |at, block| file.read_exact_at(block, at));
+    let mut contents = journal::contents(id, &bytes);
     if unreadable > 0 {
         contents.damage.push(format!("{unreadable} blocks cannot be read"));
     }
@@ -349,7 +349,7 @@ fn options() -> OpenOptions {
     options
 }
 
-/// The segment that a file is of, by its name.
+/// The journal that a file is of, by its name.
 fn id_of(path: &Path) -> Option<Uuid> {
     path.file_stem()?.to_str()?.parse().ok()
 }

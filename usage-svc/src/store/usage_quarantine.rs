@@ -5,14 +5,14 @@ use uuid::Uuid;
 
 use crate::domain::quarantine::Quarantined;
 
-/// Keeps events of a segment.
+/// Keeps events of a journal.
 #[tracing::instrument(name = "db.eco_usage_quarantine.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = events.len()))]
 pub async fn insert(
     connection: &mut PgConnection,
-    segment: Uuid,
+    journal: Uuid,
     events: &[Quarantined<'_>],
 ) -> sqlx::Result<()> {
-    // A few at most, but for a segment that nobody drained for weeks.
+    // A few at most, but for a journal that nobody drained for weeks.
     for Quarantined { number, event, reason } in events {
         let payload = &event.payload;
         sqlx::query!(
@@ -20,7 +20,7 @@ pub async fn insert(
                  endpoint, method, status_code, response_time_ms, api_key_id, admission_id, accepted_time)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
             event.eco_id.as_str(),
-            segment,
+            journal,
             number,
             reason.as_str(),
             event.event_id,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Outcome, event, events};
 use crate::{
     domain::event::Event,
-    spool::{Level, SEGMENT_BYTES, Spool, SpoolError},
+    spool::{JOURNAL_BYTES, Level, Spool, SpoolError},
 };
 
 const ROOM: u64 = 1 << 30;
@@ -50,13 +50,13 @@ fn what_was_appended_comes_back_in_order_after_a_restart_and_goes_when_it_is_dra
 }
 
 #[test]
-fn a_segment_that_is_being_drained_takes_nothing_more() -> Outcome {
+fn a_journal_that_is_being_drained_takes_nothing_more() -> Outcome {
     let folder = TempDir::new()?;
     let spool = Spool::open(folder.path(), ROOM)?;
     append(&spool, &events(0..2))?;
-    let first = spool.oldest()?.ok_or("a segment")?;
+    let first = spool.oldest()?.ok_or("a journal")?;
     append(&spool, &events(2..3))?;
-    let again = spool.oldest()?.ok_or("a segment")?;
+    let again = spool.oldest()?.ok_or("a journal")?;
     assert_eq!((first.id, first.events.len()), (again.id, again.events.len()));
     spool.note_left(first.id, 1);
     assert_eq!(spool.level().events, 2);
@@ -66,7 +66,7 @@ fn a_segment_that_is_being_drained_takes_nothing_more() -> Outcome {
 }
 
 #[test]
-fn large_spools_have_several_segments() -> Outcome {
+fn large_spools_have_several_journals() -> Outcome {
     let folder = TempDir::new()?;
     let spool = Spool::open(folder.path(), ROOM)?;
     let mut sent = Vec::new();
@@ -75,10 +75,10 @@ fn large_spools_have_several_segments() -> Outcome {
         append(&spool, &group)?;
         sent.extend(group);
     }
-    let segments = files(folder.path(), "redb")?;
-    assert!(segments.len() > 1, "{segments:?}");
+    let journals = files(folder.path(), "redb")?;
+    assert!(journals.len() > 1, "{journals:?}");
     let level = spool.level();
-    assert!(level.bytes < 2 * SEGMENT_BYTES * segments.len() as u64, "{level:?}");
+    assert!(level.bytes < 2 * JOURNAL_BYTES * journals.len() as u64, "{level:?}");
     assert_eq!(level.events, 20_000);
     drop(spool);
     assert!(drain(&Spool::open(folder.path(), ROOM)?)? == sent);
@@ -117,12 +117,12 @@ fn one_server_at_a_time_uses_a_spool() -> Outcome {
 }
 
 #[test]
-fn a_damaged_segment_gives_what_it_can_and_is_set_aside() -> Outcome {
+fn a_damaged_journal_gives_what_it_can_and_is_set_aside() -> Outcome {
     let folder = TempDir::new()?;
     let spool = Spool::open(folder.path(), ROOM)?;
     append(&spool, &events(0..300))?;
     drop(spool);
-    let path = files(folder.path(), "redb")?.pop().ok_or("a segment")?;
+    let path = files(folder.path(), "redb")?.pop().ok_or("a journal")?;
     let mut bytes = fs::read(&path)?;
     bytes[..512].fill(0xAA);
     fs::write(&path, &bytes)?;
@@ -141,7 +141,7 @@ fn a_damaged_segment_gives_what_it_can_and_is_set_aside() -> Outcome {
 }
 
 #[test]
-fn files_that_are_empty_or_no_segments_do_not_stop_it() -> Outcome {
+fn files_that_are_empty_or_no_journals_do_not_stop_it() -> Outcome {
     let folder = TempDir::new()?;
     let name = |extension| folder.path().join(Uuid::now_v7().to_string()).with_extension(extension);
     let half_made = name("new");

@@ -9,7 +9,7 @@ use crate::{
     spool::frame,
 };
 
-const SEGMENT: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
+const JOURNAL: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
 
 fn any_event() -> impl Strategy<Value = Event> {
     let micros = -62_000_000_000_000_000_i64..250_000_000_000_000_000;
@@ -40,14 +40,14 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 fn read(bytes: &[u8]) -> Vec<(u64, Option<Event>)> {
-    frame::all(bytes, SEGMENT).map(|found| (found.number, frame::event(found.content))).collect()
+    frame::all(bytes, JOURNAL).map(|found| (found.number, frame::event(found.content))).collect()
 }
 
 proptest! {
     #[test]
     fn an_event_comes_back_as_it_was_whatever_lies_around_it(event in any_event(), number: u64, before in vec(any::<u8>(), 0..40), after in vec(any::<u8>(), 0..40)) {
         let mut bytes = before;
-        frame::put(&mut bytes, SEGMENT, number, &event);
+        frame::put(&mut bytes, JOURNAL, number, &event);
         bytes.extend(after);
         prop_assert_eq!(read(&bytes), [(number, Some(event))]);
     }
@@ -62,9 +62,9 @@ proptest! {
 fn a_frame_of_which_one_bit_changed_is_gone_and_the_next_one_is_found() {
     let (first, second) = (event(1, 5), event(2, 5));
     let mut bytes = Vec::new();
-    frame::put(&mut bytes, SEGMENT, 1, &first);
+    frame::put(&mut bytes, JOURNAL, 1, &first);
     let length = bytes.len();
-    frame::put(&mut bytes, SEGMENT, 2, &second);
+    frame::put(&mut bytes, JOURNAL, 2, &second);
     for bit in 0..length * 8 {
         let mut changed = bytes.clone();
         changed[bit / 8] ^= 1 << (bit % 8);
@@ -73,9 +73,9 @@ fn a_frame_of_which_one_bit_changed_is_gone_and_the_next_one_is_found() {
 }
 
 #[test]
-fn frames_of_another_segment_and_cut_ones_are_none() -> Outcome {
+fn frames_of_another_journal_and_cut_ones_are_none() -> Outcome {
     let mut bytes = Vec::new();
-    frame::put(&mut bytes, SEGMENT, 1, &event(1, 5));
+    frame::put(&mut bytes, JOURNAL, 1, &event(1, 5));
     assert_eq!(frame::all(&bytes, Uuid::from_u128(7)).next(), None);
     for length in 0..bytes.len() {
         assert_eq!(read(&bytes[..length]), [], "{length} bytes");
@@ -83,13 +83,13 @@ fn frames_of_another_segment_and_cut_ones_are_none() -> Outcome {
     Ok(())
 }
 
-/// A caller who knows the format, but not the id of the segment, puts a frame where texts are.
+/// A caller who knows the format, but not the id of the journal, puts a frame where texts are.
 #[test]
 fn a_frame_within_an_event_is_not_taken_for_one() {
     let mut forged = Vec::new();
     frame::put(&mut forged, Uuid::nil(), 9, &event(9, 5));
     let mut bytes = Vec::new();
-    frame::put(&mut bytes, SEGMENT, 1, &event(1, 5));
+    frame::put(&mut bytes, JOURNAL, 1, &event(1, 5));
     bytes[0] ^= 1; // so that it is looked into
     bytes.extend(forged);
     assert_eq!(read(&bytes), []);

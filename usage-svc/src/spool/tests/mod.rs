@@ -1,9 +1,9 @@
-//! What a segment and a folder of them keep: through crashes at every write, full disks, and files that rot.
+//! What a journal and a folder of them keep: through crashes at every write, full disks, and files that rot.
 
 mod disk;
 mod folder;
 mod frames;
-mod segments;
+mod journals;
 
 use chrono::DateTime;
 use nexus_core::id::EcoId;

@@ -161,13 +161,13 @@ async fn a_damaged_file_is_drained_as_far_as_it_can_be_read_and_set_aside() -> R
     world.spool(20).await?;
     let server = std::mem::replace(&mut world.server, Server::start(world.db.args()).await?);
     server.stop().await?;
-    let file = files(world.folder.path(), "redb")?.pop().context("a segment")?;
+    let file = files(world.folder.path(), "redb")?.pop().context("a journal")?;
     let mut bytes = fs::read(&file)?;
     bytes[..512].fill(0);
     fs::write(&file, &bytes)?;
     world.proxy.mend();
     let world = world.restarted().await?;
-    assert_eq!(world.server.metric("nexus_usage_spool_damaged_segments").await?, 1);
+    assert_eq!(world.server.metric("nexus_usage_spool_damaged_journals").await?, 1);
     drained(&world.server).await?;
     assert_eq!(world.sums().await?, plain(21));
     eventually(async || Ok(!files(world.folder.path(), "damaged")?.is_empty())).await?;

@@ -125,7 +125,7 @@ async fn what_cannot_be_counted_is_in_quarantine_and_the_rest_is_counted() -> Re
 }
 
 #[tokio::test]
-async fn a_spool_of_several_batches_and_segments_is_counted_in_full() -> Result<()> {
+async fn a_spool_of_several_batches_and_journals_is_counted_in_full() -> Result<()> {
     let db = TestDb::new().await?;
     account(&db, "eco_a", Plan::Pro).await?;
     let folder = TempDir::new()?;
@@ -135,7 +135,7 @@ async fn a_spool_of_several_batches_and_segments_is_counted_in_full() -> Result<
         spool.append(&events.iter().collect::<Vec<_>>())?;
     }
     drop(spool);
-    // Another segment of the same spool.
+    // Another journal of the same spool.
     let spool = Spool::open(folder.path(), 1 << 30)?;
     spool.append(&[&spooled(1, now(), now())?])?;
     drop(spool);

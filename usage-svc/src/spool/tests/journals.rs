@@ -12,7 +12,7 @@ use crate::{
     domain::event::Event,
     spool::{
         frame,
-        segment::{Segment, contents, read_blocks},
+        journal::{Journal, contents, read_blocks},
     },
 };
 
@@ -25,15 +25,15 @@ struct Sent {
     doubtful: BTreeMap<u64, Event>,
 }
 
-/// Appends groups of random sizes until one fails, or so many; `None`: the segment could not even be made.
+/// Appends groups of random sizes until one fails, or so many; `None`: the journal could not even be made.
 fn append_until_it_fails(disk: &Disk, groups: usize, rng: &mut StdRng) -> Option<Sent> {
-    let mut segment = Segment::create(ID, disk.clone()).ok()?;
+    let mut journal = Journal::create(ID, disk.clone()).ok()?;
     let mut sent = Sent::default();
     for _ in 0..groups {
         let count = if rng.random_bool(0.1) { rng.random_range(100..300) } else { rng.random_range(1..20) };
-        let numbers = segment.next..segment.next + count;
+        let numbers = journal.next..journal.next + count;
         let group: BTreeMap<_, _> = numbers.map(|n| (n, event(n, rng.random_range(0..400)))).collect();
-        match segment.append(group.values()) {
+        match journal.append(group.values()) {
             Ok(()) => sent.acknowledged.extend(group),
             Err(_) => {
                 sent.doubtful = group;
@@ -101,16 +101,16 @@ fn a_disk_that_is_full_at_any_byte_loses_nothing_that_was_acknowledged() {
 /// A file and what was acknowledged into it; closed in good order or not.
 fn written(closed: bool) -> Result<(Vec<u8>, Sent), redb::Error> {
     let disk = Disk::default();
-    let mut segment = Segment::create(ID, disk.clone())?;
+    let mut journal = Journal::create(ID, disk.clone())?;
     let mut sent = Sent::default();
     for group in [0..1, 1..150, 150..151, 151..155, 155..400, 400..403] {
         let group: Vec<Event> = events(group);
-        segment.append(&group)?;
+        journal.append(&group)?;
         sent.acknowledged
             .extend(group.into_iter().map(|event| (event.payload.units_count as u64 - 1, event)));
     }
     let open = disk.file().current.clone();
-    drop(segment);
+    drop(journal);
     let file = if closed { disk.file().current.clone() } else { open };
     Ok((file, sent))
 }

@@ -1,4 +1,4 @@
-//! A segment: one redb file of frames. While it is active it grows by transactions, each synced before it is
+//! A journal: one redb file of frames. While it is active it grows by transactions, each synced before it is
 //! acknowledged. Afterwards it is read from its bytes alone and never written again: once by the store, which
 //! verifies every page, and once by looking for frames, which also finds what the store would not give.
 
@@ -22,14 +22,14 @@ const FRAMES: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("frame
 
 /// A run of frames is no longer than this, unless one frame is: it fills pages of the store well.
 const RUN_BYTES: usize = 60 * 1024;
-/// Memory for pages: a segment is written front to back.
+/// Memory for pages: a journal is written front to back.
 const CACHE_BYTES: usize = 4 * 1024 * 1024;
 /// What is read at once: where the disk cannot read one, the others are read all the same.
 const BLOCK_BYTES: usize = 4096;
 
-/// The segment that takes events. Its functions block on the disk.
+/// The journal that takes events. Its functions block on the disk.
 #[derive(Debug)]
-pub(super) struct Segment {
+pub(super) struct Journal {
     pub(super) id: Uuid,
     /// The number of the next event.
     pub(super) next: u64,
@@ -38,7 +38,7 @@ pub(super) struct Segment {
     database: Database,
 }
 
-impl Segment {
+impl Journal {
     /// Makes an empty one, synced.
     pub(super) fn create(id: Uuid, backend: impl StorageBackend) -> Result<Self, redb::Error> {
         let database = builder().create_with_backend(backend)?;
@@ -80,7 +80,7 @@ impl Segment {
     }
 }
 
-/// What a segment's file gives.
+/// What a journal's file gives.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     /// The events by their numbers.
@@ -93,7 +93,7 @@ pub(super) struct Contents {
     pub(super) unfinished: usize,
 }
 
-/// Reads a segment from its file's bytes.
+/// Reads a journal from its file's bytes.
 pub(super) fn contents(id: Uuid, bytes: &[u8]) -> Contents {
     let mut contents = Contents::default();
     let mut found: BTreeMap<u64, &[u8]> = frame::all(bytes, id).map(|f| (f.number, f.content)).collect();
