@@ -1,29 +1,29 @@
 -- The spools of usage-svc: what it acknowledged while this database was away, and drains when it is back.
 
--- How far each segment of a spool is drained. It moves in the transaction that counts the events, so that they are
+-- How far each journal of a spool is drained. It moves in the transaction that counts the events, so that they are
 -- counted once, whatever happens to the file before they are removed from it. Rows stay, one or a few an outage: the
 -- file may come back on another volume.
 create table eco_spool_cursors (
-    segment_id   uuid        primary key,
+    journal_id   uuid        primary key,
     next_number  bigint      not null check (next_number > 0),  -- of the first event that is not drained
     updated_time timestamptz not null default now()
 );
 grant select, insert, update on eco_spool_cursors to nexus_usage;
 
--- Moves a segment's cursor from where the caller knows it to be; somebody else who moved it meanwhile won a race.
-create function nexus_advance_spool_cursor(p_segment_id uuid, p_from bigint, p_to bigint) returns void
+-- Moves a journal's cursor from where the caller knows it to be; somebody else who moved it meanwhile won a race.
+create function nexus_advance_spool_cursor(p_journal_id uuid, p_from bigint, p_to bigint) returns void
 language plpgsql
 as $$
 begin
     if p_from = 0 then
-        insert into eco_spool_cursors (segment_id, next_number) values (p_segment_id, p_to)
+        insert into eco_spool_cursors (journal_id, next_number) values (p_journal_id, p_to)
         on conflict do nothing;
     else
         update eco_spool_cursors set next_number = p_to, updated_time = now()
-        where segment_id = p_segment_id and next_number = p_from;
+        where journal_id = p_journal_id and next_number = p_from;
     end if;
     if not found then
-        raise exception 'segment % is not drained up to % any more', p_segment_id, p_from
+        raise exception 'journal % is not drained up to % any more', p_journal_id, p_from
             using errcode = 'serialization_failure';
     end if;
 end
@@ -34,8 +34,8 @@ grant execute on function nexus_advance_spool_cursor to nexus_usage;
 -- Events that were acknowledged and could not be counted when they were drained; for people to look at.
 create table eco_usage_quarantine (
     eco_id            text        not null,
-    segment_id        uuid        not null,
-    number            bigint      not null,  -- in the segment
+    journal_id        uuid        not null,
+    number            bigint      not null,  -- in the journal
     reason            text        not null check (reason in (
                           'conflict',          -- another payload was recorded under this identity
                           'unknown_account', 'closed_account', 'too_old', 'in_the_future',
@@ -53,6 +53,6 @@ create table eco_usage_quarantine (
     admission_id      uuid,
     accepted_time     timestamptz,
     quarantined_time  timestamptz not null default now(),
-    primary key (eco_id, segment_id, number)
+    primary key (eco_id, journal_id, number)
 );
 grant select, insert on eco_usage_quarantine to nexus_usage;

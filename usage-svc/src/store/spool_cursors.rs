@@ -7,7 +7,7 @@ use uuid::Uuid;
 #[tracing::instrument(name = "db.eco_spool_cursors.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn position(connection: &mut PgConnection, journal: Uuid) -> sqlx::Result<i64> {
     let position =
-        sqlx::query_scalar!("select next_number from eco_spool_cursors where segment_id = $1", journal)
+        sqlx::query_scalar!("select next_number from eco_spool_cursors where journal_id = $1", journal)
             .fetch_optional(connection)
             .await?;
     Ok(position.unwrap_or(0))

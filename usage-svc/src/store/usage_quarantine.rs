@@ -16,7 +16,7 @@ pub async fn insert(
     for Quarantined { number, event, reason } in events {
         let payload = &event.payload;
         sqlx::query!(
-            "insert into eco_usage_quarantine (eco_id, segment_id, number, reason, event_id, event_time, units_count,
+            "insert into eco_usage_quarantine (eco_id, journal_id, number, reason, event_id, event_time, units_count,
                  endpoint, method, status_code, response_time_ms, api_key_id, admission_id, accepted_time)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
             event.eco_id.as_str(),
