@@ -54,7 +54,16 @@ impl Cluster {
         let mut server = Server::spawn(&folder, &socket_dir, &binaries, &account, &options.settings)?;
         server.until_ready(&folder).await?;
         let version = binaries.version.to_string();
-        Ok(Self { server, folder, socket_dir, binaries, account, settings: options.settings, version, created })
+        Ok(Self {
+            server,
+            folder,
+            socket_dir,
+            binaries,
+            account,
+            settings: options.settings,
+            version,
+            created,
+        })
     }
 
     /// Kills the server as a crash would: nothing is finished, rolled back or written. [`Cluster::restart`] brings it

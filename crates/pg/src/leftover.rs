@@ -82,16 +82,17 @@ fn processes_in(data: &Path) -> Result<Vec<i32>, Error> {
         };
         // A process that is gone meanwhile, or another user's, cannot be read: it is none of ours.
         let works_here = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == data);
-        let is_postgres = works_here
-            && fs::read_link(entry.path().join("exe"))
-                .ok()
-                .and_then(|exe| Some(exe.file_name()?.to_string_lossy().starts_with("postgres")))
-                .unwrap_or(false);
-        if is_postgres {
+        // One that is ending has no program any more, and gives its shared memory back just then: a new server would
+        // still find it in use.
+        if works_here && fs::read_link(entry.path().join("exe")).map_or(true, |exe| is_postgres(&exe)) {
             found.push(pid);
         }
     }
     Ok(found)
+}
+
+fn is_postgres(program: &Path) -> bool {
+    program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("postgres"))
 }
 
 fn signal(pid: i32, signal: Signal) -> Result<(), Error> {
