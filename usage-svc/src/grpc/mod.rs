@@ -4,6 +4,8 @@ mod answer;
 mod api_keys;
 pub mod caller;
 pub mod envoy;
+#[doc(hidden)]
+pub mod fuzzing;
 mod lease;
 mod parse;
 mod stream;
