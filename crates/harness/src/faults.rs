@@ -1,7 +1,7 @@
 //! Faults while usage is recorded: replicas, clients and PostgreSQL killed, connections cut in a commit, lines
 //! cut off, replicas stopped, restarted; afterwards everything acknowledged is counted, once.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use futures::{FutureExt, future::select_all};
@@ -81,11 +81,12 @@ fn plan(rng: &mut StdRng, faults: u32) -> Vec<Planned> {
     for _ in 0..faults {
         commits += rng.random_range(3..=15);
         let inside = At::InTransaction { skip: rng.random_range(0..8) };
-        let either = if rng.random_bool(0.5) { At::Committed } else { inside };
+        let either = [At::Committing, At::Committed, inside, inside][rng.random_range(0..4)];
         let lasting = rng.random_range(5..=25);
         let (at, fault) = match rng.random_range(0..100) {
-            0..20 => (At::Committed, Fault::SwallowCommit),
-            20..30 => (inside, Fault::CutTransaction),
+            0..15 => (At::Committed, Fault::SwallowCommit),
+            15..23 => (At::Committing, Fault::LoseCommit),
+            23..30 => (inside, Fault::CutTransaction),
             30..50 => (either, Fault::KillReplica),
             50..60 => (either, Fault::KillDatabase),
             60..75 => (either, Fault::KillClient),
@@ -114,13 +115,15 @@ fn settings() -> Environment {
 struct Cast {
     replicas: Vec<Replica>,
     clients: Vec<Client>,
+    /// Replicas that are stopped or cut off.
+    out: BTreeSet<usize>,
     script: Arc<Script>,
     rng: StdRng,
 }
 
 impl Cast {
     async fn start(seed: &Seed, replicas: usize, script: Arc<Script>, rng: StdRng) -> Result<Self> {
-        let mut cast = Self { replicas: Vec::new(), clients: Vec::new(), script, rng };
+        let mut cast = Self { replicas: Vec::new(), clients: Vec::new(), out: BTreeSet::new(), script, rng };
         for replica in 0..replicas {
             cast.replicas.push(Replica::start(seed, &cast.script, replica, settings()).await?);
         }
@@ -166,8 +169,7 @@ impl Cast {
         }
         self.script.done();
         for replica in 0..self.replicas.len() {
-            self.resume(replica)?;
-            self.replicas[replica].line.heal();
+            self.recover(replica)?;
         }
         for client in &mut self.clients {
             client.finish().await?;
@@ -178,12 +180,12 @@ impl Cast {
         Ok(())
     }
 
-    /// Carries out a fault, then decides about the answer that is held.
+    /// Carries out a fault, then decides about what is held.
     async fn strike(&mut self, stage: &mut Stage, due: Due) -> Result<()> {
         let here = due.replica;
         let mut verdict = Verdict::Forward;
         match due.fault {
-            Fault::SwallowCommit | Fault::CutTransaction => verdict = Verdict::Sever,
+            Fault::SwallowCommit | Fault::CutTransaction | Fault::LoseCommit => verdict = Verdict::Sever,
             Fault::KillReplica => {
                 verdict = Verdict::Sever;
                 self.replicas[here].kill().await?;
@@ -191,17 +193,18 @@ impl Cast {
             Fault::RestartReplica => {
                 // It has to finish what it has in hand, this answer too; and it may be stopped.
                 let _unheard = due.verdict.send(Verdict::Forward);
-                self.resume(here)?;
-                self.replicas[here].line.heal();
+                self.recover(here)?;
                 return self.replicas[here].restart().await;
             }
             Fault::PauseReplica { commits } => {
+                self.keep_another_than(here)?;
                 self.replicas[here].signal(Signal::SIGSTOP)?;
-                self.script.plan(commits, At::Any { skip: 0 }, Fault::Resume(here));
+                self.script.plan(commits, At::Any { skip: 0 }, Fault::Recover(here));
             }
             Fault::Partition { commits } => {
+                self.keep_another_than(here)?;
                 self.replicas[here].line.partition();
-                self.script.plan(commits, At::Any { skip: 0 }, Fault::Heal(here));
+                self.script.plan(commits, At::Any { skip: 0 }, Fault::Recover(here));
             }
             Fault::KillDatabase => {
                 stage.cluster.kill()?;
@@ -215,16 +218,29 @@ impl Cast {
                 let client = self.rng.random_range(0..self.clients.len());
                 self.clients[client].kill().await?;
             }
-            Fault::Resume(replica) => self.resume(replica)?,
-            Fault::Heal(replica) => self.replicas[replica].line.heal(),
+            Fault::Recover(replica) => self.recover(replica)?,
             Fault::End => {}
         }
         let _unheard = due.verdict.send(verdict);
         Ok(())
     }
 
-    fn resume(&self, replica: usize) -> Result<()> {
+    /// Ends its pause and its partition.
+    fn recover(&mut self, replica: usize) -> Result<()> {
+        self.out.remove(&replica);
+        self.replicas[replica].line.heal();
         self.replicas[replica].signal(Signal::SIGCONT)
+    }
+
+    /// Takes a replica out. One of the others works, or else nothing would be committed any more, and nothing
+    /// that is planned came about.
+    fn keep_another_than(&mut self, replica: usize) -> Result<()> {
+        self.out.insert(replica);
+        if self.out.len() == self.replicas.len() {
+            let others: Vec<usize> = self.out.iter().copied().filter(|other| *other != replica).collect();
+            others.into_iter().try_for_each(|other| self.recover(other))?;
+        }
+        Ok(())
     }
 }
 

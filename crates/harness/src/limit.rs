@@ -25,7 +25,7 @@ use crate::{
 
 /// The account that is checked, and its limit: that of the plan `free`.
 pub(crate) const ACCOUNT: &str = "eco_limited";
-const LIMIT: i64 = 1_000;
+const LIMIT: u32 = 1_000;
 const REPLICAS: usize = 4;
 /// A seed that takes so long has come to a stop.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -133,8 +133,11 @@ impl<'a> Trial<'a> {
     async fn run(&mut self, tally: &mut Tally) -> Result<(String, Vec<String>)> {
         let urls: Vec<&str> = self.replicas.iter().map(Replica::url).collect();
         let storm = Storm::new(&urls, CallOptions::bearer(&stage::token()?, storm::DEADLINE)?)?;
-        let calls = storm.begin(self.args.checks, &mut self.rng);
-        let (called, disturbed) = tokio::join!(calls, self.disturb(&storm, tally));
+        // Half of the seeds begin with so few checks at a time that replicas hold units when it goes wrong.
+        let first = if self.rng.random_bool(0.5) { self.rng.random_range(100..LIMIT) } else { 0 };
+        let calls = storm.run(first, self.args.checks, StdRng::from_rng(&mut self.rng));
+        let strikes = self.rng.random_range(1..first + LIMIT / 2);
+        let (called, disturbed) = tokio::join!(calls, self.disturb(&storm, strikes, tally));
         called?;
         disturbed?;
         self.calm().await?;
@@ -145,13 +148,10 @@ impl<'a> Trial<'a> {
         Ok(judged)
     }
 
-    /// What goes wrong during the storm, each once so many checks are answered.
-    async fn disturb(&mut self, storm: &Storm, tally: &mut Tally) -> Result<()> {
+    /// What goes wrong during the storm, each time so many checks are answered.
+    async fn disturb(&mut self, storm: &Storm, strikes: u32, tally: &mut Tally) -> Result<()> {
         let target = self.rng.random_range(0..REPLICAS);
-        let early = self.rng.random_range(1..self.args.checks / 5);
-        if self.variant != Variant::Plain {
-            storm.reached(early).await;
-        }
+        storm.reached(strikes).await;
         let replica = &mut self.replicas[target];
         match self.variant {
             Variant::Plain => {}
@@ -174,7 +174,7 @@ impl<'a> Trial<'a> {
             }
             Variant::Killed => {
                 for nth in 1..=self.rng.random_range(1..=3) {
-                    storm.reached(early * nth).await;
+                    storm.reached((strikes * nth).min(self.args.checks)).await;
                     self.kill(storm, target, tally).await?;
                 }
             }
@@ -221,13 +221,14 @@ impl<'a> Trial<'a> {
     /// Asks for what is left, until nothing is, and records all that was admitted: then every unit of the limit
     /// is accounted for. Returns the figures, and what does not hold.
     async fn exhaust(&self, storm: &Storm) -> Result<(String, Vec<String>)> {
+        let limit = i64::from(LIMIT);
         let until = Instant::now() + SETTLING;
         let may_lose = self.variant == Variant::Killed;
         loop {
             let refused_for = storm.drain().await?;
             let usage = storm.usage().await?;
             let lost = if may_lose { usage.forfeited_count } else { 0 };
-            let is_whole = usage.consumed_count == LIMIT && storm.admitted()? + lost >= LIMIT;
+            let is_whole = usage.consumed_count == limit && storm.admitted()? + lost >= limit;
             if is_whole || Instant::now() > until {
                 break;
             }
@@ -237,11 +238,11 @@ impl<'a> Trial<'a> {
         let (admitted, usage) = (storm.admitted()?, storm.usage().await?);
         let (recorded, consumed, lost) = (usage.api_calls_count, usage.consumed_count, usage.forfeited_count);
         let rules = [
-            (admitted <= LIMIT, "more is admitted than the limit"),
-            (admitted + lost == LIMIT, "admitted and forfeited are not the limit"),
+            (admitted <= limit, "more is admitted than the limit"),
+            (admitted + lost == limit, "admitted and forfeited are not the limit"),
             (lost == 0 || may_lose, "units are forfeited though nobody was killed"),
             (recorded == admitted, "what is recorded is not what was admitted"),
-            (consumed == LIMIT, "consumed is not the limit"),
+            (consumed == limit, "consumed is not the limit"),
         ];
         let figures =
             format!("{admitted} admitted, {recorded} recorded, {consumed} consumed, {lost} forfeited");

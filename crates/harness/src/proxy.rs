@@ -1,5 +1,5 @@
 //! The line between a replica and PostgreSQL. It passes bytes on, tells the script of every point, and can lose
-//! an answer with its connection or keep everything back for a while, as a network does.
+//! an answer, or the request to commit, with its connection, or keep everything back for a while, as a network does.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    script::{Script, Verdict},
+    script::{Point, Script, Verdict},
     wire,
 };
 
@@ -92,21 +92,30 @@ impl Line {
     async fn connect(mut self, client: TcpStream) -> io::Result<()> {
         self.open().await;
         let server = UnixStream::connect(&self.socket).await?;
-        let (mut from_client, to_client) = client.into_split();
-        let (from_server, mut to_server) = server.into_split();
-        let mut passing = self.passing.clone();
-        let requests = async {
-            let mut buffer = BytesMut::with_capacity(16 * 1024);
-            while from_client.read_buf(&mut buffer).await? > 0 {
-                wait_for(&mut passing).await;
-                to_server.write_all_buf(&mut buffer).await?;
-            }
-            Ok(())
-        };
+        let (from_client, to_client) = client.into_split();
+        let (from_server, to_server) = server.into_split();
         tokio::select! {
-            done = requests => done,
+            done = self.clone().requests(from_client, to_server) => done,
             done = self.answers(from_server, to_client) => done,
         }
+    }
+
+    async fn requests(
+        mut self,
+        mut client: tcp::OwnedReadHalf,
+        mut server: unix::OwnedWriteHalf,
+    ) -> io::Result<()> {
+        let mut buffer = BytesMut::with_capacity(16 * 1024);
+        while client.read_buf(&mut buffer).await? > 0 {
+            if wire::asks_to_commit(&buffer)
+                && self.script.pass(Point::Committing, self.replica).await == Verdict::Sever
+            {
+                return Ok(());
+            }
+            self.open().await;
+            server.write_all_buf(&mut buffer).await?;
+        }
+        Ok(())
     }
 
     async fn answers(

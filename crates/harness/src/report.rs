@@ -14,13 +14,14 @@ impl Tally {
         let kind = match fault {
             Fault::SwallowCommit => "answer of a commit lost",
             Fault::CutTransaction => "connection cut in a transaction",
+            Fault::LoseCommit => "commit lost before the database",
             Fault::KillReplica => "replica killed",
             Fault::RestartReplica => "replica restarted",
             Fault::PauseReplica { .. } => "replica stopped (SIGSTOP)",
             Fault::Partition { .. } => "replica cut off from the database",
             Fault::KillDatabase => "database killed",
             Fault::KillClient => "client killed",
-            Fault::Resume(_) | Fault::Heal(_) | Fault::End => return,
+            Fault::Recover(_) | Fault::End => return,
         };
         self.add(kind, 1);
     }

@@ -1,6 +1,7 @@
 //! What is to go wrong, and when. Nothing here looks at a clock: a fault is due after so many commits, seen in
-//! the answers of PostgreSQL on their way to the replicas. That answer is held until the fault is done, so that
-//! "between the commit and its acknowledgement" is a place that can be hit.
+//! the answers of PostgreSQL on their way to the replicas. What is on its way there, an answer or the request to
+//! commit, is held until the fault is done, so that "between the commit and its acknowledgement" is a place that
+//! can be hit.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,6 +14,8 @@ pub(crate) enum Fault {
     SwallowCommit,
     /// The connection breaks within a transaction, which PostgreSQL rolls back.
     CutTransaction,
+    /// The connection breaks with the request to commit, which PostgreSQL never gets.
+    LoseCommit,
     /// kill -9 of the replica whose answer is held; it is started again.
     KillReplica,
     /// SIGTERM to that replica; it ends in order and is started again.
@@ -31,10 +34,8 @@ pub(crate) enum Fault {
     KillDatabase,
     /// kill -9 of a client; another goes on from its journal.
     KillClient,
-    /// End of a pause.
-    Resume(usize),
-    /// End of a partition.
-    Heal(usize),
+    /// End of a replica's pause and partition.
+    Recover(usize),
     /// Nothing more goes wrong.
     End,
 }
@@ -44,6 +45,8 @@ pub(crate) enum Fault {
 pub(crate) enum Point {
     /// A statement within a transaction was done.
     InTransaction,
+    /// A transaction is about to be committed.
+    Committing,
     /// A transaction was committed.
     Committed,
     /// Something else was answered: among others a statement that is a transaction of its own.
@@ -58,6 +61,8 @@ pub(crate) enum At {
         /// Points to pass over.
         skip: u32,
     },
+    /// Before PostgreSQL is asked to commit.
+    Committing,
     /// Between a commit and its answer.
     Committed,
     /// Within a transaction, so many points after it is due.
@@ -78,7 +83,7 @@ pub(crate) struct Planned {
     pub(crate) fault: Fault,
 }
 
-/// What happens to an answer that was held.
+/// What happens to what was held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It goes on.
@@ -87,13 +92,13 @@ pub(crate) enum Verdict {
     Sever,
 }
 
-/// A fault whose time has come. The answer at hand waits for the verdict.
+/// A fault whose time has come. What is at hand waits for the verdict.
 pub(crate) struct Due {
     /// What is to happen.
     pub(crate) fault: Fault,
-    /// Replica whose answer is held.
+    /// Replica on whose line it is held.
     pub(crate) replica: usize,
-    /// Lets the answer go, or not.
+    /// Lets it go, or not.
     pub(crate) verdict: oneshot::Sender<Verdict>,
 }
 
@@ -137,7 +142,7 @@ impl Script {
         self.state().planned.drain(..).count()
     }
 
-    /// A replica passes a point: returns once the answer may go on, or is to be lost.
+    /// A replica passes a point: returns once what is on its way may go on, or is to be lost.
     pub(crate) async fn pass(&self, point: Point, replica: usize) -> Verdict {
         let Some(fault) = self.state().strike(point) else { return Verdict::Forward };
         let (verdict, decided) = oneshot::channel();
@@ -165,7 +170,7 @@ impl State {
         self.commits += u64::from(point == Point::Committed);
         let mut due = self.planned.iter_mut().take_while(|planned| planned.commits <= self.commits);
         let here = due.position(|planned| match (&mut planned.at, point) {
-            (At::Committed, Point::Committed) => true,
+            (At::Committed, Point::Committed) | (At::Committing, Point::Committing) => true,
             (At::InTransaction { skip }, Point::InTransaction) | (At::Any { skip }, _) => {
                 let here = *skip == 0;
                 *skip = skip.saturating_sub(1);

@@ -1,7 +1,6 @@
-//! Checks of one account, all at once, and what was answered.
+//! Checks of one account, a few at a time and then thousands at once, and what was answered.
 
 use std::{
-    future::Future,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU32, Ordering},
@@ -54,20 +53,32 @@ impl Storm {
         })))
     }
 
-    /// Begins so many checks, spread at random; returns when each is admitted or refused.
-    pub(crate) fn begin(&self, checks: u32, rng: &mut StdRng) -> impl Future<Output = Result<()>> + use<> {
-        let mut calls: JoinSet<Result<()>> = (0..checks)
-            .map(|_| {
-                let replica = rng.random_range(0..self.0.replicas.len());
-                self.0.clone().insist(replica)
-            })
-            .collect();
-        async move {
-            while let Some(called) = calls.join_next().await {
-                called??;
-            }
-            Ok(())
+    /// Makes the `first` checks a few at a time, so that every replica comes to hold units that it has not spent,
+    /// then so many more at once, spread at random. Returns when each is admitted or refused.
+    pub(crate) async fn run(&self, first: u32, at_once: u32, mut rng: StdRng) -> Result<()> {
+        let begun = Arc::new(AtomicU32::new(0));
+        let mut calls = JoinSet::new();
+        let lanes = 2 * self.0.replicas.len();
+        for lane in 0..lanes {
+            let (shared, begun) = (self.0.clone(), begun.clone());
+            calls.spawn(async move {
+                while begun.fetch_add(1, Ordering::Relaxed) < first {
+                    shared.insist(lane % shared.replicas.len()).await?;
+                }
+                Ok::<_, anyhow::Error>(())
+            });
         }
+        // The last ones may hang at a replica that is stopped.
+        self.reached(first.saturating_sub(u32::try_from(lanes)?)).await;
+        for _ in 0..at_once {
+            let replica = rng.random_range(0..self.0.replicas.len());
+            let shared = self.0.clone();
+            calls.spawn(async move { shared.insist(replica).await });
+        }
+        while let Some(called) = calls.join_next().await {
+            called??;
+        }
+        Ok(())
     }
 
     /// Returns once so many checks are answered.
@@ -130,7 +141,7 @@ impl Storm {
 
 impl Shared {
     /// One check, at whichever replica answers.
-    async fn insist(self: Arc<Self>, mut replica: usize) -> Result<()> {
+    async fn insist(&self, mut replica: usize) -> Result<()> {
         loop {
             match self.check(replica).await {
                 Err(status) if status.code() != Code::ResourceExhausted => self.failed(&status).await?,

@@ -15,6 +15,11 @@ pub(crate) fn next(received: &mut BytesMut) -> Option<Bytes> {
     (received.len() >= whole).then(|| received.split_to(whole).freeze())
 }
 
+/// Whether a client that just sent this asks to commit, as sqlx does: by a simple query, which nothing follows.
+pub(crate) fn asks_to_commit(sent: &[u8]) -> bool {
+    sent.ends_with(b"Q\0\0\0\x0bCOMMIT\0")
+}
+
 /// The point that a message of the server marks.
 pub(crate) fn point(message: &[u8]) -> Option<Point> {
     match (message.first()?, message.get(HEADER..)?) {
@@ -42,5 +47,6 @@ mod tests {
         }
         assert_eq!(points, [Some(Point::Committed), Some(Point::InTransaction), Some(Point::Outside)]);
         assert!(received.is_empty());
+        assert!(asks_to_commit(b"...Q\0\0\0\x0bCOMMIT\0") && !asks_to_commit(b"Q\0\0\0\x0dROLLBACK\0"));
     }
 }
