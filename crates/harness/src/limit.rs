@@ -218,25 +218,24 @@ impl<'a> Trial<'a> {
         Ok(())
     }
 
-    /// Asks for what is left, until nothing is, and records all that was admitted: then every unit of the limit
-    /// is accounted for. Returns the figures, and what does not hold.
+    /// Asks for what is left and records what was admitted, until every unit of the limit is accounted for.
+    /// Returns the figures, and what does not hold.
     async fn exhaust(&self, storm: &Storm) -> Result<(String, Vec<String>)> {
         let limit = i64::from(LIMIT);
         let until = Instant::now() + SETTLING;
         let may_lose = self.variant == Variant::Killed;
-        loop {
+        let (admitted, recorded, consumed, lost) = loop {
             let refused_for = storm.drain().await?;
-            let usage = storm.usage().await?;
-            let lost = if may_lose { usage.forfeited_count } else { 0 };
-            let is_whole = usage.consumed_count == limit && storm.admitted()? + lost >= limit;
+            // What is recorded is not lost with its holder any more.
+            storm.record().await?;
+            let (admitted, usage) = (storm.admitted(), storm.usage().await?);
+            let (consumed, lost) = (usage.consumed_count, usage.forfeited_count);
+            let is_whole = consumed == limit && admitted + lost == limit && (lost == 0 || may_lose);
             if is_whole || Instant::now() > until {
-                break;
+                break (admitted, usage.api_calls_count, consumed, lost);
             }
             sleep(refused_for).await;
-        }
-        storm.record().await?;
-        let (admitted, usage) = (storm.admitted()?, storm.usage().await?);
-        let (recorded, consumed, lost) = (usage.api_calls_count, usage.consumed_count, usage.forfeited_count);
+        };
         let rules = [
             (admitted <= limit, "more is admitted than the limit"),
             (admitted + lost == limit, "admitted and forfeited are not the limit"),

@@ -35,7 +35,9 @@ pub(crate) struct Storm(Arc<Shared>);
 struct Shared {
     replicas: Vec<UsageServiceClient<Channel>>,
     options: CallOptions,
+    /// Of calls that are not recorded yet.
     admissions: Mutex<Vec<String>>,
+    admitted: AtomicU32,
     unanswered: AtomicU32,
     answered: watch::Sender<u32>,
 }
@@ -48,6 +50,7 @@ impl Storm {
             replicas: replicas.collect::<Result<_>>()?,
             options,
             admissions: Mutex::default(),
+            admitted: AtomicU32::new(0),
             unanswered: AtomicU32::new(0),
             answered: watch::Sender::new(0),
         })))
@@ -100,7 +103,7 @@ impl Storm {
         }
     }
 
-    /// Records a call for each admission.
+    /// Records the calls that were admitted.
     pub(crate) async fn record(&self) -> Result<()> {
         let time = Utc::now();
         let event = |admission: String| UsageEvent {
@@ -113,7 +116,10 @@ impl Storm {
             admission,
             ..Default::default()
         };
-        let events: Vec<UsageEvent> = self.0.admissions().iter().cloned().map(event).collect();
+        let events: Vec<UsageEvent> = self.0.admissions().drain(..).map(event).collect();
+        if events.is_empty() {
+            return Ok(());
+        }
         let mut client = self.0.replicas[0].clone();
         let answer = client.batch_record_usage(self.0.options.request(BatchRecordUsageRequest { events }));
         let refused = answer.await?.into_inner().results;
@@ -129,8 +135,8 @@ impl Storm {
     }
 
     /// Checks that were answered OK.
-    pub(crate) fn admitted(&self) -> Result<i64> {
-        Ok(i64::try_from(self.0.admissions().len())?)
+    pub(crate) fn admitted(&self) -> i64 {
+        i64::from(self.0.admitted.load(Ordering::SeqCst))
     }
 
     /// Calls that got no answer, or that they should come again; they were made again.
@@ -159,6 +165,7 @@ impl Shared {
         let request = CheckQuotaRequest { eco_id: ACCOUNT.to_owned(), ..Default::default() };
         let answer = client.check_quota(self.options.request(request)).await?.into_inner();
         self.admissions().push(answer.admission);
+        self.admitted.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
