@@ -131,7 +131,9 @@ async fn what_was_admitted_here_is_recorded_and_consumed_once() -> Result<()> {
     let admitted = hold(&db, &guard).await?;
     let used = units(&admitted)?;
     let last = admitted.last().context("some")?;
-    assert_eq!((last.quota.limit, last.quota.remaining), (1_000, 1_000 - used));
+    assert_eq!(last.quota.limit, 1_000);
+    // What the replica admitted while the grant was under way is known with the next answer.
+    assert!((1_000 - used..1_000).contains(&last.quota.remaining), "{used} used, {:?}", last.quota);
     let tracker = tracker(&server.url())?.build().await?;
     for unit in &admitted {
         tracker.track(UsageEvent { admission: unit.admission.clone(), ..event("eco_a") })?;
