@@ -22,7 +22,7 @@ pub(crate) struct Checked {
 }
 
 /// Statements that return a line for each difference.
-const DIFFERENCES: [&str; 7] = [
+const DIFFERENCES: [&str; 8] = [
     "select format('%s, period of %s, segment %s: %s units recorded, %s in the raw log', eco_id, period_start, segment,
                    coalesce(c.units, 0), coalesce(r.units, 0))
      from (select eco_id, period_start, segment, sum(recorded_units) as units from eco_usage_counters group by 1, 2, 3) c
@@ -67,14 +67,21 @@ const DIFFERENCES: [&str; 7] = [
           left join (select eco_id, period_start, granted_units - returned_units as held from eco_quota_usage) q
               using (eco_id, period_start)
      where c.recorded > coalesce(q.held, 0) + c.unadmitted",
+    "select format('%s of %s is in quarantine: %s', event_id, eco_id, reason) from eco_usage_quarantine",
 ];
 
 /// Compares everything with everything, once all is at rest.
-pub(crate) async fn run(connection: &mut PgConnection, histories: &[History]) -> Result<Checked> {
+///
+/// `spools`: replicas have spools, and acknowledge what they take there as new.
+pub(crate) async fn run(
+    connection: &mut PgConnection,
+    histories: &[History],
+    spools: bool,
+) -> Result<Checked> {
     let fates: BTreeMap<Uuid, &Fate> =
         histories.iter().flat_map(|history| &history.fates).map(|(id, fate)| (*id, fate)).collect();
     let mut failures: Vec<String> = histories.iter().flat_map(|history| history.violations.clone()).collect();
-    shown(&mut failures, fates.values().filter_map(|fate| misjudged(fate)));
+    shown(&mut failures, fates.values().filter_map(|fate| misjudged(fate, spools)));
     shown(&mut failures, raw_log(connection, &fates).await?);
     for statement in DIFFERENCES {
         let found: Vec<String> =
@@ -119,11 +126,11 @@ fn shown(failures: &mut Vec<String>, found: impl IntoIterator<Item = String>) {
 }
 
 /// What is wrong with what a client was told of its call.
-fn misjudged(fate: &Fate) -> Option<String> {
+fn misjudged(fate: &Fate, spools: bool) -> Option<String> {
     let id = fate.call.id;
     match (fate.call.valid, fate) {
         (_, fate) if fate.is_open() => Some(format!("{id} got no answer")),
-        (_, Fate { counted: 2.., .. }) => {
+        (_, Fate { counted: 2.., .. }) if !spools => {
             Some(format!("{id} was acknowledged as new {} times", fate.counted))
         }
         (true, Fate { refused: Some(reason), .. }) => Some(format!("{id} was refused: {reason}")),

@@ -44,10 +44,10 @@ impl Usage {
     async fn run(self) -> anyhow::Result<ExitCode> {
         process::die_with_parent()?;
         let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
-        let address = listeners.main_addr()?;
+        let (address, operations) = (listeners.main_addr()?, listeners.operations_addr()?);
         let serving = |shutdown| {
             // Where it is, and what time it is there; said once it can be asked to stop.
-            println!("{address} {}", Utc::now().to_rfc3339());
+            println!("{address} {operations} {}", Utc::now().to_rfc3339());
             nexus_usage::serve(self.config, listeners, shutdown)
         };
         Ok(serve::run("nexus-usage", &self.telemetry, serving).await)

@@ -1,13 +1,17 @@
 //! Faults while usage is recorded: replicas, clients and PostgreSQL killed, connections cut in a commit, lines
 //! cut off, replicas stopped, restarted; afterwards everything acknowledged is counted, once.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use futures::{FutureExt, future::select_all};
 use nix::sys::signal::Signal;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use tokio::{sync::mpsc, time::timeout};
+use sqlx::PgConnection;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 
 use crate::{
     check,
@@ -22,6 +26,10 @@ use crate::{
 const CLIENTS: u32 = 4;
 /// A seed that takes so long has come to a stop.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// How often a spool is asked whether it is drained.
+const DRAINING: Duration = Duration::from_millis(50);
+/// What a spool may take: as little as can be set.
+const SPOOL_BYTES: u32 = 1024 * 1024;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -37,13 +45,17 @@ pub(crate) struct Args {
     /// Faults of a seed
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
     faults: u32,
+    /// Whether replicas have spools, on disks that are soon full
+    #[arg(long)]
+    spools: bool,
 }
 
 impl Args {
     /// What runs a seed again.
     pub(crate) fn of_seed(&self, seed: u64) -> String {
         let replicas = self.replicas.map(|replicas| format!(" --replicas {replicas}")).unwrap_or_default();
-        format!("faults --first {seed} --faults {}{replicas}", self.faults)
+        let spools = if self.spools { " --spools" } else { "" };
+        format!("faults --first {seed} --faults {}{replicas}{spools}", self.faults)
     }
 }
 
@@ -53,7 +65,7 @@ pub(crate) async fn run(stage: &mut Stage, seed: &Seed, args: &Args) -> Result<O
     let replicas = args.replicas.map_or_else(|| rng.random_range(2..=3), usize::from);
     seed.accounts(&ACCOUNTS, "pro").await?;
     let (script, dues) = Script::new(plan(&mut rng, args.faults));
-    let mut cast = Cast::start(seed, replicas, script, rng).await?;
+    let mut cast = Cast::start(seed, replicas, args.spools, script, rng).await?;
     let mut tally = Tally::default();
     match timeout(PATIENCE, cast.perform(stage, dues, &mut tally)).await {
         Ok(Ok(())) => {}
@@ -66,7 +78,11 @@ pub(crate) async fn run(stage: &mut Stage, seed: &Seed, args: &Args) -> Result<O
     tally.add("events sent again and counted once", histories.iter().map(|history| history.duplicates).sum());
     let recovered: u64 = histories.iter().map(|history| history.recovered).sum();
     tally.add("events found in a disk buffer", u32::try_from(recovered)?);
-    let checked = check::run(&mut seed.connect().await?, &histories).await?;
+    let mut connection = seed.connect().await?;
+    if args.spools {
+        tally.add("events drained from spools", drained(&mut connection).await?);
+    }
+    let checked = check::run(&mut connection, &histories, args.spools).await?;
     Ok(Outcome {
         tally,
         done: format!("{} events acknowledged", checked.acknowledged),
@@ -100,15 +116,29 @@ fn plan(rng: &mut StdRng, faults: u32) -> Vec<Planned> {
     planned
 }
 
-/// Settings of the replicas: bounds short enough that a fault is over soon.
-fn settings() -> Environment {
+/// Settings of a replica: bounds short enough that a fault is over soon, and a spool, if it has one.
+fn settings(spool: Option<&Path>) -> Result<Environment> {
     let set = |name, value: &str| (name, value.to_owned());
-    vec![
+    let mut settings = vec![
         set("FLUSH_TIMEOUT", "2s"),
         set("SHUTDOWN_GRACE", "5s"),
         set("DATABASE_MAX_CONNECTIONS", "8"),
         set("NEXUS_LOG_FORMAT", "text"),
-    ]
+    ];
+    if let Some(folder) = spool {
+        settings.push(set("SPOOL_DIR", folder.to_str().context("the folder's name is text")?));
+        settings.push(("SPOOL_MAX_BYTES", SPOOL_BYTES.to_string()));
+        // Its log is a file, too, and must not become too large.
+        settings.push(set("NEXUS_LOG", "warn"));
+    }
+    Ok(settings)
+}
+
+/// Events that came from spools.
+async fn drained(connection: &mut PgConnection) -> Result<u32> {
+    let drained = sqlx::query_scalar("select coalesce(sum(next_number), 0)::bigint from eco_spool_cursors");
+    let drained: i64 = drained.fetch_one(connection).await?;
+    Ok(drained.try_into()?)
 }
 
 /// The processes of a seed.
@@ -117,15 +147,25 @@ struct Cast {
     clients: Vec<Client>,
     /// Replicas that are stopped or cut off.
     out: BTreeSet<usize>,
+    spools: bool,
     script: Arc<Script>,
     rng: StdRng,
 }
 
 impl Cast {
-    async fn start(seed: &Seed, replicas: usize, script: Arc<Script>, rng: StdRng) -> Result<Self> {
-        let mut cast = Self { replicas: Vec::new(), clients: Vec::new(), out: BTreeSet::new(), script, rng };
+    async fn start(
+        seed: &Seed,
+        replicas: usize,
+        spools: bool,
+        script: Arc<Script>,
+        rng: StdRng,
+    ) -> Result<Self> {
+        let mut cast =
+            Self { replicas: Vec::new(), clients: Vec::new(), out: BTreeSet::new(), spools, script, rng };
         for replica in 0..replicas {
-            cast.replicas.push(Replica::start(seed, &cast.script, replica, settings()).await?);
+            let spool = spools.then(|| seed.folder.join(format!("spool-{replica}")));
+            let settings = settings(spool.as_deref())?;
+            cast.replicas.push(Replica::start(seed, &cast.script, replica, settings).await?);
         }
         let token = stage::token()?;
         for client in 0..CLIENTS {
@@ -133,6 +173,9 @@ impl Cast {
             let mut arguments = format!("--seed {} --number {client}", seed.number);
             if client == CLIENTS - 1 {
                 arguments += " --tracker";
+            }
+            if spools {
+                arguments += " --spools";
             }
             let mut arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
             arguments.extend(["--folder".to_owned(), folder.to_owned()]);
@@ -175,6 +218,13 @@ impl Cast {
             client.finish().await?;
         }
         for replica in &mut self.replicas {
+            if self.spools {
+                while replica.metric("nexus_usage_spool_events").await? > 0 {
+                    sleep(DRAINING).await;
+                }
+                let full = replica.logged("the spool takes no events")?;
+                tally.add("spool full", full.try_into()?);
+            }
             replica.stop().await?;
         }
         Ok(())

@@ -122,8 +122,8 @@ impl<'a> Trial<'a> {
                 _ => 0,
             };
             let started = Replica::start(seed, &script, replica, settings(ahead)).await?;
-            let off = started.ahead_seconds - ahead;
-            ensure!(off.abs() <= 60, "replica {replica} is {} s ahead, not {ahead}", started.ahead_seconds);
+            let seen = started.ahead_seconds();
+            ensure!((seen - ahead).abs() <= 60, "replica {replica} is {seen} s ahead, not {ahead}");
             replicas.push(started);
         }
         Ok(Self { variant, args, replicas, script, dues, rng: StdRng::seed_from_u64(seed.number) })

@@ -34,16 +34,24 @@ mod wire;
 use std::{process::ExitCode, time::Instant};
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use nexus_kit::serve::shutdown_on_signals;
 
 use report::{Outcome, Report};
 use stage::{Seed, Stage};
 
 #[derive(Parser)]
-#[command(name = "nexus-harness", version, about)]
-enum Cli {
-    /// Records usage while everything is killed and cut off; what was acknowledged must be counted once
+#[command(name = "nexus-harness", version, about, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    faults: faults::Args,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Records usage while everything is killed and cut off; what was acknowledged must be counted once [default]
     Faults(faults::Args),
     /// Checks a hard limit from four replicas at once; it must be met exactly
     Limit(limit::Args),
@@ -54,13 +62,14 @@ enum Cli {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    match Cli::parse() {
-        Cli::Child(child) => child.run().await,
-        Cli::Faults(args) => {
+    let cli = Cli::parse();
+    match cli.command.unwrap_or(Command::Faults(cli.faults)) {
+        Command::Child(child) => child.run().await,
+        Command::Faults(args) => {
             let run = async |stage: &mut Stage, seed: &Seed| faults::run(stage, seed, &args).await;
             conduct("faults", args.first, args.seeds, run, |seed| args.of_seed(seed)).await
         }
-        Cli::Limit(args) => {
+        Command::Limit(args) => {
             let run = async |_: &mut Stage, seed: &Seed| limit::run(seed, &args).await;
             conduct("limit", args.first, args.seeds, run, |seed| args.of_seed(seed)).await
         }

@@ -10,14 +10,15 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use chrono::{DateTime, Utc};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
     process::{Child, ChildStdin, Command},
 };
 
@@ -27,6 +28,9 @@ use crate::{
     script::Script,
     stage::{self, Seed},
 };
+
+/// Starts a replica that has a spool: writing beyond 512 blocks of a file fails, as on a disk that is full.
+const FULL_DISK: &str = r#"trap '' XFSZ; ulimit -f 512; exec "$0" "$@""#;
 
 /// Settings of a child, beside its arguments.
 pub(crate) type Environment = Vec<(&'static str, String)>;
@@ -39,9 +43,16 @@ pub(crate) struct Replica {
     /// Its line to the database.
     pub(crate) line: Proxy,
     front: Front,
+    process: Process,
+}
+
+/// The process that is a replica now.
+struct Process {
     child: Child,
-    /// How far its clock is ahead of ours, in seconds; what it said when it started.
-    pub(crate) ahead_seconds: i64,
+    /// Where its metrics are.
+    operations: SocketAddr,
+    /// How far its clock was ahead of ours when it started.
+    ahead_seconds: i64,
 }
 
 impl Replica {
@@ -57,8 +68,8 @@ impl Replica {
         let environment = [settings, stage::secrets().into(), vec![("DATABASE_URL", url)]].concat();
         let folder = seed.folder.clone();
         let front = Front::start().await?;
-        let (child, ahead_seconds) = spawn_replica(&folder, number, &environment, &front).await?;
-        Ok(Self { number, folder, environment, line, front, child, ahead_seconds })
+        let process = spawn_replica(&folder, number, &environment, &front).await?;
+        Ok(Self { number, folder, environment, line, front, process })
     }
 
     /// Where it and those that take its place are reached.
@@ -66,9 +77,30 @@ impl Replica {
         self.front.url()
     }
 
+    /// How far its clock was ahead of ours when it started, in seconds.
+    pub(crate) fn ahead_seconds(&self) -> i64 {
+        self.process.ahead_seconds
+    }
+
+    /// How often its log has this.
+    pub(crate) fn logged(&self, text: &str) -> Result<usize> {
+        let log = std::fs::read(replica_log(&self.folder, self.number))?;
+        Ok(String::from_utf8_lossy(&log).matches(text).count())
+    }
+
+    /// A metric without labels, as it is now.
+    pub(crate) async fn metric(&self, name: &str) -> Result<i64> {
+        let mut connection = TcpStream::connect(self.process.operations).await?;
+        connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await?;
+        let value = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("replica {} has no metric {name}", self.number))?.parse()?)
+    }
+
     /// kill -9, and another in its place.
     pub(crate) async fn kill(&mut self) -> Result<()> {
-        self.child.kill().await?;
+        self.process.child.kill().await?;
         self.front.lead_to(None);
         self.again().await
     }
@@ -82,25 +114,24 @@ impl Replica {
     /// SIGTERM, and its end in order.
     pub(crate) async fn stop(&mut self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
-        let status = self.child.wait().await?;
+        let status = self.process.child.wait().await?;
         self.front.lead_to(None);
         ensure!(status.success(), "replica {} was asked to stop and ended with {status}", self.number);
         Ok(())
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
-        send(&self.child, signal)
+        send(&self.process.child, signal)
     }
 
     /// Its end, which nobody asked for.
     pub(crate) async fn ended(&mut self) -> String {
-        let status = said(self.child.wait().await);
+        let status = said(self.process.child.wait().await);
         format!("replica {} ended by itself with {status}", self.number)
     }
 
     async fn again(&mut self) -> Result<()> {
-        (self.child, self.ahead_seconds) =
-            spawn_replica(&self.folder, self.number, &self.environment, &self.front).await?;
+        self.process = spawn_replica(&self.folder, self.number, &self.environment, &self.front).await?;
         Ok(())
     }
 }
@@ -110,16 +141,21 @@ async fn spawn_replica(
     number: usize,
     environment: &Environment,
     front: &Front,
-) -> Result<(Child, i64)> {
-    let log = folder.join(format!("replica-{number}.log"));
+) -> Result<Process> {
+    let log = replica_log(folder, number);
     let mut child = command(&["child", "usage"], environment, &log)?.stdin(Stdio::null()).spawn()?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line).await?;
-    let (address, clock) =
-        line.trim().split_once(' ').with_context(|| format!("no replica; see {}", log.display()))?;
-    front.lead_to(Some(address.parse::<SocketAddr>()?));
+    let [address, operations, clock] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+        bail!("no replica; see {}", log.display());
+    };
+    front.lead_to(Some(address.parse()?));
     let ahead = clock.parse::<DateTime<Utc>>()? - Utc::now();
-    Ok((child, ahead.num_seconds()))
+    Ok(Process { child, operations: operations.parse()?, ahead_seconds: ahead.num_seconds() })
+}
+
+fn replica_log(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("replica-{number}.log"))
 }
 
 /// A client in a process of its own. It makes new events for as long as its input is open.
@@ -194,7 +230,12 @@ fn spawn_client(
 
 fn command(arguments: &[&str], environment: &Environment, log: &Path) -> Result<Command> {
     let log = OpenOptions::new().create(true).append(true).open(log)?;
-    let mut command = Command::new(std::env::current_exe()?);
+    let program = std::env::current_exe()?;
+    let mut command = Command::new(&program);
+    if environment.iter().any(|(name, _)| *name == "SPOOL_DIR") {
+        command = Command::new("/bin/sh");
+        command.arg("-c").arg(FULL_DISK).arg(program);
+    }
     command
         .args(arguments)
         .env_clear()

@@ -27,13 +27,21 @@ fn number(printed: &str, text: &str) -> Result<u32> {
 
 #[test]
 fn acknowledged_events_are_counted_once_whatever_is_killed() -> Result<()> {
-    let printed = run("faults --seeds 3 --faults 8")?;
-    ensure!(printed.contains("3 seeds run") && printed.contains("0 failures"), "{printed}");
+    let printed = run("faults --first 4 --seeds 2 --faults 8")?;
+    ensure!(printed.contains("2 seeds run") && printed.contains("0 failures"), "{printed}");
     // Or nothing was shown.
     for fault in ["answer of a commit lost", "replica killed", "client killed", "database killed"] {
         number(&printed, fault)?;
     }
     ensure!(number(&printed, "events sent again and counted once")? > 0, "{printed}");
+    Ok(())
+}
+
+#[test]
+fn so_are_those_that_replicas_acknowledged_into_their_spools() -> Result<()> {
+    let printed = run("faults --seeds 1 --first 3 --spools")?;
+    ensure!(printed.contains("1 seeds run") && printed.contains("0 failures"), "{printed}");
+    ensure!(number(&printed, "events drained from spools")? > 0, "{printed}");
     Ok(())
 }
 

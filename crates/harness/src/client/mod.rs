@@ -34,6 +34,9 @@ pub(crate) struct Args {
     replicas: Vec<String>,
     #[arg(long)]
     folder: PathBuf,
+    /// Whether replicas have spools: what they take there they may have counted before
+    #[arg(long)]
+    spools: bool,
     /// Whether the Tracker delivers
     #[arg(long)]
     tracker: bool,
