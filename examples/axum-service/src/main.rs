@@ -6,14 +6,17 @@ use anyhow::{Context, Result};
 use axum::{
     Router,
     extract::{Path, Request, State},
-    http::{StatusCode, header::AUTHORIZATION},
+    http::{HeaderMap, StatusCode, header::AUTHORIZATION},
     middleware::{self, Next},
     response::Response,
     routing::get,
 };
 use nexus_client::{CallOptions, Credentials, Guard, MeterLayer, Tracker, meter::Caller};
 use nexus_proto::usage::v1::{VerifyApiKeyRequest, usage_service_client::UsageServiceClient};
-use tokio::{net::TcpListener, signal};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tonic::{Code, transport::Channel};
 
 #[derive(Clone)]
@@ -50,11 +53,19 @@ async fn main() -> Result<()> {
 
     let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, app).with_graceful_shutdown(async { signal::ctrl_c().await.unwrap_or(()) }).await?;
+    axum::serve(listener, app).with_graceful_shutdown(stopped()?).await?;
     let deadline = Duration::from_secs(10);
     let (delivered, held) = tokio::join!(tracker.shutdown(deadline), guard.shutdown(deadline));
     println!("{}; {} units not given back", delivered.stats, held.forfeited_units);
     Ok(())
+}
+
+/// Returns on SIGTERM and on Ctrl-C: what the tracker and the guard hold is to be delivered and given back then.
+fn stopped() -> Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    })
 }
 
 async fn report(Path(id): Path<u64>) -> String {
@@ -67,8 +78,7 @@ async fn verify(
     mut request: Request,
     next: Next,
 ) -> Result<Response, StatusCode> {
-    let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let key = header.and_then(|text| text.strip_prefix("ApiKey ")).ok_or(StatusCode::UNAUTHORIZED)?;
+    let key = api_key(request.headers()).ok_or(StatusCode::UNAUTHORIZED)?;
     let question = keys.options.request(VerifyApiKeyRequest { key: key.to_owned() });
     let known = keys.usage.verify_api_key(question).await.map_err(|status| match status.code() {
         Code::Unauthenticated | Code::InvalidArgument => StatusCode::UNAUTHORIZED,
@@ -77,4 +87,13 @@ async fn verify(
     let known = known.into_inner();
     request.extensions_mut().insert(Caller::new(known.eco_id).api_key(known.key_id, known.test_mode));
     Ok(next.run(request).await)
+}
+
+/// The key in `Authorization: ApiKey <key>` or `x-api-key: <key>`.
+fn api_key(headers: &HeaderMap) -> Option<&str> {
+    if let Some(key) = headers.get("x-api-key") {
+        return key.to_str().ok();
+    }
+    let (scheme, key) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("ApiKey").then_some(key.trim_start())
 }

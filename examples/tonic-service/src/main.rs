@@ -9,7 +9,7 @@ use reports::{
     GetReportRequest, GetReportResponse,
     report_service_server::{ReportService, ReportServiceServer},
 };
-use tokio::signal;
+use tokio::signal::unix::{SignalKind, signal};
 use tonic::{Request, Response, Status, transport::Server};
 
 #[expect(unreachable_pub, clippy::allow_attributes, reason = "generated")]
@@ -50,8 +50,16 @@ async fn main() -> Result<()> {
     Server::builder()
         .layer(meter)
         .add_service(ReportServiceServer::new(Reports))
-        .serve_with_shutdown(listen, async { signal::ctrl_c().await.unwrap_or(()) })
+        .serve_with_shutdown(listen, stopped()?)
         .await?;
     println!("{}", tracker.shutdown(Duration::from_secs(10)).await.stats);
     Ok(())
+}
+
+/// Returns on SIGTERM and on Ctrl-C: what the tracker holds is to be delivered then.
+fn stopped() -> Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    })
 }
