@@ -17,6 +17,7 @@ use axum::{
 };
 use chrono::Utc;
 use http::{Method, request::Parts};
+use moka::sync::Cache;
 use nexus_client::{
     Guard, Tracker,
     guard::{Admitted as Unit, Decision},
@@ -52,11 +53,17 @@ const MAX_RESPONSE_TIME: Duration = Duration::from_secs(86_400);
 
 /// Policy of keys in test mode, which are never limited.
 const TEST_POLICY: &str = "test-monthly";
+/// How long the period of an account with such keys is remembered: as long as keys are known while the database is away.
+const PERIOD_KNOWN_FOR: Duration = Duration::from_secs(60);
+/// Accounts of which it is remembered.
+const PERIODS: u64 = 10_000;
 
 /// The guard and the tracker.
 pub struct Meter {
     guard: Guard,
     tracker: Tracker,
+    /// What the headers say to keys in test mode, by account.
+    test_quotas: Cache<String, Quota>,
     /// How long an answer waits for its event.
     patience: Duration,
 }
@@ -75,7 +82,9 @@ impl Meter {
         if let Some(ca) = &config.tls_ca {
             tracker = tracker.trust(ca);
         }
-        Ok(Self { guard: guard.leased(LEASED_ACCOUNTS), tracker: tracker.build().await?, patience })
+        let test_quotas = Cache::builder().max_capacity(PERIODS).time_to_live(PERIOD_KNOWN_FOR).build();
+        let guard = guard.leased(LEASED_ACCOUNTS);
+        Ok(Self { guard, tracker: tracker.build().await?, test_quotas, patience })
     }
 
     /// Gives all units back and delivers all events, until the deadline. No call may be taken any more.
@@ -99,6 +108,26 @@ impl Meter {
                 Err(status::of_check(error))
             }
         }
+    }
+
+    /// What holds for keys in test mode: no limit, and the account's period.
+    async fn test_unit(&self, backend: &Backend, eco_id: &str) -> Result<Unit, Error> {
+        let quota = match self.test_quotas.get(eco_id).filter(|quota| Utc::now() < quota.period_end) {
+            Some(quota) => quota,
+            None => {
+                let usage = backend.usage_of(eco_id).await?;
+                let quota = Quota {
+                    policy: TEST_POLICY,
+                    limit: -1,
+                    remaining: -1,
+                    period_start: required_time("period_start", usage.period_start_time.as_ref())?,
+                    period_end: required_time("period_end", usage.period_end_time.as_ref())?,
+                };
+                self.test_quotas.insert(eco_id.to_owned(), quota);
+                quota
+            }
+        };
+        Ok(Unit { admission: String::new(), quota })
     }
 
     /// Returns once the event is committed, or goes on without the caller when that takes too long.
@@ -158,15 +187,7 @@ impl Admitted {
         let place = place.map_err(|_| Error::unavailable("too many events are under way"))?;
         let caller = app.backend.verify_api_key(key).await?;
         let unit = if caller.test_mode {
-            let usage = app.backend.usage_of(&caller.eco_id).await?;
-            let quota = Quota {
-                policy: TEST_POLICY,
-                limit: -1,
-                remaining: -1,
-                period_start: required_time("period_start", usage.period_start_time.as_ref())?,
-                period_end: required_time("period_end", usage.period_end_time.as_ref())?,
-            };
-            Unit { admission: String::new(), quota }
+            app.meter.test_unit(&app.backend, &caller.eco_id).await?
         } else {
             app.meter.admit(&caller.eco_id).await?
         };
