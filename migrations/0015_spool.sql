@@ -2,25 +2,36 @@
 
 -- How far each journal of a spool is drained. It moves in the transaction that counts the events, so that they are
 -- counted once, whatever happens to the file before they are removed from it. Rows stay, one or a few an outage: the
--- file may come back on another volume.
+-- file may come back on another volume, or whole where it was damaged.
 create table eco_spool_cursors (
-    journal_id   uuid        primary key,
-    next_number  bigint      not null check (next_number > 0),  -- of the first event that is not drained
-    updated_time timestamptz not null default now()
+    journal_id   uuid           primary key,
+    next_number  bigint         not null check (next_number > 0),  -- those from here on are not drained
+    missing      int8multirange not null,  -- of those before, the ones that the file did not give: not drained either
+    updated_time timestamptz    not null default now()
 );
 grant select, insert, update on eco_spool_cursors to nexus_usage;
 
--- Moves a journal's cursor from where the caller knows it to be; somebody else who moved it meanwhile won a race.
-create function nexus_advance_spool_cursor(p_journal_id uuid, p_from bigint, p_to bigint) returns void
+-- Notes that the events with these numbers are drained and moves the journal's cursor behind them, from where the
+-- caller knows it to be. Somebody else who moved it meanwhile, or drained one of them, won a race.
+create function nexus_advance_spool_cursor(p_journal_id uuid, p_from bigint, p_to bigint, p_numbers bigint[])
+returns void
 language plpgsql
 as $$
+declare
+    v_drained int8multirange;
+    v_missing int8multirange;
 begin
+    select coalesce(range_agg(int8range(n, n + 1)), '{}') into v_drained from unnest(p_numbers) as n;
     if p_from = 0 then
-        insert into eco_spool_cursors (journal_id, next_number) values (p_journal_id, p_to)
+        insert into eco_spool_cursors (journal_id, next_number, missing)
+        values (p_journal_id, p_to, int8multirange(int8range(0, p_to)) - v_drained)
         on conflict do nothing;
     else
-        update eco_spool_cursors set next_number = p_to, updated_time = now()
-        where journal_id = p_journal_id and next_number = p_from;
+        select c.missing + int8multirange(int8range(p_from, p_to)) into v_missing
+        from eco_spool_cursors c where c.journal_id = p_journal_id and c.next_number = p_from for update;
+        update eco_spool_cursors c
+        set next_number = p_to, missing = v_missing - v_drained, updated_time = now()
+        where c.journal_id = p_journal_id and v_missing @> v_drained;
     end if;
     if not found then
         raise exception 'journal % is not drained up to % any more', p_journal_id, p_from

@@ -2,7 +2,7 @@
 -- that its stream leads to is, as long as the stream lasts. Then the leases that were not settled go over to the
 -- client, which gives no signs of life: they are forfeited, unless it comes back and settles them.
 
-alter table eco_quota_leases add column client_id uuid;  -- the stream; null: the replica holds it for itself
+alter table eco_quota_leases add column client_id uuid;  -- as the client calls itself; null: the replica holds it for itself
 
 -- Grants units to a client, as nexus_grant_quota does.
 create function nexus_lend_quota(
@@ -33,10 +33,9 @@ end
 $$;
 
 -- Takes back what a client has not used of a lease, as nexus_settle_leases does. A lease that is unknown is made
--- known as settled, so that a grant that is still under way cannot happen any more. `p_client_id`: only if it is
--- this client's; null: whichever client of the account holds it.
+-- known as settled, so that a grant that is still under way cannot happen any more.
 --
--- Returns the units that came back; null where the lease is no such client's, and nothing changed.
+-- Returns the units that came back; null where the lease is not this client's, and nothing changed.
 create function nexus_settle_lent_quota(
     p_lease_id   uuid,
     p_client_id  uuid,
@@ -52,13 +51,13 @@ begin
     -- It waits for a grant of this id that is under way, and holds no lock that this needs.
     insert into eco_quota_leases (lease_id, eco_id, period_start, period_end, granted_units, returned_units,
                                   settled_time, client_id)
-    values (p_lease_id, p_eco_id, now(), now(), 1, 1, now(), coalesce(p_client_id, p_lease_id))
+    values (p_lease_id, p_eco_id, now(), now(), 1, 1, now(), p_client_id)
     on conflict do nothing;
     if found then
         return 0;
     end if;
     select * into strict v_lease from eco_quota_leases l where l.lease_id = p_lease_id;
-    if v_lease.eco_id <> p_eco_id or v_lease.client_id is null or v_lease.client_id <> p_client_id then
+    if v_lease.eco_id <> p_eco_id or v_lease.client_id is distinct from p_client_id then
         return null;
     end if;
     return coalesce((select s.units from nexus_settle_leases(array[p_lease_id],

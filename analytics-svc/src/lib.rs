@@ -33,7 +33,7 @@ use nexus_kit::{
     auth::Authenticator,
     db::{self, Role},
     metrics::Metrics,
-    serve::{CONNECTION_AGE, GrpcServer, Listeners, ServeError},
+    serve::{CONNECTION_AGE, GrpcServer, Listeners, Ready, ServeError},
     tls,
 };
 use tokio_util::sync::CancellationToken;
@@ -68,7 +68,9 @@ pub async fn serve(
         connection_age: CONNECTION_AGE,
         readiness: Arc::new(move || {
             let pool = pool.clone();
-            Box::pin(async move { db::ready(&pool, Role::Analytics).await.map_err(|e| e.to_string()) })
+            Box::pin(async move {
+                db::ready(&pool, Role::Analytics).await.map(|()| Ready::Fully).map_err(|e| e.to_string())
+            })
         }),
     };
     Ok(server.serve(listeners, shutdown).await?)

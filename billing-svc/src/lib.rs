@@ -36,7 +36,7 @@ use nexus_kit::{
     auth::Authenticator,
     db::{self, Role},
     metrics::Metrics,
-    serve::{CONNECTION_AGE, GrpcServer, Listeners, ServeError, drained},
+    serve::{CONNECTION_AGE, GrpcServer, Listeners, Ready, ServeError, drained},
     tls,
 };
 use tokio_util::sync::CancellationToken;
@@ -89,7 +89,9 @@ pub async fn serve(
         connection_age: CONNECTION_AGE,
         readiness: Arc::new(move || {
             let pool = pool.clone();
-            Box::pin(async move { db::ready(&pool, Role::Billing).await.map_err(|e| e.to_string()) })
+            Box::pin(async move {
+                db::ready(&pool, Role::Billing).await.map(|()| Ready::Fully).map_err(|e| e.to_string())
+            })
         }),
     };
     let serving = async {

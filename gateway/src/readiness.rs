@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use nexus_kit::serve::Readiness;
+use nexus_kit::serve::{Readiness, Ready};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::backend::Backend;
@@ -27,7 +27,7 @@ pub fn readiness(backend: Arc<Backend>) -> Readiness {
     })
 }
 
-async fn check(backend: &Backend, reached: &[AtomicBool; 3]) -> Result<(), String> {
+async fn check(backend: &Backend, reached: &[AtomicBool; 3]) -> Result<Ready, String> {
     let options = backend.own(CHECK_TIMEOUT).map_err(|e| e.to_string())?;
     let checks = backend.channels().iter().zip(reached).map(|((name, channel), reached)| {
         let request = options.request(HealthCheckRequest::default());
@@ -42,7 +42,7 @@ async fn check(backend: &Backend, reached: &[AtomicBool; 3]) -> Result<(), Strin
     let away: Vec<&str> = join_all(checks).await.into_iter().flatten().collect();
     let all_reached = reached.iter().all(|r| r.load(Ordering::Relaxed));
     if all_reached && away.len() < reached.len() {
-        return Ok(());
+        return Ok(if away.is_empty() { Ready::Fully } else { Ready::Degraded });
     }
     Err(format!("away: {}", away.join(", ")))
 }

@@ -47,7 +47,7 @@ use nexus_kit::{
     config::DbArgs,
     db::{self, NotReady, Role},
     metrics::Metrics,
-    serve::{CONNECTION_AGE, GrpcServer, Listeners, ServeError},
+    serve::{CONNECTION_AGE, GrpcServer, Listeners, Ready, ServeError},
     tls,
 };
 use spool::SpoolError;
@@ -161,13 +161,13 @@ fn start_drain(
 }
 
 /// Ready is who can record: by the database, or by the spool while that is away.
-async fn readiness(pool: PgPool, spooling: Option<Spooling>) -> Result<(), String> {
+async fn readiness(pool: PgPool, spooling: Option<Spooling>) -> Result<Ready, String> {
     match (db::ready(&pool, Role::Usage).await, spooling) {
         (Err(NotReady::Away(_)), Some(spooling)) if spooling.takes_events() => {
             spooling.note_away();
-            Ok(())
+            Ok(Ready::Degraded)
         }
-        (ready, _) => ready.map_err(|reason| reason.to_string()),
+        (ready, _) => ready.map(|()| Ready::Fully).map_err(|reason| reason.to_string()),
     }
 }
 

@@ -98,7 +98,7 @@ impl Layers {
             metrics: Metrics::new(),
             args: self.serve,
             connection_age: CONNECTION_AGE,
-            readiness: Arc::new(|| Box::pin(async { Ok(()) })),
+            readiness: Arc::new(|| Box::pin(async { Ok(nexus_kit::serve::Ready::Fully) })),
         };
         let served = server.serve(listeners, shutdown).await;
         telemetry.shutdown();

@@ -105,8 +105,17 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|error| ServeError::Bind { address, error })
 }
 
+/// How ready a server is that can do its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ready {
+    /// Everything is there.
+    Fully,
+    /// It goes on without something that it needs in the long run.
+    Degraded,
+}
+
 /// Says whether the dependencies are there, or what is missing.
-pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<Ready, String>> + Send + Sync>;
 
 /// A gRPC server, ready to serve.
 pub struct GrpcServer {
@@ -251,13 +260,13 @@ async fn watch_readiness(
     readiness: Readiness,
     shutdown: CancellationToken,
 ) {
-    let mut was: Option<Result<(), String>> = None;
+    let mut was: Option<Result<Ready, String>> = None;
     loop {
         let is = checked(&readiness).await;
         if was.as_ref() != Some(&is) {
             match &is {
-                Ok(()) => {
-                    tracing::info!("ready");
+                Ok(ready) => {
+                    tracing::info!(?ready, "ready");
                     set_health(&health, services, ServingStatus::Serving).await;
                 }
                 Err(reason) => {
@@ -275,13 +284,13 @@ async fn watch_readiness(
     set_health(&health, services, ServingStatus::NotServing).await;
 }
 
-async fn checked(readiness: &Readiness) -> Result<(), String> {
+async fn checked(readiness: &Readiness) -> Result<Ready, String> {
     tokio::time::timeout(CHECK_TIMEOUT, readiness())
         .await
         .unwrap_or_else(|_| Err("the check took too long".to_owned()))
 }
 
-/// The operations port: `/metrics`, `/healthz` (alive), `/readyz` (dependencies are there).
+/// The operations port: `/metrics`, `/healthz` (alive), `/readyz` (dependencies are there, or it goes on without).
 pub async fn operations(
     listener: TcpListener,
     metrics: Metrics,
@@ -306,7 +315,8 @@ pub async fn operations(
 /// The answer of `/readyz`.
 pub async fn ready(readiness: Readiness) -> (StatusCode, &'static str) {
     match checked(&readiness).await {
-        Ok(()) => (StatusCode::OK, "ready\n"),
+        Ok(Ready::Fully) => (StatusCode::OK, "ready\n"),
+        Ok(Ready::Degraded) => (StatusCode::OK, "degraded\n"),
         Err(reason) => {
             // A probe asks again and again: the change is what is logged.
             tracing::debug!(reason, "not ready");

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 /// How long a lease should last at the pace of the last one, where units are limited.
 const LIMITED_FOR: Duration = Duration::from_millis(500);
-/// The same where nobody is refused: what a holder has idle keeps nobody from anything.
-const UNLIMITED_FOR: Duration = Duration::from_secs(10);
+/// The same where nobody is refused: what a holder has idle keeps nobody from anything. Not for longer, though: units of
+/// a holder that is killed stay consumed, also for a plan with a limit that the account may come to in this period.
+const UNLIMITED_FOR: Duration = Duration::from_secs(2);
 /// Units that are then leased at least.
-const UNLIMITED_LEAST: i64 = 1000;
+const UNLIMITED_LEAST: i64 = 100;
 /// A lease has at most so many units more than are waited for.
 const MOST: i64 = 1_000_000_000;
 /// A pace is not taken over less time.

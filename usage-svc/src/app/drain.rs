@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     domain::{
+        cursor::Cursor,
         event::{Event, Outcome},
         quarantine::{Quarantined, Reason},
     },
@@ -61,9 +62,9 @@ pub struct Drain {
     stop: CancellationToken,
 }
 
-/// What is left of a journal.
+/// What is left of a journal, in order: events that were missing when others beyond were drained come first.
 struct Rest<'a> {
-    /// Its cursor.
+    /// Those with this number and beyond are not drained.
     from: i64,
     events: Vec<(i64, &'a Event)>,
 }
@@ -121,10 +122,11 @@ impl Drain {
 
     /// Drains a journal; whether to its end.
     async fn journal(&mut self, journal: &Drainable) -> Result<bool, DrainError> {
-        let (from, retained_from) = self.position(journal).await?;
+        let (cursor, retained_from) = self.position(journal).await?;
         let numbered =
             journal.events.iter().map(|(number, event)| (i64::try_from(*number).unwrap_or(i64::MAX), event));
-        let mut rest = Rest { from, events: numbered.filter(|(number, _)| *number >= from).collect() };
+        let events = numbered.filter(|(number, _)| !cursor.is_past(*number)).collect();
+        let mut rest = Rest { from: cursor.next, events };
         let mut size = BATCH;
         while !rest.events.is_empty() {
             if self.stop.is_cancelled() {
@@ -151,7 +153,7 @@ impl Drain {
     }
 
     /// Where the journal's cursor is, and the first day of the raw log.
-    async fn position(&self, journal: &Drainable) -> sqlx::Result<(i64, NaiveDate)> {
+    async fn position(&self, journal: &Drainable) -> sqlx::Result<(Cursor, NaiveDate)> {
         let mut connection = db::acquire(&self.pool).await?;
         let read = timeout(BOUND, async {
             let position = store::spool_cursors::position(&mut connection, journal.id).await?;
@@ -178,7 +180,7 @@ impl Drain {
                 Some(reason) => quarantined.push(Quarantined { number: *number, event, reason }),
             }
         }
-        let to = rest.events[size - 1].0 + 1;
+        let to = rest.behind(size);
         let drained =
             Drained { journal: journal.id, from: rest.from, to, numbers: &numbers, unfit: &quarantined };
         let outcomes = flush::run(&self.pool, self.bound, &mut self.memory, &events, Some(&drained)).await?;
@@ -200,10 +202,14 @@ impl Drain {
 }
 
 impl Rest<'_> {
+    /// Where the cursor is once so many are drained.
+    fn behind(&self, count: usize) -> i64 {
+        self.events[..count].last().map_or(self.from, |(last, _)| self.from.max(last + 1))
+    }
+
     fn advance(&mut self, count: usize) {
-        if let Some((last, _)) = self.events.drain(..count).next_back() {
-            self.from = last + 1;
-        }
+        self.from = self.behind(count);
+        self.events.drain(..count);
     }
 }
 

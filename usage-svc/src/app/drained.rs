@@ -47,6 +47,8 @@ impl<'a> Drained<'a> {
     ) -> sqlx::Result<()> {
         store::usage_quarantine::insert(connection, self.journal, &self.quarantined(events, outcomes))
             .await?;
-        store::spool_cursors::advance(connection, self.journal, self.from, self.to).await
+        let unfit = self.unfit.iter().map(|event| event.number);
+        let numbers: Vec<i64> = self.numbers.iter().copied().chain(unfit).collect();
+        store::spool_cursors::advance(connection, self.journal, (self.from, self.to), &numbers).await
     }
 }

@@ -42,15 +42,15 @@ pub struct Session {
 }
 
 impl Session {
-    /// Of a client of the account.
+    /// Of a client of the account, as it calls itself.
     pub async fn open(
         quota: &Quota,
         keys: Keys,
         key: Option<ApiKeyText>,
-        eco_id: &EcoId,
+        (eco_id, client_id): (&EcoId, Uuid),
     ) -> Result<Self, Error> {
         let key_id = key.as_ref().map(|key| key.key_id().to_owned());
-        Ok(Self { client: quota.client(eco_id, key_id).await?, keys, key })
+        Ok(Self { client: quota.client(eco_id, client_id, key_id).await?, keys, key })
     }
 
     /// The account.

@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, time::Duration};
 
-use nexus_core::id::{ApiKeyText, EcoId};
+use nexus_core::id::ApiKeyText;
 use nexus_kit::{
     auth::{Caller, Scope, VerifiedKey},
     serve::CONNECTION_AGE,
@@ -18,7 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, Streaming};
 use tracing::Instrument;
 
-use super::{answer, caller, parse};
+use super::{
+    answer, caller,
+    parse::{self, Lessee},
+};
 use crate::{
     app::{
         lease_quota::{Session, Wish},
@@ -86,33 +89,33 @@ impl Stream {
             () = stopped.cancelled() => return Some(stopping()),
             first = self.next(None) => first,
         };
-        let (eco_id, wish) = match first {
+        let (lessee, wish) = match first {
             ControlFlow::Continue(first) => first,
             ControlFlow::Break(end) => return end,
         };
-        let mut session = match Session::open(&quota, keys, key, &eco_id).await {
+        let mut session = match Session::open(&quota, keys, key, (&lessee.0, lessee.1)).await {
             Ok(session) => session,
             Err(error) => return Some(error.into()),
         };
         let ended = match self.answer(&mut session, wish).await {
-            ControlFlow::Continue(()) => self.follow(&mut session).await,
+            ControlFlow::Continue(()) => self.follow(&mut session, &lessee).await,
             ControlFlow::Break(end) => end,
         };
         let last = ended?;
         if session.holds() && last.code() != Code::InvalidArgument {
             // What it is after that time, it is without.
-            let settled = timeout(LAST_SETTLEMENTS, self.take_back(&mut session)).await;
+            let settled = timeout(LAST_SETTLEMENTS, self.take_back(&mut session, &lessee)).await;
             if !matches!(settled, Ok(ControlFlow::Continue(()))) {
-                tracing::info!(eco_id = eco_id.as_str(), "a client did not settle what it holds");
+                tracing::info!(eco_id = lessee.0.as_str(), "a client did not settle what it holds");
             }
         }
         Some(last)
     }
 
     /// Answers wishes, and asks units back, until the stream is to end.
-    async fn follow(&mut self, session: &mut Session) -> Option<Status> {
+    async fn follow(&mut self, session: &mut Session, lessee: &Lessee) -> Option<Status> {
         let oldest = Instant::now() + CONNECTION_AGE;
-        let (stop, eco_id) = (self.stop.clone(), session.eco_id().clone());
+        let stop = self.stop.clone();
         loop {
             let done = tokio::select! {
                 () = stop.cancelled() => return Some(stopping()),
@@ -126,7 +129,7 @@ impl Stream {
                     }
                     self.recall().await
                 }
-                next = self.next(Some(&eco_id)) => match next {
+                next = self.next(Some(lessee)) => match next {
                     ControlFlow::Continue((_, wish)) => self.answer(session, wish).await,
                     ControlFlow::Break(end) => return end,
                 },
@@ -138,11 +141,10 @@ impl Stream {
     }
 
     /// Asks everything back and answers until it is.
-    async fn take_back(&mut self, session: &mut Session) -> End {
-        let eco_id = session.eco_id().clone();
+    async fn take_back(&mut self, session: &mut Session, lessee: &Lessee) -> End {
         self.recall().await?;
         while session.holds() {
-            let (_, wish) = self.next(Some(&eco_id)).await?;
+            let (_, wish) = self.next(Some(lessee)).await?;
             settle(session, &wish).await?;
             let nothing = session.nothing(RETRY_SOON);
             self.send(answer::leased(nothing)).await?;
@@ -151,7 +153,7 @@ impl Stream {
     }
 
     /// The next wish. It may be dropped while it waits: nothing is lost.
-    async fn next(&mut self, open: Option<&EcoId>) -> ControlFlow<Option<Status>, (EcoId, Wish)> {
+    async fn next(&mut self, open: Option<&Lessee>) -> ControlFlow<Option<Status>, (Lessee, Wish)> {
         match self.wishes.message().await {
             Ok(Some(message)) => match parse::lease(message, self.verified.as_ref(), open) {
                 Ok(wish) => ControlFlow::Continue(wish),

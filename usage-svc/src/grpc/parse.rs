@@ -165,18 +165,33 @@ pub(super) fn check(pb: CheckQuotaRequest, key: Option<&VerifiedKey>) -> Result<
 /// Most units that a client may want at once.
 const MAX_WANT: i64 = 1_000_000;
 
-/// A message of a client that leases units: the account that it names, and what it wishes.
+/// Who leases units: a client of an account, as it calls itself.
+pub(super) type Lessee = (EcoId, Uuid);
+
+/// A message of a client that leases units: who that is, and what it wishes. `open`: who it was in the first message.
 pub(super) fn lease(
     pb: LeaseQuotaRequest,
     key: Option<&VerifiedKey>,
-    open: Option<&EcoId>,
-) -> Result<(EcoId, Wish), Status> {
+    open: Option<&Lessee>,
+) -> Result<(Lessee, Wish), Status> {
+    let (open, known) = open.map(|(eco_id, client)| (eco_id, *client)).unzip();
     let mut v = Violations::new();
     let eco_id = match (key, open) {
         (Some(key), _) => Some(key.account(&pb.eco_id)?),
         (None, Some(open)) if pb.eco_id.is_empty() || pb.eco_id == open.as_str() => Some(open.clone()),
         (None, Some(_)) => v.take("eco_id", Err("must be the account of the first message, or empty")),
         (None, None) => v.eco_id("eco_id", &pb.eco_id),
+    };
+    let client = match (known, v.optional_uuid("client_id", &pb.client_id)) {
+        (Some(known), Some(client)) => {
+            v.require(client == known, "client_id", "must be that of the first message, or empty");
+            known
+        }
+        (Some(known), None) => known,
+        (None, client) => {
+            v.require(!pb.client_id.is_empty(), "client_id", "is required in the first message");
+            client.unwrap_or_default()
+        }
     };
     let settled = v.optional_uuid("lease_id", &pb.lease_id);
     v.require(pb.used_count >= 0, "used_count", "must not be negative");
@@ -188,7 +203,7 @@ pub(super) fn lease(
         (Some(eco_id), Ok(())) => {
             let want = (pb.want_count > 0).then(|| (wanted.unwrap_or_else(Uuid::now_v7), pb.want_count));
             let settle = settled.map(|lease_id| (lease_id, pb.used_count));
-            Ok((eco_id, Wish { settle, want, release: pb.release }))
+            Ok(((eco_id, client), Wish { settle, want, release: pb.release }))
         }
         (_, finished) => Err(status::invalid(&finished.expect_err("a field that is missing was said to be"))),
     }

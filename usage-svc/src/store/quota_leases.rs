@@ -80,12 +80,12 @@ pub async fn lend(
     Ok(answer(row.granted, row.consumed, row.outstanding, row.recallable))
 }
 
-/// Takes back what a client has not used; the units that came back. `None`: it is no lease of the account's
-/// clients, or not of this one; see `nexus_settle_lent_quota`.
+/// Takes back what a client has not used of a lease; the units that came back. `None`: it is not this client's; see
+/// `nexus_settle_lent_quota`.
 #[tracing::instrument(name = "db.eco_quota_leases.settle_lent", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn settle_lent(
     connection: &mut PgConnection,
-    (lease_id, client_id): (Uuid, Option<Uuid>),
+    (lease_id, client_id): (Uuid, Uuid),
     eco_id: &EcoId,
     used: i64,
     answer: bool,

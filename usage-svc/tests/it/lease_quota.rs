@@ -18,8 +18,12 @@ pub(crate) struct Leasing {
     answers: Streaming<LeaseQuotaResponse>,
 }
 
+/// The client of all streams, but where another one is meant.
+const CLIENT: &str = "3c9ad9d4-0cf6-4a8e-9a3f-5d5a5f9f1b6e";
+
 pub(crate) fn want(want_count: i64) -> LeaseQuotaRequest {
-    LeaseQuotaRequest { eco_id: "eco_a".to_owned(), want_count, ..LeaseQuotaRequest::default() }
+    let (eco_id, client_id) = ("eco_a".to_owned(), CLIENT.to_owned());
+    LeaseQuotaRequest { eco_id, client_id, want_count, ..LeaseQuotaRequest::default() }
 }
 
 pub(crate) fn settle(lease_id: &str, used_count: i64) -> LeaseQuotaRequest {
@@ -68,7 +72,7 @@ impl Leasing {
 }
 
 /// What a client that holds nothing gets of so many units wanted.
-async fn granted_of(server: &Server, units: i64) -> Result<(Leasing, LeaseQuotaResponse)> {
+pub(crate) async fn granted_of(server: &Server, units: i64) -> Result<(Leasing, LeaseQuotaResponse)> {
     let mut client = Leasing::at(server).await?;
     // A server that has just begun to hear of changes lends nothing yet.
     while client.ask(want(0)).await?.valid_ms == 0 {}
@@ -343,6 +347,41 @@ async fn only_a_lease_of_the_accounts_clients_can_be_settled() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_is_settled_by_its_client_alone() -> Result<()> {
+    let db = database(60).await?;
+    let (one, two) = (Server::start(db.args()).await?, Server::start(db.args()).await?);
+    hear(&db, 2).await?;
+    let (client, lease) = granted_of(&one, 10).await?;
+    let stranger = LeaseQuotaRequest { client_id: Uuid::new_v4().to_string(), ..settle(&lease.lease_id, 0) };
+    let is_refused = async || {
+        let foreign = Leasing::at(&two).await?.ask(stranger.clone()).await;
+        assert_eq!(fields(&refused(foreign, Code::InvalidArgument, "INVALID_ARGUMENT")), ["lease_id"]);
+        anyhow::Ok(())
+    };
+    is_refused().await?;
+    drop(client);
+    eventually(async || Ok(current(&two, "eco_a").await?.forfeited_count == lease.granted_count)).await?;
+    is_refused().await?;
+    assert_eq!(granted(&db, "eco_a").await?, lease.granted_count);
+    Leasing::at(&two).await?.ask(settle(&lease.lease_id, 3)).await?;
+    assert_eq!(current(&two, "eco_a").await?.consumed_count, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_settles_so_many_leases_that_it_was_not_given() -> Result<()> {
+    let db = database(60).await?;
+    let server = Server::start(db.args()).await?;
+    let mut client = Leasing::at(&server).await?;
+    for _ in 0..64 {
+        client.ask(settle(&Uuid::new_v4().to_string(), 0)).await?;
+    }
+    let one_more = client.ask(settle(&Uuid::new_v4().to_string(), 0)).await;
+    assert_eq!(fields(&refused(one_more, Code::InvalidArgument, "INVALID_ARGUMENT")), ["lease_id"]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_wish_that_is_invalid_is_refused_with_every_field() -> Result<()> {
     let (db, server) = server().await?;
@@ -356,11 +395,18 @@ async fn a_wish_that_is_invalid_is_refused_with_every_field() -> Result<()> {
     };
     let status =
         refused(Leasing::at(&server).await?.ask(wish).await, Code::InvalidArgument, "INVALID_ARGUMENT");
-    assert_eq!(fields(&status), ["eco_id", "used_count", "lease_id", "want_count", "want_lease_id"]);
+    assert_eq!(
+        fields(&status),
+        ["eco_id", "client_id", "used_count", "lease_id", "want_count", "want_lease_id"]
+    );
     let mut client = Leasing::at(&server).await?;
     client.ask(want(0)).await?;
     let other = client.ask(LeaseQuotaRequest { eco_id: "eco_b".to_owned(), ..want(0) }).await;
     assert_eq!(fields(&refused(other, Code::InvalidArgument, "INVALID_ARGUMENT")), ["eco_id"]);
+    let mut client = Leasing::at(&server).await?;
+    client.ask(want(0)).await?;
+    let other = client.ask(LeaseQuotaRequest { client_id: Uuid::new_v4().to_string(), ..want(0) }).await;
+    assert_eq!(fields(&refused(other, Code::InvalidArgument, "INVALID_ARGUMENT")), ["client_id"]);
     let unknown = LeaseQuotaRequest { eco_id: "eco_nobody".to_owned(), ..want(1) };
     refused(Leasing::at(&server).await?.ask(unknown).await, Code::NotFound, "ACCOUNT_NOT_FOUND");
     Ok(())

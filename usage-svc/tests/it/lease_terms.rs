@@ -50,6 +50,26 @@ async fn an_upgrade_is_in_force_at_every_replica() -> Result<()> {
     Ok(())
 }
 
+/// Units that go back at a change were not spent: they make no lease larger.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_do_not_grow_with_changes_of_plan() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let server = Server::start(db.args()).await?;
+    hear(&db, 1).await?;
+    for plan in ["enterprise", "pro", "enterprise", "pro"] {
+        check(&server, "eco_a", 1).await?;
+        sqlx::query("update eco_subscriptions set plan = $1").bind(plan).execute(&db.pool).await?;
+        let held = "select count(*) from eco_quota_leases where settled_time is null";
+        eventually(async || Ok(sqlx::query_scalar::<_, i64>(held).fetch_one(&db.pool).await? == 0)).await?;
+    }
+    check(&server, "eco_a", 1).await?;
+    let largest: i64 =
+        sqlx::query_scalar("select max(granted_units) from eco_quota_leases").fetch_one(&db.pool).await?;
+    assert_eq!(largest, 100);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_raised_limit_is_in_force_at_every_replica_and_no_unit_beyond_it() -> Result<()> {
     let (db, servers) = two_holders().await?;

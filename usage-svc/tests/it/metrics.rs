@@ -5,7 +5,10 @@ use nexus_core::plan::Plan;
 use nexus_kit::db;
 use tonic::Code;
 
-use crate::support::*;
+use crate::{
+    lease_quota::{granted_of, settle},
+    support::*,
+};
 
 #[tokio::test]
 async fn units_are_counted_from_grant_to_return() -> Result<()> {
@@ -32,6 +35,18 @@ async fn units_are_counted_from_grant_to_return() -> Result<()> {
     })
     .await?;
     assert_eq!(one.metric("nexus_quota_open_units_total").await?, 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn units_that_clients_hold_are_counted_as_well() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    hear(&db, 1).await?;
+    let (mut client, lease) = granted_of(&server, 40).await?;
+    assert_eq!(server.metric("nexus_quota_granted_units_total").await?, lease.granted_count);
+    client.ask(settle(&lease.lease_id, 15)).await?;
+    assert_eq!(server.metric("nexus_quota_returned_units_total").await?, lease.granted_count - 15);
     Ok(())
 }
 

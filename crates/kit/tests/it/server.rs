@@ -39,7 +39,7 @@ pub(crate) fn server(routes: Routes) -> GrpcServer {
             tls_cert: None,
             tls_key: None,
         },
-        readiness: Arc::new(|| Box::pin(async { Ok(()) })),
+        readiness: Arc::new(|| Box::pin(async { Ok(nexus_kit::serve::Ready::Fully) })),
         connection_age: CONNECTION_AGE,
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Account {
     pub(super) turn: Mutex<Pace>,
     /// Units that wait for their turn.
     waiting: AtomicI64,
+    /// Units taken from memory since the last grant: they were not spent.
+    pub(super) taken_out: AtomicI64,
     /// Units taken from memory that the database does not have back yet.
     pub(super) returning: AtomicI64,
     /// Leases that are held no longer, of which the database does not have back yet what was left.
@@ -94,9 +96,9 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Units to want, with so many left.
-    pub(super) fn wanted(&self, left: i64, limited: bool) -> i64 {
-        wanted(self.had - left, BootTime::now().since(self.since), limited)
+    /// Units to want, where so many of those that were there were not spent.
+    pub(super) fn wanted(&self, unused: i64, limited: bool) -> i64 {
+        wanted(self.had - unused, BootTime::now().since(self.since), limited)
     }
 
     pub(super) fn begin(&mut self, had: i64) {

@@ -71,7 +71,7 @@ impl For {
     fn lost(self, lease_id: Uuid, period: Period) -> Due {
         match self {
             Self::Holder(_) => Due::Disown { lease_id, period },
-            Self::Client { client, .. } => Due::Lent(Settlement::of(lease_id, Some(client), 0)),
+            Self::Client { client, .. } => Due::Lent(Settlement::of(lease_id, client, 0)),
         }
     }
 }
@@ -147,7 +147,8 @@ impl Holder {
                 None => self.read(eco_id, account, epoch).await?,
             };
             let limit = view.terms.hard_limit();
-            let want = pace.wanted(self.unspent(eco_id, view.period), limit.is_some());
+            let unused = self.unspent(eco_id, view.period) + account.taken_out.load(Ordering::Acquire);
+            let want = pace.wanted(unused, limit.is_some());
             let claim = Claim { least: ask.units.max(1), need, want };
             let lease_id = Uuid::now_v7();
             match self.grant(lease_id, For::Holder(claim), eco_id, &view).await? {
@@ -159,6 +160,7 @@ impl Holder {
                     let reservation = (ask.reserved && own > 0).then(|| Reservation::new(&held, own));
                     let (decision, had) = self.take_in(eco_id, account, epoch, view, (held, units), own);
                     pace.begin(had);
+                    account.taken_out.store(0, Ordering::Release);
                     return Ok(Step::Decided(decision, reservation));
                 }
                 // What was remembered is out of date. (Read anew, it is so at a change that comes right then.)
@@ -275,11 +277,10 @@ impl Holder {
     ) -> (super::Decision, i64) {
         self.with_slot(eco_id, account, view, |slot| {
             let decision = slot.grant(view, held, units, own);
-            let had = slot.unspent() + own;
             if self.epoch_of(account) != epoch {
                 self.give_back(eco_id, account, slot.forget(), false);
             }
-            (decision, had)
+            (decision, slot.unspent() + own)
         })
     }
 

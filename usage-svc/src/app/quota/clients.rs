@@ -10,7 +10,6 @@ use futures::FutureExt;
 use nexus_core::id::EcoId;
 use nexus_kit::share::{Share, Shares};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use uuid::Uuid;
 
 /// Streams that may be open at once; an account has a quarter of them at most.
 const MAX_CLIENTS: u16 = 4096;
@@ -26,8 +25,6 @@ pub(super) struct Clients {
 /// The line to a client.
 #[derive(Debug)]
 pub(super) struct Line {
-    /// The client.
-    pub(super) id: Uuid,
     key_id: Option<String>,
     /// The API key it came with may have changed.
     key_changed: AtomicBool,
@@ -60,7 +57,7 @@ impl Clients {
         let place = self.places.clone().try_acquire_owned().ok()?;
         let share = self.shares.enter(eco_id)?;
         let key_changed = AtomicBool::new(false);
-        let line = Arc::new(Line { id: Uuid::new_v4(), key_id, key_changed, told: Notify::new() });
+        let line = Arc::new(Line { key_id, key_changed, told: Notify::new() });
         self.lines.entry(eco_id.clone()).or_default().push(line.clone());
         Some(Place { clients: self.clone(), eco_id: eco_id.clone(), line, _place: place, _share: share })
     }
@@ -121,7 +118,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(mut lines) = self.clients.lines.get_mut(&self.eco_id) {
-            lines.retain(|line| line.id != self.line.id);
+            lines.retain(|line| !Arc::ptr_eq(line, &self.line));
         }
         self.clients.lines.remove_if(&self.eco_id, |_, lines| lines.is_empty());
     }

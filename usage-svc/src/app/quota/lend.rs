@@ -20,6 +20,7 @@ use super::{
     account::{Account, View},
     claim::{Epoch, For, is_taken_id},
     clients::Place,
+    metrics::count_units,
     settle::{Due, Settlement},
 };
 use crate::{
@@ -30,6 +31,9 @@ use crate::{
 
 /// Leases that a client holds at once.
 const MAX_LEASES: usize = 16;
+/// Leases that a stream settles and was not given: those that earlier streams of the client left. Each may leave a row,
+/// if only for an hour.
+const MAX_OTHERS: usize = 4 * MAX_LEASES;
 /// When units that are used up are asked for again at the latest.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// How long a settlement is waited for. Later it is done all the same.
@@ -38,11 +42,15 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(2);
 /// A client of this replica, for as long as its stream lasts.
 #[derive(Debug)]
 pub struct Client {
+    /// As it calls itself, on this stream and others. Nobody else knows: so nobody else settles its leases.
+    id: Uuid,
     holder: Arc<Holder>,
     eco_id: EcoId,
     account: Arc<Account>,
     place: Place,
     leases: HashMap<Uuid, Lent>,
+    /// Leases that it settled and was not given.
+    others: usize,
     /// It was told to give back what it holds.
     recalled: bool,
     view: View,
@@ -85,7 +93,7 @@ pub(super) struct Lent {
 
 impl Quota {
     /// Takes in a client of the account, who came with this API key.
-    pub async fn client(&self, eco_id: &EcoId, key_id: Option<String>) -> Result<Client, Error> {
+    pub async fn client(&self, eco_id: &EcoId, id: Uuid, key_id: Option<String>) -> Result<Client, Error> {
         let place = self.0.clients.enter(eco_id, key_id).ok_or(Error::TooManyClients)?;
         let account = self.0.account(eco_id);
         // From here on it is told of changes.
@@ -94,7 +102,8 @@ impl Quota {
             None => self.0.read(eco_id, &account, self.0.epoch_of(&account)).await?,
         };
         let (holder, eco_id) = (self.0.clone(), eco_id.clone());
-        Ok(Client { holder, eco_id, account, place, leases: HashMap::new(), recalled: false, view })
+        let leases = HashMap::new();
+        Ok(Client { id, holder, eco_id, account, place, leases, others: 0, recalled: false, view })
     }
 }
 
@@ -146,8 +155,7 @@ impl Client {
                 self.recalled = false;
                 self.place.line().forget_told();
             }
-            let client = self.place.line().id;
-            let lent = match self.holder.lend(client, &self.eco_id, &account, lease_id, want).await {
+            let lent = match self.holder.lend(self.id, &self.eco_id, &account, lease_id, want).await {
                 Err(error) if error.is_outage() => return Ok(Lending::Nothing(COME_BACK)),
                 Err(Error::Database(error)) if is_taken_id(&error) => {
                     return Err(Violations::one("want_lease_id", "was used before").into());
@@ -169,20 +177,27 @@ impl Client {
         }
     }
 
-    /// Settles a lease of this client, or of one of the account's that is gone. Returns when that is committed; while
+    /// Settles a lease of this client, lent on this stream or on another. Returns when that is committed; while
     /// the database is away, once it is sure to be as long as this replica lives.
     pub async fn settle(&mut self, lease_id: Uuid, used: i64) -> Result<(), Error> {
         let lease = self.leases.remove(&lease_id);
-        let client = lease.as_ref().map(|_| self.place.line().id);
+        if lease.is_none() {
+            self.others += 1;
+            if self.others > MAX_OTHERS {
+                let message =
+                    format!("is another one that this stream was not given, after {MAX_OTHERS} of them");
+                return Err(Violations::one("lease_id", message).into());
+            }
+        }
         let (done, settled) = oneshot::channel();
-        let mut settlement = Settlement::of(lease_id, client, used);
+        let mut settlement = Settlement::of(lease_id, self.id, used);
         settlement.answer = self.recalled;
         settlement.lease = lease;
         settlement.done = Some(done);
         self.holder.returns.add(&self.eco_id, Due::Lent(settlement));
         match timeout(SETTLED_WITHIN, settled).await {
             Ok(Ok(false)) => {
-                Err(Violations::one("lease_id", "must be a lease that LeaseQuota gave the account").into())
+                Err(Violations::one("lease_id", "must be a lease that LeaseQuota gave this client").into())
             }
             _ => Ok(()),
         }
@@ -228,12 +243,13 @@ impl Holder {
             let want = self.share_of(eco_id, &view, want);
             match self.grant(lease_id, For::Client { client, want }, eco_id, &view).await? {
                 Grant::Granted { units, consumed } => {
+                    count_units(&self.metrics.granted, units);
                     let lent = Lent::new(self, account, eco_id, lease_id, view.period);
                     self.note_consumed(eco_id, account, epoch, View { consumed, ..view });
                     if self.epoch_of(account) == epoch {
                         return Ok(Outcome::Granted(lent, units));
                     }
-                    let mut unused = Settlement::of(lease_id, Some(client), 0);
+                    let mut unused = Settlement::of(lease_id, client, 0);
                     unused.lease = Some(lent);
                     self.returns.add(eco_id, Due::Lent(unused));
                     return Ok(Outcome::Changed);

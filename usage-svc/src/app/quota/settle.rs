@@ -2,6 +2,7 @@
 //! here nobody can spend any more. A settlement may be repeated: each lease is settled once.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -18,8 +19,10 @@ use uuid::Uuid;
 use super::{Holder, account::Account, held::Drained, lend::Lent, metrics::count_units};
 use crate::{domain::lease::Return, store};
 
-/// Leases settled in one transaction.
+/// Leases settled in one round.
 const AT_ONCE: usize = 500;
+/// Of these, leases that clients of one account settle: each is a statement, and others are not to wait for many.
+const CLIENTS_AT_ONCE: usize = 4;
 /// Pause after a settlement that failed.
 const AGAIN: Duration = Duration::from_millis(250);
 /// Longest time a settlement may take before its connection is given up.
@@ -47,21 +50,21 @@ pub(super) enum Due {
 #[derive(Debug)]
 pub(super) struct Settlement {
     lease_id: Uuid,
-    /// Whose it has to be; `None`: of any client of the account.
-    client: Option<Uuid>,
+    /// Whose it has to be.
+    client: Uuid,
     used: i64,
     /// Somebody waits for it.
     pub(super) answer: bool,
     /// The lease, where it was lent here.
     pub(super) lease: Option<Lent>,
-    /// What the database said: the units that came back, or that it is no such client's.
+    /// What the database said: the units that came back, or that it is not the client's.
     returned: Option<i64>,
-    /// Told whether it was such a client's.
+    /// Told whether it was the client's.
     pub(super) done: Option<oneshot::Sender<bool>>,
 }
 
 impl Settlement {
-    pub(super) fn of(lease_id: Uuid, client: Option<Uuid>, used: i64) -> Self {
+    pub(super) fn of(lease_id: Uuid, client: Uuid, used: i64) -> Self {
         Self { lease_id, client, used, answer: false, lease: None, returned: None, done: None }
     }
 }
@@ -87,7 +90,15 @@ impl Returns {
     /// Takes out some of what can be settled now.
     fn take(&self) -> Vec<(EcoId, Due)> {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        due.extract_if(.., |(_, due)| due.is_final()).take(AT_ONCE).collect()
+        let mut lent = HashMap::<EcoId, usize>::new();
+        let mut has_turn = |eco_id: &EcoId, due: &Due| {
+            !matches!(due, Due::Lent(_)) || {
+                let count = lent.entry(eco_id.clone()).or_default();
+                *count += 1;
+                *count <= CLIENTS_AT_ONCE
+            }
+        };
+        due.extract_if(.., |(eco_id, due)| due.is_final() && has_turn(eco_id, due)).take(AT_ONCE).collect()
     }
 }
 
@@ -118,6 +129,7 @@ impl Holder {
             return;
         }
         let due = returns.into_iter().map(|lease| {
+            account.taken_out.fetch_add(lease.unspent, Ordering::AcqRel);
             account.returning.fetch_add(lease.unspent, Ordering::AcqRel);
             account.unsettled.fetch_add(usize::from(lease.may_return), Ordering::AcqRel);
             (eco_id.clone(), Due::Settle { lease, account: account.clone(), answer })
@@ -218,6 +230,7 @@ impl Holder {
     fn note_lent_settled(&self, eco_id: &EcoId, settlement: Settlement) {
         let Settlement { answer, lease, returned, done, .. } = settlement;
         let units = returned.unwrap_or(0);
+        count_units(&self.metrics.returned, units);
         if let Some(lease) = lease {
             if let Some(mut slot) = self.accounts.get_mut(eco_id).filter(|slot| slot.is_of(lease.period)) {
                 slot.take_back(units);

@@ -174,3 +174,41 @@ async fn a_damaged_file_is_drained_as_far_as_it_can_be_read_and_set_aside() -> R
     assert_eq!(fs::read(&files(world.folder.path(), "damaged")?[0])?, bytes);
     Ok(())
 }
+
+/// What a damaged file did not give is not taken for drained when a whole copy of it turns up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_copy_of_a_damaged_file_gives_what_was_missing() -> Result<()> {
+    let mut world = World::new().await?;
+    let events = world.spool(20).await?;
+    let server = std::mem::replace(&mut world.server, Server::start(world.db.args()).await?);
+    server.stop().await?;
+    let file = files(world.folder.path(), "redb")?.pop().context("a journal")?;
+    let whole = fs::read(&file)?;
+    let mut rotten = whole.clone();
+    for lost in [0, 3, 4, 11] {
+        let id: uuid::Uuid = events[lost].event_id.parse()?;
+        let places: Vec<_> =
+            (0..rotten.len() - 16).filter(|at| whole[*at..].starts_with(id.as_bytes())).collect();
+        assert!(!places.is_empty());
+        places.into_iter().for_each(|at| rotten[at] ^= 1);
+    }
+    fs::write(&file, &rotten)?;
+    world.proxy.mend();
+    let mut world = world.restarted().await?;
+    drained(&world.server).await?;
+    assert_eq!(world.sums().await?, plain(17), "all but four");
+    eventually(async || Ok(!files(world.folder.path(), "damaged")?.is_empty())).await?;
+
+    // Twice: it is counted once.
+    for _ in 0..2 {
+        let server = std::mem::replace(&mut world.server, Server::start(world.db.args()).await?);
+        server.stop().await?;
+        fs::write(&file, &whole)?;
+        world = world.restarted().await?;
+        drained(&world.server).await?;
+        assert_eq!(world.sums().await?, plain(21));
+        assert_eq!(quarantine(&world.db).await?, []);
+        eventually(async || Ok(!fs::exists(&file)?)).await?;
+    }
+    Ok(())
+}

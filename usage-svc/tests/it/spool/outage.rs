@@ -10,6 +10,7 @@ use nexus_client::CallOptions;
 use nexus_core::plan::Plan;
 use nexus_proto::usage::v1::{EventOutcome, StreamUsageRequest, UsageEvent};
 use nexus_usage::Config;
+use sqlx::AssertSqlSafe;
 use tonic::Code;
 
 use super::*;
@@ -31,7 +32,7 @@ async fn events_are_acknowledged_while_the_database_is_away_and_counted_once_whe
     // Degraded, not dead.
     assert_eq!(server.metric("nexus_usage_degraded").await?, 1);
     assert_eq!(server.metric("nexus_usage_spooled_events_total").await?, 504);
-    assert_eq!(server.operations("/readyz").await?.0, 200);
+    assert_eq!(server.operations("/readyz").await?, (200, "degraded\n".to_owned()));
     assert_eq!(health(server).await?, SERVING);
     assert_eq!(world.sums().await?, plain(1));
 
@@ -43,6 +44,27 @@ async fn events_are_acknowledged_while_the_database_is_away_and_counted_once_whe
     assert_eq!(quarantine(&world.db).await?, []);
     insist(server, event("eco_a")).await?;
     assert_eq!(world.sums().await?, plain(506));
+    Ok(())
+}
+
+/// A connection to the database that is made anew is no reason to forget who was there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_after_a_broken_connection_is_taken_into_the_spool() -> Result<()> {
+    let world = World::new().await?;
+    let feed = "from pg_stat_activity where datname = current_database() and state = 'idle' and query like 'select pg_notify%'";
+    let broken = format!("select pid {feed} and pg_terminate_backend(pid)");
+    let broken: i32 = sqlx::query_scalar(AssertSqlSafe(broken)).fetch_one(&world.db.pool).await?;
+    let another = format!("select count(*) {feed} and pid <> $1");
+    eventually(async || {
+        let another = sqlx::query_scalar::<_, i64>(AssertSqlSafe(another.clone())).bind(broken);
+        Ok(another.fetch_one(&world.db.pool).await? == 1)
+    })
+    .await?;
+    world.spool(2).await?;
+    world.proxy.mend();
+    drained(&world.server).await?;
+    assert_eq!(world.sums().await?, plain(3));
+    assert_eq!(world.server.operations("/readyz").await?, (200, "ready\n".to_owned()));
     Ok(())
 }
 

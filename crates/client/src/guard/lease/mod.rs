@@ -26,6 +26,7 @@ use nexus_proto::usage::v1::usage_service_client::UsageServiceClient;
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Channel;
+use uuid::Uuid;
 
 use super::Admitted;
 use crate::credentials::Credentials;
@@ -57,6 +58,8 @@ pub(super) struct Leases(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     client: UsageServiceClient<Channel>,
+    /// As this guard calls itself: with it, it settles on a new stream what an earlier one left.
+    client_id: String,
     credentials: Credentials,
     accounts: DashMap<String, Arc<Account>>,
     /// When accounts were last forgotten.
@@ -81,6 +84,7 @@ impl Leases {
     ) -> Self {
         Self(Arc::new(Shared {
             client,
+            client_id: Uuid::new_v4().to_string(),
             credentials,
             accounts: DashMap::new(),
             forgot: Mutex::new(BootTime::START),

@@ -184,6 +184,7 @@ impl Task {
         }
         let request = LeaseQuotaRequest {
             eco_id: self.eco_id.clone(),
+            client_id: self.shared.client_id.clone(),
             want_count: want.as_ref().map_or(0, |want| want.units),
             used_count: settles.map_or(0, |lease| lease.used),
             lease_id: settles.map(|lease| lease.lease_id.clone()).unwrap_or_default(),
