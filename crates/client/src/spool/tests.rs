@@ -2,13 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use nexus_testkit::disk::Disk;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
-use redb::StorageBackend;
 
 use super::*;
 
@@ -24,122 +22,10 @@ fn events(numbers: std::ops::Range<u64>) -> Vec<UsageEvent> {
     numbers.map(event).collect()
 }
 
-/// A disk: what it keeps through a crash, and what was written since the last sync.
-#[derive(Debug, Default)]
-struct Disk {
-    synced: Vec<u8>,
-    current: Vec<u8>,
-    unsynced: Vec<Change>,
-    /// Changes until it fails for good, as in a crash.
-    left: Option<u32>,
-}
-
-#[derive(Debug, Clone)]
-enum Change {
-    Length(usize),
-    Write(usize, Vec<u8>),
-}
-
-impl Change {
-    fn apply(&self, file: &mut Vec<u8>) {
-        match self {
-            Change::Length(length) => file.resize(*length, 0),
-            Change::Write(offset, data) => {
-                let end = offset + data.len();
-                if file.len() < end {
-                    file.resize(end, 0);
-                }
-                file[*offset..end].copy_from_slice(data);
-            }
-        }
-    }
-
-    /// What may be left of it: any of its sectors.
-    fn torn(&self, rng: &mut StdRng) -> Vec<Change> {
-        const SECTOR: usize = 512;
-        match self {
-            Change::Length(_) if rng.random() => vec![self.clone()],
-            Change::Length(_) => Vec::new(),
-            Change::Write(offset, data) => {
-                let sectors = data.chunks(SECTOR).enumerate();
-                let kept = sectors.filter(|_| rng.random());
-                kept.map(|(i, chunk)| Change::Write(offset + i * SECTOR, chunk.to_vec())).collect()
-            }
-        }
-    }
-}
-
-impl Disk {
-    fn change(&mut self, change: Change) -> io::Result<()> {
-        self.spend()?;
-        change.apply(&mut self.current);
-        self.unsynced.push(change);
-        Ok(())
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.spend()?;
-        self.synced.clone_from(&self.current);
-        self.unsynced.clear();
-        Ok(())
-    }
-
-    fn spend(&mut self) -> io::Result<()> {
-        if let Some(left) = &mut self.left {
-            *left = left.checked_sub(1).ok_or_else(|| io::Error::other("the machine is gone"))?;
-        }
-        Ok(())
-    }
-
-    /// The disk after a crash: of what was not synced, any part.
-    fn after_crash(&self, rng: &mut StdRng) -> Self {
-        let mut file = self.synced.clone();
-        for change in self.unsynced.iter().flat_map(|c| c.torn(rng)) {
-            change.apply(&mut file);
-        }
-        Self { synced: file.clone(), current: file, ..Self::default() }
-    }
-}
-
-#[derive(Debug, Clone, Default)]
-struct Backend(Arc<Mutex<Disk>>);
-
-impl Backend {
-    fn disk(&self) -> MutexGuard<'_, Disk> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn spool(&self) -> Result<(Spool, Found), SpoolError> {
-        let backend = self.clone();
-        let open = move || builder().create_with_backend(backend.clone()).map_err(failed);
-        Spool::with_opener(Box::new(open), ROOM)
-    }
-}
-
-impl StorageBackend for Backend {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.disk().current.len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let offset = offset as usize;
-        let disk = self.disk();
-        let data = disk.current.get(offset..offset + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(data);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.disk().change(Change::Length(len as usize))
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.disk().sync()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.disk().change(Change::Write(offset as usize, data.to_vec()))
-    }
+fn open(disk: &Disk) -> Result<(Spool, Found), SpoolError> {
+    let disk = disk.clone();
+    let open = move || builder().create_with_backend(disk.clone()).map_err(failed);
+    Spool::with_opener(Box::new(open), ROOM)
 }
 
 fn all(spool: &Spool) -> Result<BTreeMap<u64, UsageEvent>, SpoolError> {
@@ -190,18 +76,18 @@ fn crashes_with_torn_writes_lose_no_synced_event_and_invent_none() -> Outcome {
     let mut interrupted = 0;
     for seed in 0..60 {
         let rng = &mut StdRng::seed_from_u64(seed);
-        let mut backend = Backend::default();
+        let mut disk = Disk::default();
         let (mut next, mut expected) = (0, Expected::default());
         for life in 0..4 {
             // Not in the making of the file: a tracker that could not be built has taken nothing.
-            let (spool, _) = backend.spool()?;
-            backend.disk().left = Some(rng.random_range(0..120));
+            let (spool, _) = open(&disk)?;
+            disk.file().lives = Some(rng.random_range(0..120));
             work_until_the_crash(&spool, &mut next, &mut expected, rng);
-            let after = backend.disk().after_crash(rng);
+            let after = disk.file().after_crash(rng);
             interrupted += usize::from(!expected.doubtful.is_empty() || !expected.leaving.is_empty());
             drop(spool);
-            backend = Backend(Arc::new(Mutex::new(after)));
-            let (spool, found) = backend.spool().map_err(|e| format!("seed {seed}, life {life}: {e}"))?;
+            disk = Disk::of(after);
+            let (spool, found) = open(&disk).map_err(|e| format!("seed {seed}, life {life}: {e}"))?;
             let there = all(&spool)?;
             assert_eq!(found.records, there.len() as u64);
             for (number, event) in &expected.synced {
@@ -222,11 +108,11 @@ fn crashes_with_torn_writes_lose_no_synced_event_and_invent_none() -> Outcome {
 
 #[test]
 fn a_file_that_rots_gives_fewer_events_and_never_others() -> Outcome {
-    let backend = Backend::default();
-    let (spool, _) = backend.spool()?;
+    let disk = Disk::default();
+    let (spool, _) = open(&disk)?;
     spool.append(0, &events(0..500))?;
     drop(spool);
-    let whole = backend.disk().current.clone();
+    let whole = disk.file().current.clone();
     let (mut refused, mut read_back) = (0, 0);
     for seed in 0..200 {
         let rng = &mut StdRng::seed_from_u64(seed);
@@ -238,10 +124,10 @@ fn a_file_that_rots_gives_fewer_events_and_never_others() -> Outcome {
         if rng.random_bool(0.2) {
             file.truncate(rng.random_range(0..file.len()));
         }
-        let rotten = Backend(Arc::new(Mutex::new(Disk { current: file, ..Disk::default() })));
+        let rotten = Disk::of(file);
         // The store may stop by a panic; the worker takes that as any other failure.
         let read = catch_unwind(AssertUnwindSafe(|| {
-            let (spool, _) = rotten.spool()?;
+            let (spool, _) = open(&rotten)?;
             spool.read(0, usize::MAX)
         }));
         match read {

@@ -1,13 +1,10 @@
 use std::{collections::BTreeMap, io};
 
+use nexus_testkit::disk::{Disk, SECTOR};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use uuid::Uuid;
 
-use super::{
-    Outcome,
-    disk::{Disk, SECTOR},
-    event, events,
-};
+use super::{Outcome, event, events};
 use crate::{
     domain::event::Event,
     spool::{

@@ -1,6 +1,5 @@
 //! What a journal and a folder of them keep: through crashes at every write, full disks, and files that rot.
 
-mod disk;
 mod folder;
 mod frames;
 mod journals;

@@ -9,18 +9,19 @@ use rand::{Rng, rngs::StdRng};
 use redb::StorageBackend;
 
 /// What is written whole or not at all.
-pub(super) const SECTOR: usize = 512;
+pub const SECTOR: usize = 512;
 
-/// What one file has: kept through a crash, and as the process sees it.
+/// What one file has.
 #[derive(Debug, Default)]
-pub(super) struct File {
+pub struct File {
     synced: Vec<u8>,
-    pub(super) current: Vec<u8>,
+    /// As the process sees it.
+    pub current: Vec<u8>,
     unsynced: Vec<Change>,
     /// Changes and syncs until it fails for good, as in a crash; `None`: never.
-    pub(super) lives: Option<u32>,
+    pub lives: Option<u32>,
     /// Bytes it may have; a write beyond is cut short and refused.
-    pub(super) room: Option<usize>,
+    pub room: Option<usize>,
 }
 
 #[derive(Debug, Clone)]
@@ -86,7 +87,7 @@ impl File {
     }
 
     /// The bytes after a crash: of what was not synced, any part.
-    pub(super) fn after_crash(&self, rng: &mut StdRng) -> Vec<u8> {
+    pub fn after_crash(&self, rng: &mut StdRng) -> Vec<u8> {
         let mut file = self.synced.clone();
         for change in self.unsynced.iter().flat_map(|change| change.torn(rng)) {
             change.apply(&mut file);
@@ -97,10 +98,16 @@ impl File {
 
 /// The file as the store has it. Clones are the same.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Disk(Arc<Mutex<File>>);
+pub struct Disk(Arc<Mutex<File>>);
 
 impl Disk {
-    pub(super) fn file(&self) -> MutexGuard<'_, File> {
+    /// With these bytes, synced.
+    pub fn of(bytes: Vec<u8>) -> Self {
+        Self(Arc::new(Mutex::new(File { synced: bytes.clone(), current: bytes, ..File::default() })))
+    }
+
+    /// The file.
+    pub fn file(&self) -> MutexGuard<'_, File> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
