@@ -51,7 +51,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Records usage while everything is killed and cut off; what was acknowledged must be counted once [default]
+    /// Records usage while everything is killed and cut off; what was acknowledged must be counted once (what runs when no command is named)
     Faults(faults::Args),
     /// Checks a hard limit from four replicas at once; it must be met exactly
     Limit(limit::Args),

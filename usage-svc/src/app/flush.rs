@@ -77,7 +77,7 @@ impl Memory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// All at once; fails where one is stored already.
-    Copy,
+    Direct,
     /// Through a stage, those that are new.
     Stage,
 }
@@ -92,7 +92,7 @@ pub async fn run(
     events: &[&Event],
     drained: Option<&Drained<'_>>,
 ) -> Result<Vec<Outcome>, FlushError> {
-    let mut way = if memory.met_repeats { Way::Stage } else { Way::Copy };
+    let mut way = if memory.met_repeats { Way::Stage } else { Way::Direct };
     let mut tries = 0;
     loop {
         tries += 1;
@@ -106,7 +106,7 @@ pub async fn run(
             }
             Err(error) => error,
         };
-        if way == Way::Copy && store::api_usage::is_stored_already(&error) {
+        if way == Way::Direct && store::api_usage::is_stored_already(&error) {
             way = Way::Stage;
             continue;
         }
@@ -200,8 +200,8 @@ async fn count(
     cover(connection, &mut rows, &facts).await?;
     bound_routes::run(connection, &mut memory.routes, &mut rows).await?;
     let old = match way {
-        Way::Copy => {
-            store::api_usage::copy(connection, &rows).await?;
+        Way::Direct => {
+            store::api_usage::insert(connection, &rows).await?;
             HashSet::new()
         }
         Way::Stage => {
