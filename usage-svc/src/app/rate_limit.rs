@@ -38,14 +38,14 @@ pub struct Descriptor {
 }
 
 /// What a descriptor comes to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Answer {
     /// Nobody's limit applies.
     Unlimited,
     /// Nobody's units: an unknown or closed account, or a bad key.
     Unknown,
-    /// Decided.
-    Decided(Decision),
+    /// Decided for this account.
+    Decided(EcoId, Decision),
 }
 
 impl Answer {
@@ -54,7 +54,7 @@ impl Answer {
         match self {
             Answer::Unlimited => true,
             Answer::Unknown => false,
-            Answer::Decided(decision) => !matches!(decision.verdict, Verdict::Refused(_)),
+            Answer::Decided(_, decision) => !matches!(decision.verdict, Verdict::Refused(_)),
         }
     }
 }
@@ -84,7 +84,7 @@ pub async fn run(quota: &Quota, keys: &Keys, descriptors: Vec<Descriptor>) -> Re
         .into_iter()
         .map(|subject| match subject {
             Resolved::Answered(answer) => answer,
-            Resolved::Account(eco_id) => answers[&eco_id],
+            Resolved::Account(eco_id) => answers[&eco_id].clone(),
         })
         .collect())
 }
@@ -123,7 +123,7 @@ async fn admit(
         match quota.reserve(&eco_id, units).await {
             Ok((decision, reservation)) => {
                 reserved.extend(reservation.map(|reservation| (eco_id.clone(), reservation)));
-                answers.insert(eco_id, Answer::Decided(decision));
+                answers.insert(eco_id.clone(), Answer::Decided(eco_id, decision));
             }
             Err(Error::UnknownAccount | Error::ClosedAccount) => {
                 answers.insert(eco_id, Answer::Unknown);
@@ -137,7 +137,7 @@ async fn admit(
     if failure.is_some() || !all_known || !answers.values().all(Answer::passes) {
         for (eco_id, reservation) in reserved {
             reservation.give_back();
-            if let Some(Answer::Decided(decision)) = answers.get_mut(&eco_id) {
+            if let Some(Answer::Decided(_, decision)) = answers.get_mut(&eco_id) {
                 decision.consumed -= decision.units;
             }
         }

@@ -4,11 +4,11 @@
 //! Any domain is taken. A descriptor names an account by an entry `account` (its id) or `api_key` (the whole
 //! key, secret included: an id alone would let anybody use up another's quota). One with neither is not
 //! limited; an unknown account and a bad key are over a limit of 0. It admits and does not record: the
-//! admission goes upstream in the request header `x-nexus-admission`, for whoever records the call. The client
-//! is told in `ratelimit-policy`, `ratelimit` and, if refused, `retry-after`; of several accounts by that which
-//! has the least left.
+//! admission goes upstream in the request header `x-nexus-admission`, for whoever records the call; of several
+//! accounts in a header each, `<admission>;account=<eco_id>`. The client is told in `ratelimit-policy`,
+//! `ratelimit` and, if refused, `retry-after`; of several accounts by that which has the least left.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use envoy_types::pb::{
     envoy::{
@@ -32,7 +32,9 @@ use nexus_kit::{
     status,
     validate::Violations,
 };
+use rand::Rng;
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
 use super::parse::MAX_UNITS;
 use crate::{
@@ -48,6 +50,8 @@ use crate::{
 const MAX_DESCRIPTORS: usize = 32;
 /// Names the admission to whoever records the call.
 const ADMISSION: &str = "x-nexus-admission";
+/// Refused clients are told to come back up to so much later than they could.
+const JITTER_SECONDS: u64 = 60;
 
 /// The service.
 pub struct RateLimit {
@@ -71,7 +75,7 @@ impl RateLimitService for RateLimit {
         Caller::of(&request)?.require_scope(Scope::UsageCheck)?;
         let descriptors = descriptors(request.into_inner()).map_err(|v| status::invalid(&v))?;
         let answers = rate_limit::run(&self.quota, &self.keys, descriptors).await?;
-        Ok(Response::new(response(&answers)))
+        Ok(Response::new(response(&answers, &mut rand::rng())))
     }
 }
 
@@ -124,14 +128,14 @@ fn subject(descriptor: RateLimitDescriptor) -> Subject {
     }
 }
 
-fn response(answers: &[Answer]) -> RateLimitResponse {
+fn response(answers: &[Answer], rng: &mut impl Rng) -> RateLimitResponse {
     let code = if answers.iter().all(Answer::passes) { Code::Ok } else { Code::OverLimit };
-    let (mut admissions, mut retry, mut nearest) = (Vec::new(), None, None);
+    let (mut admissions, mut retry, mut nearest) = (BTreeMap::new(), None, None);
     for answer in answers {
-        let Answer::Decided(decision) = answer else { continue };
+        let Answer::Decided(eco_id, decision) = answer else { continue };
         match decision.verdict {
-            Verdict::Admitted(lease) if code == Code::Ok && !admissions.contains(&lease) => {
-                admissions.push(lease)
+            Verdict::Admitted(lease) if code == Code::Ok => {
+                admissions.insert(eco_id, lease);
             }
             Verdict::Refused(after) => retry = retry.max(Some(after)),
             Verdict::Admitted(_) | Verdict::Open => {}
@@ -139,14 +143,29 @@ fn response(answers: &[Answer]) -> RateLimitResponse {
         nearest = nearest.into_iter().chain([decision]).min_by_key(|d| left(d).unwrap_or(i64::MAX));
     }
     let mut to_client = nearest.map(quota_headers).unwrap_or_default();
-    to_client.extend(retry.map(|after| header("retry-after", seconds_up(after).to_string())));
+    to_client.extend(retry.map(|after| header("retry-after", retry_after(after, rng).to_string())));
     RateLimitResponse {
         overall_code: code.into(),
         statuses: answers.iter().map(descriptor_status).collect(),
-        request_headers_to_add: admissions.iter().map(|lease| header(ADMISSION, lease.to_string())).collect(),
+        request_headers_to_add: admission_headers(&admissions),
         response_headers_to_add: to_client,
         ..RateLimitResponse::default()
     }
+}
+
+/// An admission; of several accounts each says whose it is.
+fn admission_headers(admissions: &BTreeMap<&EcoId, Uuid>) -> Vec<HeaderValue> {
+    let only = admissions.len() == 1;
+    let value = |(eco_id, lease): (&&EcoId, &Uuid)| {
+        if only { lease.to_string() } else { format!("{lease};account={eco_id}") }
+    };
+    admissions.iter().map(|admission| header(ADMISSION, value(admission))).collect()
+}
+
+/// Seconds, spread over up to a minute so that those who wait do not come back all at once.
+fn retry_after(after: Duration, rng: &mut impl Rng) -> u64 {
+    let delay = seconds_up(after).max(1);
+    delay + rng.random_range(0..=JITTER_SECONDS.min(delay))
 }
 
 /// An account's quota as REST answers tell it, by the IETF draft "RateLimit header fields for HTTP". The
@@ -188,7 +207,7 @@ fn descriptor_status(answer: &Answer) -> DescriptorStatus {
             duration_until_reset: Some(duration(Duration::ZERO)),
             ..DescriptorStatus::default()
         },
-        Answer::Decided(decision) => decided(decision, answer.passes()),
+        Answer::Decided(_, decision) => decided(decision, answer.passes()),
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use chrono::Utc;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Body;
 use tower::Service;
 
@@ -77,7 +77,7 @@ where
             return Box::pin(async move { Ok(answer.await?.map(MeteredBody::passed)) });
         };
         let grpc = is_grpc(&parts.headers);
-        let from_envoy = layer.behind_envoy.then(|| admission(&parts.headers)).flatten();
+        let from_envoy = layer.behind_envoy.then(|| admission(&parts.headers, &caller.eco_id)).flatten();
         let mut call = Call::new(layer.tracker.clone(), started, caller.clone(), &parts);
         Box::pin(async move {
             let quota = match layer.verdict(&caller, from_envoy).await {
@@ -131,10 +131,15 @@ impl MeterLayer {
     }
 }
 
-/// The admission that Envoy added: the last one, after any that the client sent.
-fn admission(headers: &HeaderMap) -> Option<String> {
-    let last = headers.get_all(ADMISSION).iter().next_back()?;
-    last.to_str().ok().filter(|text| !text.is_empty()).map(str::to_owned)
+/// The admission that Envoy added for this account, or for no other: the last one, after any that the client sent.
+/// Where it asked for several accounts, each says whose it is: `<admission>;account=<eco_id>`.
+fn admission(headers: &HeaderMap, eco_id: &str) -> Option<String> {
+    let mine = |value: &HeaderValue| {
+        let text = value.to_str().ok()?;
+        let (admission, whose) = text.split_once(";account=").unwrap_or((text, eco_id));
+        (whose == eco_id && !admission.is_empty()).then(|| admission.to_owned())
+    };
+    headers.get_all(ADMISSION).iter().rev().find_map(mine)
 }
 
 /// Records a call that is answered; a gRPC call when its status is known.

@@ -204,8 +204,15 @@ async fn an_admission_of_envoy_is_passed_on_and_means_nothing_elsewhere() -> Res
     assert_eq!(call(&behind_envoy, "/v1/things/1", &admitted).await?.status(), 200);
     assert_eq!(call(&behind_envoy, "/v1/things/1", &[("x-account", "eco_a")]).await?.status(), 429);
     assert_eq!(call(&alone, "/v1/things/1", &admitted).await?.status(), 429, "a client cannot admit itself");
+    // Envoy asked for several accounts: the admission of the one that is recorded is taken, whichever comes last.
+    let (mine, other) =
+        (format!("{};account=eco_a", all.admission), format!("{};account=eco_b", uuid::Uuid::nil()));
+    let several = [("x-account", "eco_a"), ("x-nexus-admission", &*mine), ("x-nexus-admission", &*other)];
+    assert_eq!(call(&behind_envoy, "/v1/things/1", &several).await?.status(), 200);
+    let others = [("x-account", "eco_a"), ("x-nexus-admission", &*other)];
+    assert_eq!(call(&behind_envoy, "/v1/things/1", &others).await?.status(), 429, "another's admits nobody");
     metered.tracker.flush().await?;
-    assert_eq!(counted(&metered.db.pool, "eco_a").await?.units, 5);
+    assert_eq!(counted(&metered.db.pool, "eco_a").await?.units, 6);
     assert_eq!(consumed(&metered.db.pool, "eco_a").await?, (1_000, 0));
     Ok(())
 }
