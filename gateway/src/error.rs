@@ -84,6 +84,8 @@ pub enum Error {
     ApiKeyRevoked,
     #[error("too many old secrets of the API key are valid")]
     TooManySecrets,
+    #[error("the database was restored or failed over, and must be reconciled with Stripe")]
+    ReconcileRequired,
     #[error("{0}")]
     NotFound(&'static str),
     #[error("the method is not allowed")]
@@ -118,6 +120,7 @@ impl Error {
             Error::AccountClosed => (StatusCode::FORBIDDEN, "Account closed"),
             Error::ApiKeyRevoked => (StatusCode::CONFLICT, "API key revoked"),
             Error::TooManySecrets => (StatusCode::CONFLICT, "Too many secrets in grace"),
+            Error::ReconcileRequired => (StatusCode::CONFLICT, "Reconciliation required"),
             Error::NotFound(what) => (StatusCode::NOT_FOUND, what),
             Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"),
             Error::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Payload too large"),
@@ -148,6 +151,10 @@ impl Error {
             Error::TooManySecrets => {
                 vec![("message", "Wait until one has ended, or rotate with \"grace_period_ms\": 0.".into())]
             }
+            Error::ReconcileRequired => vec![(
+                "message",
+                "The database was restored or failed over. Nothing is charged until `nexus reconcile` has found that the ledger agrees with Stripe.".into(),
+            )],
             _ => Vec::new(),
         }
     }

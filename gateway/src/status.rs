@@ -42,6 +42,7 @@ pub fn rest(status: &Status, credentials: Credentials, not_found: &'static str) 
             "ACCOUNT_CLOSED" => Error::AccountClosed,
             "API_KEY_REVOKED" => Error::ApiKeyRevoked,
             "TOO_MANY_SECRETS" => Error::TooManySecrets,
+            "RECONCILE_REQUIRED" => Error::ReconcileRequired,
             _ => internal(status),
         },
         (Code::NotFound, _) => Error::NotFound(not_found),

@@ -22,8 +22,8 @@ use crate::{
     error::Error,
 };
 
-/// Accounts that a run may be limited to.
-const MAX_ACCOUNTS: usize = 1_000;
+/// Accounts that a run or a reconciliation may be limited to.
+pub(super) const MAX_ACCOUNTS: usize = 1_000;
 
 /// An account's overage for the wire. The current period is never settled: what is due is rounded down.
 pub(super) fn overage(facts: Facts) -> Result<pb::GetOverageResponse, Error> {

@@ -99,6 +99,11 @@ impl MinorUnit {
         debug_assert_eq!(whole.0 % self.micros, 0);
         whole.0 / self.micros
     }
+
+    /// An amount that Stripe states in minor units; `None`: out of range.
+    pub fn from_minor(&self, minor: i64) -> Option<Micros> {
+        minor.checked_mul(self.micros).map(Micros)
+    }
 }
 
 /// Price of overage: `micros` for `per_units` units; 0 micros: overage is not billed.
