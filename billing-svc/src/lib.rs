@@ -42,7 +42,10 @@ use nexus_kit::{
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use app::{process_overage::Engine, reconcile::{Drift, Reconciler}};
+use app::{
+    process_overage::Engine,
+    reconcile::{Drift, Reconciler},
+};
 use payments::{pace::Pace, stripe::Stripe};
 
 pub use config::Config;
@@ -78,14 +81,8 @@ pub async fn serve(
     let metrics = Metrics::new();
     let drift = metrics.register(Drift::register);
     let _drift_with_us = AbortOnDrop(tokio::spawn(drift.clone().follow(pool.clone(), shutdown.clone())));
-    let reconciler = Arc::new(Reconciler::new(
-        pool.clone(),
-        stripe.clone(),
-        stripe,
-        pace,
-        drift,
-        shutdown.clone(),
-    ));
+    let reconciler =
+        Arc::new(Reconciler::new(pool.clone(), stripe.clone(), stripe, pace, drift, shutdown.clone()));
     let _reconciler_with_us = reconciler.kill_guard();
     let service = grpc::Service {
         pool: pool.clone(),

@@ -13,7 +13,6 @@ use super::{
     charge::{CHARGE_ID, ChargeStatus},
     reconciliation::{Difference, Kind},
 };
-use crate::payments::books::BookItem;
 
 /// Longest time a replaced attempt waits to be rechecked before that counts as a difference: more than a day,
 /// for runs are daily.
@@ -42,6 +41,62 @@ pub struct LedgerRow {
     pub item_id: Option<String>,
     /// From when what this attempt may have left at Stripe is looked for, if that was not done yet.
     pub recheck_time: Option<DateTime<Utc>>,
+}
+
+/// An invoice item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BookItem {
+    /// Id.
+    pub item_id: String,
+    /// Customer.
+    pub customer: String,
+    /// Subscription, if it is on one.
+    pub subscription: Option<String>,
+    /// Amount in minor units.
+    pub amount_minor: i64,
+    /// ISO 4217, in capitals.
+    pub currency: String,
+    /// Text on the invoice.
+    pub description: String,
+    /// What the item stands for, if it is ours.
+    pub metadata: BTreeMap<String, String>,
+    /// Invoice it is on; `None`: it waits for one.
+    pub invoice_id: Option<String>,
+    /// When it was made.
+    pub created: DateTime<Utc>,
+}
+
+/// An invoice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BookInvoice {
+    /// Id.
+    pub invoice_id: String,
+    /// Whether it is final.
+    pub status: InvoiceStatus,
+    /// When it was made.
+    pub created: DateTime<Utc>,
+}
+
+/// How far an invoice is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InvoiceStatus {
+    /// Its items may still change.
+    Draft,
+    /// Final: to be paid, paid, or given up.
+    Finalised,
+    /// Final, and of no effect.
+    Void,
+}
+
+impl InvoiceStatus {
+    /// As it is kept.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Draft => "draft",
+            Self::Finalised => "finalised",
+            Self::Void => "void",
+        }
+    }
 }
 
 /// How a difference may be repaired.
@@ -92,7 +147,8 @@ pub fn compare(charge_id: Uuid, rows: &[LedgerRow], items: &[BookItem], now: Dat
     }
     for row in missing {
         if left.is_empty() {
-            findings.push((of_row(charge_id, row, Kind::ItemMissing, missing_text(row), -row.amount.0), None));
+            findings
+                .push((of_row(charge_id, row, Kind::ItemMissing, missing_text(row), -row.amount.0), None));
             continue;
         }
         let item = left.remove(0);
@@ -157,7 +213,11 @@ fn altered(charge_id: Uuid, row: &LedgerRow, item: &BookItem) -> Vec<Finding> {
         let stripe = amount_of(item);
         add(
             Kind::ItemAmountDiffers,
-            format!("The ledger has it over {}, Stripe over {}.", text(row.amount, &row.currency), says(item)),
+            format!(
+                "The ledger has it over {}, Stripe over {}.",
+                text(row.amount, &row.currency),
+                says(item)
+            ),
             stripe.0.saturating_sub(row.amount.0),
         );
     }

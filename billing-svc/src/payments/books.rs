@@ -2,12 +2,11 @@
 //! [`super::stripe::Stripe`] reads them over HTTP; the tests have a second implementation, in memory; one contract
 //! test holds the two together.
 
-use std::collections::BTreeMap;
-
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 
 use super::Doubt;
+use crate::domain::books::{BookInvoice, BookItem};
 
 /// Reads what Stripe holds.
 ///
@@ -51,60 +50,4 @@ pub struct Page<T> {
     pub entries: Vec<T>,
     /// Where the next page begins; `None`: this is the last one.
     pub next: Option<Place>,
-}
-
-/// An invoice item.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BookItem {
-    /// Id.
-    pub item_id: String,
-    /// Customer.
-    pub customer: String,
-    /// Subscription, if it is on one.
-    pub subscription: Option<String>,
-    /// Amount in minor units.
-    pub amount_minor: i64,
-    /// ISO 4217, in capitals.
-    pub currency: String,
-    /// Text on the invoice.
-    pub description: String,
-    /// What the item stands for, if it is ours.
-    pub metadata: BTreeMap<String, String>,
-    /// Invoice it is on; `None`: it waits for one.
-    pub invoice_id: Option<String>,
-    /// When it was made.
-    pub created: DateTime<Utc>,
-}
-
-/// An invoice.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BookInvoice {
-    /// Id.
-    pub invoice_id: String,
-    /// Whether it is final.
-    pub status: InvoiceStatus,
-    /// When it was made.
-    pub created: DateTime<Utc>,
-}
-
-/// How far an invoice is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InvoiceStatus {
-    /// Its items may still change.
-    Draft,
-    /// Final: to be paid, paid, or given up.
-    Finalised,
-    /// Final, and of no effect.
-    Void,
-}
-
-impl InvoiceStatus {
-    /// As it is kept.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Draft => "draft",
-            Self::Finalised => "finalised",
-            Self::Void => "void",
-        }
-    }
 }

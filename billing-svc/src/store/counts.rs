@@ -1,7 +1,7 @@
 //! The counts of usage beside each other, read across tables: raw log, counters, segments, summary.
 
 use chrono::{DateTime, Utc};
-use futures::{Stream, TryStreamExt};
+use futures::Stream;
 use nexus_core::period::MAX_EVENT_AGE;
 use sqlx::PgConnection;
 
@@ -67,7 +67,6 @@ pub fn events_counters<'a>(
         MAX_EVENT_AGE as _,
     )
     .fetch(db)
-    .map_ok(|counts| counts)
 }
 
 /// Segments that a change of plan has closed, whose counters are not what they were closed with.

@@ -156,7 +156,9 @@ pub async fn last_drift(db: &mut PgConnection) -> sqlx::Result<Option<(BTreeMap<
 /// Lets the statements of this transaction take their time, and returns that of its beginning.
 #[tracing::instrument(name = "db.eco_reconciliations.take_time", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn take_time(db: &mut PgConnection) -> sqlx::Result<DateTime<Utc>> {
-    db.execute("set local statement_timeout = '30min'; set local idle_in_transaction_session_timeout = '10min'")
-        .await?;
+    db.execute(
+        "set local statement_timeout = '30min'; set local idle_in_transaction_session_timeout = '10min'",
+    )
+    .await?;
     sqlx::query_scalar!(r#"select now() as "now!""#).fetch_one(db).await
 }

@@ -8,12 +8,9 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::unknown_word;
-use crate::{
-    domain::{
-        books::{LedgerRow, charge_of, period_of},
-        reconciliation::Scope,
-    },
-    payments::books::{BookInvoice, BookItem},
+use crate::domain::{
+    books::{BookInvoice, BookItem, LedgerRow, charge_of, period_of},
+    reconciliation::Scope,
 };
 
 /// Empties both.

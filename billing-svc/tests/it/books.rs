@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use chrono::{TimeDelta, Utc};
 use nexus_billing::{
-    domain::charge::InvoiceItem,
+    domain::{
+        books::{BookItem, InvoiceStatus},
+        charge::InvoiceItem,
+    },
     payments::{
         Outcome, Payments,
-        books::{BookItem, Books, InvoiceStatus, Listing},
+        books::{Books, Listing},
         stripe::Stripe,
     },
 };
@@ -25,7 +28,10 @@ fn item(customer: &str, n: i64) -> InvoiceItem {
         amount_minor: n,
         currency: "USD".to_owned(),
         description: format!("API overage: {n} calls"),
-        metadata: BTreeMap::from([("eco_id".to_owned(), "eco_a".to_owned()), ("n".to_owned(), n.to_string())]),
+        metadata: BTreeMap::from([
+            ("eco_id".to_owned(), "eco_a".to_owned()),
+            ("n".to_owned(), n.to_string()),
+        ]),
     }
 }
 
@@ -105,7 +111,8 @@ async fn contract<T: Books + Payments>(
     let invoices = stripe.invoices(&Listing::default()).await.map_err(|d| anyhow::anyhow!(d.message))?;
     let [invoice] = &invoices.entries[..] else { anyhow::bail!("{invoices:?}") };
     assert_eq!((invoice.status, &invoices.next), (InvoiceStatus::Finalised, &None));
-    let on_it = all(stripe, Listing { customer: Some(one.to_owned()), ..Listing::default() }, nothing).await?;
+    let on_it =
+        all(stripe, Listing { customer: Some(one.to_owned()), ..Listing::default() }, nothing).await?;
     ensure!(on_it.iter().all(|item| item.invoice_id.as_ref() == Some(&invoice.invoice_id)), "{on_it:?}");
     let of_two = Listing { customer: Some(two.to_owned()), ..Listing::default() };
     ensure!(stripe.invoices(&of_two).await.is_ok_and(|page| page.entries.is_empty()));

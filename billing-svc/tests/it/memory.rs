@@ -9,10 +9,13 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::{FutureExt, future::BoxFuture};
 use nexus_billing::{
-    domain::charge::{CHARGE_ID, InvoiceItem},
+    domain::{
+        books::{BookInvoice, BookItem, InvoiceStatus},
+        charge::{CHARGE_ID, InvoiceItem},
+    },
     payments::{
         Advice, Doubt, FoundItem, Outcome, Payments, Refusal,
-        books::{BookInvoice, BookItem, Books, InvoiceStatus, Listing, Page, Place},
+        books::{Books, Listing, Page, Place},
         pace::Pace,
     },
 };
@@ -259,11 +262,8 @@ impl Books for Memory {
             .into_iter()
             .map(|customer| {
                 let invoice_id = format!("in_{customer}");
-                let invoice = BookInvoice {
-                    invoice_id: invoice_id.clone(),
-                    status: InvoiceStatus::Finalised,
-                    created,
-                };
+                let invoice =
+                    BookInvoice { invoice_id: invoice_id.clone(), status: InvoiceStatus::Finalised, created };
                 (Place { id: invoice_id, created }, invoice)
             })
             .collect();

@@ -29,11 +29,8 @@ fn eco_id(n: usize) -> String {
 
 /// Pro accounts with a customer each, that have used 100 to 399 units beyond what is included.
 async fn accounts(db: &TestDb, sim: &Sim) -> Result<()> {
-    let customers: Vec<String> = stream::iter(0..CLEAN + FAULTY)
-        .map(|_| sim.customer())
-        .buffered(AT_ONCE)
-        .try_collect()
-        .await?;
+    let customers: Vec<String> =
+        stream::iter(0..CLEAN + FAULTY).map(|_| sim.customer()).buffered(AT_ONCE).try_collect().await?;
     let mut transaction = nexus_kit::db::begin(&db.pool).await?;
     for statement in [
         "insert into eco_identities (eco_id, stripe_customer_id)
@@ -127,8 +124,7 @@ async fn five_hundred_faults_are_found_and_a_thousand_clean_accounts_raise_no_al
     ensure!(!found.running && found.differences_count == found.differences.len() as i64, "it takes too long");
     let mut found: Vec<_> = found.differences.into_iter().map(|d| (d.eco_id, d.kind)).collect();
     found.sort();
-    let expected: Vec<_> =
-        (0..FAULTY).map(|n| (eco_id(n), KINDS[n % KINDS.len()].to_owned())).collect();
+    let expected: Vec<_> = (0..FAULTY).map(|n| (eco_id(n), KINDS[n % KINDS.len()].to_owned())).collect();
     ensure!(found == expected, "{} found: {found:?}", found.len());
     billing.stop().await
 }

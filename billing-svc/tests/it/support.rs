@@ -16,7 +16,8 @@ use nexus_kit::{auth::Scope, convert::datetime, serve::Listeners};
 use nexus_proto::{
     billing::v1::{
         ChangePlanRequest, ChangePlanResponse, GetOverageRequest, GetOverageResponse, ProcessOverageRequest,
-        ProcessOverageResponse, ReconcileRequest, ReconcileResponse, billing_service_client::BillingServiceClient,
+        ProcessOverageResponse, ReconcileRequest, ReconcileResponse,
+        billing_service_client::BillingServiceClient,
     },
     common::v1::Plan,
 };
@@ -34,6 +35,7 @@ pub(crate) const STRIPE_KEY: &str = "sk_test_billing";
 pub(crate) struct Billing {
     pub(crate) client: BillingServiceClient<Channel>,
     pub(crate) shutdown: CancellationToken,
+    operations: String,
     server: JoinHandle<Result<(), nexus_billing::StartError>>,
 }
 
@@ -68,10 +70,11 @@ impl Billing {
     pub(crate) async fn start_with(config: Config) -> Result<Self> {
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
         let address = listeners.main_addr()?;
+        let operations = format!("http://{}", listeners.operations_addr()?);
         let shutdown = CancellationToken::new();
         let server = tokio::spawn(nexus_billing::serve(config, listeners, shutdown.clone()));
         let client = nexus_client::billing(nexus_client::channel(&format!("http://{address}"))?);
-        Ok(Self { client, shutdown, server })
+        Ok(Self { client, shutdown, operations, server })
     }
 
     /// Stops it as SIGTERM does.
@@ -93,6 +96,12 @@ impl Billing {
 
     pub(crate) async fn run_all(&self) -> Result<ProcessOverageResponse> {
         self.run(ProcessOverageRequest::default()).await
+    }
+
+    /// What Prometheus scrapes.
+    pub(crate) async fn metrics(&self) -> Result<String> {
+        let url = format!("{}/metrics", self.operations);
+        Ok(nexus_testkit::http::client().get(url).send().await?.text().await?)
     }
 
     pub(crate) async fn reconcile(&self, request: ReconcileRequest) -> Result<ReconcileResponse> {
@@ -180,7 +189,11 @@ pub(crate) async fn meter(db: &TestDb, eco_id: &str, units: i64) -> Result<()> {
     .bind(units)
     .execute(&mut *transaction)
     .await?;
-    sqlx::query("select increment_api_calls($1, $2)").bind(eco_id).bind(units).execute(&mut *transaction).await?;
+    sqlx::query("select increment_api_calls($1, $2)")
+        .bind(eco_id)
+        .bind(units)
+        .execute(&mut *transaction)
+        .await?;
     Ok(transaction.commit().await?)
 }
 

@@ -37,8 +37,7 @@ pub(super) async fn compare(context: &Context) -> Result<DateTime<Utc>, Error> {
     let mut after: Option<PeriodKey> = None;
     loop {
         context.go_on()?;
-        let summaries =
-            counts::summaries(&mut snapshot, scope, first_start, after.as_ref(), BATCH).await?;
+        let summaries = counts::summaries(&mut snapshot, scope, first_start, after.as_ref(), BATCH).await?;
         let is_last = (summaries.len() as i64) < BATCH;
         after = summaries.last().map(|summary| summary.key.clone());
         periods.look_at(&mut snapshot, summaries).await?;
@@ -186,7 +185,9 @@ fn differences(summary: &Summary, facts: &Facts) -> Result<Vec<Difference>, Erro
     // What is queued is not in the summary yet.
     if !summary.queued && (summary.api_calls != Some(calls) || kept != overage) {
         let message = match summary.api_calls {
-            None => format!("The counters have {} units, there is no summary.", thousands(calls.unsigned_abs())),
+            None => {
+                format!("The counters have {} units, there is no summary.", thousands(calls.unsigned_abs()))
+            }
             Some(said) => format!(
                 "The counters have {} units, {} of overage; the summary says {}, {} of overage.",
                 thousands(calls.unsigned_abs()),

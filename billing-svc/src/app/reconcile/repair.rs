@@ -8,14 +8,13 @@ use uuid::Uuid;
 use crate::{
     app::refresh,
     domain::{
-        books::{LedgerRow, amount_of, charge_of, period_of},
+        books::{BookItem, LedgerRow, amount_of, charge_of, period_of},
         charge::{Intent, InvoiceItem, charge_id},
         overage::Difference as Charged,
         period::PeriodKey,
         reconciliation::Difference,
     },
     error::Error,
-    payments::books::BookItem,
     store::{charges, facts, lease, records},
 };
 

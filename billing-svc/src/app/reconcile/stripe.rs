@@ -12,13 +12,13 @@ use super::{
 };
 use crate::{
     domain::{
-        books::{self, Finding, LedgerRow, Repair, text},
+        books::{self, BookItem, Finding, LedgerRow, Repair, text},
         reconciliation::{CLOCK_MARGIN, Difference, Kind},
     },
     error::Error,
     payments::{
         Advice, Doubt,
-        books::{BookItem, Listing, Page},
+        books::{Listing, Page},
         pace::{LONGEST_PAUSE, backoff},
     },
     store::{
@@ -75,9 +75,7 @@ pub(super) async fn compare(
 async fn list(context: &Context, db: &mut PgConnection, from: Option<DateTime<Utc>>) -> Result<(), Error> {
     let customers: Vec<Option<String>> = match &context.begun.scope.accounts {
         None => vec![None],
-        Some(accounts) => {
-            stripe_books::customers(db, accounts).await?.into_iter().map(Some).collect()
-        }
+        Some(accounts) => stripe_books::customers(db, accounts).await?.into_iter().map(Some).collect(),
     };
     for customer in customers {
         let created_from = from.map(|from| from - CLOCK_MARGIN);
@@ -165,8 +163,7 @@ async fn report(
             Repair::Succeed { attempt, item_id } => {
                 let row = rows.iter().find(|row| row.attempt == attempt);
                 if let (Some(row), Ok(charge_id)) = (row, difference.charge_id.parse()) {
-                    difference.repaired =
-                        repair::succeed(&context.pool, charge_id, row, &item_id).await?;
+                    difference.repaired = repair::succeed(&context.pool, charge_id, row, &item_id).await?;
                 }
             }
             Repair::Delete { item_id } => {
@@ -218,7 +215,8 @@ async fn waiting(context: &Context) -> Result<(), Error> {
         context.go_on()?;
         let items = {
             let mut connection = db::acquire(&context.pool).await?;
-            stripe_books::waiting(&mut connection, &context.begun.scope, after.as_deref(), BATCH as i64).await?
+            stripe_books::waiting(&mut connection, &context.begun.scope, after.as_deref(), BATCH as i64)
+                .await?
         };
         let is_last = items.len() < BATCH;
         after = items.last().map(|item| item.item_id.clone());

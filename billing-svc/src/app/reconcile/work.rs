@@ -94,12 +94,10 @@ async fn compare(context: &Context, lease: &mut PgConnection) -> Result<(), Erro
     let known = identity::remembered(lease).await?;
     let current = identity::current(lease).await?;
     let looked_at = database::compare(context).await?;
-    let last_written = match known == current {
-        true => None,
-        false => Some(stripe_books::last_written(lease).await?),
-    };
+    let last_written = if known == current { None } else { Some(stripe_books::last_written(lease).await?) };
     stripe::compare(context, lease, looked_at, last_written).await?;
-    if known != current && context.begun.scope.is_whole() && context.live.borrow().findings.ledger_is_whole() {
+    if known != current && context.begun.scope.is_whole() && context.live.borrow().findings.ledger_is_whole()
+    {
         tracing::warn!(
             system_identifier = current.system_identifier,
             timeline_id = current.timeline_id,

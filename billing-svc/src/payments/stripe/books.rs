@@ -11,9 +11,12 @@ use stripe_types::{RangeBoundsTs, RangeQueryTs};
 use tracing::Instrument;
 
 use super::{HttpClient, RequestError, Stripe, doubt};
-use crate::payments::{
-    Doubt,
-    books::{BookInvoice, BookItem, Books, InvoiceStatus, Listing, Page, Place},
+use crate::{
+    domain::books::{BookInvoice, BookItem, InvoiceStatus},
+    payments::{
+        Doubt,
+        books::{Books, Listing, Page, Place},
+    },
 };
 
 /// Entries a page has at most.

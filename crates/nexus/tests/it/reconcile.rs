@@ -57,7 +57,10 @@ async fn differences_are_told_and_repaired_and_the_exit_code_says_whether_any_ar
 
     let (code, stdout, stderr) = reconcile(&address, &[]).await?;
     assert_eq!(code, Some(2), "{stderr}");
-    assert!(stdout.contains("eco_a: LEDGER_SUM_DIFFERS ($0.01): The ledger's charges are 0.00 USD"), "{stdout}");
+    assert!(
+        stdout.contains("eco_a: LEDGER_SUM_DIFFERS ($0.01): The ledger's charges are 0.00 USD"),
+        "{stdout}"
+    );
     let (code, stdout, stderr) = reconcile(&address, &["--repair", "--json"]).await?;
     assert_eq!(code, Some(0), "{stderr}");
     let found: Value = serde_json::from_str(&stdout)?;
