@@ -1,6 +1,6 @@
 //! Raw log, counters, segments, summary and ledger, compared at one snapshot.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
@@ -126,7 +126,7 @@ struct Periods<'a> {
 impl Periods<'_> {
     async fn look_at(&mut self, db: &mut PgConnection, summaries: Vec<Summary>) -> Result<(), Error> {
         let keys: Vec<PeriodKey> = summaries.iter().map(|summary| summary.key.clone()).collect();
-        let mut facts: HashMap<PeriodKey, Facts> = facts::read(db, &keys)
+        let mut facts: BTreeMap<PeriodKey, Facts> = facts::read(db, &keys)
             .await?
             .into_iter()
             .map(|facts| (PeriodKey { eco_id: facts.eco_id.clone(), start: facts.period.start }, facts))

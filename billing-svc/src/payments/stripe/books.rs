@@ -138,7 +138,7 @@ fn book_item(item: StripeItem) -> Result<BookItem, RequestError> {
         currency: item.currency.to_string().to_uppercase(),
         description: item.description.unwrap_or_default(),
         metadata: item.metadata.unwrap_or_default().into_iter().collect(),
-        invoice_id: item.invoice.map(|invoice| invoice.id().to_string()),
+        invoice_id: item.invoice.and_then(|invoice| invoice.into_id()).map(|id| id.to_string()),
     })
 }
 
