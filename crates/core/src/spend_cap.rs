@@ -21,8 +21,9 @@ pub struct OpenSegment {
 }
 
 /// Units of a period beyond which calls are refused: the most whose overage costs no more than the cap, not by the
-/// fraction of a micro. `closed` is the overage of the segments before, which costs what it costs: where that is more than the cap, nothing is left. `None`: the
-/// cap refuses nobody, as the plan of the open segment is unlimited or bills no overage.
+/// fraction of a micro. `closed` is the overage of the segments before, which was admitted: where it costs more than the
+/// cap, nothing is left. `None`: the cap refuses nobody, as the plan of the open segment is unlimited or bills no
+/// overage.
 pub fn limit(cap: Micros, closed: &[(UnitPrice, i64)], open: &OpenSegment) -> Limit {
     let OpenSegment { included, start_count, price } = *open;
     let unbilled = included?.max(start_count);
