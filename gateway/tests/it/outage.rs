@@ -79,7 +79,9 @@ async fn without_usage_svc_its_routes_alone_are_away() -> Result<()> {
 async fn without_billing_svc_its_routes_alone_are_away() -> Result<()> {
     let (mut suite, key) = working().await?;
     suite.stop_billing().await?;
-    assert_unavailable(&suite.get_as("eco_pro", BILLING[0]).await?, BILLING[0])?;
+    for path in BILLING {
+        assert_unavailable(&suite.get_as("eco_pro", path).await?, path)?;
+    }
     assert_unavailable(&suite.run_overage().await?, "the scheduler's")?;
     assert_eq!(suite.get("/api/secure/ping", &key).await?.status, 200);
     Ok(())
