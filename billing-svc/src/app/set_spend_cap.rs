@@ -43,7 +43,9 @@ fn check(change: &SpendCapChange, account: Currency) -> Result<(), Violations> {
     v.require(
         chargeable,
         "spend_cap_micros",
-        format!("must be an amount that can be charged in {account}, without a fraction of its smallest unit"),
+        format!(
+            "must be an amount that can be charged in {account}, without a fraction of its smallest unit"
+        ),
     );
     v.finish()
 }

@@ -82,9 +82,9 @@ proptest! {
         facts.now = facts.period.end + TimeDelta::days(2);
         prop_assert!(facts.due()? <= cap.max(cents(spent_before)), "rounded at the settlement");
 
-        // A tenth of a cent's worth more.
+        // One more is beyond it, by a fraction at least; and units of a micro more, by a micro.
         let Price::Is(price) = facts.terms.price else { unreachable!("it bills overage") };
-        facts.open_units += price.per_units / price.micros + 1;
+        facts.open_units += 1 + (price.per_units + price.micros - 1) / price.micros;
         prop_assert!(facts.overage()?.exact > cap);
         prop_assert_eq!(SpendCap::of(cap, false, &facts)?.left, Micros(0));
     }

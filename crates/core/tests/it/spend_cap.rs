@@ -47,9 +47,9 @@ proptest! {
         };
         // What has been spent is spent.
         prop_assert!(cost(limit)? <= cap.max(cost(0)?));
-        // So many units more cost a micro at least.
-        let micro = open.price.per_units / open.price.micros + 1;
-        prop_assert!(cost(limit + micro)? > cap);
+        // One more is beyond the cap, by a fraction at least; and units of a micro more, by a micro.
+        let micro = (open.price.per_units + open.price.micros - 1) / open.price.micros;
+        prop_assert!(cost(limit + 1 + micro)? > cap);
     }
 
     #[test]
