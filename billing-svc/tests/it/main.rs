@@ -15,4 +15,5 @@ mod reconcile;
 mod reconcile_at_scale;
 mod restored;
 mod runs;
+mod spend_cap;
 mod support;

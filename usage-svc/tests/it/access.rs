@@ -146,6 +146,7 @@ nexus_billing eco_plan_prices: select insert
 nexus_billing eco_plan_requests: select insert
 nexus_billing eco_plans: select insert
 nexus_billing eco_reconciliations: select insert update
+nexus_billing eco_spend_cap_requests: select insert
 nexus_billing eco_stripe_events: select insert update
 nexus_billing eco_stripe_invoices: select insert truncate
 nexus_billing eco_stripe_items: select insert truncate

@@ -29,7 +29,7 @@ fn descriptor(entries: &[(&str, &str)]) -> RateLimitDescriptor {
     RateLimitDescriptor { entries: entries.collect(), ..RateLimitDescriptor::default() }
 }
 
-fn account_of(eco_id: &str) -> RateLimitDescriptor {
+pub(crate) fn account_of(eco_id: &str) -> RateLimitDescriptor {
     descriptor(&[("account", eco_id)])
 }
 
@@ -44,7 +44,7 @@ async fn ask(server: &Server, request: RateLimitRequest) -> Result<Result<RateLi
 }
 
 /// The verdict, and limit, units left and verdict of each descriptor.
-type Seen = (Verdict, Vec<(u32, u32, Verdict)>);
+pub(crate) type Seen = (Verdict, Vec<(u32, u32, Verdict)>);
 
 fn seen(response: &RateLimitResponse) -> Seen {
     let statuses = response.statuses.iter().map(|s| {
@@ -53,7 +53,7 @@ fn seen(response: &RateLimitResponse) -> Seen {
     (response.overall_code(), statuses.collect())
 }
 
-async fn verdict(server: &Server, descriptors: Vec<RateLimitDescriptor>) -> Result<Seen> {
+pub(crate) async fn verdict(server: &Server, descriptors: Vec<RateLimitDescriptor>) -> Result<Seen> {
     Ok(seen(&ask(server, about(descriptors)).await??))
 }
 
@@ -128,7 +128,8 @@ async fn the_limit_is_exact_over_two_servers() -> Result<()> {
     let resets: u64 = rest.rsplit_once("t=").context("a reset")?.1.parse()?;
     assert!((resets - 1..=resets + 61).contains(&after.parse()?), "{after} for a reset in {resets} s");
     let afters = (0..8).map(|_| ask(&one, about(vec![account_of("eco_a")])));
-    let afters: Vec<_> = futures::future::try_join_all(afters).await?.into_iter().collect::<Result<_, _>>()?;
+    let afters: Vec<_> =
+        futures::future::try_join_all(afters).await?.into_iter().collect::<Result<_, _>>()?;
     let distinct: HashSet<_> = afters.iter().map(|response| told(response)[2].1).collect();
     assert!(distinct.len() > 1, "{distinct:?}");
     Ok(())
