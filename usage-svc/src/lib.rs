@@ -83,8 +83,8 @@ pub async fn serve(
     let metrics = Metrics::new();
     let writer_metrics = metrics.register(WriterMetrics::register);
     let spooling = open_spool(&config, &metrics).await?;
-    // One for the drain.
-    let connections = writers + u32::from(spooling.is_some());
+    // One for what waits for locks, one for the drain.
+    let connections = writers + 1 + u32::from(spooling.is_some());
     let writer_pool =
         db::pool(&DbArgs { database_max_connections: connections, ..config.db.clone() }, Role::Usage)?;
 
@@ -160,13 +160,14 @@ fn start_drain(
     })
 }
 
-/// Ready is who can record: by the database, or by the spool while that is away.
+/// Ready is who can record: by the database, or by the spool while that is away, or is not known to be back.
 async fn readiness(pool: PgPool, spooling: Option<Spooling>) -> Result<Ready, String> {
     match (db::ready(&pool, Role::Usage).await, spooling) {
         (Err(NotReady::Away(_)), Some(spooling)) if spooling.takes_events() => {
             spooling.note_away();
             Ok(Ready::Degraded)
         }
+        (Ok(()), Some(spooling)) if spooling.is_away() => Ok(Ready::Degraded),
         (ready, _) => ready.map(|()| Ready::Fully).map_err(|reason| reason.to_string()),
     }
 }

@@ -45,6 +45,9 @@ pub enum FlushError {
     /// The database is away. The events may be counted or not: a retry with the same ids tells.
     #[error("the database is unavailable")]
     Unavailable,
+    /// Others hold what the events need, for too long: nothing is counted.
+    #[error("the database is busy with what these events need")]
+    Busy,
     /// A statement failed: our fault, nothing is counted.
     #[error("a flush failed")]
     Failed,
@@ -73,6 +76,38 @@ impl Memory {
     }
 }
 
+/// How long a flush waits for locks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// As long as the connection lets it.
+    Long,
+    /// Hardly: it was waited for already.
+    Briefly,
+}
+
+/// What others hold, for as long as a rebuild or a change of plan takes.
+#[derive(Debug, Default)]
+pub struct Locked {
+    days: HashSet<NaiveDate>,
+    accounts: HashSet<String>,
+}
+
+impl Locked {
+    /// Whether the event needs any of it.
+    pub fn concerns(&self, event: &Event) -> bool {
+        self.days.contains(&event.day()) || self.accounts.contains(event.eco_id.as_str())
+    }
+}
+
+/// What a flush comes to.
+#[derive(Debug)]
+pub enum Flushed {
+    /// It is committed: an outcome for each event.
+    Counted(Vec<Outcome>),
+    /// Others hold some of what it needs: nothing is counted.
+    Locked(Locked),
+}
+
 /// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -89,21 +124,47 @@ pub async fn run(
     pool: &PgPool,
     bound: Duration,
     memory: &mut Memory,
+    wait: Wait,
     events: &[&Event],
     drained: Option<&Drained<'_>>,
 ) -> Result<Vec<Outcome>, FlushError> {
+    match flush(pool, bound, memory, Some(wait), events, drained).await? {
+        Flushed::Counted(outcomes) => Ok(outcomes),
+        Flushed::Locked(_) => unreachable!("it waits for locks"),
+    }
+}
+
+/// The same, but where a day is being rebuilt or a plan changed, it says so instead of waiting.
+pub async fn run_promptly(
+    pool: &PgPool,
+    bound: Duration,
+    memory: &mut Memory,
+    events: &[&Event],
+) -> Result<Flushed, FlushError> {
+    flush(pool, bound, memory, None, events, None).await
+}
+
+async fn flush(
+    pool: &PgPool,
+    bound: Duration,
+    memory: &mut Memory,
+    wait: Option<Wait>,
+    events: &[&Event],
+    drained: Option<&Drained<'_>>,
+) -> Result<Flushed, FlushError> {
     let mut way = if memory.met_repeats { Way::Stage } else { Way::Direct };
     let mut tries = 0;
     loop {
         tries += 1;
         memory.routes.begin();
-        let error = match try_once(pool, bound, memory, way, events, drained).await {
-            Ok(outcomes) => {
+        let error = match try_once(pool, bound, memory, (way, wait), events, drained).await {
+            Ok(Flushed::Counted(outcomes)) => {
                 memory.routes.committed();
                 let repeat = |outcome| matches!(outcome, &Outcome::Duplicate | &Outcome::Conflict);
                 memory.met_repeats = way == Way::Stage && outcomes.iter().any(repeat);
-                return Ok(outcomes);
+                return Ok(Flushed::Counted(outcomes));
             }
+            Ok(locked) => return Ok(locked),
             Err(error) => error,
         };
         if way == Way::Direct && store::api_usage::is_stored_already(&error) {
@@ -136,9 +197,12 @@ fn is_for_its_data(error: &sqlx::Error) -> bool {
 }
 
 fn failed(error: &sqlx::Error) -> FlushError {
-    if db::is_unavailable(error) {
+    if db::is_away(error) {
         tracing::warn!(%error, "a flush met an unavailable database");
         FlushError::Unavailable
+    } else if db::is_busy(error) {
+        tracing::warn!(%error, "a flush met a busy database");
+        FlushError::Busy
     } else if is_for_its_data(error) {
         tracing::error!(%error, "a flush was rejected");
         FlushError::Rejected
@@ -158,19 +222,26 @@ async fn try_once(
     pool: &PgPool,
     bound: Duration,
     memory: &mut Memory,
-    way: Way,
+    (way, wait): (Way, Option<Wait>),
     events: &[&Event],
     drained: Option<&Drained<'_>>,
-) -> sqlx::Result<Vec<Outcome>> {
+) -> sqlx::Result<Flushed> {
     let mut connection = db::acquire(pool).await?;
     let counted = timeout(bound, async {
         let mut transaction = connection.begin().await?;
-        let outcomes = count(&mut transaction, memory, way, events).await?;
+        if wait == Some(Wait::Briefly) {
+            store::plan_locks::wait_briefly(&mut transaction).await?;
+        }
+        let flushed = count(&mut transaction, memory, (way, wait.is_some()), events).await?;
+        let Flushed::Counted(outcomes) = &flushed else {
+            transaction.rollback().await?;
+            return Ok(flushed);
+        };
         if let Some(drained) = drained {
-            drained.settle(&mut transaction, events, &outcomes).await?;
+            drained.settle(&mut transaction, events, outcomes).await?;
         }
         transaction.commit().await?;
-        Ok(outcomes)
+        Ok(flushed)
     })
     .await;
     db::in_time(counted, connection)
@@ -179,11 +250,14 @@ async fn try_once(
 async fn count(
     connection: &mut PgConnection,
     memory: &mut Memory,
-    way: Way,
+    (way, waits): (Way, bool),
     events: &[&Event],
-) -> sqlx::Result<Vec<Outcome>> {
+) -> sqlx::Result<Flushed> {
     let before = memory.known.as_ref().map(|known| known.before());
-    let facts = facts(connection, &mut memory.slot, events).await?;
+    let facts = match facts(connection, &mut memory.slot, waits, events).await? {
+        Ok(facts) => facts,
+        Err(locked) => return Ok(Flushed::Locked(locked)),
+    };
     if let (Some(known), Some(before)) = (&memory.known, before) {
         known.learn(before, &facts);
     }
@@ -191,12 +265,20 @@ async fn count(
     // Events of one identity; the first of them is the one written.
     let groups: Vec<&[Place]> = places.chunk_by(|a, b| a.is_same(b, events)).collect();
     if groups.is_empty() {
-        return Ok(outcomes);
+        return Ok(Flushed::Counted(outcomes));
     }
     let mut rows: Vec<Row<'_>> = groups.iter().map(|group| group[0].row(events)).collect();
     let mut days: Vec<_> = rows.iter().map(|row| row.event.day()).collect();
     days.dedup();
-    store::usage_daily::lock_days_shared(connection, &days).await?;
+    if waits {
+        store::usage_daily::lock_days_shared(connection, &days).await?;
+    } else {
+        let locked = store::usage_daily::try_lock_days_shared(connection, &days).await?;
+        if !locked.is_empty() {
+            let days = locked.into_iter().collect();
+            return Ok(Flushed::Locked(Locked { days, ..Locked::default() }));
+        }
+    }
     cover(connection, &mut rows, &facts).await?;
     bound_routes::run(connection, &mut memory.routes, &mut rows).await?;
     let old = match way {
@@ -215,7 +297,7 @@ async fn count(
         let stored = stored.get(&events[group[0].position].identity());
         tell_apart(events, group, stored, &mut outcomes);
     }
-    Ok(outcomes)
+    Ok(Flushed::Counted(outcomes))
 }
 
 /// An event that is taken: its position among all, and where it counts.
@@ -268,7 +350,12 @@ fn judged(events: &[&Event], facts: &Facts) -> (Vec<Outcome>, Vec<Place>) {
 
 /// Reads what judging needs, and takes a slot. The plans are held first: the segments that are open then are so
 /// until the commit, and a change of plan adds up only what is committed.
-async fn facts(connection: &mut PgConnection, slot: &mut i16, events: &[&Event]) -> sqlx::Result<Facts> {
+async fn facts(
+    connection: &mut PgConnection,
+    slot: &mut i16,
+    waits: bool,
+    events: &[&Event],
+) -> sqlx::Result<Result<Facts, Locked>> {
     let mut now = None;
     // With every slot taken the last one tried is shared.
     for _ in 0..store::writer_slot::SLOTS {
@@ -283,8 +370,16 @@ async fn facts(connection: &mut PgConnection, slot: &mut i16, events: &[&Event])
     let keys: HashSet<&str> = events.iter().filter_map(|e| e.payload.api_key_id.as_deref()).collect();
     let accounts: Vec<&str> = accounts.into_iter().collect();
     let keys: Vec<&str> = keys.into_iter().collect();
-    store::plan_locks::hold_shared(connection, &accounts).await?;
-    Ok(Facts {
+    if waits {
+        store::plan_locks::hold_shared(connection, &accounts).await?;
+    } else {
+        let locked = store::plan_locks::try_hold_shared(connection, &accounts).await?;
+        if !locked.is_empty() {
+            let accounts = locked.into_iter().collect();
+            return Ok(Err(Locked { accounts, ..Locked::default() }));
+        }
+    }
+    Ok(Ok(Facts {
         now: now.expect("there is at least one slot"),
         accounts: store::accounts::for_recording(connection, &accounts).await?,
         keys: if keys.is_empty() {
@@ -292,7 +387,7 @@ async fn facts(connection: &mut PgConnection, slot: &mut i16, events: &[&Event])
         } else {
             store::api_keys::for_recording(connection, &keys).await?
         },
-    })
+    }))
 }
 
 /// Covers rows by the leases they name. The leases are locked first, so that what another flush books on

@@ -102,8 +102,8 @@ impl Spooling {
         &self.0.known
     }
 
-    /// Whether nobody needs to wait for the database.
-    pub(super) fn is_away(&self) -> bool {
+    /// Whether the database was found away and not reached since: nobody needs to wait for it, events go to the spool.
+    pub fn is_away(&self) -> bool {
         self.0.away.load(Ordering::Acquire)
     }
 

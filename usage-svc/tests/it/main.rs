@@ -13,6 +13,7 @@ mod lease_quota_terms;
 mod lease_terms;
 mod leases;
 mod list_api_keys;
+mod locks;
 mod metrics;
 mod outages;
 mod plan_changes;

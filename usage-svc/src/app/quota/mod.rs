@@ -204,7 +204,7 @@ impl Holder {
                 return open(Error::Database(sqlx::Error::PoolTimedOut));
             }
             let step = match self.claim(eco_id, &account, ask).await {
-                Err(error) if error.is_outage() => return open(error),
+                Err(error) if error.is_unanswered() => return open(error),
                 step => step?,
             };
             match step {
@@ -250,6 +250,6 @@ impl Holder {
     }
 
     fn note_outcome<T>(&self, result: &Result<T, sqlx::Error>) {
-        self.outage.note(result.as_ref().is_err_and(db::is_unavailable));
+        self.outage.note(result.as_ref().is_err_and(db::is_away));
     }
 }
