@@ -1,9 +1,9 @@
 //! What the database said about accounts and keys when it was last asked, for the time that it is away. Only what
 //! exists and is open is remembered: of everything else nothing can be said then.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use chrono::{DateTime, Utc};
@@ -22,6 +22,8 @@ use crate::{
 
 /// Accounts, and keys, that are remembered at most; those that are busy stay.
 const MAX_REMEMBERED: u64 = 100_000;
+/// Changes that are remembered, to tell what is true of facts that were read before them.
+const MAX_CHANGES: usize = 4_096;
 
 /// What is known.
 #[derive(Debug)]
@@ -30,13 +32,34 @@ pub struct Known {
     /// The account of a key.
     keys: Cache<String, String>,
     clock: DatabaseClock,
-    /// Counts the changes heard: what was read before one of them may not be true after it.
-    changes: AtomicU64,
+    heard: Mutex<Heard>,
+}
+
+/// The changes of accounts and keys that were heard. What was read before a change may not be true after it.
+#[derive(Debug, Default)]
+struct Heard {
+    count: u64,
+    /// The last of them.
+    last: VecDeque<Change>,
 }
 
 /// How many changes had been heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Before(u64);
+
+impl Heard {
+    fn note(&mut self, change: Change) {
+        self.count += 1;
+        self.last.truncate(MAX_CHANGES - 1);
+        self.last.push_front(change);
+    }
+
+    /// The changes since; `None`: there were too many to tell.
+    fn since(&self, before: Before) -> Option<HashSet<&Change>> {
+        let count = usize::try_from(self.count - before.0).ok()?;
+        (count <= self.last.len()).then(|| self.last.iter().take(count).collect())
+    }
+}
 
 impl Default for Known {
     fn default() -> Self {
@@ -44,7 +67,7 @@ impl Default for Known {
             accounts: Cache::new(MAX_REMEMBERED),
             keys: Cache::new(MAX_REMEMBERED),
             clock: DatabaseClock::default(),
-            changes: AtomicU64::new(0),
+            heard: Mutex::default(),
         }
     }
 }
@@ -52,28 +75,30 @@ impl Default for Known {
 impl Known {
     /// To be asked for before the facts are.
     pub fn before(&self) -> Before {
-        Before(self.changes.load(Ordering::Acquire))
+        Before(self.heard.lock().unwrap_or_else(PoisonError::into_inner).count)
     }
 
-    /// Remembers facts, unless they changed since.
+    /// Remembers facts, but those that changed since.
     pub fn learn(&self, before: Before, facts: &Facts) {
         self.clock.set(facts.now);
+        // No change is heard meanwhile: it would be forgotten first and remembered then.
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(changed) = heard.since(before) else { return };
         for (id, account) in &facts.accounts {
             if account.closed.is_some() {
                 self.accounts.invalidate(id);
-            } else if self.accounts.get(id).is_none() {
+            } else if self.accounts.get(id).is_none()
+                && (changed.is_empty() || !changed.contains(&Change::Account(id.clone())))
+            {
                 self.accounts.insert(id.clone(), ());
             }
         }
         for (id, key) in &facts.keys {
-            if self.keys.get(id).is_none() {
+            if self.keys.get(id).is_none()
+                && (changed.is_empty() || !changed.contains(&Change::Key(id.clone())))
+            {
                 self.keys.insert(id.clone(), key.eco_id.clone());
             }
-        }
-        // A change counts itself before it forgets: of the two, one sees the other.
-        if self.before() != before {
-            facts.accounts.keys().for_each(|id| self.accounts.invalidate(id));
-            facts.keys.keys().for_each(|id| self.keys.invalidate(id));
         }
     }
 
@@ -95,23 +120,24 @@ impl Known {
         Some(judge_age(event.payload.event_time, now).map(|()| now))
     }
 
-    fn forget(&self, change: &Change) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
-        match change {
+    /// Forgets what changed. Units that go to and fro change no account, nor do plans. Where changes may have been
+    /// missed, it is not forgotten either: that is said whenever the database is reached anew, between two outages
+    /// even. Whoever was there is there, if closed meanwhile: that the drain finds out.
+    fn forget(&self, change: Change) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        match &change {
             Change::Account(id) => self.accounts.invalidate(id),
             Change::Key(id) => self.keys.invalidate(id),
-            // Changes may have been missed; it is said whenever the database is reached anew, between two outages even.
-            // Whoever was there is there, if closed meanwhile: that the drain finds out.
-            Change::Everything => {}
-            Change::Plans | Change::Recall(_) | Change::Returned(_) => {}
+            Change::Everything | Change::Plans | Change::Recall(_) | Change::Returned(_) => return,
         }
+        heard.note(change);
     }
 }
 
 /// Follows the changes until `stop`.
 pub async fn follow(known: Arc<Known>, mut changes: Changes, stop: CancellationToken) {
     while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
-        known.forget(&change);
+        known.forget(change);
     }
 }
 
@@ -183,17 +209,52 @@ mod tests {
         known.learn(known.before(), &open);
         assert!(known.judge(&account).is_some());
         let before = known.before();
-        known.forget(&Change::Account(id()));
+        known.forget(Change::Account(id()));
         assert!(known.judge(&account).is_none());
         // Read before it was heard.
         known.learn(before, &open);
         assert!(known.judge(&account).is_none());
         known.learn(known.before(), &open);
-        known.forget(&Change::Everything);
+        known.forget(Change::Everything);
         assert!(known.judge(&account).is_some(), "a new connection to the database is no news of accounts");
-        known.forget(&Change::Key("key".to_owned()));
+        known.forget(Change::Key("key".to_owned()));
         assert!(known.judge(&key).is_none() && known.judge(&account).is_some());
         known.learn(known.before(), &facts(Some(open.now)));
         assert!(known.judge(&account).is_none());
+    }
+
+    #[test]
+    fn facts_that_were_read_before_a_change_of_others_are_remembered() {
+        let of_another = || EcoId::parse("eco_b").expect("an id");
+        let facts = facts(None);
+        for change in [
+            Change::Everything,
+            Change::Plans,
+            Change::Recall(EcoId::parse("eco_a").expect("an id")),
+            Change::Returned(EcoId::parse("eco_a").expect("an id")),
+            Change::Account(of_another()),
+            Change::Key("another".to_owned()),
+        ] {
+            let known = Known::default();
+            let before = known.before();
+            known.forget(change.clone());
+            known.learn(before, &facts);
+            let event = event("eco_a", Some("key"), facts.now);
+            assert!(known.judge(&event).is_some(), "{change:?}");
+        }
+    }
+
+    #[test]
+    fn of_more_changes_than_are_remembered_nothing_is_said() {
+        let (known, facts) = (Known::default(), facts(None));
+        let before = known.before();
+        known.forget(Change::Account(EcoId::parse("eco_a").expect("an id")));
+        for i in 0..MAX_CHANGES {
+            known.forget(Change::Key(format!("key_{i}")));
+        }
+        known.learn(before, &facts);
+        assert!(known.judge(&event("eco_a", None, facts.now)).is_none());
+        known.learn(known.before(), &facts);
+        assert!(known.judge(&event("eco_a", None, facts.now)).is_some());
     }
 }
