@@ -72,7 +72,7 @@ struct Rest<'a> {
 impl Drain {
     /// Of this spool, by a connection of the pool; `bound` is the longest time of one try of a flush.
     pub fn new(spooling: Spooling, pool: PgPool, bound: Duration, stop: CancellationToken) -> Self {
-        let memory = Memory::new(Some(spooling.known().clone()));
+        let memory = Memory::new(spooling.known().clone());
         Self { spooling, pool, bound, memory, stop }
     }
 

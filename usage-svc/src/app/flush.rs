@@ -65,13 +65,13 @@ pub struct Memory {
     met_repeats: bool,
     /// Routes that have their place in the rollups.
     routes: KnownRoutes,
-    /// Where what the database says of accounts and keys is remembered, if it is.
-    known: Option<Arc<Known>>,
+    /// Where what the database says of accounts and keys is remembered.
+    known: Arc<Known>,
 }
 
 impl Memory {
     /// Of a writer that has not written yet.
-    pub fn new(known: Option<Arc<Known>>) -> Self {
+    pub fn new(known: Arc<Known>) -> Self {
         Self { known, ..Self::default() }
     }
 }
@@ -253,14 +253,16 @@ async fn count(
     (way, waits): (Way, bool),
     events: &[&Event],
 ) -> sqlx::Result<Flushed> {
-    let before = memory.known.as_ref().map(|known| known.before());
-    let facts = match facts(connection, &mut memory.slot, waits, events).await? {
+    let before = memory.known.before();
+    let mut facts = match facts(connection, &mut memory.slot, waits, events).await? {
         Ok(facts) => facts,
         Err(locked) => return Ok(Flushed::Locked(locked)),
     };
-    if let (Some(known), Some(before)) = (&memory.known, before) {
-        known.learn(before, &facts);
+    let wanting = memory.known.wanting(before, facts.accounts.keys());
+    if !wanting.is_empty() {
+        facts.terms = store::accounts::terms(connection, &wanting).await?;
     }
+    memory.known.learn(before, &facts);
     let (mut outcomes, places) = judged(events, &facts);
     // Events of one identity; the first of them is the one written.
     let groups: Vec<&[Place]> = places.chunk_by(|a, b| a.is_same(b, events)).collect();
@@ -387,6 +389,7 @@ async fn facts(
         } else {
             store::api_keys::for_recording(connection, &keys).await?
         },
+        terms: HashMap::new(),
     }))
 }
 

@@ -3,20 +3,20 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use chrono::{DateTime, Utc};
 use moka::sync::Cache;
-use nexus_core::id::EcoId;
-use tokio_util::sync::CancellationToken;
+use nexus_core::{id::EcoId, period::Period};
 
-use super::feed::{Change, Changes};
+use super::feed::Change;
 use crate::{
     clock::DatabaseClock,
     domain::{
         event::Event,
-        judge::{Facts, Refusal, judge_age},
+        judge::{Account, Facts, Refusal, judge_age},
+        quota::{Standing, Terms},
     },
 };
 
@@ -28,11 +28,20 @@ const MAX_CHANGES: usize = 4_096;
 /// What is known.
 #[derive(Debug)]
 pub struct Known {
-    accounts: Cache<EcoId, ()>,
+    accounts: Cache<EcoId, KnownAccount>,
     /// The account of a key.
     keys: Cache<String, String>,
     clock: DatabaseClock,
     heard: Mutex<Heard>,
+}
+
+/// An account that is there and open.
+#[derive(Debug, Clone, Copy)]
+struct KnownAccount {
+    terms: Terms,
+    anchor: DateTime<Utc>,
+    /// Of its terms: with an older one they are asked for again, and hold until they were.
+    edition: u64,
 }
 
 /// The changes of accounts and keys that were heard. What was read before a change may not be true after it.
@@ -41,11 +50,16 @@ struct Heard {
     count: u64,
     /// The last of them.
     last: VecDeque<Change>,
+    /// Counts the times at which the terms of all accounts may have changed.
+    edition: u64,
 }
 
-/// How many changes had been heard.
+/// Which changes had been heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Before(u64);
+pub struct Before {
+    count: u64,
+    edition: u64,
+}
 
 impl Heard {
     fn note(&mut self, change: Change) {
@@ -56,7 +70,7 @@ impl Heard {
 
     /// The changes since; `None`: there were too many to tell.
     fn since(&self, before: Before) -> Option<HashSet<&Change>> {
-        let count = usize::try_from(self.count - before.0).ok()?;
+        let count = usize::try_from(self.count - before.count).ok()?;
         (count <= self.last.len()).then(|| self.last.iter().take(count).collect())
     }
 }
@@ -75,22 +89,30 @@ impl Default for Known {
 impl Known {
     /// To be asked for before the facts are.
     pub fn before(&self) -> Before {
-        Before(self.heard.lock().unwrap_or_else(PoisonError::into_inner).count)
+        let heard = self.heard();
+        Before { count: heard.count, edition: heard.edition }
+    }
+
+    /// Of these accounts, those whose terms are to be asked for.
+    pub fn wanting<'a>(&self, before: Before, accounts: impl IntoIterator<Item = &'a EcoId>) -> Vec<&'a str> {
+        let is_wanting = |id: &&EcoId| self.accounts.get(*id).is_none_or(|a| a.edition < before.edition);
+        accounts.into_iter().filter(is_wanting).map(EcoId::as_str).collect()
     }
 
     /// Remembers facts, but those that changed since.
     pub fn learn(&self, before: Before, facts: &Facts) {
         self.clock.set(facts.now);
         // No change is heard meanwhile: it would be forgotten first and remembered then.
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = self.heard();
         let Some(changed) = heard.since(before) else { return };
         for (id, account) in &facts.accounts {
             if account.closed.is_some() {
                 self.accounts.invalidate(id);
-            } else if self.accounts.get(id).is_none()
+            } else if let Some(terms) = facts.terms.get(id)
                 && (changed.is_empty() || !changed.contains(&Change::Account(id.clone())))
             {
-                self.accounts.insert(id.clone(), ());
+                let (terms, anchor) = (*terms, account.anchor);
+                self.accounts.insert(id.clone(), KnownAccount { terms, anchor, edition: before.edition });
             }
         }
         for (id, key) in &facts.keys {
@@ -100,6 +122,30 @@ impl Known {
                 self.keys.insert(id.clone(), key.eco_id.clone());
             }
         }
+    }
+
+    /// Remembers where an account stands, unless it changed since.
+    pub fn learn_standing(&self, before: Before, eco_id: &EcoId, standing: &Standing) {
+        let account = Account { anchor: standing.anchor, closed: None, closed_segments: Vec::new() };
+        let mut facts = Facts { now: standing.now, ..Facts::default() };
+        if standing.closed {
+            self.accounts.invalidate(eco_id);
+        } else {
+            facts.accounts.insert(eco_id.clone(), account);
+            facts.terms.insert(eco_id.clone(), standing.terms);
+        }
+        self.learn(before, &facts);
+    }
+
+    /// The terms of an account, as far as they are known, and its period by the database's clock, with that.
+    pub fn terms(&self, eco_id: &EcoId) -> Option<(Terms, Period, DateTime<Utc>)> {
+        let now = self.clock.now()?;
+        let KnownAccount { terms, anchor, .. } = self.accounts.get(eco_id)?;
+        Some((terms, Period::containing(anchor, now.max(anchor)), now))
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the database was heard at all.
@@ -120,37 +166,31 @@ impl Known {
         Some(judge_age(event.payload.event_time, now).map(|()| now))
     }
 
-    /// Forgets what changed. Units that go to and fro change no account, nor do plans. Where changes may have been
-    /// missed, it is not forgotten either: that is said whenever the database is reached anew, between two outages
-    /// even. Whoever was there is there, if closed meanwhile: that the drain finds out.
-    fn forget(&self, change: Change) {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Forgets what changed. Where plans did, or changes may have been missed, accounts are asked about again, and hold
+    /// until they were: that is said whenever the database is reached anew, between two outages even. Whoever was there
+    /// is there, if closed meanwhile: that the drain finds out. Units that go to and fro change nothing.
+    pub fn forget(&self, change: Change) {
+        let mut heard = self.heard();
         match &change {
             Change::Account(id) => self.accounts.invalidate(id),
             Change::Key(id) => self.keys.invalidate(id),
-            Change::Everything | Change::Plans | Change::Recall(_) | Change::Returned(_) => return,
+            Change::Everything | Change::Plans => {
+                heard.edition += 1;
+                return;
+            }
+            Change::Recall(_) | Change::Returned(_) => return,
         }
         heard.note(change);
     }
 }
 
-/// Follows the changes until `stop`.
-pub async fn follow(known: Arc<Known>, mut changes: Changes, stop: CancellationToken) {
-    while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
-        known.forget(change);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use nexus_core::period::MAX_EVENT_AGE;
+    use nexus_core::{period::MAX_EVENT_AGE, plan::Plan};
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::{
-        event::Payload,
-        judge::{Account, Key},
-    };
+    use crate::domain::{event::Payload, judge::Key};
 
     fn event(account: &str, key: Option<&str>, at: DateTime<Utc>) -> Event {
         Event {
@@ -170,6 +210,9 @@ mod tests {
         }
     }
 
+    const TERMS: Terms =
+        Terms { plan: Plan::Pro, included: Some(5), hard: false, priced: true, plan_epoch: 1 };
+
     fn facts(closed: Option<DateTime<Utc>>) -> Facts {
         let now = DateTime::from_timestamp_secs(1_800_000_000).expect("a time");
         let account = Account { anchor: now, closed, closed_segments: Vec::new() };
@@ -177,6 +220,7 @@ mod tests {
         Facts {
             now,
             accounts: [(EcoId::parse("eco_a").expect("an id"), account)].into(),
+            terms: [(EcoId::parse("eco_a").expect("an id"), TERMS)].into(),
             keys: [("key".to_owned(), key)].into(),
         }
     }
@@ -256,5 +300,27 @@ mod tests {
         assert!(known.judge(&event("eco_a", None, facts.now)).is_none());
         known.learn(known.before(), &facts);
         assert!(known.judge(&event("eco_a", None, facts.now)).is_some());
+    }
+
+    #[test]
+    fn terms_hold_until_they_are_asked_for_again() {
+        let (known, mut facts) = (Known::default(), facts(None));
+        let eco_id = EcoId::parse("eco_a").expect("an id");
+        let wanting = || known.wanting(known.before(), [&eco_id]).len();
+        assert_eq!(wanting(), 1);
+        known.learn(known.before(), &facts);
+        for change in [Change::Everything, Change::Plans] {
+            assert_eq!(wanting(), 0);
+            let before = known.before();
+            known.forget(change);
+            assert_eq!(wanting(), 1);
+            assert_eq!(known.terms(&eco_id).map(|known| known.0), Some(TERMS));
+            known.learn(before, &facts);
+            assert_eq!(wanting(), 1, "they were read before");
+            facts.terms.insert(eco_id.clone(), TERMS);
+            known.learn(known.before(), &facts);
+        }
+        known.forget(Change::Account(eco_id.clone()));
+        assert_eq!(known.terms(&eco_id), None);
     }
 }

@@ -80,12 +80,17 @@ struct Inner {
 }
 
 impl Spooling {
-    /// Opens the spool in a folder.
-    pub async fn open(folder: PathBuf, max_bytes: u64, metrics: SpoolMetrics) -> Result<Self, SpoolError> {
+    /// Opens the spool in a folder, for events of accounts that are `known`.
+    pub async fn open(
+        folder: PathBuf,
+        max_bytes: u64,
+        known: Arc<Known>,
+        metrics: SpoolMetrics,
+    ) -> Result<Self, SpoolError> {
         let spool = blocking(move || Spool::open(&folder, max_bytes)).await?;
         let spooling = Self(Arc::new(Inner {
             spool,
-            known: Arc::default(),
+            known,
             metrics,
             away: AtomicBool::new(false),
             refuses: AtomicBool::new(false),

@@ -1,7 +1,7 @@
 //! The tasks that write, each the accounts that are its own. While a flush commits, the next one gathers: group
 //! commit without a linger, so that a lone event waits for nobody and a crowd shares the cost.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, histogram::Histogram},
@@ -17,6 +17,7 @@ use tracing::Instrument;
 
 use super::{
     flush::{self, FlushError, Flushed, Memory, Wait},
+    known::Known,
     record_usage::{Recorder, Submission, answer},
     spooling::Spooling,
 };
@@ -51,7 +52,7 @@ impl WriterMetrics {
 
 /// Starts so many writers, and the one that waits for locks. `pool` is their own, with a connection for each, so that
 /// reads never keep them waiting for one; `bound` is the longest time of one try; `capacity` the events that may wait
-/// for all of them together. With a spool, events go there while the database is away. After `stop` they write what is
+/// for all of them together; what the database says of accounts goes to `known`. With a spool, events go there while the database is away. After `stop` they write what is
 /// queued and end.
 pub fn start(
     pool: &PgPool,
@@ -59,6 +60,7 @@ pub fn start(
     bound: Duration,
     capacity: usize,
     metrics: &WriterMetrics,
+    known: &Arc<Known>,
     spooling: Option<&Spooling>,
     stop: &CancellationToken,
 ) -> (Recorder, JoinHandle<()>) {
@@ -67,7 +69,7 @@ pub fn start(
     let (aside, set_aside) = mpsc::channel(capacity);
     let writer = |queue, aside| {
         let (pool, metrics, spooling) = (pool.clone(), metrics.clone(), spooling.cloned());
-        let memory = Memory::new(spooling.as_ref().map(|spooling| spooling.known().clone()));
+        let memory = Memory::new(known.clone());
         Writer { pool, bound, queue, next: None, aside, memory, metrics, spooling }
     };
     let mut tasks = JoinSet::new();

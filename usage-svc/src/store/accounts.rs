@@ -6,7 +6,7 @@ use nexus_core::{
     id::EcoId,
     period::Period,
     plan::{Plan, SubscriptionStatus},
-    quota::Consumption,
+    quota::{Consumption, Limit},
 };
 use sqlx::PgConnection;
 
@@ -66,7 +66,7 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
     // The newest free plan has the limits of a subscription that does not grant its own plan.
     let row = sqlx::query!(
         r#"with account as (
-               select i.eco_id, i.closed_time, i.currency_code, s.plan_epoch, s.status,
+               select i.eco_id, i.closed_time, i.currency_code, s.plan_epoch, s.status, s.anchor_time,
                       case when s.next_plan_time <= now() then s.next_plan else s.plan end as plan,
                       case when s.next_plan_time <= now() then s.next_plan_version else s.plan_version end
                           as plan_version,
@@ -83,7 +83,7 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
            select now() as "now!", a.closed_time is not null as "closed!", a.plan as "plan!", a.plan_epoch, a.status,
                   p.included_units, p.hard_limit, coalesce(price.overage_micros, 0) > 0 as "priced!",
                   free.included_units as free_included, free.hard_limit as free_hard,
-                  a.period_start as "period_start!", a.period_end as "period_end!",
+                  a.anchor_time, a.period_start as "period_start!", a.period_end as "period_end!",
                   coalesce(c.recorded, 0) as "recorded!", coalesce(c.unadmitted, 0) as "unadmitted!",
                   coalesce(z.recorded, 0) as "closed_recorded!", coalesce(z.overage, 0) as "closed_overage!",
                   coalesce(q.granted_units, 0) as "granted!", coalesce(q.returned_units, 0) as "returned!"
@@ -105,18 +105,14 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
     .fetch_optional(connection)
     .await?;
     row.map(|row| {
-        let plan = Plan::from_str(&row.plan).map_err(decode)?;
-        let status = SubscriptionStatus::from_str(&row.status).map_err(decode)?;
-        let plan_epoch = row.plan_epoch;
-        let terms = if status.grants_plan() {
-            Terms { plan, included: row.included_units, hard: row.hard_limit, priced: row.priced, plan_epoch }
-        } else {
-            Terms { plan, included: row.free_included, hard: row.free_hard, priced: false, plan_epoch }
-        };
+        let own = Granted { included: row.included_units, hard: row.hard_limit, priced: row.priced };
+        let free = Granted { included: row.free_included, hard: row.free_hard, priced: false };
+        let terms = terms_of(&row.plan, &row.status, row.plan_epoch, own, free)?;
         Ok(Standing {
             now: row.now,
             closed: row.closed,
             terms,
+            anchor: row.anchor_time,
             period: Period { start: row.period_start, end: row.period_end },
             recorded: row.recorded,
             closed_segments: ClosedSegments { recorded: row.closed_recorded, overage: row.closed_overage },
@@ -129,6 +125,58 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
         })
     })
     .transpose()
+}
+
+/// The terms of these accounts, as far as they exist.
+#[tracing::instrument(name = "db.eco_subscriptions.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn terms(connection: &mut PgConnection, ids: &[&str]) -> sqlx::Result<HashMap<EcoId, Terms>> {
+    // As in `standing`.
+    let rows = sqlx::query!(
+        r#"with free as (
+               select included_units, hard_limit from eco_plans
+               where plan = 'free' order by version desc limit 1
+           )
+           select i.eco_id, s.plan as "plan!", s.plan_epoch as "plan_epoch!", s.status as "status!",
+                  p.included_units, p.hard_limit, coalesce(price.overage_micros, 0) > 0 as "priced!",
+                  free.included_units as free_included, free.hard_limit as free_hard
+           from unnest($1::text[]) as k (eco_id) join eco_identities i using (eco_id)
+           cross join lateral (
+               select plan_epoch, status,
+                      case when next_plan_time <= now() then next_plan else plan end as plan,
+                      case when next_plan_time <= now() then next_plan_version else plan_version end as plan_version
+               from eco_subscriptions
+               where eco_id = i.eco_id
+               order by ended_time desc nulls first, subscription_id desc limit 1) s
+           join eco_plans p on p.plan = s.plan and p.version = s.plan_version
+           cross join free
+           left join eco_plan_prices price on price.plan = s.plan and price.version = s.plan_version
+                                          and price.currency_code = i.currency_code"#,
+        ids as &[&str],
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let own = Granted { included: row.included_units, hard: row.hard_limit, priced: row.priced };
+            let free = Granted { included: row.free_included, hard: row.free_hard, priced: false };
+            let terms = terms_of(&row.plan, &row.status, row.plan_epoch, own, free)?;
+            Ok((EcoId::parse(&row.eco_id).map_err(decode)?, terms))
+        })
+        .collect()
+}
+
+/// What a plan grants.
+struct Granted {
+    included: Limit,
+    hard: bool,
+    priced: bool,
+}
+
+fn terms_of(plan: &str, status: &str, plan_epoch: i32, own: Granted, free: Granted) -> sqlx::Result<Terms> {
+    let plan = Plan::from_str(plan).map_err(decode)?;
+    let status = SubscriptionStatus::from_str(status).map_err(decode)?;
+    let Granted { included, hard, priced } = if status.grants_plan() { own } else { free };
+    Ok(Terms { plan, included, hard, priced, plan_epoch })
 }
 
 fn decode(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
