@@ -284,7 +284,7 @@ impl Slot {
     pub(super) fn open(&self, units: i64, known: View) -> Option<Decision> {
         let last = self.view.filter(|view| view.period == known.period);
         let view = last.unwrap_or(known);
-        (view.terms.hard_limit().is_none()).then(|| view.decision(units, Verdict::Open, self.unspent()))
+        view.terms.hard_limit().is_none().then(|| view.decision(units, Verdict::Open, self.unspent()))
     }
 
     /// Whether a claim ahead of need is due and none is under way.
