@@ -107,7 +107,7 @@ pub async fn serve(
     let (keys, following) =
         verify_api_key::start(pool.clone(), feed.clone(), config.key_stale_max, stop.clone());
     let name = format!("{} of process {}", listeners.main_addr().map_err(ServeError::Io)?, process::id());
-    let (quota, holding) = quota::start(pool.clone(), feed, known, name, config.key_stale_max, stop.clone());
+    let (quota, holding) = quota::start(pool.clone(), feed, known.clone(), name, config.key_stale_max, stop.clone());
     metrics.register(|registry| quota.register(registry));
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
     let rate_limit = grpc::envoy::RateLimit { quota: quota.clone(), keys: keys.clone() };
@@ -118,6 +118,7 @@ pub async fn serve(
         stop: shutdown.clone(),
         quota_memory: Default::default(),
         keys: keys.clone(),
+        known,
         key_secret: config.auth.service_token_secret.clone(),
     };
     let grace = config.serve.shutdown_grace;

@@ -144,6 +144,11 @@ impl Known {
         Some((terms, Period::containing(anchor, now.max(anchor)), now))
     }
 
+    /// The database's clock; `None`: it never answered.
+    pub fn now(&self) -> Option<DateTime<Utc>> {
+        self.clock.now()
+    }
+
     fn heard(&self) -> MutexGuard<'_, Heard> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -35,7 +35,9 @@ impl Open {
     }
 
     async fn next(&mut self) -> Result<StreamUsageResponse, Status> {
-        self.acknowledgements.message().await.transpose().expect("the stream goes on")
+        let next = self.acknowledgements.message().await.transpose().expect("the stream goes on")?;
+        assert!(next.server_time.is_some(), "{next:?}");
+        Ok(StreamUsageResponse { server_time: None, ..next })
     }
 }
 
