@@ -59,3 +59,48 @@ begin
     return v_rows;
 end
 $$;
+
+-- Leases that are made known as settled before they were granted; those of each account are few, and counted. (Not
+-- concurrently: of the table's rows only those of the last hours remain.)
+create index eco_quota_leases_made on eco_quota_leases (eco_id) where period_start = period_end;
+
+-- As before, but of leases that are unknown an account makes at most 1,000 known within the hour that they are kept:
+-- whoever makes ids up must not fill the table. Beyond, a lease that is unknown is not this client's.
+create or replace function nexus_settle_lent_quota(
+    p_lease_id   uuid,
+    p_client_id  uuid,
+    p_eco_id     text,
+    p_used_units bigint,
+    p_answer     boolean
+) returns bigint
+language plpgsql
+as $$
+declare
+    v_lease eco_quota_leases;
+begin
+    -- Of what is wanted so that a grant that is under way cannot happen, an account has so many within the hour that
+    -- they are kept.
+    if (select count(*) from (select from eco_quota_leases l
+                              where l.eco_id = p_eco_id and l.period_start = l.period_end limit 1000) as made) < 1000
+    then
+        -- It waits for a grant of this id that is under way, and holds no lock that this needs.
+        insert into eco_quota_leases (lease_id, eco_id, period_start, period_end, granted_units, returned_units,
+                                      settled_time, client_id)
+        values (p_lease_id, p_eco_id, now(), now(), 1, 1, now(), p_client_id)
+        on conflict do nothing;
+        if found then
+            return 0;
+        end if;
+    end if;
+    select * into v_lease from eco_quota_leases l where l.lease_id = p_lease_id;
+    if not found then
+        return null;
+    end if;
+    if v_lease.eco_id <> p_eco_id or v_lease.client_id is distinct from p_client_id then
+        return null;
+    end if;
+    return coalesce((select s.units from nexus_settle_leases(array[p_lease_id],
+                                                             array[greatest(v_lease.granted_units - p_used_units, 0)],
+                                                             p_answer) s), 0);
+end
+$$;

@@ -33,6 +33,8 @@ use crate::{
     error::Error,
 };
 
+/// How long a stream may be open before the client says who it is.
+const FIRST_WITHIN: Duration = Duration::from_secs(5);
 /// How long a client has to settle before its stream ends.
 const LAST_SETTLEMENTS: Duration = Duration::from_secs(3);
 /// How long an answer may wait to be taken.
@@ -92,7 +94,13 @@ impl Stream {
         let stopped = self.stop.clone();
         let first = tokio::select! {
             () = stopped.cancelled() => return Some(stopping()),
-            first = self.next(None) => first,
+            first = timeout(FIRST_WITHIN, self.next(None)) => match first {
+                Ok(first) => first,
+                Err(_elapsed) => {
+                    let message = format!("the first message did not come within {FIRST_WITHIN:?}");
+                    return Some(status::with_reason(Code::DeadlineExceeded, "NO_REQUEST", message));
+                }
+            },
         };
         let (lessee, wish) = match first {
             ControlFlow::Continue(first) => first,
