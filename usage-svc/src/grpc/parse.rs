@@ -32,10 +32,16 @@ pub(super) struct Batch {
     pub(super) events: Vec<Event>,
 }
 
-pub(super) fn batch(sent: Vec<UsageEvent>, key: Option<&VerifiedKey>) -> Result<Batch, Violations> {
+/// Whether a batch has as many events as one may.
+pub(super) fn batch_size(sent: &[UsageEvent]) -> Result<(), Violations> {
     if sent.is_empty() || sent.len() > MAX_BATCH {
         return Err(Violations::one("events", format!("must be 1 to {MAX_BATCH} events")));
     }
+    Ok(())
+}
+
+pub(super) fn batch(sent: Vec<UsageEvent>, key: Option<&VerifiedKey>) -> Result<Batch, Violations> {
+    batch_size(&sent)?;
     let mut batch = Batch {
         ids: Vec::with_capacity(sent.len()),
         places: Vec::with_capacity(sent.len()),

@@ -17,7 +17,7 @@ use tonic::{Request, Status, Streaming};
 
 use super::{answer, caller, parse};
 use crate::{
-    app::{known::Known, record_usage::Recorder, verify_api_key::Keys},
+    app::{known::Known, record_usage::{Recorder, Room}, verify_api_key::Keys},
     error::Error,
 };
 
@@ -87,6 +87,11 @@ pub(super) fn record(
     let acknowledged = request
         .into_inner()
         .take_until(Box::pin(end))
+        // One after the other: the next batch is not read before this one has room.
+        .then({
+            let (sender, recorder) = (sender.clone(), server.recorder.clone());
+            move |batch| taken(batch, sender.clone(), recorder.clone())
+        })
         .map(move |batch| one(batch, sender.clone(), server.clone()))
         .buffered(IN_FLIGHT);
     let last = stream::once(async move {
@@ -100,17 +105,29 @@ pub(super) fn record(
     Ok(Box::pin(acknowledged.chain(last.filter_map(std::future::ready))))
 }
 
-/// Records one batch; there may be none, where reading failed.
-async fn one(
+/// Takes a batch in, once there is room for it; there may be none, where reading failed. What it says is read only then.
+async fn taken(
     batch: Result<StreamUsageRequest, Status>,
+    sender: Sender,
+    recorder: Recorder,
+) -> Result<(StreamUsageRequest, Room), Status> {
+    let batch = batch?;
+    caller::own_events_only(sender.key(), &batch.events)?;
+    parse::batch_size(&batch.events).map_err(Error::Invalid)?;
+    let room = recorder.room_in_turn(batch.events.len()).await?;
+    Ok((batch, room))
+}
+
+/// Records one batch.
+async fn one(
+    batch: Result<(StreamUsageRequest, Room), Status>,
     sender: Sender,
     Server { keys, recorder, known }: Server,
 ) -> Result<StreamUsageResponse, Status> {
-    let StreamUsageRequest { batch_id, events } = batch?;
-    caller::own_events_only(sender.key(), &events)?;
+    let (StreamUsageRequest { batch_id, events }, room) = batch?;
     let batch = parse::batch(events, sender.key()).map_err(Error::Invalid)?;
     sender.verify_again(&keys).await?;
-    let outcomes = recorder.record_in_turn(batch.events).await?;
+    let outcomes = recorder.record_in(room, batch.events).await?;
     let answer = answer::batch_recorded(batch.ids, batch.places, outcomes, known.now().map(timestamp));
     Ok(StreamUsageResponse {
         batch_id,
