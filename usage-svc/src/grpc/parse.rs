@@ -11,13 +11,13 @@ use nexus_proto::usage::v1::{CheckQuotaRequest, LeaseQuotaRequest, UsageEvent};
 use tonic::Status;
 use uuid::Uuid;
 
+pub(super) use crate::app::rate_limit::MAX_UNITS;
 use crate::{
     app::lease_quota::Wish,
     domain::event::{Event, Payload},
 };
 
 const MAX_BATCH: usize = 10_000;
-pub(super) const MAX_UNITS: i64 = 1_000_000;
 const MAX_ENDPOINT_BYTES: usize = 512;
 const MAX_METHOD_LETTERS: usize = 16;
 const MAX_RESPONSE_TIME_MS: i32 = 86_400_000;
