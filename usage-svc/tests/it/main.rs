@@ -8,6 +8,7 @@ mod current_usage;
 mod exactly_once;
 mod feed;
 mod group_commit;
+mod ingest_rules;
 mod lease_quota;
 mod lease_quota_terms;
 mod lease_terms;
