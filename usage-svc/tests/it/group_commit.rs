@@ -29,7 +29,7 @@ fn start(db: &TestDb, stop: &CancellationToken) -> Result<(Recorder, JoinHandle<
 fn start_many(db: &TestDb, writers: u32, stop: &CancellationToken) -> Result<(Recorder, JoinHandle<()>)> {
     let pool = db::pool(&db.args(), Role::Usage)?;
     let metrics = WriterMetrics::register(&mut Registry::default());
-    Ok(writer::start(&pool, writers, TIMEOUT, 10_000, &metrics, None, stop))
+    Ok(writer::start(&pool, writers, TIMEOUT, 10_000, &metrics, &Default::default(), None, stop))
 }
 
 fn event_on(endpoint: &str) -> Result<Event> {
