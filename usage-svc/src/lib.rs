@@ -41,7 +41,7 @@ use app::{
     maintenance, quota,
     spooling::{SpoolMetrics, Spooling},
     verify_api_key,
-    writer::{self, WriterMetrics},
+    writer::{self, Bounds, WriterMetrics},
 };
 use nexus_kit::{
     auth::Authenticator,
@@ -93,9 +93,7 @@ pub async fn serve(
     let stop = CancellationToken::new();
     let (recorder, writer) = writer::start(
         &writer_pool,
-        writers,
-        config.flush_timeout,
-        config.ingest_queue as usize,
+        Bounds { writers, one_try: config.flush_timeout, events: config.ingest_queue as usize },
         &writer_metrics,
         &known,
         spooling.as_ref(),
@@ -107,7 +105,8 @@ pub async fn serve(
     let (keys, following) =
         verify_api_key::start(pool.clone(), feed.clone(), config.key_stale_max, stop.clone());
     let name = format!("{} of process {}", listeners.main_addr().map_err(ServeError::Io)?, process::id());
-    let (quota, holding) = quota::start(pool.clone(), feed, known.clone(), name, config.key_stale_max, stop.clone());
+    let (quota, holding) =
+        quota::start(pool.clone(), feed, known.clone(), name, config.key_stale_max, stop.clone());
     metrics.register(|registry| quota.register(registry));
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
     let rate_limit = grpc::envoy::RateLimit { quota: quota.clone(), keys: keys.clone() };

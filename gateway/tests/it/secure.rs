@@ -93,7 +93,9 @@ async fn a_gateway_whose_clock_is_wrong_tells_refused_clients_the_right_time() -
     let db = TestDb::new().await?;
     db.set_clock_back(600).await?;
     let suite = Suite::start_on(db, |_| {}).await?;
-    sqlx::query("update eco_plans set included_units = 1 where plan = 'free'").execute(&suite.db.pool).await?;
+    sqlx::query("update eco_plans set included_units = 1 where plan = 'free'")
+        .execute(&suite.db.pool)
+        .await?;
     suite.account("eco_free", Plan::Free).await?;
     let key = suite.api_key("eco_free", false).await?;
     assert_eq!(suite.get(PING, &key).await?.status, 200);

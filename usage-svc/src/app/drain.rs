@@ -189,7 +189,8 @@ impl Drain {
         let to = rest.behind(size);
         let drained =
             Drained { journal: journal.id, from: rest.from, to, numbers: &numbers, unfit: &quarantined };
-        let outcomes = flush::run(&self.pool, self.bound, &mut self.memory, Wait::Long, &events, Some(&drained)).await?;
+        let outcomes =
+            flush::run(&self.pool, self.bound, &mut self.memory, Wait::Long, &events, Some(&drained)).await?;
         self.tell(&drained, &events, &outcomes);
         Ok(())
     }

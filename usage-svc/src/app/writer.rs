@@ -50,20 +50,29 @@ impl WriterMetrics {
     }
 }
 
-/// Starts so many writers, and the one that waits for locks. `pool` is their own, with a connection for each, so that
-/// reads never keep them waiting for one; `bound` is the longest time of one try; `capacity` the events that may wait
-/// for all of them together; what the database says of accounts goes to `known`. With a spool, events go there while the database is away. After `stop` they write what is
-/// queued and end.
+/// How many writers there are, and what they may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Writers, beside the one that waits for locks.
+    pub writers: u32,
+    /// Longest time of one try.
+    pub one_try: Duration,
+    /// Events that may wait for all of them together.
+    pub events: usize,
+}
+
+/// Starts the writers, and the one that waits for locks. `pool` is their own, with a connection for each, so that reads
+/// never keep them waiting for one; what the database says of accounts goes to `known`. With a spool, events go there
+/// while the database is away. After `stop` they write what is queued and end.
 pub fn start(
     pool: &PgPool,
-    writers: u32,
-    bound: Duration,
-    capacity: usize,
+    bounds: Bounds,
     metrics: &WriterMetrics,
     known: &Arc<Known>,
     spooling: Option<&Spooling>,
     stop: &CancellationToken,
 ) -> (Recorder, JoinHandle<()>) {
+    let Bounds { writers, one_try: bound, events: capacity } = bounds;
     let (recorder, queues) = Recorder::new(writers as usize, capacity);
     // What is set aside keeps its room in the recorder, so that this one is never full.
     let (aside, set_aside) = mpsc::channel(capacity);

@@ -17,7 +17,11 @@ use tonic::{Request, Status, Streaming};
 
 use super::{answer, caller, parse};
 use crate::{
-    app::{known::Known, record_usage::{Recorder, Room}, verify_api_key::Keys},
+    app::{
+        known::Known,
+        record_usage::{Recorder, Room},
+        verify_api_key::Keys,
+    },
     error::Error,
 };
 

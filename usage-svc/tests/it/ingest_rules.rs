@@ -97,7 +97,10 @@ async fn unique_keys_hold_the_account_and_the_partition_column() -> Result<()> {
     };
     assert_eq!(found("true").await?.len(), 5, "a key for each");
     let account = "(select attnum from pg_attribute where attrelid = c.oid and attname = 'eco_id')";
-    assert_eq!(found(&format!("not coalesce({account} = any(i.indkey), false)")).await?, Vec::<String>::new());
+    assert_eq!(
+        found(&format!("not coalesce({account} = any(i.indkey), false)")).await?,
+        Vec::<String>::new()
+    );
     let partition = "exists (select from unnest(p.partattrs::int2[]) as a where a <> all(i.indkey::int2[]))";
     assert_eq!(found(partition).await?, Vec::<String>::new());
     let partitioned: i64 = sqlx::query_scalar("select count(*) from pg_partitioned_table where partrelid in ('eco_api_usage'::regclass, 'eco_usage_hourly'::regclass)")

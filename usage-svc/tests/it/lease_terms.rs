@@ -230,7 +230,8 @@ async fn known() -> Result<(TestDb, Proxy, Server)> {
 /// Nothing of the account is held, as the database knows it.
 async fn is_given_back(db: &TestDb, eco_id: &str) -> Result<()> {
     let held = "select count(*) from eco_quota_leases where eco_id = $1 and settled_time is null";
-    eventually(async || Ok(sqlx::query_scalar::<_, i64>(held).bind(eco_id).fetch_one(&db.pool).await? == 0)).await
+    eventually(async || Ok(sqlx::query_scalar::<_, i64>(held).bind(eco_id).fetch_one(&db.pool).await? == 0))
+        .await
 }
 
 /// While the database is away, an account whose plan refuses nobody is open; that of which it is not known, or that is
@@ -274,7 +275,8 @@ async fn plans_decide_in_an_outage_after_the_plans_changed() -> Result<()> {
 async fn an_account_that_changed_is_known_again_before_anybody_asks() -> Result<()> {
     let db = TestDb::new().await?;
     account(&db, "eco_a", Plan::Free).await?;
-    let (stop, known, eco_id) = (CancellationToken::new(), Arc::new(Known::default()), EcoId::parse("eco_a")?);
+    let (stop, known, eco_id) =
+        (CancellationToken::new(), Arc::new(Known::default()), EcoId::parse("eco_a")?);
     let (feed, _listening) = feed::start(&db.args(), stop.clone())?;
     let pool = db::pool(&db.args(), Role::Usage)?;
     let name = "a test".to_owned();

@@ -13,9 +13,7 @@ use crate::{outages::has_retry_info, spool::World, support::*};
 
 /// Nothing was taken for an outage.
 async fn is_undisturbed(server: &Server) -> Result<()> {
-    for metric in
-        ["nexus_usage_degraded", "nexus_usage_spool_events", "nexus_usage_spooled_events_total"]
-    {
+    for metric in ["nexus_usage_degraded", "nexus_usage_spool_events", "nexus_usage_spooled_events_total"] {
         assert_eq!(server.metric(metric).await?, 0, "{metric}");
     }
     assert_eq!(server.operations("/readyz").await?, (200, "ready\n".to_owned()));
@@ -38,7 +36,8 @@ async fn late_event(server: &Server, pool: &PgPool) -> Result<()> {
         }
         anyhow::Ok(sums(pool, "eco_a").await?)
     };
-    let late_ones = join_all((0..3).map(|_| record(server, UsageEvent { event_id: new_id(), ..late.clone() })));
+    let late_ones =
+        join_all((0..3).map(|_| record(server, UsageEvent { event_id: new_id(), ..late.clone() })));
     let waited = async {
         let answers = late_ones.await;
         anyhow::Ok((answers, sums(pool, "eco_a").await?))
@@ -167,10 +166,8 @@ async fn a_server_that_still_spools_says_so_though_the_database_answers() -> Res
     world.proxy.mend();
     // The drain fails at its first step, for a reason that no retry ends.
     let reached = "select count(*) from pg_stat_activity where datname = current_database() and query ilike '%eco_spool_cursors%' and pid <> pg_backend_pid()";
-    eventually(async || {
-        Ok(sqlx::query_scalar::<_, i64>(reached).fetch_one(&world.db.pool).await? > 0)
-    })
-    .await?;
+    eventually(async || Ok(sqlx::query_scalar::<_, i64>(reached).fetch_one(&world.db.pool).await? > 0))
+        .await?;
     assert_eq!(world.server.metric("nexus_usage_degraded").await?, 1);
     assert_eq!(world.server.operations("/readyz").await?, (200, "degraded\n".to_owned()));
     Ok(())

@@ -8,7 +8,7 @@ use futures::{StreamExt, stream};
 use nexus_core::plan::Plan;
 use nexus_proto::{
     common::v1::Plan as PlanPb,
-    usage::v1::{CheckQuotaRequest, UsageEvent},
+    usage::v1::{CheckQuotaRequest, CheckQuotaResponse, UsageEvent},
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt;

@@ -54,16 +54,19 @@ async fn methods_that_are_made_up_are_one_in_the_rollups() -> Result<()> {
         .await?;
     let expected: Vec<&str> = method::KNOWN.into_iter().chain([method::OTHER]).collect();
     assert_eq!(kept, expected);
-    let raw: i64 = sqlx::query_scalar("select count(distinct method) from eco_api_usage").fetch_one(&db.pool).await?;
+    let raw: i64 =
+        sqlx::query_scalar("select count(distinct method) from eco_api_usage").fetch_one(&db.pool).await?;
     assert_eq!(raw, i64::try_from(method::KNOWN.len() + 15)?, "the raw log keeps what it was given");
 
     let pool = db::pool(&db.args(), Role::Usage)?;
     rebuild_day::run(&pool, at.date_naive()).await?;
     assert_eq!(rollups(&db).await?, counted);
-    let sql: Vec<String> = sqlx::query_scalar("select nexus_rollup_method(m) from unnest($1::text[]) with ordinality as u (m, n) order by n")
-        .bind(&methods)
-        .fetch_all(&db.pool)
-        .await?;
+    let sql: Vec<String> = sqlx::query_scalar(
+        "select nexus_rollup_method(m) from unnest($1::text[]) with ordinality as u (m, n) order by n",
+    )
+    .bind(&methods)
+    .fetch_all(&db.pool)
+    .await?;
     let rust: Vec<&str> = methods.iter().map(|method| method::in_rollups(method)).collect();
     assert_eq!(sql, rust);
     Ok(())
