@@ -3,10 +3,11 @@
 //!
 //! Any domain is taken. A descriptor names an account by an entry `account` (its id) or `api_key` (the whole
 //! key, secret included: an id alone would let anybody use up another's quota). One with neither is not
-//! limited; an unknown account and a bad key are over a limit of 0, and more than 1,000,000 units over that. It admits and does not record: the
-//! admission goes upstream in the request header `x-nexus-admission`, for whoever records the call; of several
-//! accounts in a header each, `<admission>;account=<eco_id>`. The client is told in `ratelimit-policy`,
-//! `ratelimit` and, if refused, `retry-after`; of several accounts by that which has the least left.
+//! limited; an unknown account and a bad key are over a limit of 0, and more than 1,000,000 units over that.
+//! It admits and does not record: the admission goes upstream in the request header `x-nexus-admission`, for
+//! whoever records the call; of several accounts in a header each, `<admission>;account=<eco_id>`. The client
+//! is told in `ratelimit-policy`, `ratelimit` and, if refused, `retry-after`; of several accounts by that which
+//! has the least left.
 
 use std::{collections::BTreeMap, time::Duration};
 

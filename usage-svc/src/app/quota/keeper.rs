@@ -53,7 +53,8 @@ const BEAT: Duration = Duration::from_secs(2);
 const BOUND: Duration = Duration::from_secs(5);
 
 /// Makes this replica a holder, until `stop`: then nothing is granted any more, and the task ends when
-/// everything is settled. While the database is away, what is `known` of an account decides. With the feed unheard, clients may use what they hold for `stale_max`.
+/// everything is settled. While the database is away, what is `known` of an account decides. With the feed unheard,
+/// clients may use what they hold for `stale_max`.
 pub fn start(
     pool: PgPool,
     feed: Arc<Feed>,
