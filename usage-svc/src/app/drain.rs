@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     drained::Drained,
-    flush::{self, FlushError, Memory, Wait},
+    flush::{self, FlushError, Memory},
+    locked::Wait,
     spooling::Spooling,
 };
 use crate::{

@@ -24,7 +24,9 @@ use uuid::Uuid;
 use super::{
     bound_routes::{self, KnownRoutes},
     drained::Drained,
+    facts,
     known::Known,
+    locked::{Flushed, Locked, Wait},
 };
 use crate::{
     domain::{
@@ -74,38 +76,6 @@ impl Memory {
     pub fn new(known: Arc<Known>) -> Self {
         Self { known, ..Self::default() }
     }
-}
-
-/// How long a flush waits for locks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wait {
-    /// As long as the connection lets it.
-    Long,
-    /// Hardly: it was waited for already.
-    Briefly,
-}
-
-/// What others hold, for as long as a rebuild or a change of plan takes.
-#[derive(Debug, Default)]
-pub struct Locked {
-    days: HashSet<NaiveDate>,
-    accounts: HashSet<String>,
-}
-
-impl Locked {
-    /// Whether the event needs any of it.
-    pub fn concerns(&self, event: &Event) -> bool {
-        self.days.contains(&event.day()) || self.accounts.contains(event.eco_id.as_str())
-    }
-}
-
-/// What a flush comes to.
-#[derive(Debug)]
-pub enum Flushed {
-    /// It is committed: an outcome for each event.
-    Counted(Vec<Outcome>),
-    /// Others hold some of what it needs: nothing is counted.
-    Locked(Locked),
 }
 
 /// How rows are written.
@@ -254,7 +224,7 @@ async fn count(
     events: &[&Event],
 ) -> sqlx::Result<Flushed> {
     let before = memory.known.before();
-    let mut facts = match facts(connection, &mut memory.slot, waits, events).await? {
+    let mut facts = match facts::read(connection, &mut memory.slot, waits, events).await? {
         Ok(facts) => facts,
         Err(locked) => return Ok(Flushed::Locked(locked)),
     };
@@ -348,49 +318,6 @@ fn judged(events: &[&Event], facts: &Facts) -> (Vec<Outcome>, Vec<Place>) {
     }
     places.sort_unstable_by(|a, b| a.compare(b, events));
     (outcomes, places)
-}
-
-/// Reads what judging needs, and takes a slot. The plans are held first: the segments that are open then are so
-/// until the commit, and a change of plan adds up only what is committed.
-async fn facts(
-    connection: &mut PgConnection,
-    slot: &mut i16,
-    waits: bool,
-    events: &[&Event],
-) -> sqlx::Result<Result<Facts, Locked>> {
-    let mut now = None;
-    // With every slot taken the last one tried is shared.
-    for _ in 0..store::writer_slot::SLOTS {
-        let (clock, held) = store::writer_slot::try_hold(connection, *slot).await?;
-        now = Some(clock);
-        if held {
-            break;
-        }
-        *slot = (*slot + 1) % store::writer_slot::SLOTS;
-    }
-    let accounts: HashSet<&str> = events.iter().map(|e| e.eco_id.as_str()).collect();
-    let keys: HashSet<&str> = events.iter().filter_map(|e| e.payload.api_key_id.as_deref()).collect();
-    let accounts: Vec<&str> = accounts.into_iter().collect();
-    let keys: Vec<&str> = keys.into_iter().collect();
-    if waits {
-        store::plan_locks::hold_shared(connection, &accounts).await?;
-    } else {
-        let locked = store::plan_locks::try_hold_shared(connection, &accounts).await?;
-        if !locked.is_empty() {
-            let accounts = locked.into_iter().collect();
-            return Ok(Err(Locked { accounts, ..Locked::default() }));
-        }
-    }
-    Ok(Ok(Facts {
-        now: now.expect("there is at least one slot"),
-        accounts: store::accounts::for_recording(connection, &accounts).await?,
-        keys: if keys.is_empty() {
-            HashMap::new()
-        } else {
-            store::api_keys::for_recording(connection, &keys).await?
-        },
-        terms: HashMap::new(),
-    }))
 }
 
 /// Covers rows by the leases they name. The leases are locked first, so that what another flush books on

@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    flush::{self, FlushError, Flushed, Memory, Wait},
+    flush::{self, FlushError, Memory},
     known::Known,
+    locked::{Flushed, Wait},
     record_usage::{Recorder, Submission, answer},
     spooling::Spooling,
 };
