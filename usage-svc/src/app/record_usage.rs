@@ -98,6 +98,9 @@ impl Recorder {
     /// Waits for room for so many events. As many as there is room for may wait, all in all: more fail at once.
     pub async fn room_in_turn(&self, events: usize) -> Result<Room, Error> {
         let places = self.places(events)?;
+        if let Ok(room) = self.room.clone().try_acquire_many_owned(places) {
+            return Ok(Room(room));
+        }
         let _waits = self.waiting.clone().try_acquire_many_owned(places).map_err(|_| Error::Overloaded)?;
         let room = self.room.clone().acquire_many_owned(places).await.map_err(|_| Error::Stopping)?;
         Ok(Room(room))
