@@ -11,4 +11,5 @@ mod process_overage;
 mod proxy;
 mod rechecks;
 mod runs;
+mod spend_cap;
 mod support;

@@ -8,6 +8,7 @@
 //! | [`method`] | methods in rollups: what is made up is one |
 //! | [`money`] | integer micros, currencies, overage, cents due and the difference to charge |
 //! | [`quota`] | what is consumed, remaining, and the percentage shown |
+//! | [`spend_cap`] | the units that an account admits whose overage may cost so much |
 //! | [`route`] | route templates: ids in paths become `{id}` |
 //! | [`sketch`] | mergeable latency histogram with relative error |
 //! | [`text`] | numbers as people read them |
@@ -20,4 +21,5 @@ pub mod plan;
 pub mod quota;
 pub mod route;
 pub mod sketch;
+pub mod spend_cap;
 pub mod text;

@@ -216,7 +216,7 @@ mod tests {
     }
 
     const TERMS: Terms =
-        Terms { plan: Plan::Pro, included: Some(5), hard: false, priced: true, plan_epoch: 1 };
+        Terms { plan: Plan::Pro, included: Some(5), hard: false, priced: true, capped: None, epoch: 1 };
 
     fn facts(closed: Option<DateTime<Utc>>) -> Facts {
         let now = DateTime::from_timestamp_secs(1_800_000_000).expect("a time");
