@@ -155,5 +155,5 @@ impl ItemLoad {
 }
 
 fn take(left: &AtomicU32) -> bool {
-    left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
 }

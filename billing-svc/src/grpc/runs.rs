@@ -1,6 +1,6 @@
 //! Requests and answers about the runs of ProcessOverage.
 
-use nexus_core::money::Currency;
+use nexus_core::{id::EcoId, money::Currency};
 use nexus_kit::{convert::timestamp, page, validate::Violations};
 use nexus_proto::billing::v1 as pb;
 use uuid::Uuid;
@@ -48,9 +48,10 @@ pub(super) fn errors_page(request: &pb::ListOverageRunErrorsRequest) -> Result<E
     let run_id = required_run_id(&mut v, &request.run_id);
     let size = v.take("page_size", page::size(request.page_size, 50, 1_000));
     // A token belongs to a run.
-    let after = v.take("page_token", page::decode(&run_id, &request.page_token));
+    let after: Option<String> = v.take("page_token", page::decode(&run_id, &request.page_token)).flatten();
+    v.require(after.as_deref().is_none_or(|id| EcoId::parse(id).is_ok()), "page_token", page::BadToken);
     v.finish()?;
-    Ok(ErrorsPage { run_id, size: size.unwrap_or_default(), after: after.flatten() })
+    Ok(ErrorsPage { run_id, size: size.unwrap_or_default(), after })
 }
 
 /// A run for the wire.

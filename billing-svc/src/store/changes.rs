@@ -46,7 +46,7 @@ pub async fn peek(
 ) -> sqlx::Result<Vec<PeriodKey>> {
     sqlx::query_as!(
         PeriodKey,
-        r#"select q.eco_id as "eco_id!", q.period_start as start
+        r#"select q.eco_id as "eco_id!", q.period_start as "start!"
            from (select distinct eco_id collate "C" as eco_id, period_start from eco_usage_changes
                  where eco_id collate "C" > $2 and ($1::text[] is null or eco_id = any ($1))) q
            order by q.eco_id, q.period_start

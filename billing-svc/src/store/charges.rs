@@ -241,7 +241,7 @@ pub async fn accounts_to_recheck(
     limit: i64,
 ) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
-        r#"select h.eco_id from (
+        r#"select h.eco_id as "eco_id!" from (
                select distinct h.eco_id collate "C" as eco_id
                from eco_overage_charges h
                where h.recheck_time <= now() and h.eco_id collate "C" > $2
@@ -256,7 +256,6 @@ pub async fn accounts_to_recheck(
     )
     .fetch_all(db)
     .await
-    .map(|ids| ids.into_iter().flatten().collect())
 }
 
 /// Charges of an account that are to be rechecked now, each as its last attempt that was replaced.

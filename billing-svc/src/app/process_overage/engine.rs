@@ -132,6 +132,7 @@ impl Engine {
         if self.shutdown.is_cancelled() {
             return Err(Error::Stopping);
         }
+        let wait_until = if request.return_at_once { tokio::time::Instant::now() } else { wait_until };
         if let Some(run) = self.earlier(&request).await?
             && (run.status == RunStatus::Finished || self.current(run.run_id).is_some())
         {
@@ -160,7 +161,6 @@ impl Engine {
             Some(run) => runs::resume(&mut connection, run.run_id).await?,
         };
         let current = self.spawn(connection, begun);
-        let wait_until = if request.return_at_once { tokio::time::Instant::now() } else { wait_until };
         self.answer(current.wait(wait_until).await?).await
     }
 

@@ -121,10 +121,11 @@ pub(super) fn response_text(r: &ProcessOverageResponse, dry_run: bool) -> String
         text.push_str(&format!("{} accounts could not be charged:\n", thousands(r.failed_count)));
         r.errors.iter().for_each(|e| text.push_str(&format!("  {}", error_text(e))));
         if usize::try_from(r.failed_count).is_ok_and(|failed| failed > r.errors.len()) {
-            text.push_str(&match dry_run {
-                true => "  … and others\n".to_owned(),
-                false => format!("  … and others: nexus overage errors {}\n", r.run_id),
-            });
+            text.push_str("  … and others");
+            if !dry_run {
+                text.push_str(&format!(": nexus overage errors {}", r.run_id));
+            }
+            text.push('\n');
         }
     }
     text
