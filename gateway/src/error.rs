@@ -11,6 +11,7 @@ use http::{
     HeaderMap, HeaderValue, StatusCode,
     header::{RETRY_AFTER, WWW_AUTHENTICATE},
 };
+use nexus_client::guard::RefusalReason;
 use nexus_core::text::thousands;
 use nexus_kit::{
     auth::AuthConfigError,
@@ -41,12 +42,14 @@ pub enum StartError {
     Serve(#[from] ServeError),
 }
 
-/// A hard limit is reached.
+/// A hard limit is reached, or a spend cap.
 #[derive(Debug)]
 pub struct LimitExceeded {
+    /// Which of the two.
+    pub reason: RefusalReason,
     /// Units consumed in the period.
     pub current_usage: i64,
-    /// Units included in it.
+    /// Units included in it, or those that the spend cap allows.
     pub limit: i64,
     /// When it ends.
     pub period_end: DateTime<Utc>,
@@ -132,14 +135,8 @@ impl Error {
         match self {
             Error::BadRequest(violations) => bad_request(&violations.0),
             Error::LimitExceeded(over) => vec![
-                (
-                    "message",
-                    format!(
-                        "All {} API calls of this billing period are used. Upgrade the plan to make more calls now.",
-                        thousands(over.limit),
-                    )
-                    .into(),
-                ),
+                ("message", used_up(over).into()),
+                ("reason", over.reason.as_str().into()),
                 ("current_usage", over.current_usage.into()),
                 ("limit", over.limit.into()),
                 ("period_end", format::time(over.period_end).into()),
@@ -164,6 +161,18 @@ impl Error {
             _ => {}
         }
         headers
+    }
+}
+
+fn used_up(over: &LimitExceeded) -> String {
+    let calls = thousands(over.limit);
+    match over.reason {
+        RefusalReason::PlanLimit => format!(
+            "All {calls} API calls of this billing period are used. Upgrade the plan to make more calls now."
+        ),
+        RefusalReason::SpendCap => format!(
+            "The spend cap is reached: all {calls} API calls that it allows in this billing period are used. Raise or remove the cap to make more calls now."
+        ),
     }
 }
 

@@ -5,6 +5,7 @@
 //! | [`create_account`], [`get_account`], [`list_accounts`] | accounts |
 //! | [`list_plans`] | plans |
 //! | [`change_plan`] | moves an account to another plan, now or at its period's end |
+//! | [`set_spend_cap`] | says what an account's overage may cost |
 //! | [`get_overage`], [`list_charges`] | what an account owes and was charged |
 //! | [`refresh`] | keeps the summary `eco_usage_records` in step with the counters |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
@@ -20,3 +21,4 @@ pub mod list_plans;
 pub mod list_runs;
 pub mod process_overage;
 pub mod refresh;
+pub mod set_spend_cap;

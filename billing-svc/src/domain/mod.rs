@@ -7,6 +7,7 @@
 //! | [`plan_change`] | a change of an account's plan: now, at the period's end, or none |
 //! | [`overage`] | what an account owes for a period, and the difference to charge |
 //! | [`period`] | an account's period: its key, why it is parked, whether a run has to look at it |
+//! | [`spend_cap`] | what an account's overage may cost, what is left of it, and the units it allows |
 //! | [`charge`] | an entry of the ledger: its key, its exact payload, the text on the invoice |
 //! | [`run`] | the figures of a run over many accounts |
 
@@ -17,3 +18,4 @@ pub mod period;
 pub mod plan;
 pub mod plan_change;
 pub mod run;
+pub mod spend_cap;

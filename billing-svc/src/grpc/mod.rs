@@ -72,8 +72,8 @@ impl BillingService for Service {
     ) -> Result<Response<GetOverageResponse>, Status> {
         let caller = Caller::of(&request)?;
         let eco_id = caller.account(&request.get_ref().eco_id, &[Scope::BillingRun])?;
-        let facts = app::get_overage::run(&self.pool, &eco_id).await?;
-        Ok(Response::new(overage::overage(facts)?))
+        let (facts, cap) = app::get_overage::run(&self.pool, &eco_id).await?;
+        Ok(Response::new(overage::overage(facts, cap)?))
     }
 
     async fn list_charges(
@@ -164,6 +164,15 @@ impl BillingService for Service {
         let change = accounts::plan_change(&Caller::of(&request)?, request.get_ref())?;
         let changed = app::change_plan::run(&self.pool, &change).await?;
         Ok(Response::new(accounts::plan_changed(changed)))
+    }
+
+    async fn set_spend_cap(
+        &self,
+        request: Request<SetSpendCapRequest>,
+    ) -> Result<Response<SetSpendCapResponse>, Status> {
+        let change = accounts::spend_cap_change(&Caller::of(&request)?, request.get_ref())?;
+        let account = app::set_spend_cap::run(&self.pool, &change).await?;
+        Ok(Response::new(SetSpendCapResponse { account: Some(accounts::account(account)) }))
     }
 
     async fn adjust_usage(

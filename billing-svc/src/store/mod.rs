@@ -11,9 +11,10 @@ pub mod records;
 pub mod run_accounts;
 pub mod runs;
 pub mod segments;
+pub mod spend_cap_requests;
 pub mod subscriptions;
 
 /// A word of the database that the code does not know.
-fn unknown_word(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
+pub fn unknown_word(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
     sqlx::Error::Decode(Box::new(error))
 }

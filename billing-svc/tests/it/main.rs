@@ -12,5 +12,6 @@ mod process_overage;
 mod proxy;
 mod rechecks;
 mod runs;
+mod spend_cap;
 mod support;
 mod watch;

@@ -7,6 +7,7 @@
 //! | [`period`] | monthly billing periods that follow an anchor |
 //! | [`money`] | integer micros, currencies, overage, cents due and the difference to charge |
 //! | [`quota`] | what is consumed, remaining, and the percentage shown |
+//! | [`spend_cap`] | the units that an account admits whose overage may cost so much |
 //! | [`route`] | route templates: ids in paths become `{id}` |
 //! | [`sketch`] | mergeable latency histogram with relative error |
 //! | [`text`] | numbers as people read them |
@@ -18,4 +19,5 @@ pub mod plan;
 pub mod quota;
 pub mod route;
 pub mod sketch;
+pub mod spend_cap;
 pub mod text;

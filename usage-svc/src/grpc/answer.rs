@@ -118,8 +118,8 @@ pub(super) fn unlimited(standing: &Standing) -> CheckQuotaResponse {
 fn position(terms: &Terms, period: Period, consumed: i64) -> CheckQuotaResponse {
     CheckQuotaResponse {
         admission: String::new(),
-        limit_count: quota::shown_limit(terms.included),
-        remaining_count: quota::remaining(terms.included, consumed),
+        limit_count: quota::shown_limit(terms.shown_limit()),
+        remaining_count: quota::remaining(terms.shown_limit(), consumed),
         consumed_count: consumed,
         period_start_time: Some(timestamp(period.start)),
         period_end_time: Some(timestamp(period.end)),
@@ -139,7 +139,7 @@ pub(super) fn leased(answer: Answer) -> LeaseQuotaResponse {
         recall: false,
         valid_ms: milliseconds(position.valid),
         period_left_ms: milliseconds(position.left),
-        limit_count: quota::shown_limit(position.terms.included),
+        limit_count: quota::shown_limit(position.terms.shown_limit()),
         consumed_count: position.consumed,
         period_start_time: Some(timestamp(position.period.start)),
         period_end_time: Some(timestamp(position.period.end)),
@@ -152,24 +152,31 @@ fn milliseconds(duration: Duration) -> i64 {
 }
 
 fn exceeded(eco_id: &EcoId, decision: &Decision, retry: Duration) -> Status {
-    let limit = quota::shown_limit(decision.terms.included);
+    let limit = quota::shown_limit(decision.terms.shown_limit());
     let rfc3339 = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::AutoSi, true);
     let end = rfc3339(decision.period.end);
+    let (reason, whose, help) = if decision.terms.is_capped() {
+        ("spend_cap_reached", " that the spend cap allows", "Raise or remove the spend cap")
+    } else {
+        ("plan_limit_reached", "", "Upgrade the plan")
+    };
     let metadata = HashMap::from([
         ("limit".to_owned(), limit.to_string()),
         ("current_usage".to_owned(), decision.consumed.to_string()),
         ("period_start".to_owned(), rfc3339(decision.period.start)),
         ("period_end".to_owned(), end.clone()),
         ("plan".to_owned(), decision.terms.plan.to_string()),
+        ("reason".to_owned(), reason.to_owned()),
     ]);
     status::quota_exceeded(status::QuotaExceeded {
         eco_id: eco_id.as_str(),
         message: format!(
-            "{} of {limit} units are used and {} more do not fit; the period ends at {end}",
+            "{} of {limit} units{whose} are used and {} more do not fit; the period ends at {end}",
             decision.consumed, decision.units
         ),
         metadata,
         retry,
+        help,
         upgrade_url: UPGRADE_URL,
     })
 }

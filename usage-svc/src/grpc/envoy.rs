@@ -173,7 +173,7 @@ fn retry_after(after: Duration, rng: &mut impl Rng) -> u64 {
 fn quota_headers(decision: &Decision) -> Vec<HeaderValue> {
     let (plan, period) = (decision.terms.plan, decision.period);
     let window = (period.end - period.start).num_seconds();
-    let (Some(limit), Some(left)) = (decision.terms.included, left(decision)) else {
+    let (Some(limit), Some(left)) = (decision.terms.shown_limit(), left(decision)) else {
         return vec![header("ratelimit-policy", format!("\"{plan}-monthly\";w={window}"))];
     };
     let resets = seconds_up(decision.resets.since(BootTime::now()));
@@ -189,7 +189,7 @@ fn header(key: &str, value: String) -> HeaderValue {
 
 /// Units that are left; `None`: unlimited.
 fn left(decision: &Decision) -> Option<i64> {
-    decision.terms.included.map(|limit| quota::remaining(Some(limit), decision.consumed))
+    decision.terms.shown_limit().map(|limit| quota::remaining(Some(limit), decision.consumed))
 }
 
 fn descriptor_status(answer: &Answer) -> DescriptorStatus {
@@ -214,7 +214,7 @@ fn descriptor_status(answer: &Answer) -> DescriptorStatus {
 fn decided(decision: &Decision, passes: bool) -> DescriptorStatus {
     DescriptorStatus {
         code: if passes { Code::Ok } else { Code::OverLimit }.into(),
-        current_limit: Some(limit(decision.terms.plan.as_str(), clamp(decision.terms.included))),
+        current_limit: Some(limit(decision.terms.plan.as_str(), clamp(decision.terms.shown_limit()))),
         limit_remaining: clamp(left(decision)),
         duration_until_reset: Some(duration(decision.resets.since(BootTime::now()))),
         ..DescriptorStatus::default()

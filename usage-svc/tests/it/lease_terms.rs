@@ -136,9 +136,13 @@ async fn while_the_database_is_away_what_is_held_is_served_and_then_the_plan_dec
         ("eco_pro", Plan::Pro),
         ("eco_ent", Plan::Enterprise),
         ("eco_new", Plan::Pro),
+        ("eco_capped", Plan::Pro),
     ] {
         account(&db, eco_id, plan).await?;
     }
+    let caps =
+        "update eco_identities set spend_cap_micros = 1000000 where eco_id in ('eco_ent', 'eco_capped')";
+    sqlx::query(caps).execute(&db.pool).await?;
     let server = Server::start(proxy.args(&db)?).await?;
     hear(&db, 1).await?;
     let mut spent = 0;
@@ -146,7 +150,7 @@ async fn while_the_database_is_away_what_is_held_is_served_and_then_the_plan_dec
         check(&server, "eco_free", 1).await?;
         spent += 1;
     }
-    for eco_id in ["eco_pro", "eco_ent"] {
+    for eco_id in ["eco_pro", "eco_ent", "eco_capped"] {
         assert!(!check(&server, eco_id, 1).await?.admission.is_empty());
     }
     proxy.cut();
@@ -161,6 +165,14 @@ async fn while_the_database_is_away_what_is_held_is_served_and_then_the_plan_dec
         let open = check(&server, eco_id, 1_000_000).await?;
         assert!(open.admission.is_empty(), "of no lease: {open:?}");
     }
+    // The cap might be passed; that of an unlimited plan never is.
+    let closed = loop {
+        match check(&server, "eco_capped", 1).await {
+            Ok(held) => assert!(!held.admission.is_empty(), "{held:?}"),
+            refusal => break refusal,
+        }
+    };
+    refused(closed, Code::Unavailable, "DATABASE_UNAVAILABLE");
     // What its plan is nobody knows.
     refused(check(&server, "eco_new", 1).await, Code::Unavailable, "DATABASE_UNAVAILABLE");
     proxy.mend();

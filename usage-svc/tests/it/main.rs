@@ -25,6 +25,7 @@ mod revoke_api_key;
 mod rotate_api_key;
 mod rules;
 mod segments;
+mod spend_caps;
 mod spool;
 mod stream;
 mod support;

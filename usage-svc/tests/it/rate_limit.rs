@@ -29,7 +29,7 @@ fn descriptor(entries: &[(&str, &str)]) -> RateLimitDescriptor {
     RateLimitDescriptor { entries: entries.collect(), ..RateLimitDescriptor::default() }
 }
 
-fn account_of(eco_id: &str) -> RateLimitDescriptor {
+pub(crate) fn account_of(eco_id: &str) -> RateLimitDescriptor {
     descriptor(&[("account", eco_id)])
 }
 
@@ -44,7 +44,7 @@ async fn ask(server: &Server, request: RateLimitRequest) -> Result<Result<RateLi
 }
 
 /// The verdict, and limit, units left and verdict of each descriptor.
-type Seen = (Verdict, Vec<(u32, u32, Verdict)>);
+pub(crate) type Seen = (Verdict, Vec<(u32, u32, Verdict)>);
 
 fn seen(response: &RateLimitResponse) -> Seen {
     let statuses = response.statuses.iter().map(|s| {
@@ -53,7 +53,7 @@ fn seen(response: &RateLimitResponse) -> Seen {
     (response.overall_code(), statuses.collect())
 }
 
-async fn verdict(server: &Server, descriptors: Vec<RateLimitDescriptor>) -> Result<Seen> {
+pub(crate) async fn verdict(server: &Server, descriptors: Vec<RateLimitDescriptor>) -> Result<Seen> {
     Ok(seen(&ask(server, about(descriptors)).await??))
 }
 

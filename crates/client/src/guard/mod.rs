@@ -45,16 +45,46 @@ pub struct Admitted {
     pub quota: Quota,
 }
 
+/// What refuses calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalReason {
+    /// The units that the plan includes are used, and it allows no others.
+    PlanLimit,
+    /// The plan bills what is beyond the included units, and the account's spend cap is reached.
+    SpendCap,
+}
+
+impl RefusalReason {
+    /// The word in answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PlanLimit => "plan_limit_reached",
+            Self::SpendCap => "spend_cap_reached",
+        }
+    }
+
+    /// A server of before there were caps gives none.
+    fn of(word: Option<&String>) -> Self {
+        if word.is_some_and(|word| word == Self::SpendCap.as_str()) {
+            Self::SpendCap
+        } else {
+            Self::PlanLimit
+        }
+    }
+}
+
 /// A quota that is used up.
 #[derive(Debug, Clone)]
 pub struct Refused {
+    /// What refuses.
+    pub reason: RefusalReason,
     /// Nothing is left in it.
     pub quota: Quota,
     /// Units consumed.
     pub current_usage: i64,
     /// When to come back, where that may be before the reset.
     pub retry: Option<Duration>,
-    /// Where to upgrade.
+    /// Where to upgrade, or to raise the cap.
     pub upgrade_url: String,
     /// The whole answer, as a gRPC service passes it on.
     pub status: Status,
@@ -75,6 +105,7 @@ impl Refused {
             period_end: time("period_end")?,
         };
         Some(Self {
+            reason: RefusalReason::of(info.metadata.get("reason")),
             quota,
             current_usage: number("current_usage")?,
             retry: details.retry_info().and_then(|info| info.retry_delay),

@@ -233,7 +233,7 @@ impl Holder {
         eco_id: &EcoId,
         view: &View,
     ) -> Result<Grant, Error> {
-        let (period, terms) = (view.period, (view.terms.plan_epoch, view.terms.hard_limit()));
+        let (period, terms) = (view.period, (view.terms.epoch, view.terms.hard_limit()));
         let acquired = db::acquire(&self.pool).await;
         let granted = match acquired {
             Ok(mut connection) => {
