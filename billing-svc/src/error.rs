@@ -49,6 +49,8 @@ pub enum Error {
     ReconciliationFailed(Uuid),
     #[error("Stripe's books could not be read: {0}")]
     BooksUnread(String),
+    #[error("run {0} does not exist")]
+    RunNotFound(Uuid),
     #[error("the server is stopping")]
     Stopping,
     #[error(transparent)]
@@ -84,6 +86,7 @@ impl From<Error> for Status {
             Error::BooksUnread(_) => {
                 status::unavailable("STRIPE_UNAVAILABLE", error.to_string(), status::RETRY_SOON)
             }
+            Error::RunNotFound(_) => status::not_found("RUN_NOT_FOUND", error.to_string()),
             Error::Stopping => status::unavailable("STOPPING", error.to_string(), status::RETRY_SOON),
             Error::OutOfRange(e) => {
                 tracing::error!(error = %e, "an amount cannot be computed");

@@ -10,6 +10,7 @@
 //! | [`refresh`] | keeps the summary `eco_usage_records` in step with the counters |
 //! | [`reconcile`] | compares every record of the same fact, and repairs when told to |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
+//! | [`list_runs`] | the runs there were, and whom they could not charge |
 
 pub mod change_plan;
 pub mod create_account;
@@ -18,6 +19,7 @@ pub mod get_overage;
 pub mod list_accounts;
 pub mod list_charges;
 pub mod list_plans;
+pub mod list_runs;
 pub mod process_overage;
 pub mod reconcile;
 pub mod refresh;

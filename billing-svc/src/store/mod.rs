@@ -11,6 +11,7 @@ pub mod plan_requests;
 pub mod plans;
 pub mod reconciliations;
 pub mod records;
+pub mod run_accounts;
 pub mod runs;
 pub mod segments;
 pub mod spend_cap_requests;
