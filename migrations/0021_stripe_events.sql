@@ -12,6 +12,7 @@ alter table eco_stripe_events
     add column failure         text,         -- why the last attempt failed
     add column parked_time     timestamptz;  -- it failed too often, and waits until Stripe sends it again
 create index eco_stripe_events_due on eco_stripe_events (due_time) where processed_time is null and parked_time is null;
+create index eco_stripe_events_subscription on eco_stripe_events (subscription_id, received_time) where subscription_id is not null;
 create index eco_stripe_events_parked on eco_stripe_events (parked_time) where processed_time is null and parked_time is not null;
 
 -- Of several subscriptions an account has at Stripe, the one that was created last is in force.

@@ -113,6 +113,21 @@ pub async fn finish(db: &mut PgConnection, event_id: &str, outcome: Outcome) -> 
     Ok(())
 }
 
+/// Has the last event of a subscription applied once more.
+#[tracing::instrument(name = "db.eco_stripe_events.apply_again", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn apply_again(db: &mut PgConnection, subscription_id: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_stripe_events set processed_time = null, outcome = null, attempts = 0, due_time = clock_timestamp()
+         where stripe_event_id = (select stripe_event_id from eco_stripe_events
+                                  where subscription_id = $1 and processed_time is not null
+                                  order by received_time desc limit 1)",
+        subscription_id,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
 /// An event could not be applied: it is due again after a while, or parked where that is `None`.
 #[tracing::instrument(name = "db.eco_stripe_events.fail", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn fail(

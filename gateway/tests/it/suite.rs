@@ -203,6 +203,13 @@ impl Suite {
         Ok(object["id"].as_str().context("an id")?.to_owned())
     }
 
+    /// Deletes an object at Stripe.
+    pub(crate) async fn stripe_delete(&self, path: &str) -> Result<()> {
+        let request = self.http.delete(format!("{}v1/{path}", self.stripe)).bearer_auth(STRIPE_KEY);
+        request.send().await?.error_for_status()?;
+        Ok(())
+    }
+
     /// A key of an account, made by its user: what the client sends.
     pub(crate) async fn api_key(&self, eco_id: &str, test_mode: bool) -> Result<String> {
         let message = CreateApiKeyRequest { name: "tests".to_owned(), test_mode, ..Default::default() };

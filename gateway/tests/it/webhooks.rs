@@ -8,7 +8,7 @@ use stripe_webhook::Webhook;
 
 use crate::{
     answer::{Answer, assert_answer},
-    suite::{Suite, WEBHOOK_SECRET},
+    suite::{Suite, WEBHOOK_SECRET, event},
 };
 
 const ROUTE: &str = "/webhooks/stripe";
@@ -71,9 +71,8 @@ async fn without_billing_svc_stripe_is_asked_to_try_again() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_subscription_at_stripe_is_the_accounts_plan() -> Result<()> {
-    let suite = Suite::start().await?;
+/// An account whose customer at Stripe knows it, and a price of pro.
+async fn customer(suite: &Suite) -> Result<(String, String)> {
     suite.account("eco_a", Plan::Free).await?;
     let customer = suite.stripe("customers", &[("metadata[eco_id]", "eco_a")]).await?;
     let price = [
@@ -83,20 +82,96 @@ async fn a_subscription_at_stripe_is_the_accounts_plan() -> Result<()> {
         ("product_data[name]", "Pro"),
         ("lookup_key", "pro"),
     ];
-    let price = suite.stripe("prices", &price).await?;
-    let subscription =
-        suite.stripe("subscriptions", &[("customer", &customer), ("items[0][price]", &price)]).await?;
+    Ok((customer, suite.stripe("prices", &price).await?))
+}
+
+/// Stripe says that something happened to a subscription, and the account's plan is soon this.
+async fn tell(suite: &Suite, subscription: &str, plan: &str) -> Result<Answer> {
     let event = json!({
-        "id": "evt_1", "object": "event", "type": "customer.subscription.created",
-        "data": { "object": { "id": subscription } },
+        "id": format!("evt_{}", uuid::Uuid::new_v4().simple()), "object": "event",
+        "type": "customer.subscription.updated", "data": { "object": { "id": subscription } },
     });
-    assert_eq!(Answer::of(signed(&suite, &event.to_string())?).await?.status, 200);
-    let usage = suite
-        .until(
-            async |suite| suite.get_as("eco_a", "/api/usage/current").await,
-            |answer| answer.body["plan"] == "pro",
-        )
-        .await?;
-    assert_eq!(usage.body["limit"], 100_000);
+    assert_eq!(Answer::of(signed(suite, &event.to_string())?).await?.status, 200);
+    let ask = async |suite: &Suite| suite.get_as("eco_a", "/api/usage/current").await;
+    suite.until(ask, |answer| answer.body["plan"] == plan).await
+}
+
+#[tokio::test]
+async fn a_subscription_at_stripe_is_the_accounts_plan_and_cancelling_wins_no_quota() -> Result<()> {
+    let suite = Suite::start().await?;
+    let (customer, price) = customer(&suite).await?;
+    let free = suite.get_as("eco_a", "/api/usage/current").await?;
+    suite.record(vec![event("eco_a", "/v1/x", 200, 990)]).await?;
+    // Stripe's times are whole seconds: two subscriptions of one second have one period.
+    let mut used = std::collections::HashMap::<String, i64>::new();
+    for turn in 1..=2 {
+        let form = [("customer", customer.as_str()), ("items[0][price]", &price)];
+        let subscription = suite.stripe("subscriptions", &form).await?;
+        let paid = tell(&suite, &subscription, "pro").await?;
+        let used = used.entry(paid.body["period_start"].to_string()).or_default();
+        assert_eq!(paid.body["api_calls"], *used, "{turn}");
+        assert_eq!(paid.body["limit"], 100_000);
+        *used += 50;
+        assert_ne!(paid.body["period_start"], free.body["period_start"]);
+        suite.record(vec![event("eco_a", "/v1/x", 200, 50)]).await?;
+        suite.stripe_delete(&format!("subscriptions/{subscription}")).await?;
+        let back = tell(&suite, &subscription, "free").await?;
+        assert_eq!((&back.body["api_calls"], &back.body["remaining"]), (&990.into(), &10.into()), "{turn}");
+        assert_eq!(back.body["period_start"], free.body["period_start"]);
+        assert_eq!(back.body["period_end"], free.body["period_end"]);
+    }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_are_counted_while_subscriptions_begin_and_end_are_each_in_one_period() -> Result<()> {
+    let suite = Suite::start().await?;
+    let (customer, price) = customer(&suite).await?;
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let count = async {
+        let mut counted = 0_i64;
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            suite.record((0..5).map(|_| event("eco_a", "/v1/x", 200, 3)).collect()).await?;
+            counted += 15;
+        }
+        anyhow::Ok(counted)
+    };
+    let change = async {
+        for _ in 0..4 {
+            let form = [("customer", customer.as_str()), ("items[0][price]", &price)];
+            let subscription = suite.stripe("subscriptions", &form).await?;
+            tell(&suite, &subscription, "pro").await?;
+            suite.stripe_delete(&format!("subscriptions/{subscription}")).await?;
+            tell(&suite, &subscription, "free").await?;
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        anyhow::Ok(())
+    };
+    let (counted, _) = tokio::try_join!(count, change)?;
+    // By the raw log, the counters, and the summary once it has caught up.
+    let sums: (i64, i64) = sqlx::query_as(
+        "select (select sum(units_count)::bigint from eco_api_usage),
+                (select sum(recorded_units)::bigint from eco_usage_counters)",
+    )
+    .fetch_one(&suite.db.pool)
+    .await?;
+    assert_eq!(sums, (counted, counted));
+    // Nothing was counted in a segment after it was closed, nor the same way twice.
+    let broken: i64 = sqlx::query_scalar(
+        "select count(*) from eco_usage_segments z
+         where z.recorded_units is distinct from
+               (select coalesce(sum(c.recorded_units), 0)::bigint from eco_usage_counters c
+                where (c.eco_id, c.period_start, c.segment) = (z.eco_id, z.period_start, z.segment))",
+    )
+    .fetch_one(&suite.db.pool)
+    .await?;
+    assert_eq!(broken, 0);
+    let summed = "select coalesce(sum(api_calls), 0)::bigint from eco_usage_records";
+    let caught_up = async {
+        while sqlx::query_scalar::<_, i64>(summed).fetch_one(&suite.db.pool).await? != counted {
+            tokio::task::yield_now().await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), caught_up).await?
 }

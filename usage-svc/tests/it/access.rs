@@ -144,6 +144,7 @@ nexus_billing eco_plan_prices: select insert
 nexus_billing eco_plan_requests: select insert
 nexus_billing eco_plans: select insert
 nexus_billing eco_stripe_events: select insert update
+nexus_billing eco_stripe_prices: select insert update delete
 nexus_billing eco_subscriptions: select insert update
 nexus_billing eco_usage_changes: select insert delete
 nexus_billing eco_usage_counters: select

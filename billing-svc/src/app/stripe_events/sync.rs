@@ -24,7 +24,7 @@ use crate::{
     },
     error::Error,
     store::{
-        lease, plans, stripe_prices,
+        lease, plans, stripe_events, stripe_prices,
         stripe_subscriptions::{self, Beginning},
         subscriptions,
     },
@@ -54,9 +54,10 @@ pub(super) async fn sync(
     let is_in_force = matches!(decision, Decision::Keep(_) | Decision::Begin(_) | Decision::End(_));
     set_customer(db, &account, &found, !is_in_force).await?;
     if let Decision::End(_) = decision {
-        // One that was superseded and is still there comes into force again.
+        // One that was superseded and is still there comes into force again. It is to be read by itself: Stripe is not
+        // waited for while nobody can count calls of the account.
         for other in superseded(&rows, id) {
-            Box::pin(sync(db, context, other, None)).await?;
+            stripe_events::apply_again(db, other).await?;
         }
     }
     Ok(Outcome::Applied)

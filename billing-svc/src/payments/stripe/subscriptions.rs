@@ -4,12 +4,10 @@ use std::{collections::HashMap, future::Future};
 
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
-use stripe_billing::{
-    InvoiceBillingReason, InvoiceStatus, invoice::RetrieveInvoice, subscription::RetrieveSubscription,
-};
+use stripe_billing::{invoice::RetrieveInvoice, subscription::RetrieveSubscription};
 use stripe_checkout::checkout_session::RetrieveCheckoutSession;
 use stripe_core::customer::{RetrieveCustomer, RetrieveCustomerReturned};
-use stripe_shared::CheckoutSessionStatus;
+use stripe_shared::{CheckoutSessionStatus, InvoiceBillingReason, InvoiceStatus};
 use stripe_types::{Expandable, Timestamp};
 use tracing::Instrument;
 
@@ -120,7 +118,7 @@ fn id<T: stripe_types::Object>(reference: Expandable<T>) -> String
 where
     T::Id: ToString,
 {
-    reference.id().to_string()
+    reference.into_id().to_string()
 }
 
 fn named(metadata: &HashMap<String, String>) -> Option<String> {
