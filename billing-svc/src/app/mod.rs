@@ -9,6 +9,7 @@
 //! | [`get_overage`], [`list_charges`] | what an account owes and was charged |
 //! | [`refresh`] | keeps the summary `eco_usage_records` in step with the counters |
 //! | [`reconcile`] | compares every record of the same fact, and repairs when told to |
+//! | [`handle_stripe_event`], [`stripe_events`] | stores Stripe's events; applies them |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
 //! | [`list_runs`] | the runs there were, and whom they could not charge |
 
@@ -16,6 +17,7 @@ pub mod change_plan;
 pub mod create_account;
 pub mod get_account;
 pub mod get_overage;
+pub mod handle_stripe_event;
 pub mod list_accounts;
 pub mod list_charges;
 pub mod list_plans;
@@ -24,3 +26,4 @@ pub mod process_overage;
 pub mod reconcile;
 pub mod refresh;
 pub mod set_spend_cap;
+pub mod stripe_events;

@@ -12,6 +12,8 @@
 //! | [`reconciliation`] | what a reconciliation looks at, and what it finds |
 //! | [`books`] | a charge in the ledger beside the same charge in Stripe's books |
 //! | [`run`] | the figures of a run over many accounts |
+//! | [`stripe_signature`], [`stripe_event`] | whether a webhook is Stripe's; what is kept of it, and when it is tried again |
+//! | [`stripe_objects`], [`stripe_subscription`] | what is read at Stripe; what a subscription there means for ours |
 
 pub mod account;
 pub mod books;
@@ -23,3 +25,7 @@ pub mod plan_change;
 pub mod reconciliation;
 pub mod run;
 pub mod spend_cap;
+pub mod stripe_event;
+pub mod stripe_objects;
+pub mod stripe_signature;
+pub mod stripe_subscription;

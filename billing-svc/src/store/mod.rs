@@ -16,6 +16,9 @@ pub mod runs;
 pub mod segments;
 pub mod spend_cap_requests;
 pub mod stripe_books;
+pub mod stripe_events;
+pub mod stripe_prices;
+pub mod stripe_subscriptions;
 pub mod subscriptions;
 
 /// A word of the database that the code does not know.

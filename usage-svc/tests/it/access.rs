@@ -150,6 +150,7 @@ nexus_billing eco_spend_cap_requests: select insert
 nexus_billing eco_stripe_events: select insert update
 nexus_billing eco_stripe_invoices: select insert truncate
 nexus_billing eco_stripe_items: select insert truncate
+nexus_billing eco_stripe_prices: select insert update delete
 nexus_billing eco_subscriptions: select insert update
 nexus_billing eco_usage_changes: select insert delete
 nexus_billing eco_usage_counters: select

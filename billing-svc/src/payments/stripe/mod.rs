@@ -1,8 +1,10 @@
-//! [`Payments`] at Stripe, by async-stripe's requests over a client of ours.
+//! [`Payments`] and [`Subscriptions`](super::subscriptions::Subscriptions) at Stripe, by async-stripe's requests over
+//! a client of ours.
 
 mod books;
 mod client;
 mod items;
+mod subscriptions;
 
 use std::collections::HashMap;
 
