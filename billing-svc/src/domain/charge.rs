@@ -59,6 +59,9 @@ pub struct InvoiceItem {
     pub customer: String,
     /// Subscription at Stripe; none: the item is on the customer alone.
     pub subscription: Option<String>,
+    /// Draft it is put on; none: it is pending.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invoice: Option<String>,
     /// Amount in minor units; negative: a credit.
     pub amount_minor: i64,
     /// ISO 4217, in capitals.
@@ -147,6 +150,7 @@ impl Intent {
         let item = InvoiceItem {
             customer: customer.to_owned(),
             subscription: facts.stripe_subscription_id.clone(),
+            invoice: None,
             amount_minor: facts.currency.minor_unit().to_minor(difference.amount),
             currency: facts.currency.to_string(),
             description: description(difference, facts.exceeded_limit()),

@@ -8,10 +8,12 @@
 //! | [`overage`] | what an account owes for a period, and the difference to charge |
 //! | [`period`] | an account's period: its key, why it is parked, whether a run has to look at it |
 //! | [`charge`] | an entry of the ledger: its key, its exact payload, the text on the invoice |
+//! | [`invoice`] | an invoice made for charges |
 //! | [`run`] | the figures of a run over many accounts |
 
 pub mod account;
 pub mod charge;
+pub mod invoice;
 pub mod overage;
 pub mod period;
 pub mod plan;

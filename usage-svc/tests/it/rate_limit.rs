@@ -128,7 +128,8 @@ async fn the_limit_is_exact_over_two_servers() -> Result<()> {
     let resets: u64 = rest.rsplit_once("t=").context("a reset")?.1.parse()?;
     assert!((resets - 1..=resets + 61).contains(&after.parse()?), "{after} for a reset in {resets} s");
     let afters = (0..8).map(|_| ask(&one, about(vec![account_of("eco_a")])));
-    let afters: Vec<_> = futures::future::try_join_all(afters).await?.into_iter().collect::<Result<_, _>>()?;
+    let afters: Vec<_> =
+        futures::future::try_join_all(afters).await?.into_iter().collect::<Result<_, _>>()?;
     let distinct: HashSet<_> = afters.iter().map(|response| told(response)[2].1).collect();
     assert!(distinct.len() > 1, "{distinct:?}");
     Ok(())

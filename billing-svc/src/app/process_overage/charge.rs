@@ -210,7 +210,7 @@ async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> 
             Readiness::Send if !look => {
                 sent = Sent::Perhaps;
                 match context.payments.create_invoice_item(&intent.item, &intent.key()).await {
-                    Outcome::Succeeded { item_id } => return succeeded(context, &intent, &item_id).await,
+                    Outcome::Succeeded { id } => return succeeded(context, &intent, &id).await,
                     Outcome::FailedForGood(refusal) => return refused(context, &intent, refusal).await,
                     Outcome::Unknown(doubt) => doubt,
                 }
