@@ -41,6 +41,8 @@ pub enum Error {
     StripeSubscriptionTaken,
     #[error("run {0} was cut short; what it charged stays charged, and a repeat goes on with the rest")]
     RunFailed(Uuid),
+    #[error("run {0} does not exist")]
+    RunNotFound(Uuid),
     #[error("the server is stopping")]
     Stopping,
     #[error(transparent)]
@@ -67,6 +69,7 @@ impl From<Error> for Status {
                 status::with_reason(Code::AlreadyExists, "STRIPE_ID_TAKEN", error.to_string())
             }
             Error::RunFailed(_) => status::unavailable("RUN_FAILED", error.to_string(), status::RETRY_SOON),
+            Error::RunNotFound(_) => status::not_found("RUN_NOT_FOUND", error.to_string()),
             Error::Stopping => status::unavailable("STOPPING", error.to_string(), status::RETRY_SOON),
             Error::OutOfRange(e) => {
                 tracing::error!(error = %e, "an amount cannot be computed");

@@ -4,6 +4,7 @@ pub(crate) mod check_quota;
 mod checks;
 pub(crate) mod decision;
 pub(crate) mod ingest;
+pub(crate) mod process_overage;
 pub(crate) mod rate_limit;
 pub(crate) mod record;
 pub(crate) mod soak;

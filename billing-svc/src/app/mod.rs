@@ -8,6 +8,7 @@
 //! | [`get_overage`], [`list_charges`] | what an account owes and was charged |
 //! | [`refresh`] | keeps the summary `eco_usage_records` in step with the counters |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
+//! | [`list_runs`] | the runs there were, and whom they could not charge |
 
 pub mod change_plan;
 pub mod create_account;
@@ -16,5 +17,6 @@ pub mod get_overage;
 pub mod list_accounts;
 pub mod list_charges;
 pub mod list_plans;
+pub mod list_runs;
 pub mod process_overage;
 pub mod refresh;

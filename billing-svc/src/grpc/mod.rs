@@ -3,9 +3,11 @@
 mod accounts;
 mod deadline;
 mod overage;
+mod runs;
 
 use std::{sync::Arc, time::Duration};
 
+use futures::{StreamExt, stream::BoxStream};
 use nexus_kit::{
     auth::{Caller, Scope},
     page,
@@ -190,12 +192,52 @@ impl BillingService for Service {
         Err(status::not_implemented("UpsertPlan"))
     }
 
-    type WatchOverageRunStream = tokio_stream::Empty<Result<WatchOverageRunResponse, Status>>;
+    type WatchOverageRunStream = BoxStream<'static, Result<WatchOverageRunResponse, Status>>;
 
     async fn watch_overage_run(
         &self,
-        _request: Request<WatchOverageRunRequest>,
+        request: Request<WatchOverageRunRequest>,
     ) -> Result<Response<Self::WatchOverageRunStream>, Status> {
-        Err(status::not_implemented("WatchOverageRun"))
+        Caller::of(&request)?.require_admin_or(&[Scope::BillingRun])?;
+        let run_id = runs::run_id(&request.get_ref().run_id).map_err(Error::from)?;
+        let looks = self.engine.clone().watch(run_id).await?;
+        Ok(Response::new(looks.map(|look| look.map(runs::watched).map_err(Status::from)).boxed()))
+    }
+
+    async fn get_overage_run(
+        &self,
+        request: Request<GetOverageRunRequest>,
+    ) -> Result<Response<GetOverageRunResponse>, Status> {
+        Caller::of(&request)?.require_admin_or(&[Scope::BillingRun])?;
+        let run_id = runs::run_id(&request.get_ref().run_id).map_err(Error::from)?;
+        let run = app::list_runs::get(&self.pool, run_id).await?;
+        Ok(Response::new(GetOverageRunResponse { run: Some(runs::run(&run)) }))
+    }
+
+    async fn list_overage_runs(
+        &self,
+        request: Request<ListOverageRunsRequest>,
+    ) -> Result<Response<ListOverageRunsResponse>, Status> {
+        Caller::of(&request)?.require_admin_or(&[Scope::BillingRun])?;
+        let (size, after) = runs::page(request.get_ref()).map_err(Error::from)?;
+        let (found, next) = app::list_runs::run(&self.pool, after, size).await?;
+        Ok(Response::new(ListOverageRunsResponse {
+            runs: found.iter().map(runs::run).collect(),
+            next_page_token: next.map(|run_id| page::encode(&runs::LIST, &run_id)).unwrap_or_default(),
+        }))
+    }
+
+    async fn list_overage_run_errors(
+        &self,
+        request: Request<ListOverageRunErrorsRequest>,
+    ) -> Result<Response<ListOverageRunErrorsResponse>, Status> {
+        Caller::of(&request)?.require_admin_or(&[Scope::BillingRun])?;
+        let asked = runs::errors_page(request.get_ref()).map_err(Error::from)?;
+        let (errors, next) =
+            app::list_runs::errors(&self.pool, asked.run_id, asked.after.as_deref(), asked.size).await?;
+        Ok(Response::new(ListOverageRunErrorsResponse {
+            errors: errors.into_iter().map(overage::error).collect(),
+            next_page_token: next.map(|eco_id| page::encode(&asked.run_id, &eco_id)).unwrap_or_default(),
+        }))
     }
 }

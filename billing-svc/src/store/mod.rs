@@ -8,6 +8,7 @@ pub mod lease;
 pub mod plan_requests;
 pub mod plans;
 pub mod records;
+pub mod run_accounts;
 pub mod runs;
 pub mod segments;
 pub mod subscriptions;

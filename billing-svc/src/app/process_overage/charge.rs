@@ -1,7 +1,8 @@
 //! One account in a run: the ledger's algorithm.
 //!
 //! 1. Under the lock of the period's row: what is due less what the ledger holds.
-//! 2. The difference is written down as an intent, with its key and exact payload, and committed.
+//! 2. The difference is written down as an intent, with its key and exact payload, and committed. A run does this for
+//!    some accounts in one transaction.
 //! 3. Right before each send the intent and its age are read again, by database time; then it is sent, and
 //!    what became of it is recorded.
 //! 4. In doubt, the same is sent again while its key lives. Where that cannot help, the customer's items are
@@ -10,7 +11,7 @@
 //!
 //! Every step is committed before the next begins, so that a process may end at any point.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use nexus_core::money::{Currency, Micros};
 use nexus_kit::db;
@@ -18,6 +19,7 @@ use sqlx::{Acquire, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::together::Together;
 use crate::{
     domain::{
         charge::{Intent, Readiness},
@@ -30,7 +32,10 @@ use crate::{
         Advice, Doubt, Outcome, Payments, Refusal,
         pace::{LONGEST_PAUSE, Pace, backoff},
     },
-    store::{charges, facts, records},
+    store::{
+        charges::{self, Made},
+        facts, records, run_accounts,
+    },
 };
 
 /// Sends and searches for one intent within a run; what is still in doubt then is the next run's.
@@ -51,10 +56,13 @@ pub struct ChargeContext {
     pub halt: CancellationToken,
     /// Cancelled when the server stops: what is in hand is brought to an end, without further tries.
     pub shutdown: CancellationToken,
+    /// Statements that charges of the run share.
+    pub together: Arc<Together>,
 }
 
 /// What is done about a period.
-enum Step {
+#[derive(Debug)]
+pub(super) enum Step {
     /// Nothing more.
     Nothing,
     /// This is in doubt since an earlier run, or a correction.
@@ -81,11 +89,20 @@ enum ChargeOutcome {
 }
 
 /// Charges what an account owes, period by period, and stops at the first failure.
-#[tracing::instrument(name = "overage.account", skip_all, fields(eco_id = periods.first().map(|p| p.eco_id.as_str())))]
 pub async fn charge_account(context: &ChargeContext, periods: &[PeriodKey]) -> AccountResult {
+    charge_account_from(context, periods, None).await
+}
+
+/// The same; `first`: what is to be done about its first period, if that was written down before.
+#[tracing::instrument(name = "overage.account", skip_all, fields(eco_id = periods.first().map(|p| p.eco_id.as_str())))]
+pub(super) async fn charge_account_from(
+    context: &ChargeContext,
+    periods: &[PeriodKey],
+    mut first: Option<Step>,
+) -> AccountResult {
     let mut result = AccountResult::default();
     for period in periods {
-        if let Err(error) = charge_period(context, period, &mut result).await {
+        if let Err(error) = charge_period(context, period, first.take(), &mut result).await {
             tracing::error!(%error, eco_id = period.eco_id, "an account could not be charged");
             let message =
                 "The account could not be charged by a fault of ours; the next run goes on with it.";
@@ -103,10 +120,15 @@ pub async fn charge_account(context: &ChargeContext, periods: &[PeriodKey]) -> A
 async fn charge_period(
     context: &ChargeContext,
     period: &PeriodKey,
+    mut first: Option<Step>,
     result: &mut AccountResult,
 ) -> Result<(), Error> {
     loop {
-        let (intent, sent, is_last) = match next_step(context, period).await? {
+        let step = match first.take() {
+            Some(step) => step,
+            None => next_steps(context, std::slice::from_ref(period)).await?.pop().unwrap_or(Step::Nothing),
+        };
+        let (intent, sent, is_last) = match step {
             Step::Nothing => return Ok(()),
             Step::Parked(error) => {
                 result.error = error;
@@ -134,26 +156,53 @@ async fn charge_period(
     }
 }
 
-/// Under the lock of the period: what is to be done, written down.
-async fn next_step(context: &ChargeContext, period: &PeriodKey) -> Result<Step, Error> {
+/// Under the locks of the periods: what is to be done about each, written down.
+pub(super) async fn next_steps(context: &ChargeContext, periods: &[PeriodKey]) -> Result<Vec<Step>, Error> {
     let mut connection = db::acquire(&context.pool).await?;
     let mut transaction = connection.begin().await?;
-    if !records::lock(&mut transaction, period).await? {
-        return Ok(Step::Nothing);
-    }
-    let step = decide(&mut transaction, period, context.run_id).await?;
+    let mut steps = decide(&mut transaction, periods, context.run_id).await?;
     transaction.commit().await?;
-    Ok(step)
+    Ok(periods.iter().map(|period| steps.remove(period).unwrap_or(Step::Nothing)).collect())
 }
 
-async fn decide(db: &mut PgConnection, period: &PeriodKey, run_id: Uuid) -> Result<Step, Error> {
-    let Some(facts) = facts::read(db, std::slice::from_ref(period)).await?.pop() else {
-        return Ok(Step::Nothing);
-    };
-    records::upsert(db, std::slice::from_ref(&facts)).await?;
-    if facts.ledger.pending {
-        return Ok(charges::pending(db, period).await?.map_or(Step::Nothing, Step::Resolve));
+async fn decide(
+    db: &mut PgConnection,
+    periods: &[PeriodKey],
+    run_id: Uuid,
+) -> Result<HashMap<PeriodKey, Step>, Error> {
+    let locked = records::lock_all(db, periods).await?;
+    let all_facts = facts::read(db, &locked).await?;
+    records::upsert(db, &all_facts).await?;
+    let (mut steps, mut intents) = (HashMap::new(), Vec::new());
+    for facts in &all_facts {
+        let period = PeriodKey { eco_id: facts.eco_id.clone(), start: facts.period.start };
+        let step = if facts.ledger.pending {
+            charges::pending(db, &period).await?.map_or(Step::Nothing, Step::Resolve)
+        } else {
+            decide_one(db, facts, &period, run_id).await?
+        };
+        match &step {
+            Step::Nothing => run_accounts::note(db, run_id, &facts.eco_id).await?,
+            Step::Send { intent, .. } => intents.push(intent.clone()),
+            Step::Resolve(_) | Step::Parked(_) => {}
+        }
+        steps.insert(period, step);
     }
+    if !intents.is_empty() {
+        let charged: Vec<_> = intents.iter().map(Intent::period_key).collect();
+        charges::insert_all(db, &intents, run_id).await?;
+        records::set_billed_all(db, &charged).await?;
+    }
+    Ok(steps)
+}
+
+/// What is to be done about a period in which no charge is in doubt.
+async fn decide_one(
+    db: &mut PgConnection,
+    facts: &Facts,
+    period: &PeriodKey,
+    run_id: Uuid,
+) -> Result<Step, Error> {
     match facts.next()? {
         Next::Nothing => Ok(Step::Nothing),
         Next::Settle => {
@@ -161,17 +210,20 @@ async fn decide(db: &mut PgConnection, period: &PeriodKey, run_id: Uuid) -> Resu
             Ok(Step::Nothing)
         }
         Next::Park(reason) => {
-            let error = untold_error(db, &facts, &reason).await?;
+            let error = untold_error(db, facts, &reason).await?;
             records::park(db, period, Some(&reason)).await?;
+            // Told and parked at once: neither again.
+            match &error {
+                Some(error) => run_accounts::fail(db, run_id, error).await?,
+                None => run_accounts::note(db, run_id, &facts.eco_id).await?,
+            }
             Ok(Step::Parked(error))
         }
         Next::Charge { customer, difference } => {
-            let intent = Intent::new(&facts, customer, difference);
-            charges::insert(db, &intent, run_id).await?;
-            records::set_billed(db, period).await?;
             if facts.parked.is_some() {
                 records::park(db, period, None).await?;
             }
+            let intent = Intent::new(facts, customer, difference);
             Ok(Step::Send { intent, settling: facts.is_settling() })
         }
     }
@@ -199,10 +251,8 @@ async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> 
         if context.halt.is_cancelled() {
             break;
         }
-        let readiness = {
-            let mut connection = db::acquire(&context.pool).await?;
-            charges::ready(&mut connection, intent.charge_id, intent.attempt).await?
-        };
+        let ready = context.together.ready(&context.pool, intent.charge_id, intent.attempt, context.run_id);
+        let readiness = ready.await?;
         let doubt = match readiness {
             Readiness::Gone => {
                 return Ok(ChargeOutcome::Not(in_doubt(&intent, "another run has taken it over")));
@@ -288,8 +338,8 @@ pub(super) async fn back_off(context: &ChargeContext, doubt: &Doubt, tries: u32)
 }
 
 async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> Result<ChargeOutcome, Error> {
-    let mut connection = db::acquire(&context.pool).await?;
-    if charges::succeed(&mut connection, intent.charge_id, intent.attempt, item_id).await? {
+    let made = Made { charge_id: intent.charge_id, attempt: intent.attempt, item_id: item_id.to_owned() };
+    if context.together.succeed(&context.pool, made).await? {
         Ok(ChargeOutcome::Charged)
     } else {
         // The recheck of what was replaced finds this item.
@@ -300,15 +350,17 @@ async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> R
 
 async fn refused(context: &ChargeContext, intent: &Intent, refusal: Refusal) -> Result<ChargeOutcome, Error> {
     let period = intent.period_key();
+    let error = AccountError::new(&intent.eco_id, refusal.reason.clone(), refusal.message);
     let mut connection = db::acquire(&context.pool).await?;
     let mut transaction = connection.begin().await?;
     if charges::fail(&mut transaction, intent.charge_id, intent.attempt, &refusal.reason).await? {
         records::set_billed(&mut transaction, &period).await?;
-        let reason = ParkReason::Refused(refusal.reason.clone());
+        let reason = ParkReason::Refused(refusal.reason);
         records::park(&mut transaction, &period, Some(&reason)).await?;
+        run_accounts::fail(&mut transaction, context.run_id, &error).await?;
     }
     transaction.commit().await?;
-    Ok(ChargeOutcome::Not(AccountError::new(&intent.eco_id, refusal.reason, refusal.message)))
+    Ok(ChargeOutcome::Not(error))
 }
 
 async fn replace(context: &ChargeContext, intent: &Intent) -> Result<Option<Intent>, Error> {

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `engine` | one run at a time: begins it, hands out its figures, ends with the server |
 //! | `run` | a run: who owes, so many at once, the heartbeat |
+//! | `pages` | who has something to do, page by page |
+//! | `together` | statements that charges of a run share |
 //! | `charge` | one account: the ledger's algorithm |
 //! | `recheck` | replaced charges, looked through once more: what came late is taken back |
 //! | `dry_run` | what a run would charge, read only |
@@ -11,9 +13,12 @@
 mod charge;
 mod dry_run;
 mod engine;
+mod pages;
 mod recheck;
 mod run;
+mod together;
 
 pub use charge::{ChargeContext, charge_account};
 pub use dry_run::{DryRun, PlannedCharge, dry_run};
 pub use engine::{Answer, Engine, Request, Snapshot};
+pub use together::Together;

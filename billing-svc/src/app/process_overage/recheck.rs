@@ -7,9 +7,6 @@
 //!
 //! Like a charge, it may be cut off at any point: the next run lists again.
 
-use std::collections::BTreeMap;
-
-use futures::{StreamExt, stream};
 use nexus_kit::db;
 use sqlx::Acquire;
 
@@ -40,28 +37,21 @@ enum Look {
     Wrong(AccountError),
 }
 
-/// Rechecks every charge that is due; returns the accounts, and why one of them is not done.
-pub(super) async fn recheck_all(
+/// Rechecks the charges of an account that are due, one after the other; returns why one of them is not done.
+pub(super) async fn recheck_account(
     context: &ChargeContext,
-    accounts: Option<&[String]>,
-    concurrency: usize,
-) -> Result<BTreeMap<String, Option<AccountError>>, Error> {
+    eco_id: &str,
+) -> Result<Option<AccountError>, Error> {
     let due = {
         let mut connection = db::acquire(&context.pool).await?;
-        charges::due_rechecks(&mut connection, accounts).await?
+        charges::due_rechecks(&mut connection, eco_id).await?
     };
-    let mut done = BTreeMap::<_, Option<AccountError>>::new();
-    let mut results = stream::iter(due)
-        .map(|replaced| async move {
-            let error = recheck_charge(context, &replaced).await;
-            (replaced.eco_id, error)
-        })
-        .buffer_unordered(concurrency);
-    while let Some((eco_id, error)) = results.next().await {
-        let first = done.entry(eco_id).or_default();
-        *first = first.take().or(error);
+    let mut first = None;
+    for replaced in due {
+        let error = recheck_charge(context, &replaced).await;
+        first = first.or(error);
     }
-    Ok(done)
+    Ok(first)
 }
 
 #[tracing::instrument(name = "overage.recheck", skip_all, fields(eco_id = replaced.eco_id, charge_id = %replaced.charge_id))]
