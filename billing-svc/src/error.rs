@@ -5,7 +5,7 @@ use nexus_kit::{auth::AuthConfigError, db, serve::ServeError, status, validate::
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::payments::stripe::StripeConfigError;
+use crate::{domain::stripe_signature::SignatureError, payments::stripe::StripeConfigError};
 
 /// Why the service could not start or serve.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +45,10 @@ pub enum Error {
     RunNotFound(Uuid),
     #[error("the server is stopping")]
     Stopping,
+    #[error("STRIPE_WEBHOOK_SECRET is not configured")]
+    NoWebhookSecret,
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
     #[error(transparent)]
     OutOfRange(#[from] OutOfRange),
     #[error("database: {0}")]
@@ -70,6 +74,13 @@ impl From<Error> for Status {
             }
             Error::RunFailed(_) => status::unavailable("RUN_FAILED", error.to_string(), status::RETRY_SOON),
             Error::RunNotFound(_) => status::not_found("RUN_NOT_FOUND", error.to_string()),
+            Error::NoWebhookSecret => {
+                tracing::error!("a webhook cannot be verified: STRIPE_WEBHOOK_SECRET is not configured");
+                status::with_reason(Code::FailedPrecondition, "NO_WEBHOOK_SECRET", error.to_string())
+            }
+            Error::Signature(_) => {
+                status::with_reason(Code::InvalidArgument, "BAD_SIGNATURE", error.to_string())
+            }
             Error::Stopping => status::unavailable("STOPPING", error.to_string(), status::RETRY_SOON),
             Error::OutOfRange(e) => {
                 tracing::error!(error = %e, "an amount cannot be computed");

@@ -8,6 +8,8 @@
 //!   a failure: it is resolved before anything else is charged for its period.
 //! * One run at a time, over all replicas, by a lease ([`store::lease`]); two at once would charge once all the
 //!   same, for each period's row is locked.
+//! * An event of Stripe's is stored and committed before it is answered, and applied from how things stand at Stripe
+//!   when it is ([`app::stripe_events`]): doubled, late and in any order they come to the same.
 //! * The database's clock decides ages, periods and settlement; money is integer micros.
 //!
 //! The way of a request is a straight line:
@@ -17,9 +19,10 @@
 //! | [`grpc`] | the tonic trait: who is calling, parse (all violations at once), one use case, the answer |
 //! | [`app`] | one use case a file; owns the transaction |
 //! | [`domain`] | types and rules; pure |
-//! | [`payments`] | the port to Stripe, and Stripe over HTTP |
+//! | [`payments`] | the ports to Stripe, and Stripe over HTTP |
 //! | [`store`] | the only SQL; one file a table; every function takes a connection |
 //! | [`error`] | what can go wrong, and the status each is |
+//! | [`metrics`] | metrics of its own |
 //! | [`config`] | flags and environment |
 
 pub mod app;
@@ -27,6 +30,7 @@ pub mod config;
 pub mod domain;
 pub mod error;
 pub mod grpc;
+pub mod metrics;
 pub mod payments;
 pub mod store;
 
@@ -39,10 +43,15 @@ use nexus_kit::{
     serve::{CONNECTION_AGE, GrpcServer, Listeners, Ready, ServeError, drained},
     tls,
 };
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use app::process_overage::Engine;
+use app::{
+    process_overage::Engine,
+    stripe_events::{self, worker::Worker},
+};
+use domain::stripe_signature::Secrets;
 use payments::{pace::Pace, stripe::Stripe};
 
 pub use config::Config;
@@ -65,9 +74,24 @@ pub async fn serve(
     let pool = db::pool(&config.db, Role::Billing)?;
     let refresher = tokio::spawn(app::refresh::refresher(pool.clone(), shutdown.clone()));
     let _stop_with_us = AbortOnDrop(refresher);
+    let stripe = Arc::new(Stripe::new(&config.stripe)?);
+    let metrics = Metrics::new();
+    let event_stored = Arc::new(Notify::new());
+    let worker = Worker::new(
+        pool.clone(),
+        stripe_events::Context {
+            subscriptions: stripe.clone(),
+            // Stripe's limit is one per endpoint.
+            pace: Arc::new(Pace::new(config.stripe.stripe_rate_per_second)),
+        },
+        event_stored.clone(),
+        &metrics,
+        shutdown.clone(),
+    );
+    let mut events = AbortOnDrop(tokio::spawn(worker.run()));
     let engine = Arc::new(Engine::new(
         pool.clone(),
-        Arc::new(Stripe::new(&config.stripe)?),
+        stripe,
         Pace::new(config.stripe.stripe_rate_per_second),
         config.overage_concurrency as usize,
         shutdown.clone(),
@@ -76,6 +100,8 @@ pub async fn serve(
     let service = grpc::Service {
         pool: pool.clone(),
         engine: engine.clone(),
+        webhook_secrets: config.stripe_webhook_secret.as_ref().map(Secrets::parse).unwrap_or_default(),
+        event_stored,
         request_timeout: config.serve.request_timeout,
     };
     let grace = config.serve.shutdown_grace;
@@ -84,7 +110,7 @@ pub async fn serve(
         services: &["nexus.billing.v1.BillingService"],
         auth,
         api_keys: None,
-        metrics: Metrics::new(),
+        metrics,
         args: config.serve,
         connection_age: CONNECTION_AGE,
         readiness: Arc::new(move || {
@@ -101,7 +127,12 @@ pub async fn serve(
     };
     let runs = async {
         shutdown.cancelled().await;
-        drained(engine.finished(), &shutdown, grace).await
+        let events = async {
+            if let Err(error) = (&mut events.0).await {
+                tracing::error!(%error, "whoever applies events failed");
+            }
+        };
+        drained(async { tokio::join!(engine.finished(), events) }, &shutdown, grace).await
     };
     Ok(tokio::join!(serving, runs).0?)
 }

@@ -29,8 +29,13 @@ pub enum Credentials {
 }
 
 /// Names of fields over REST that are called otherwise over gRPC.
-const FIELDS: [(&str, &str); 4] =
-    [("days_count", "days"), ("page_size", "limit"), ("skip_count", "page"), ("query", "q")];
+const FIELDS: [(&str, &str); 5] = [
+    ("days_count", "days"),
+    ("page_size", "limit"),
+    ("skip_count", "page"),
+    ("query", "q"),
+    ("payload", "body"),
+];
 
 /// The meaning of a status; `not_found` is the text for an unknown thing.
 pub fn rest(status: &Status, credentials: Credentials, not_found: &'static str) -> Error {
@@ -57,6 +62,20 @@ pub fn of_api_key(status: &Status) -> Error {
     match reason(status).as_str() {
         "INVALID_API_KEY" => Error::InvalidApiKey,
         _ => rest(status, Credentials::Gateway, "Account not found"),
+    }
+}
+
+/// The meaning of a refusal of `HandleStripeEvent`: the call is ours, what is in it is the sender's.
+pub fn of_webhook(status: &Status) -> Error {
+    match (status.code(), reason(status).as_str()) {
+        (Code::InvalidArgument, "BAD_SIGNATURE") => {
+            let message =
+                "must be that of this body, by the endpoint's secret, made within the last five minutes";
+            Violations::one("Stripe-Signature", message).into()
+        }
+        (Code::InvalidArgument, _) => bad_request(status),
+        (Code::FailedPrecondition, "NO_WEBHOOK_SECRET") => Error::NoWebhookSecret,
+        _ => rest(status, Credentials::Gateway, "Not found"),
     }
 }
 

@@ -10,6 +10,8 @@
 //! | [`charge`] | an entry of the ledger: its key, its exact payload, the text on the invoice |
 //! | [`invoice`] | an invoice made for charges |
 //! | [`run`] | the figures of a run over many accounts |
+//! | [`stripe_signature`], [`stripe_event`] | whether a webhook is Stripe's; what is kept of it, and when it is tried again |
+//! | [`stripe_objects`], [`stripe_subscription`] | what is read at Stripe; what a subscription there means for ours |
 
 pub mod account;
 pub mod charge;
@@ -19,3 +21,7 @@ pub mod period;
 pub mod plan;
 pub mod plan_change;
 pub mod run;
+pub mod stripe_event;
+pub mod stripe_objects;
+pub mod stripe_signature;
+pub mod stripe_subscription;

@@ -19,12 +19,13 @@ use nexus_proto::billing::v1::{
     *,
 };
 use sqlx::PgPool;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
 use uuid::Uuid;
 
 use crate::{
     app::{self, process_overage::Engine},
+    domain::stripe_signature::Secrets,
     error::Error,
 };
 
@@ -34,6 +35,10 @@ pub struct Service {
     pub pool: PgPool,
     /// Runs ProcessOverage.
     pub engine: Arc<Engine>,
+    /// Under which Stripe signs its webhooks.
+    pub webhook_secrets: Secrets,
+    /// Wakes who applies events.
+    pub event_stored: Arc<Notify>,
     /// Longest time one call may take.
     pub request_timeout: Duration,
 }
@@ -112,9 +117,17 @@ impl BillingService for Service {
 
     async fn handle_stripe_event(
         &self,
-        _request: Request<HandleStripeEventRequest>,
+        request: Request<HandleStripeEventRequest>,
     ) -> Result<Response<HandleStripeEventResponse>, Status> {
-        Err(status::not_implemented("HandleStripeEvent"))
+        Caller::of(&request)?.require_scope(Scope::BillingRun)?;
+        let HandleStripeEventRequest { payload, signature } = request.into_inner();
+        let stored =
+            app::handle_stripe_event::run(&self.pool, &self.webhook_secrets, &signature, &payload).await?;
+        self.event_stored.notify_one();
+        Ok(Response::new(HandleStripeEventResponse {
+            stripe_event_id: stored.event_id,
+            duplicate: stored.duplicate,
+        }))
     }
 
     async fn create_account(

@@ -1,8 +1,9 @@
-//! The port to whoever holds the customers' invoices, and [`stripe`], which does it over HTTP. The engine's
-//! tests have a second implementation, in memory; one contract test holds the two together.
+//! The ports to whoever holds the customers' invoices ([`Payments`]) and [`subscriptions`], and [`stripe`], which does
+//! both over HTTP. The tests have a second implementation of each, in memory; one contract test holds the two together.
 
 pub mod pace;
 pub mod stripe;
+pub mod subscriptions;
 
 use std::{collections::HashSet, time::Duration};
 

@@ -46,7 +46,8 @@ struct Row {
 
 /// The facts of these periods; periods of unknown accounts are left out. The plan of a period's open segment is
 /// that in force at the period's end, as far as is known: that of the account's first segment that was closed
-/// then or later, else the subscription's. Before its first change of plan, an account's period that has ended
+/// then or later, else the subscription's. A period that has no summary ends with the subscription that was in force
+/// when it began, at the latest. Before its first change of plan, an account's period that has ended
 /// keeps the plan that its summary was made with.
 #[tracing::instrument(name = "db.eco_usage_counters.facts", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec<Facts>> {
@@ -77,7 +78,13 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
                order by s.ended_time desc nulls first, s.subscription_id desc limit 1) s
            left join eco_usage_records r on r.eco_id = k.eco_id and r.period_start = k.period_start
            cross join lateral (
-               select coalesce(r.period_end, nexus_period_end(s.anchor_time, k.period_start)) as period_end,
+               select coalesce(r.period_end,
+                               (select least(nexus_period_end(x.anchor_time, k.period_start), x.ended_time)
+                                from eco_subscriptions x
+                                where x.eco_id = k.eco_id and x.ended_time > k.period_start
+                                  and x.started_time < x.ended_time
+                                order by x.ended_time limit 1),
+                               nexus_period_end(s.anchor_time, k.period_start)) as period_end,
                       coalesce(r.currency_code, i.currency_code) as currency_code,
                       s.plan_epoch = 0 and r.period_end <= now() as keeps_plan,
                       s.next_plan_time < coalesce(r.period_end, nexus_period_end(s.anchor_time, k.period_start))
@@ -85,7 +92,7 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
            left join lateral (
                select g.plan, g.plan_version from eco_usage_segments g
                where g.eco_id = k.eco_id and g.closed_time >= e.period_end
-               order by g.closed_time limit 1) f on true
+               order by g.closed_time, g.period_start, g.segment limit 1) f on true
            cross join lateral (
                select coalesce(f.plan, case when e.keeps_plan then r.plan
                                             when e.has_next then s.next_plan else s.plan end) as plan,

@@ -11,6 +11,9 @@ pub mod records;
 pub mod run_accounts;
 pub mod runs;
 pub mod segments;
+pub mod stripe_events;
+pub mod stripe_prices;
+pub mod stripe_subscriptions;
 pub mod subscriptions;
 
 /// A word of the database that the code does not know.

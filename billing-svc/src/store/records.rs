@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use nexus_core::{
     money::{Micros, OutOfRange},
     period::SETTLEMENT_GRACE,
+    plan::Plan,
 };
 use sqlx::PgConnection;
 
@@ -265,4 +266,43 @@ pub async fn waits_for_customer(db: &mut PgConnection, eco_id: &str) -> sqlx::Re
     )
     .fetch_one(db)
     .await
+}
+
+/// Ends a period early, where it would have ended later.
+#[tracing::instrument(name = "db.eco_usage_records.cut", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn cut(db: &mut PgConnection, key: &PeriodKey, end: DateTime<Utc>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_usage_records set period_end = $3
+         where eco_id = $1 and period_start = $2 and period_start < $3 and period_end > $3",
+        key.eco_id,
+        key.start,
+        end,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Has a period end at `end`, from now on: one that is new, or one that was cut and goes on after all.
+#[tracing::instrument(name = "db.eco_usage_records.open", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn open(
+    db: &mut PgConnection,
+    key: &PeriodKey,
+    end: DateTime<Utc>,
+    (plan, version): (Plan, i32),
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into eco_usage_records as r (eco_id, period_start, period_end, plan, plan_version, currency_code)
+         select i.eco_id, $2::timestamptz, $3::timestamptz, $4, $5::int, i.currency_code from eco_identities i where i.eco_id = $1
+         on conflict (eco_id, period_start) do update set period_end = excluded.period_end, settled_time = null
+         where r.period_end < excluded.period_end",
+        key.eco_id,
+        key.start,
+        end,
+        plan.as_str(),
+        version,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }

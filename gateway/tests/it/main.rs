@@ -12,3 +12,4 @@ mod requests;
 mod secure;
 mod suite;
 mod usage;
+mod webhooks;

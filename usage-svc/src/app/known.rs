@@ -146,7 +146,7 @@ mod tests {
 
     fn facts(closed: Option<DateTime<Utc>>) -> Facts {
         let now = DateTime::from_timestamp_secs(1_800_000_000).expect("a time");
-        let account = Account { anchor: now, closed, closed_segments: Vec::new() };
+        let account = Account { anchor: now, closed, former: Vec::new(), closed_segments: Vec::new() };
         let key = Key { eco_id: "eco_a".to_owned(), test_mode: false };
         Facts {
             now,

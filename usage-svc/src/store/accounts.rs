@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, str::FromStr};
 
+use chrono::{DateTime, Utc};
 use nexus_core::{
     id::EcoId,
     period::Period,
@@ -16,7 +17,7 @@ use crate::domain::{
 };
 
 /// The accounts that exist of these, as recording needs them. A closed account's last subscription holds
-/// its anchor. Which segments are open holds for as long as the accounts' plans are held (see
+/// its anchor; one that was over before it was heard of was never in force. Which segments are open holds for as long as the accounts' plans are held (see
 /// [`super::plan_locks`]).
 #[tracing::instrument(name = "db.eco_identities.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn for_recording(
@@ -26,11 +27,14 @@ pub async fn for_recording(
     let rows = sqlx::query!(
         // Row by row from the ids, so that the cost is that of these accounts, however many there are. Nothing is
         // counted in a period that began longer ago.
-        r#"select i.eco_id, i.closed_time, s.anchor_time, z.closed_segments as "closed_segments!"
+        r#"select i.eco_id, i.closed_time, s.anchors as "anchors!", s.ends as "ends!: Vec<Option<DateTime<Utc>>>",
+                  z.closed_segments as "closed_segments!"
            from unnest($1::text[]) as k (eco_id) join eco_identities i using (eco_id)
-           cross join lateral (select anchor_time from eco_subscriptions
+           cross join lateral (select array_agg(anchor_time order by ended_time, subscription_id) as anchors,
+                                      array_agg(ended_time order by ended_time, subscription_id) as ends
+                               from eco_subscriptions
                                where eco_id = i.eco_id
-                               order by ended_time desc nulls first, subscription_id desc limit 1) s
+                                 and (ended_time is null or started_time < ended_time)) s
            cross join lateral (select coalesce(array_agg(period_start), '{}') as closed_segments
                                from eco_usage_segments
                                where eco_id = i.eco_id and recorded_units is not null
@@ -42,8 +46,11 @@ pub async fn for_recording(
     rows.into_iter()
         .map(|row| {
             let id = EcoId::parse(&row.eco_id).map_err(decode)?;
-            let (anchor, closed) = (row.anchor_time, row.closed_time);
-            Ok((id, Account { anchor, closed, closed_segments: row.closed_segments }))
+            let (anchor, before) = row.anchors.split_last().ok_or(sqlx::Error::RowNotFound)?;
+            let former =
+                before.iter().zip(row.ends).filter_map(|(anchor, end)| Some((*anchor, end?))).collect();
+            let (anchor, closed) = (*anchor, row.closed_time);
+            Ok((id, Account { anchor, closed, former, closed_segments: row.closed_segments }))
         })
         .collect()
 }

@@ -35,6 +35,7 @@ impl Billing {
                 stripe_rate_per_second: std::num::NonZeroU32::MIN,
                 stripe_timeout: Duration::from_secs(20),
             },
+            stripe_webhook_secret: None,
             overage_concurrency: 1,
         };
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;

@@ -1,8 +1,10 @@
-//! [`Payments`] at Stripe, by async-stripe's requests over a client of ours.
+//! [`Payments`] and [`Subscriptions`](super::subscriptions::Subscriptions) at Stripe, by async-stripe's requests over
+//! a client of ours.
 
 mod client;
 mod invoices;
 mod items;
+mod subscriptions;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

@@ -51,6 +51,7 @@ impl Billing {
                 stripe_rate_per_second: const { std::num::NonZeroU32::new(1_000).expect("not zero") },
                 stripe_timeout: std::time::Duration::from_secs(20),
             },
+            stripe_webhook_secret: None,
             overage_concurrency: 1,
         };
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
