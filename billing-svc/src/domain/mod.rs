@@ -8,12 +8,17 @@
 //! | [`overage`] | what an account owes for a period, and the difference to charge |
 //! | [`period`] | an account's period: its key, why it is parked, whether a run has to look at it |
 //! | [`charge`] | an entry of the ledger: its key, its exact payload, the text on the invoice |
+//! | [`adjustment`] | a correction of usage |
+//! | [`basis`] | what a charge follows from, kept with it |
+//! | [`settlement`] | an invoice after the end of a subscription, step by step |
 //! | [`invoice`] | an invoice made for charges |
 //! | [`run`] | the figures of a run over many accounts |
 //! | [`stripe_signature`], [`stripe_event`] | whether a webhook is Stripe's; what is kept of it, and when it is tried again |
 //! | [`stripe_objects`], [`stripe_subscription`] | what is read at Stripe; what a subscription there means for ours |
 
 pub mod account;
+pub mod adjustment;
+pub mod basis;
 pub mod charge;
 pub mod invoice;
 pub mod overage;
@@ -21,6 +26,7 @@ pub mod period;
 pub mod plan;
 pub mod plan_change;
 pub mod run;
+pub mod settlement;
 pub mod stripe_event;
 pub mod stripe_objects;
 pub mod stripe_signature;

@@ -1,7 +1,7 @@
 //! `eco_identities` with `eco_subscriptions`: always read together, written together at creation.
 
 use chrono::{DateTime, Utc};
-use nexus_core::plan::Plan;
+use nexus_core::{id::EcoId, plan::Plan};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -134,4 +134,17 @@ pub async fn list(
     .into_iter()
     .map(Account::try_from)
     .collect()
+}
+
+/// Closes an account.
+#[tracing::instrument(name = "db.eco_identities.close", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn close(db: &mut PgConnection, eco_id: &EcoId, at: DateTime<Utc>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_identities set status = 'closed', closed_time = $2 where eco_id = $1 and closed_time is null",
+        eco_id.as_str(),
+        at,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! The only SQL; one file a table. Every function takes a connection: the use case owns the transaction.
 
 pub mod accounts;
+pub mod adjustments;
+pub mod audit;
 pub mod changes;
 pub mod charges;
 pub mod facts;
@@ -8,9 +10,11 @@ pub mod lease;
 pub mod plan_requests;
 pub mod plans;
 pub mod records;
+pub mod requests;
 pub mod run_accounts;
 pub mod runs;
 pub mod segments;
+pub mod settlements;
 pub mod stripe_events;
 pub mod stripe_prices;
 pub mod stripe_subscriptions;

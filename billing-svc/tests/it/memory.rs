@@ -20,6 +20,8 @@ use uuid::Uuid;
 /// What goes wrong with a call that changes something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
+    /// Nothing.
+    None,
     /// The request is lost on its way.
     Lost,
     /// It is done, the answer is lost.
@@ -92,6 +94,17 @@ impl Memory {
     /// All items, with their ids.
     pub(crate) fn items(&self) -> Vec<(String, InvoiceItem)> {
         self.state().items.iter().map(|item| (item.id.clone(), item.item.clone())).collect()
+    }
+
+    /// Items of every invoice that was made and finalised.
+    pub(crate) fn finalised(&self) -> Vec<Vec<String>> {
+        let state = self.state();
+        let finalised = state.invoices.iter().filter(|invoice| !invoice.is_draft);
+        let items = finalised.map(|invoice| {
+            let own = state.items.iter().filter(|item| item.invoice.as_ref() == Some(&invoice.id));
+            own.map(|item| item.id.clone()).collect()
+        });
+        items.collect()
     }
 
     /// Puts all pending items of a customer on a finalised invoice.

@@ -91,7 +91,7 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                   p.included_units, p.hard_limit, coalesce(price.overage_micros, 0) > 0 as "priced!",
                   free.included_units as free_included, free.hard_limit as free_hard,
                   a.period_start as "period_start!", a.period_end as "period_end!",
-                  coalesce(c.recorded, 0) as "recorded!", coalesce(c.unadmitted, 0) as "unadmitted!",
+                  coalesce(c.recorded, 0) + coalesce(j.units, 0) as "recorded!", coalesce(c.unadmitted, 0) as "unadmitted!",
                   coalesce(z.recorded, 0) as "closed_recorded!", coalesce(z.overage, 0) as "closed_overage!",
                   coalesce(q.granted_units, 0) as "granted!", coalesce(q.returned_units, 0) as "returned!"
            from account a
@@ -104,6 +104,8 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                                      sum(unadmitted_units)::bigint as unadmitted
                               from eco_usage_counters u
                               where u.eco_id = a.eco_id and u.period_start = a.period_start) c on true
+           left join lateral (select sum(d.units)::bigint as units from eco_usage_adjustments d
+                              where d.eco_id = a.eco_id and d.period_start = a.period_start) j on true
            left join lateral (select sum(recorded_units)::bigint as recorded, sum(overage_units)::bigint as overage
                               from eco_usage_segments g
                               where g.eco_id = a.eco_id and g.period_start = a.period_start) z on true"#,
