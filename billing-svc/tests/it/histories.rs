@@ -115,7 +115,8 @@ impl World {
 
     fn call(&mut self) {
         let most = [1, 10, 5_000, 300_000][self.rng.random_range(0..4)];
-        self.count(self.rng.random_range(1..=most));
+        let units = self.rng.random_range(1..=most);
+        self.count(units);
     }
 
     fn adjust(&mut self) {

@@ -93,7 +93,7 @@ async fn no_more_is_taken_away_than_the_open_segment_has() -> Result<()> {
     record(&db, "eco_a", 40).await?;
     let Err(refused) = adjust(&billing, adjustment(-41, 1)).await? else { anyhow::bail!("not refused") };
     assert_eq!(refused.code(), Code::FailedPrecondition);
-    assert_eq!(status::reason(&refused).as_deref(), Some("USAGE_BELOW_ZERO"));
+    assert_eq!(status::reason(&refused), "USAGE_BELOW_ZERO");
     assert_eq!(adjust(&billing, adjustment(-40, 2)).await??, 100);
     // A closed segment keeps what was taken away from it.
     let change = ChangePlanRequest {
@@ -179,10 +179,7 @@ async fn what_a_charge_follows_from_is_kept_and_adds_up_to_it() -> Result<()> {
     let Err(hidden) = billing.client.clone().explain_charge(user("eco_b")?.request(request)).await else {
         anyhow::bail!("told")
     };
-    assert_eq!(
-        (hidden.code(), status::reason(&hidden).as_deref()),
-        (Code::NotFound, Some("CHARGE_NOT_FOUND"))
-    );
+    assert_eq!((hidden.code(), status::reason(&hidden).as_str()), (Code::NotFound, "CHARGE_NOT_FOUND"));
     for bad in ["", "x"] {
         let request = ExplainChargeRequest { charge_id: bad.to_owned() };
         let Err(refused) = billing.client.clone().explain_charge(runner()?.request(request)).await else {
@@ -218,12 +215,11 @@ async fn a_refused_charge_is_attempted_again_once_it_is_told_to() -> Result<()> 
     assert_eq!(sim.amounts().await?, [200]);
     // A repeat has the first answer, and changes nothing more.
     billing.client.clone().retry_charge(runner()?.request(request)).await?;
-    let [.., succeeded] =
-        charges(&billing).await?.try_into().map_err(|_| anyhow::anyhow!("two charges"))? as [Charge; 2];
+    let succeeded = charges(&billing).await?.pop().context("a charge")?;
     for charge in [&failed, &succeeded] {
         let again = billing.client.clone().retry_charge(runner()?.request(retry(charge, ""))).await;
         let Err(refused) = again else { anyhow::bail!("not refused") };
-        assert_eq!(status::reason(&refused).as_deref(), Some("CHARGE_NOT_PARKED"));
+        assert_eq!(status::reason(&refused), "CHARGE_NOT_PARKED");
     }
     Ok(())
 }
