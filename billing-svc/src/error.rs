@@ -57,6 +57,14 @@ pub enum Error {
     NoWebhookSecret,
     #[error(transparent)]
     Signature(#[from] SignatureError),
+    #[error("charge {0} does not exist")]
+    ChargeNotFound(Uuid),
+    #[error("charge {0} was written down by a version that did not keep what it follows from")]
+    BasisNotKept(Uuid),
+    #[error("charge {0} is not one that Stripe refused and that its period is parked for")]
+    ChargeNotParked(Uuid),
+    #[error("the segment that is open has {open_units} units: no more than these can be taken away")]
+    BelowZero { open_units: i64 },
     #[error(transparent)]
     OutOfRange(#[from] OutOfRange),
     #[error("database: {0}")]
@@ -89,6 +97,16 @@ impl From<Error> for Status {
             }
             Error::BooksUnread(_) => {
                 status::unavailable("STRIPE_UNAVAILABLE", error.to_string(), status::RETRY_SOON)
+            }
+            Error::ChargeNotFound(_) => status::not_found("CHARGE_NOT_FOUND", error.to_string()),
+            Error::BasisNotKept(_) => {
+                status::with_reason(Code::FailedPrecondition, "BASIS_NOT_KEPT", error.to_string())
+            }
+            Error::ChargeNotParked(_) => {
+                status::with_reason(Code::FailedPrecondition, "CHARGE_NOT_PARKED", error.to_string())
+            }
+            Error::BelowZero { .. } => {
+                status::with_reason(Code::FailedPrecondition, "USAGE_BELOW_ZERO", error.to_string())
             }
             Error::RunNotFound(_) => status::not_found("RUN_NOT_FOUND", error.to_string()),
             Error::NoWebhookSecret => {

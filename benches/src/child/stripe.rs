@@ -122,6 +122,7 @@ impl ItemLoad {
         let item = Arc::new(InvoiceItem {
             customer: self.customer,
             subscription: None,
+            invoice: None,
             amount_minor: 10,
             currency: "USD".to_owned(),
             description: "API overage: 100 calls beyond 100k limit".to_owned(),

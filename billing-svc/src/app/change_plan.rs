@@ -17,9 +17,10 @@ use crate::{
 };
 
 /// A repeat of a request returns the first answer.
-pub async fn run(pool: &PgPool, change: &PlanChange) -> Result<PlanChanged, Error> {
+pub async fn run(pool: &PgPool, change: &PlanChange, actor: &str) -> Result<PlanChanged, Error> {
     let mut transaction = db::begin(pool).await?;
     subscriptions::seize(&mut transaction, &change.eco_id).await?;
+    db::set_actor(&mut transaction, actor).await?;
     if let Some(answer) = answered_before(&mut transaction, change).await? {
         return Ok(answer);
     }
@@ -83,7 +84,11 @@ async fn take(
     let id = subscription.subscription_id;
     match step {
         Step::Nothing => {}
-        Step::Keep => subscriptions::set_waiting(db, id, None).await?,
+        Step::Keep => {
+            subscriptions::set_waiting(db, id, None).await?;
+            // A newer version of the plan, if there is one.
+            plans::hand_out(db, None, Some(id)).await?;
+        }
         Step::AtPeriodEnd => {
             let version = newest_version(db, subscription, change).await?;
             let waiting = (change.plan, version, subscription.period.end);

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod deadline;
+mod ledger;
 mod overage;
 mod reconcile;
 mod runs;
@@ -99,9 +100,16 @@ impl BillingService for Service {
 
     async fn explain_charge(
         &self,
-        _request: Request<ExplainChargeRequest>,
+        request: Request<ExplainChargeRequest>,
     ) -> Result<Response<ExplainChargeResponse>, Status> {
-        Err(status::not_implemented("ExplainCharge"))
+        let caller = Caller::of(&request)?;
+        let charge_id = ledger::charge_id(&request.get_ref().charge_id).map_err(Error::from)?;
+        let (charge, basis) = app::explain_charge::run(&self.pool, charge_id).await?;
+        // Whether another's charge exists is nobody's business.
+        if caller.account(&charge.eco_id, &[Scope::BillingRun]).is_err() {
+            return Err(Error::ChargeNotFound(charge_id).into());
+        }
+        Ok(Response::new(ledger::explanation(charge, &basis)?))
     }
 
     async fn reconcile(
@@ -117,9 +125,13 @@ impl BillingService for Service {
 
     async fn retry_charge(
         &self,
-        _request: Request<RetryChargeRequest>,
+        request: Request<RetryChargeRequest>,
     ) -> Result<Response<RetryChargeResponse>, Status> {
-        Err(status::not_implemented("RetryCharge"))
+        let caller = Caller::of(&request)?;
+        caller.require_scope(Scope::BillingRun)?;
+        let (charge_id, request_id) = ledger::retry(request.get_ref()).map_err(Error::from)?;
+        let charge = app::retry_charge::run(&self.pool, charge_id, request_id, &caller.subject()).await?;
+        Ok(Response::new(RetryChargeResponse { charge: Some(overage::charge(charge)) }))
     }
 
     async fn handle_stripe_event(
@@ -141,9 +153,10 @@ impl BillingService for Service {
         &self,
         request: Request<CreateAccountRequest>,
     ) -> Result<Response<CreateAccountResponse>, Status> {
-        Caller::of(&request)?.require_admin_or(&[Scope::AccountsWrite])?;
+        let caller = Caller::of(&request)?;
+        caller.require_admin_or(&[Scope::AccountsWrite])?;
         let new = accounts::new_account(request.get_ref(), &mut rand::rng()).map_err(Error::from)?;
-        let account = app::create_account::run(&self.pool, &new).await?;
+        let account = app::create_account::run(&self.pool, &new, &caller.subject()).await?;
         Ok(Response::new(CreateAccountResponse { account: Some(accounts::account(account)) }))
     }
 
@@ -170,19 +183,38 @@ impl BillingService for Service {
         }))
     }
 
+    async fn list_audit_log(
+        &self,
+        request: Request<ListAuditLogRequest>,
+    ) -> Result<Response<ListAuditLogResponse>, Status> {
+        Caller::of(&request)?.require_admin_or(&[])?;
+        let asked = ledger::audit_page(request.get_ref()).map_err(Error::from)?;
+        let (entries, next) =
+            app::list_audit_log::run(&self.pool, asked.eco_id.as_ref(), asked.before, asked.size).await?;
+        Ok(Response::new(ListAuditLogResponse {
+            entries: entries.into_iter().map(ledger::audit_entry).collect(),
+            next_page_token: next.map(|before| page::encode(&asked.eco_id, &before)).unwrap_or_default(),
+        }))
+    }
+
     async fn close_account(
         &self,
-        _request: Request<CloseAccountRequest>,
+        request: Request<CloseAccountRequest>,
     ) -> Result<Response<CloseAccountResponse>, Status> {
-        Err(status::not_implemented("CloseAccount"))
+        let caller = Caller::of(&request)?;
+        caller.require_admin_or(&[Scope::AccountsWrite])?;
+        let eco_id = accounts::to_close(request.get_ref()).map_err(Error::from)?;
+        let account = app::close_account::run(&self.pool, &eco_id, &caller.subject()).await?;
+        Ok(Response::new(CloseAccountResponse { account: Some(accounts::account(account)) }))
     }
 
     async fn change_plan(
         &self,
         request: Request<ChangePlanRequest>,
     ) -> Result<Response<ChangePlanResponse>, Status> {
-        let change = accounts::plan_change(&Caller::of(&request)?, request.get_ref())?;
-        let changed = app::change_plan::run(&self.pool, &change).await?;
+        let caller = Caller::of(&request)?;
+        let change = accounts::plan_change(&caller, request.get_ref())?;
+        let changed = app::change_plan::run(&self.pool, &change, &caller.subject()).await?;
         Ok(Response::new(accounts::plan_changed(changed)))
     }
 
@@ -190,16 +222,21 @@ impl BillingService for Service {
         &self,
         request: Request<SetSpendCapRequest>,
     ) -> Result<Response<SetSpendCapResponse>, Status> {
-        let change = accounts::spend_cap_change(&Caller::of(&request)?, request.get_ref())?;
-        let account = app::set_spend_cap::run(&self.pool, &change).await?;
+        let caller = Caller::of(&request)?;
+        let change = accounts::spend_cap_change(&caller, request.get_ref())?;
+        let account = app::set_spend_cap::run(&self.pool, &change, &caller.subject()).await?;
         Ok(Response::new(SetSpendCapResponse { account: Some(accounts::account(account)) }))
     }
 
     async fn adjust_usage(
         &self,
-        _request: Request<AdjustUsageRequest>,
+        request: Request<AdjustUsageRequest>,
     ) -> Result<Response<AdjustUsageResponse>, Status> {
-        Err(status::not_implemented("AdjustUsage"))
+        let caller = Caller::of(&request)?;
+        caller.require_admin_or(&[])?;
+        let adjustment = ledger::adjustment(request.into_inner()).map_err(Error::from)?;
+        let api_calls_count = app::adjust_usage::run(&self.pool, &adjustment, &caller.subject()).await?;
+        Ok(Response::new(AdjustUsageResponse { api_calls_count }))
     }
 
     async fn list_plans(
@@ -216,9 +253,13 @@ impl BillingService for Service {
 
     async fn upsert_plan(
         &self,
-        _request: Request<UpsertPlanRequest>,
+        request: Request<UpsertPlanRequest>,
     ) -> Result<Response<UpsertPlanResponse>, Status> {
-        Err(status::not_implemented("UpsertPlan"))
+        let caller = Caller::of(&request)?;
+        caller.require_admin_or(&[])?;
+        let (new, request_id) = accounts::new_version(request.into_inner()).map_err(Error::from)?;
+        let version = app::upsert_plan::run(&self.pool, &new, request_id, &caller.subject()).await?;
+        Ok(Response::new(UpsertPlanResponse { plan: Some(accounts::plan_version(version)) }))
     }
 
     type WatchOverageRunStream = BoxStream<'static, Result<WatchOverageRunResponse, Status>>;

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::unknown_word;
 use crate::domain::{
+    basis::Basis,
     charge::{Charge, Intent, InvoiceItem, KEY_LIFE, RECHECK_AFTER, Readiness},
     overage::Difference,
     period::PeriodKey,
@@ -26,6 +27,7 @@ struct Row {
     units_to: i64,
     amount_micros: i64,
     payload: Json<InvoiceItem>,
+    basis: Option<Json<Basis>>,
 }
 
 impl From<Row> for Intent {
@@ -42,18 +44,19 @@ impl From<Row> for Intent {
                 units_to: row.units_to,
             },
             item: row.payload.0,
+            basis: row.basis.map(|basis| basis.0),
         }
     }
 }
 
 /// Writes an intent down.
-pub async fn insert(db: &mut PgConnection, intent: &Intent, run_id: Uuid) -> sqlx::Result<()> {
+pub async fn insert(db: &mut PgConnection, intent: &Intent, run_id: Option<Uuid>) -> sqlx::Result<()> {
     insert_all(db, std::slice::from_ref(intent), run_id).await
 }
 
 /// Writes intents down.
 #[tracing::instrument(name = "db.eco_overage_charges.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn insert_all(db: &mut PgConnection, intents: &[Intent], run_id: Uuid) -> sqlx::Result<()> {
+pub async fn insert_all(db: &mut PgConnection, intents: &[Intent], run_id: Option<Uuid>) -> sqlx::Result<()> {
     let of = |column: fn(&Intent) -> i64| intents.iter().map(column).collect::<Vec<_>>();
     let times = |column: fn(&Intent) -> DateTime<Utc>| intents.iter().map(column).collect::<Vec<_>>();
     let texts = |column: fn(&Intent) -> &str| intents.iter().map(column).collect::<Vec<_>>();
@@ -62,16 +65,19 @@ pub async fn insert_all(db: &mut PgConnection, intents: &[Intent], run_id: Uuid)
     let sequences: Vec<i32> = intents.iter().map(|intent| intent.sequence).collect();
     let keys: Vec<String> = intents.iter().map(Intent::key).collect();
     let payloads: Vec<Json<&InvoiceItem>> = intents.iter().map(|intent| Json(&intent.item)).collect();
+    let bases: Vec<Option<Json<&Basis>>> =
+        intents.iter().map(|intent| intent.basis.as_ref().map(Json)).collect();
     sqlx::query!(
         "insert into eco_overage_charges
              (charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to, amount_micros,
-              amount_minor, currency_code, status, idempotency_key, payload, run_id)
+              amount_minor, currency_code, status, idempotency_key, payload, run_id, basis)
          select u.charge_id, u.attempt, u.eco_id, u.period_start, u.period_end, u.sequence, u.units_from, u.units_to,
-                u.amount_micros, u.amount_minor, u.currency_code, 'pending', u.idempotency_key, u.payload, $14
+                u.amount_micros, u.amount_minor, u.currency_code, 'pending', u.idempotency_key, u.payload, $14,
+                u.basis
          from unnest($1::uuid[], $2::int[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::int[], $7::bigint[],
-                     $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[], $13::jsonb[])
+                     $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[], $13::jsonb[], $15::jsonb[])
               as u (charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to,
-                    amount_micros, amount_minor, currency_code, idempotency_key, payload)",
+                    amount_micros, amount_minor, currency_code, idempotency_key, payload, basis)",
         &charge_ids,
         &attempts,
         &texts(|intent| &intent.eco_id) as &[&str],
@@ -86,6 +92,7 @@ pub async fn insert_all(db: &mut PgConnection, intents: &[Intent], run_id: Uuid)
         &keys,
         &payloads as &[Json<&InvoiceItem>],
         run_id,
+        &bases as &[Option<Json<&Basis>>],
     )
     .execute(db)
     .await?;
@@ -98,7 +105,7 @@ pub async fn pending(db: &mut PgConnection, period: &PeriodKey) -> sqlx::Result<
     let row = sqlx::query_as!(
         Row,
         r#"select charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to,
-                  amount_micros, payload as "payload: Json<InvoiceItem>"
+                  amount_micros, payload as "payload: Json<InvoiceItem>", basis as "basis: Json<Basis>"
            from eco_overage_charges
            where eco_id = $1 and period_start = $2 and status = 'pending'"#,
         period.eco_id,
@@ -114,7 +121,7 @@ pub async fn pending(db: &mut PgConnection, period: &PeriodKey) -> sqlx::Result<
 pub async fn ready(
     db: &mut PgConnection,
     attempts: &[(Uuid, i32)],
-    run_id: Uuid,
+    run_id: Option<Uuid>,
 ) -> sqlx::Result<Vec<Readiness>> {
     let (charge_ids, numbers): (Vec<Uuid>, Vec<i32>) = attempts.iter().copied().unzip();
     let found = sqlx::query!(
@@ -209,10 +216,15 @@ pub async fn fail(db: &mut PgConnection, charge_id: Uuid, attempt: i32, reason: 
     Ok(done.rows_affected() == 1)
 }
 
-/// Replaces an attempt in doubt by the next one: the same charge and payload under a new key; its own request
-/// may still take effect, so it is rechecked later. `None`: it was no longer in doubt.
+/// Replaces an attempt by the next one: the same charge under a new key; its own request may still take effect, so it
+/// is rechecked later. False: it was no longer in doubt.
 #[tracing::instrument(name = "db.eco_overage_charges.replace", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn replace(db: &mut PgConnection, intent: &Intent, run_id: Uuid) -> sqlx::Result<Option<Intent>> {
+pub async fn replace(
+    db: &mut PgConnection,
+    intent: &Intent,
+    next: &Intent,
+    run_id: Option<Uuid>,
+) -> sqlx::Result<bool> {
     let done = sqlx::query!(
         "update eco_overage_charges
          set status = 'superseded', finished_time = now(), recheck_time = now() + $3::interval
@@ -224,11 +236,10 @@ pub async fn replace(db: &mut PgConnection, intent: &Intent, run_id: Uuid) -> sq
     .execute(&mut *db)
     .await?;
     if done.rows_affected() == 0 {
-        return Ok(None);
+        return Ok(false);
     }
-    let next = intent.next_attempt();
-    insert(db, &next, run_id).await?;
-    Ok(Some(next))
+    insert(db, next, run_id).await?;
+    Ok(true)
 }
 
 /// Accounts with charges that are to be rechecked now, after one of them. A period with a charge in doubt comes
@@ -265,7 +276,8 @@ pub async fn due_rechecks(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<V
         Row,
         r#"select distinct on (h.charge_id)
                   h.charge_id, h.attempt, h.eco_id, h.period_start, h.period_end, h.sequence, h.units_from,
-                  h.units_to, h.amount_micros, h.payload as "payload: Json<InvoiceItem>"
+                  h.units_to, h.amount_micros, h.payload as "payload: Json<InvoiceItem>",
+                  h.basis as "basis: Json<Basis>"
            from eco_overage_charges h
            where h.recheck_time <= now() and h.eco_id = $1
              and not exists (select from eco_overage_charges p where p.eco_id = h.eco_id
@@ -327,6 +339,48 @@ pub async fn clear_recheck(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Resu
     Ok(())
 }
 
+struct Entry {
+    charge_id: Uuid,
+    attempt: i32,
+    eco_id: String,
+    period_start: DateTime<Utc>,
+    period_end: DateTime<Utc>,
+    sequence: i32,
+    units_from: i64,
+    units_to: i64,
+    amount_micros: i64,
+    currency_code: String,
+    status: String,
+    stripe_invoice_item_id: Option<String>,
+    failure_reason: Option<String>,
+    created_time: DateTime<Utc>,
+    basis: Option<Json<Basis>>,
+}
+
+impl TryFrom<Entry> for (Charge, Option<Basis>) {
+    type Error = sqlx::Error;
+    fn try_from(row: Entry) -> Result<Self, sqlx::Error> {
+        let charge = Charge {
+            charge_id: row.charge_id,
+            attempt: row.attempt,
+            eco_id: row.eco_id,
+            period: Period { start: row.period_start, end: row.period_end },
+            sequence: row.sequence,
+            difference: Difference {
+                amount: Micros(row.amount_micros),
+                units_from: row.units_from,
+                units_to: row.units_to,
+            },
+            currency_code: row.currency_code,
+            status: row.status.parse().map_err(unknown_word)?,
+            stripe_invoice_item_id: row.stripe_invoice_item_id,
+            failure_reason: row.failure_reason,
+            created_time: row.created_time,
+        };
+        Ok((charge, row.basis.map(|basis| basis.0)))
+    }
+}
+
 /// Charges of an account, newest first, after a place in that order.
 #[tracing::instrument(name = "db.eco_overage_charges.list", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn list(
@@ -335,14 +389,16 @@ pub async fn list(
     after: Option<&(DateTime<Utc>, Uuid, i32)>,
     limit: i64,
 ) -> sqlx::Result<Vec<Charge>> {
-    let rows = sqlx::query!(
-        "select charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to, amount_micros,
-                currency_code, status, stripe_invoice_item_id, failure_reason, created_time
-         from eco_overage_charges
-         where eco_id = $1
-           and ($2::timestamptz is null or (created_time, charge_id, attempt) < ($2, $3, $4))
-         order by created_time desc, charge_id desc, attempt desc
-         limit $5",
+    let rows = sqlx::query_as!(
+        Entry,
+        r#"select charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to, amount_micros,
+                  currency_code, status, stripe_invoice_item_id, failure_reason, created_time,
+                  basis as "basis: Json<Basis>"
+           from eco_overage_charges
+           where eco_id = $1
+             and ($2::timestamptz is null or (created_time, charge_id, attempt) < ($2, $3, $4))
+           order by created_time desc, charge_id desc, attempt desc
+           limit $5"#,
         eco_id.as_str(),
         after.map(|a| a.0),
         after.map(|a| a.1),
@@ -351,27 +407,27 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(Charge {
-                charge_id: row.charge_id,
-                attempt: row.attempt,
-                eco_id: row.eco_id,
-                period: Period { start: row.period_start, end: row.period_end },
-                sequence: row.sequence,
-                difference: Difference {
-                    amount: Micros(row.amount_micros),
-                    units_from: row.units_from,
-                    units_to: row.units_to,
-                },
-                currency_code: row.currency_code,
-                status: row.status.parse().map_err(unknown_word)?,
-                stripe_invoice_item_id: row.stripe_invoice_item_id,
-                failure_reason: row.failure_reason,
-                created_time: row.created_time,
-            })
-        })
-        .collect()
+    rows.into_iter().map(|row| Ok(<(Charge, Option<Basis>)>::try_from(row)?.0)).collect()
+}
+
+/// A charge with what it follows from: the first attempt of it that is in force, else the last.
+#[tracing::instrument(name = "db.eco_overage_charges.find", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn find(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<Option<(Charge, Option<Basis>)>> {
+    let row = sqlx::query_as!(
+        Entry,
+        r#"select charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to, amount_micros,
+                  currency_code, status, stripe_invoice_item_id, failure_reason, created_time,
+                  basis as "basis: Json<Basis>"
+           from eco_overage_charges
+           where charge_id = $1
+           order by status not in ('pending', 'succeeded'),
+                    case when status in ('pending', 'succeeded') then attempt else -attempt end
+           limit 1"#,
+        charge_id,
+    )
+    .fetch_optional(db)
+    .await?;
+    row.map(TryFrom::try_from).transpose()
 }
 
 /// Takes an item that is at Stripe into the ledger, as an attempt that succeeded when the item was made; false: the

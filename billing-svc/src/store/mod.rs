@@ -1,6 +1,8 @@
 //! The only SQL; one file a table. Every function takes a connection: the use case owns the transaction.
 
 pub mod accounts;
+pub mod adjustments;
+pub mod audit;
 pub mod changes;
 pub mod charges;
 pub mod counts;
@@ -11,9 +13,11 @@ pub mod plan_requests;
 pub mod plans;
 pub mod reconciliations;
 pub mod records;
+pub mod requests;
 pub mod run_accounts;
 pub mod runs;
 pub mod segments;
+pub mod settlements;
 pub mod spend_cap_requests;
 pub mod stripe_books;
 pub mod stripe_events;

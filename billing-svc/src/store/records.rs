@@ -128,7 +128,7 @@ pub async fn candidates(
 ) -> sqlx::Result<Vec<Candidate>> {
     let rows = sqlx::query!(
         r#"select r.eco_id, r.period_start, r.currency_code, r.overage_micros, r.billed_micros,
-                  r.period_end + $2::interval <= now() as "settling!",
+                  coalesce(r.settle_time, r.period_end + $2::interval) <= now() as "settling!",
                   exists (select from eco_overage_charges h where h.eco_id = r.eco_id
                           and h.period_start = r.period_start and h.status = 'pending') as "pending!",
                   r.overage_units > 0 and r.overage_micros = 0 as "unpriced!"
@@ -176,7 +176,7 @@ pub async fn settle_empty(db: &mut PgConnection, accounts: Option<&[String]>) ->
     let done = sqlx::query!(
         "update eco_usage_records r
          set settled_time = now(), parked_reason = null, parked_time = null
-         where settled_time is null and period_end + $1::interval <= now()
+         where settled_time is null and coalesce(settle_time, period_end + $1::interval) <= now()
            and overage_units = 0 and billed_micros = 0
            and ($2::text[] is null or r.eco_id = any ($2))
            and not exists (select from eco_overage_charges h where h.eco_id = r.eco_id
@@ -187,6 +187,21 @@ pub async fn settle_empty(db: &mut PgConnection, accounts: Option<&[String]>) ->
     .execute(db)
     .await?;
     Ok(done.rows_affected())
+}
+
+/// Has an account's periods that ended by a time rounded for good from now on.
+#[tracing::instrument(name = "db.eco_usage_records.settle_early", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn settle_early(db: &mut PgConnection, eco_id: &str, ended: DateTime<Utc>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_usage_records set settle_time = least(coalesce(settle_time, period_end + $3::interval), now())
+         where eco_id = $1 and settled_time is null and period_end <= least($2::timestamptz + interval '1 second', now())",
+        eco_id,
+        ended,
+        SETTLEMENT_GRACE as _,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// Marks a period as settled for good.
@@ -229,6 +244,22 @@ pub async fn park(db: &mut PgConnection, key: &PeriodKey, reason: Option<&ParkRe
     .execute(db)
     .await?;
     Ok(())
+}
+
+/// Takes a period out of the park that is there because Stripe refused a charge; false: it is not.
+#[tracing::instrument(name = "db.eco_usage_records.unpark_refused", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn unpark_refused(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "update eco_usage_records set parked_reason = null, parked_time = null
+         where eco_id = $1 and period_start = $2 and parked_reason not in ($3, $4)",
+        key.eco_id,
+        key.start,
+        ParkReason::NoStripeCustomer.as_str(),
+        ParkReason::NoPriceInCurrency.as_str(),
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// Brings the row's copy of the ledger's sum up to date.
@@ -294,7 +325,7 @@ pub async fn open(
     sqlx::query!(
         "insert into eco_usage_records as r (eco_id, period_start, period_end, plan, plan_version, currency_code)
          select i.eco_id, $2::timestamptz, $3::timestamptz, $4, $5::int, i.currency_code from eco_identities i where i.eco_id = $1
-         on conflict (eco_id, period_start) do update set period_end = excluded.period_end, settled_time = null
+         on conflict (eco_id, period_start) do update set period_end = excluded.period_end, settle_time = null, settled_time = null
          where r.period_end < excluded.period_end",
         key.eco_id,
         key.start,

@@ -5,7 +5,7 @@ use std::{collections::HashSet, num::NonZeroU32, sync::Arc, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use nexus_billing::{
     app::process_overage::{Answer, ChargeContext, Engine, Request, Together, charge_account},
-    domain::period::PeriodKey,
+    domain::{charge::Target, period::PeriodKey},
     payments::pace::Pace,
 };
 use nexus_core::plan::Plan;
@@ -146,7 +146,8 @@ async fn a_charge_that_was_never_sent_is_not_said_to_be_in_doubt() -> Result<()>
         pool: db::pool(&world.db.args(), Role::Billing)?,
         payments: world.memory.clone(),
         pace: Arc::new(Pace::new(rate)),
-        run_id: run.run_id,
+        run_id: Some(run.run_id),
+        target: Target::Upcoming,
         halt: CancellationToken::new(),
         shutdown: CancellationToken::new(),
         together: Arc::new(Together::default()),

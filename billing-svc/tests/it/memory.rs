@@ -12,9 +12,10 @@ use nexus_billing::{
     domain::{
         books::{BookInvoice, BookItem, InvoiceStatus},
         charge::{CHARGE_ID, InvoiceItem},
+        invoice::{NewInvoice, SETTLEMENT_ID},
     },
     payments::{
-        Advice, Doubt, FoundItem, Outcome, Payments, Refusal,
+        Advice, Doubt, FoundInvoice, FoundItem, Outcome, Payments, Refusal,
         books::{Books, Listing, Page, Place},
         pace::Pace,
     },
@@ -22,18 +23,20 @@ use nexus_billing::{
 use tokio::sync::watch;
 use uuid::Uuid;
 
-/// What goes wrong with a call that creates an item.
+/// What goes wrong with a call that changes something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
+    /// Nothing.
+    None,
     /// The request is lost on its way.
     Lost,
-    /// The item is made, the answer is lost.
+    /// It is done, the answer is lost.
     AnswerLost,
-    /// The item is made, an answer never comes.
+    /// It is done, an answer never comes.
     NoAnswer,
-    /// An error of the other side's own, kept for the key; the item is not made.
+    /// An error of the other side's own, kept for the key; it is not done.
     StoredError,
-    /// The same, but the item is made.
+    /// The same, but it is done.
     StoredErrorAfterEffect,
 }
 
@@ -47,11 +50,35 @@ pub(crate) struct Memory {
 #[derive(Debug, Default)]
 struct State {
     customers: HashSet<String>,
-    items: Vec<(String, InvoiceItem)>,
+    items: Vec<Item>,
+    invoices: Vec<Invoice>,
     made: usize,
-    invoiced: HashSet<String>,
-    answers: HashMap<String, (InvoiceItem, Outcome)>,
+    answers: HashMap<String, (Change, Outcome)>,
     faults: VecDeque<Fault>,
+}
+
+#[derive(Debug, Clone)]
+struct Item {
+    id: String,
+    item: InvoiceItem,
+    /// Invoice it is on.
+    invoice: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Invoice {
+    id: String,
+    invoice: NewInvoice,
+    is_draft: bool,
+}
+
+/// What is asked for, to be compared with what a key was used for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Change {
+    Item(InvoiceItem),
+    Invoice(NewInvoice),
+    Add { invoice_id: String, item_ids: Vec<String> },
+    Finalize { invoice_id: String },
 }
 
 impl Memory {
@@ -65,21 +92,36 @@ impl Memory {
         self.state().customers.insert(customer.to_owned());
     }
 
-    /// Lets the next call that creates an item go wrong.
+    /// Lets the next call that changes something go wrong.
     pub(crate) fn fail_next(&self, fault: Fault) {
         self.state().faults.push_back(fault);
     }
 
     /// All items, with their ids.
     pub(crate) fn items(&self) -> Vec<(String, InvoiceItem)> {
-        self.state().items.clone()
+        self.state().items.iter().map(|item| (item.id.clone(), item.item.clone())).collect()
     }
 
-    /// Puts all items of a customer on a finalised invoice.
+    /// Items of every invoice that was made and finalised.
+    pub(crate) fn finalised(&self) -> Vec<Vec<String>> {
+        let state = self.state();
+        let finalised = state.invoices.iter().filter(|invoice| !invoice.is_draft);
+        let items = finalised.map(|invoice| {
+            let own = state.items.iter().filter(|item| item.invoice.as_ref() == Some(&invoice.id));
+            own.map(|item| item.id.clone()).collect()
+        });
+        items.collect()
+    }
+
+    /// Puts all pending items of a customer on a finalised invoice.
     pub(crate) fn invoice(&self, customer: &str) {
         let mut state = self.state();
-        let State { items, invoiced, .. } = &mut *state;
-        invoiced.extend(items.iter().filter(|(_, item)| item.customer == customer).map(|(id, _)| id.clone()));
+        let id = state.next_id("in");
+        for item in &mut state.items {
+            if item.item.customer == customer && item.invoice.is_none() {
+                item.invoice = Some(id.clone());
+            }
+        }
     }
 
     /// Calls that never got an answer so far.
@@ -101,44 +143,111 @@ impl Memory {
 }
 
 impl State {
-    fn create(&mut self, item: &InvoiceItem, key: &str, fault: Option<Fault>) -> Outcome {
+    fn next_id(&mut self, prefix: &str) -> String {
+        self.made += 1;
+        format!("{prefix}_{}", self.made)
+    }
+
+    fn answer(&mut self, change: Change, key: &str, fault: Option<Fault>) -> Outcome {
         if let Some((sent, answer)) = self.answers.get(key) {
             return match answer {
-                _ if sent != item => unknown(Advice::Look, "the key was used with other parameters"),
+                _ if *sent != change => unknown(Advice::Look, "the key was used with other parameters"),
                 Outcome::Unknown(doubt) => Outcome::Unknown(Doubt { advice: Advice::Look, ..doubt.clone() }),
                 answer => answer.clone(),
             };
         }
-        if !self.customers.contains(&item.customer) {
-            return Outcome::FailedForGood(Refusal {
-                reason: "RESOURCE_MISSING".to_owned(),
-                message: format!("no such customer: {}", item.customer),
-            });
-        }
-        self.made += 1;
-        let item_id = format!("ii_{}", self.made);
-        if fault != Some(Fault::StoredError) {
-            self.items.push((item_id.clone(), item.clone()));
+        // What is refused is not kept for the key.
+        if let Err(refusal) = self.check(&change) {
+            return Outcome::FailedForGood(refusal);
         }
         let answer = match fault {
-            Some(Fault::StoredError | Fault::StoredErrorAfterEffect) => {
+            Some(Fault::StoredError) => unknown(Advice::Again, "an error of the other side's own"),
+            Some(Fault::StoredErrorAfterEffect) => {
+                self.apply(&change);
                 unknown(Advice::Again, "an error of the other side's own")
             }
-            _ => Outcome::Succeeded { item_id },
+            _ => Outcome::Succeeded { id: self.apply(&change) },
         };
-        self.answers.insert(key.to_owned(), (item.clone(), answer.clone()));
+        self.answers.insert(key.to_owned(), (change, answer.clone()));
         answer
+    }
+
+    fn check(&self, change: &Change) -> Result<(), Refusal> {
+        match change {
+            Change::Item(item) => {
+                self.check_customer(&item.customer)?;
+                item.invoice.iter().try_for_each(|invoice| self.check_draft(invoice, &item.customer))
+            }
+            Change::Invoice(invoice) => self.check_customer(&invoice.customer),
+            Change::Add { invoice_id, item_ids } => item_ids.iter().try_for_each(|id| {
+                let item = self.items.iter().find(|item| item.id == *id);
+                let item = item.ok_or_else(|| missing("invoiceitem", id))?;
+                if item.invoice.is_some() {
+                    return Err(refusal("INVALID_REQUEST_ERROR", format!("{id} is on an invoice already")));
+                }
+                self.check_draft(invoice_id, &item.item.customer)
+            }),
+            Change::Finalize { invoice_id } => {
+                let invoice = self.invoices.iter().find(|invoice| invoice.id == *invoice_id);
+                let invoice = invoice.ok_or_else(|| missing("invoice", invoice_id))?;
+                self.check_draft(invoice_id, &invoice.invoice.customer)
+            }
+        }
+    }
+
+    fn check_customer(&self, customer: &str) -> Result<(), Refusal> {
+        if self.customers.contains(customer) { Ok(()) } else { Err(missing("customer", customer)) }
+    }
+
+    fn check_draft(&self, invoice_id: &str, customer: &str) -> Result<(), Refusal> {
+        match self.invoices.iter().find(|invoice| invoice.id == invoice_id) {
+            Some(invoice) if invoice.invoice.customer != customer => {
+                Err(refusal("INVALID_REQUEST_ERROR", format!("{invoice_id} is another customer's")))
+            }
+            Some(invoice) if invoice.is_draft => Ok(()),
+            Some(_) => Err(refusal("INVOICE_NOT_EDITABLE", format!("{invoice_id} is finalised"))),
+            None => Err(missing("invoice", invoice_id)),
+        }
+    }
+
+    fn apply(&mut self, change: &Change) -> String {
+        match change {
+            Change::Item(item) => {
+                let id = self.next_id("ii");
+                let invoice = item.invoice.clone();
+                self.items.push(Item { id: id.clone(), item: item.clone(), invoice });
+                id
+            }
+            Change::Invoice(invoice) => {
+                let id = self.next_id("in");
+                self.invoices.push(Invoice { id: id.clone(), invoice: invoice.clone(), is_draft: true });
+                id
+            }
+            Change::Add { invoice_id, item_ids } => {
+                for item in self.items.iter_mut().filter(|item| item_ids.contains(&item.id)) {
+                    item.invoice = Some(invoice_id.clone());
+                }
+                invoice_id.clone()
+            }
+            Change::Finalize { invoice_id } => {
+                for invoice in self.invoices.iter_mut().filter(|invoice| invoice.id == *invoice_id) {
+                    invoice.is_draft = false;
+                }
+                invoice_id.clone()
+            }
+        }
     }
 }
 
-impl Payments for Memory {
-    fn create_invoice_item<'a>(&'a self, item: &'a InvoiceItem, key: &'a str) -> BoxFuture<'a, Outcome> {
+impl Memory {
+    fn change(&self, change: Change, key: &str) -> BoxFuture<'_, Outcome> {
+        let key = key.to_owned();
         let call = async move {
             let fault = self.state().faults.pop_front();
             if fault == Some(Fault::Lost) {
                 return unknown(Advice::Again, "the request was lost");
             }
-            let answer = self.state().create(item, key, fault);
+            let answer = self.state().answer(change, &key, fault);
             match fault {
                 Some(Fault::AnswerLost) => unknown(Advice::Again, "the answer was lost"),
                 Some(Fault::NoAnswer) => {
@@ -149,6 +258,57 @@ impl Payments for Memory {
             }
         };
         call.boxed()
+    }
+}
+
+impl Payments for Memory {
+    fn create_invoice_item<'a>(&'a self, item: &'a InvoiceItem, key: &'a str) -> BoxFuture<'a, Outcome> {
+        self.change(Change::Item(item.clone()), key)
+    }
+
+    fn create_invoice<'a>(&'a self, invoice: &'a NewInvoice, key: &'a str) -> BoxFuture<'a, Outcome> {
+        self.change(Change::Invoice(invoice.clone()), key)
+    }
+
+    fn add_items<'a>(
+        &'a self,
+        invoice_id: &'a str,
+        item_ids: &'a [String],
+        key: &'a str,
+    ) -> BoxFuture<'a, Outcome> {
+        self.change(Change::Add { invoice_id: invoice_id.to_owned(), item_ids: item_ids.to_vec() }, key)
+    }
+
+    fn finalize_invoice<'a>(&'a self, invoice_id: &'a str, key: &'a str) -> BoxFuture<'a, Outcome> {
+        self.change(Change::Finalize { invoice_id: invoice_id.to_owned() }, key)
+    }
+
+    fn pending_items<'a>(
+        &'a self,
+        customer: &'a str,
+        _: &'a Pace,
+    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>> {
+        let state = self.state();
+        let pending = state.items.iter().filter(|i| i.item.customer == customer && i.invoice.is_none());
+        futures::future::ready(Ok(pending.map(|item| item.id.clone()).collect())).boxed()
+    }
+
+    fn find_invoices<'a>(
+        &'a self,
+        customer: &'a str,
+        settlement_id: Uuid,
+        _: &'a Pace,
+    ) -> BoxFuture<'a, Result<Vec<FoundInvoice>, Doubt>> {
+        let wanted = settlement_id.to_string();
+        let state = self.state();
+        let found = state
+            .invoices
+            .iter()
+            .filter(|i| i.invoice.customer == customer)
+            .filter(|i| i.invoice.metadata.get(SETTLEMENT_ID) == Some(&wanted))
+            .map(|i| FoundInvoice { invoice_id: i.id.clone(), is_draft: i.is_draft })
+            .collect();
+        futures::future::ready(Ok(found)).boxed()
     }
 
     fn find_items<'a>(
@@ -162,11 +322,11 @@ impl Payments for Memory {
         let found = state
             .items
             .iter()
-            .filter(|(_, item)| item.customer == customer && item.metadata.get(CHARGE_ID) == Some(&wanted))
-            .map(|(item_id, item)| FoundItem {
-                item_id: item_id.clone(),
-                amount_minor: item.amount_minor,
-                is_invoiced: state.invoiced.contains(item_id),
+            .filter(|i| i.item.customer == customer && i.item.metadata.get(CHARGE_ID) == Some(&wanted))
+            .map(|i| FoundItem {
+                item_id: i.id.clone(),
+                amount_minor: i.item.amount_minor,
+                is_invoiced: i.invoice.is_some(),
             })
             .collect();
         futures::future::ready(Ok(found)).boxed()
@@ -174,18 +334,31 @@ impl Payments for Memory {
 
     fn delete_item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<(), Doubt>> {
         let mut state = self.state();
-        let deleted = if state.invoiced.contains(item_id) {
+        let State { items, invoices, .. } = &mut *state;
+        let is_draft = |id: &String| invoices.iter().any(|invoice| invoice.id == *id && invoice.is_draft);
+        let is_final = items
+            .iter()
+            .any(|item| item.id == item_id && item.invoice.as_ref().is_some_and(|id| !is_draft(id)));
+        let deleted = if is_final {
             Err(Doubt {
                 advice: Advice::Later,
                 retry_after: None,
                 message: "the item is on a finalised invoice".to_owned(),
             })
         } else {
-            state.items.retain(|(id, _)| id != item_id);
+            items.retain(|item| item.id != item_id);
             Ok(())
         };
         futures::future::ready(deleted).boxed()
     }
+}
+
+fn missing(what: &str, id: &str) -> Refusal {
+    refusal("RESOURCE_MISSING", format!("no such {what}: {id}"))
+}
+
+fn refusal(reason: &str, message: String) -> Refusal {
+    Refusal { reason: reason.to_owned(), message }
 }
 
 fn unknown(advice: Advice, message: &str) -> Outcome {

@@ -19,8 +19,8 @@ use crate::domain::{
 };
 
 /// The accounts that exist of these, as recording needs them. A closed account's last subscription holds
-/// its anchor; one that was over before it was heard of was never in force. Which segments are open holds for as long as the accounts' plans are held (see
-/// [`super::plan_locks`]).
+/// its anchor; one that was over before it was heard of was never in force. Which segments are open holds for as long as
+/// the accounts' plans are held (see [`super::plan_locks`]).
 #[tracing::instrument(name = "db.eco_identities.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn for_recording(
     connection: &mut PgConnection,
@@ -95,7 +95,8 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                   price.overage_micros as "price_micros?", price.overage_per_units as "price_per_units?",
                   free.included_units as free_included, free.hard_limit as free_hard,
                   a.period_start as "period_start!", a.period_end as "period_end!",
-                  coalesce(c.recorded, 0) as "recorded!", coalesce(c.unadmitted, 0) as "unadmitted!",
+                  coalesce(c.recorded, 0) as "counted!", coalesce(j.units, 0) as "adjusted!",
+                  coalesce(c.unadmitted, 0) as "unadmitted!",
                   coalesce(z.recorded, 0) as "closed_recorded!", coalesce(z.overage, '{}') as "closed_overage!",
                   coalesce(z.price_micros, '{}') as "closed_price_micros!: Vec<Option<i64>>",
                   coalesce(z.price_per_units, '{}') as "closed_price_per_units!: Vec<Option<i64>>",
@@ -110,6 +111,8 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                                      sum(unadmitted_units)::bigint as unadmitted
                               from eco_usage_counters u
                               where u.eco_id = a.eco_id and u.period_start = a.period_start) c on true
+           left join lateral (select sum(d.units)::bigint as units from eco_usage_adjustments d
+                              where d.eco_id = a.eco_id and d.period_start = a.period_start) j on true
            left join lateral (select sum(g.recorded_units)::bigint as recorded,
                                      array_agg(g.overage_units) as overage,
                                      array_agg(gp.overage_micros) as price_micros,
@@ -138,7 +141,10 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                 included: row.included_units,
                 hard: row.hard_limit,
                 priced: price.micros > 0,
-                capped: row.spend_cap_micros.and_then(|cap| spend_cap::limit(Micros(cap), &overage, &open)),
+                capped: row
+                    .spend_cap_micros
+                    .and_then(|cap| spend_cap::limit(Micros(cap), &overage, &open))
+                    .map(|limit| spend_cap::admitted(limit, row.adjusted)),
                 epoch,
             }
         } else {
@@ -150,7 +156,7 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
             closed: row.closed,
             terms,
             period: Period { start: row.period_start, end: row.period_end },
-            recorded: row.recorded,
+            recorded: row.counted + row.adjusted,
             closed_segments: ClosedSegments {
                 recorded: row.closed_recorded,
                 overage: overage.iter().map(|(_, units)| units).sum(),

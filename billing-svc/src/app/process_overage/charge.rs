@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::together::Together;
 use crate::{
     domain::{
-        charge::{Intent, Readiness},
+        charge::{Intent, Readiness, Target},
         overage::{Facts, Next},
         period::{ParkReason, PeriodKey},
         run::{AccountError, AccountResult},
@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Sends and searches for one intent within a run; what is still in doubt then is the next run's.
-pub(super) const MAX_TRIES: u32 = 6;
+pub(in crate::app) const MAX_TRIES: u32 = 6;
 
 /// What charging an account needs.
 #[derive(Clone)]
@@ -50,14 +50,23 @@ pub struct ChargeContext {
     pub payments: Arc<dyn Payments>,
     /// How fast.
     pub pace: Arc<Pace>,
-    /// The run that intents are written for.
-    pub run_id: Uuid,
+    /// The run that intents are written for; `None`: a settlement.
+    pub run_id: Option<Uuid>,
+    /// Where new charges are put.
+    pub target: Target,
     /// Cancelled when the run has lost its lease: nothing more is sent.
     pub halt: CancellationToken,
     /// Cancelled when the server stops: what is in hand is brought to an end, without further tries.
     pub shutdown: CancellationToken,
     /// Statements that charges of the run share.
     pub together: Arc<Together>,
+}
+
+impl ChargeContext {
+    /// Whether nothing more is to be sent, for one of the two reasons.
+    pub fn is_stopped(&self) -> bool {
+        self.halt.is_cancelled() || self.shutdown.is_cancelled()
+    }
 }
 
 /// What is done about a period.
@@ -160,7 +169,7 @@ async fn charge_period(
 pub(super) async fn next_steps(context: &ChargeContext, periods: &[PeriodKey]) -> Result<Vec<Step>, Error> {
     let mut connection = db::acquire(&context.pool).await?;
     let mut transaction = connection.begin().await?;
-    let mut steps = decide(&mut transaction, periods, context.run_id).await?;
+    let mut steps = decide(&mut transaction, periods, context).await?;
     transaction.commit().await?;
     Ok(periods.iter().map(|period| steps.remove(period).unwrap_or(Step::Nothing)).collect())
 }
@@ -168,7 +177,7 @@ pub(super) async fn next_steps(context: &ChargeContext, periods: &[PeriodKey]) -
 async fn decide(
     db: &mut PgConnection,
     periods: &[PeriodKey],
-    run_id: Uuid,
+    context: &ChargeContext,
 ) -> Result<HashMap<PeriodKey, Step>, Error> {
     let locked = records::lock_all(db, periods).await?;
     let all_facts = facts::read(db, &locked).await?;
@@ -179,10 +188,10 @@ async fn decide(
         let step = if facts.ledger.pending {
             charges::pending(db, &period).await?.map_or(Step::Nothing, Step::Resolve)
         } else {
-            decide_one(db, facts, &period, run_id).await?
+            decide_one(db, facts, &period, context).await?
         };
         match &step {
-            Step::Nothing => run_accounts::note(db, run_id, &facts.eco_id).await?,
+            Step::Nothing => note(db, context, &facts.eco_id).await?,
             Step::Send { intent, .. } => intents.push(intent.clone()),
             Step::Resolve(_) | Step::Parked(_) => {}
         }
@@ -190,7 +199,7 @@ async fn decide(
     }
     if !intents.is_empty() {
         let charged: Vec<_> = intents.iter().map(Intent::period_key).collect();
-        charges::insert_all(db, &intents, run_id).await?;
+        charges::insert_all(db, &intents, context.run_id).await?;
         records::set_billed_all(db, &charged).await?;
     }
     Ok(steps)
@@ -201,7 +210,7 @@ async fn decide_one(
     db: &mut PgConnection,
     facts: &Facts,
     period: &PeriodKey,
-    run_id: Uuid,
+    context: &ChargeContext,
 ) -> Result<Step, Error> {
     match facts.next()? {
         Next::Nothing => Ok(Step::Nothing),
@@ -214,8 +223,8 @@ async fn decide_one(
             records::park(db, period, Some(&reason)).await?;
             // Told and parked at once: neither again.
             match &error {
-                Some(error) => run_accounts::fail(db, run_id, error).await?,
-                None => run_accounts::note(db, run_id, &facts.eco_id).await?,
+                Some(error) => note_failure(db, context, error).await?,
+                None => note(db, context, &facts.eco_id).await?,
             }
             Ok(Step::Parked(error))
         }
@@ -223,9 +232,28 @@ async fn decide_one(
             if facts.parked.is_some() {
                 records::park(db, period, None).await?;
             }
-            let intent = Intent::new(facts, customer, difference);
+            let intent = Intent::new(facts, customer, difference, &context.target);
             Ok(Step::Send { intent, settling: facts.is_settling() })
         }
+    }
+}
+
+/// Notes in the run, if there is one, that there was nothing to charge.
+async fn note(db: &mut PgConnection, context: &ChargeContext, eco_id: &str) -> sqlx::Result<()> {
+    match context.run_id {
+        Some(run_id) => run_accounts::note(db, run_id, eco_id).await,
+        None => Ok(()),
+    }
+}
+
+async fn note_failure(
+    db: &mut PgConnection,
+    context: &ChargeContext,
+    error: &AccountError,
+) -> sqlx::Result<()> {
+    match context.run_id {
+        Some(run_id) => run_accounts::fail(db, run_id, error).await,
+        None => Ok(()),
     }
 }
 
@@ -260,20 +288,34 @@ async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> 
             Readiness::Send if !look => {
                 sent = Sent::Perhaps;
                 match context.payments.create_invoice_item(&intent.item, &intent.key()).await {
-                    Outcome::Succeeded { item_id } => return succeeded(context, &intent, &item_id).await,
+                    Outcome::Succeeded { id } => return succeeded(context, &intent, &id).await,
+                    // The draft may have been finalised meanwhile, or be full.
+                    Outcome::FailedForGood(refusal) if intent.item.invoice.is_some() => {
+                        tracing::info!(charge_id = %intent.charge_id, reason = refusal.reason, "a draft does not take a charge");
+                        match look_for(context, &intent, intent.without_draft()).await? {
+                            Looked::Is(outcome) => return Ok(outcome),
+                            Looked::Replaced(next) => {
+                                intent = next;
+                                continue;
+                            }
+                            Looked::Unknown(doubt) => doubt,
+                        }
+                    }
                     Outcome::FailedForGood(refusal) => return refused(context, &intent, refusal).await,
                     Outcome::Unknown(doubt) => doubt,
                 }
             }
-            Readiness::Send | Readiness::Old => match look_for(context, &intent).await? {
-                Looked::Is(outcome) => return Ok(outcome),
-                Looked::Replaced(next) => {
-                    intent = next;
-                    look = false;
-                    continue;
+            Readiness::Send | Readiness::Old => {
+                match look_for(context, &intent, intent.next_attempt()).await? {
+                    Looked::Is(outcome) => return Ok(outcome),
+                    Looked::Replaced(next) => {
+                        intent = next;
+                        look = false;
+                        continue;
+                    }
+                    Looked::Unknown(doubt) => doubt,
                 }
-                Looked::Unknown(doubt) => doubt,
-            },
+            }
         };
         tracing::info!(charge_id = %intent.charge_id, attempt = intent.attempt, advice = ?doubt.advice, reason = doubt.message, "the outcome of a charge is unknown");
         look |= doubt.advice == Advice::Look;
@@ -298,8 +340,8 @@ enum Looked {
     Unknown(Doubt),
 }
 
-/// Looks through the customer's items for the charge, and replaces the intent if it is not there.
-async fn look_for(context: &ChargeContext, intent: &Intent) -> Result<Looked, Error> {
+/// Looks through the customer's items for the charge, and replaces the intent by `next` if it is not there.
+async fn look_for(context: &ChargeContext, intent: &Intent, next: Intent) -> Result<Looked, Error> {
     let found = context.payments.find_items(&intent.item.customer, intent.charge_id, &context.pace).await;
     Ok(match found.as_deref() {
         // What else there is of the charge is found when what was replaced is rechecked.
@@ -307,16 +349,16 @@ async fn look_for(context: &ChargeContext, intent: &Intent) -> Result<Looked, Er
             Looked::Is(succeeded(context, intent, &item.item_id).await?)
         }
         Ok([item, ..]) => Looked::Is(altered(intent, &item.item_id)),
-        Ok([]) => match replace(context, intent).await? {
-            Some(next) => Looked::Replaced(next),
-            None => Looked::Is(ChargeOutcome::Not(in_doubt(intent, "another run has taken it over"))),
+        Ok([]) => match replace(context, intent, &next).await? {
+            true => Looked::Replaced(next),
+            false => Looked::Is(ChargeOutcome::Not(in_doubt(intent, "another run has taken it over"))),
         },
         Err(doubt) => Looked::Unknown(doubt.clone()),
     })
 }
 
 /// Waits before the next try; false: there is none in this run.
-pub(super) async fn back_off(context: &ChargeContext, doubt: &Doubt, tries: u32) -> bool {
+pub(in crate::app) async fn back_off(context: &ChargeContext, doubt: &Doubt, tries: u32) -> bool {
     if let Some(time) = doubt.retry_after {
         context.pace.pause_all(time);
         if time > LONGEST_PAUSE {
@@ -357,18 +399,18 @@ async fn refused(context: &ChargeContext, intent: &Intent, refusal: Refusal) -> 
         records::set_billed(&mut transaction, &period).await?;
         let reason = ParkReason::Refused(refusal.reason);
         records::park(&mut transaction, &period, Some(&reason)).await?;
-        run_accounts::fail(&mut transaction, context.run_id, &error).await?;
+        note_failure(&mut transaction, context, &error).await?;
     }
     transaction.commit().await?;
     Ok(ChargeOutcome::Not(error))
 }
 
-async fn replace(context: &ChargeContext, intent: &Intent) -> Result<Option<Intent>, Error> {
+async fn replace(context: &ChargeContext, intent: &Intent, next: &Intent) -> Result<bool, Error> {
     let mut connection = db::acquire(&context.pool).await?;
     let mut transaction = connection.begin().await?;
-    let next = charges::replace(&mut transaction, intent, context.run_id).await?;
+    let replaced = charges::replace(&mut transaction, intent, next, context.run_id).await?;
     transaction.commit().await?;
-    Ok(next)
+    Ok(replaced)
 }
 
 fn altered(intent: &Intent, item_id: &str) -> ChargeOutcome {

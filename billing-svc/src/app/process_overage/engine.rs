@@ -23,7 +23,10 @@ use super::{
     together::Together,
 };
 use crate::{
-    domain::run::{self, AccountError, Figures, MAX_ERRORS, RunStatus},
+    domain::{
+        charge::Target,
+        run::{self, AccountError, Figures, MAX_ERRORS, RunStatus},
+    },
     error::Error,
     payments::{Payments, pace::Pace},
     store::{
@@ -236,19 +239,29 @@ impl Engine {
         Ok(Answer::Run(run, errors))
     }
 
+    /// What charging needs outside of runs: for settlements.
+    pub fn outside_runs(&self) -> ChargeContext {
+        ChargeContext {
+            pool: self.pool.clone(),
+            payments: self.payments.clone(),
+            pace: self.pace.clone(),
+            run_id: None,
+            target: Target::Upcoming,
+            halt: self.killed.clone(),
+            shutdown: self.shutdown.clone(),
+            together: Arc::new(Together::default()),
+        }
+    }
+
     fn spawn(&self, lease: PgConnection, begun: Begun) -> Current {
         let run_id = begun.run_id;
         let (sender, live) = watch::channel(Live { figures: begun.resumed.unwrap_or_default(), ended: None });
         let current = Current { run_id, started: Instant::now(), live };
         let run = Work {
             context: ChargeContext {
-                pool: self.pool.clone(),
-                payments: self.payments.clone(),
-                pace: self.pace.clone(),
-                run_id,
+                run_id: Some(run_id),
                 halt: CancellationToken::new(),
-                shutdown: self.shutdown.clone(),
-                together: Arc::new(Together::default()),
+                ..self.outside_runs()
             },
             begun,
             concurrency: self.concurrency,

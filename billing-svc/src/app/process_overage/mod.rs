@@ -19,6 +19,8 @@ mod run;
 mod together;
 
 pub use charge::{ChargeContext, charge_account};
+pub(super) use charge::{MAX_TRIES, back_off};
 pub use dry_run::{DryRun, PlannedCharge, dry_run};
 pub use engine::{Answer, Engine, Request, Snapshot};
+pub(super) use run::MAX_PERIODS;
 pub use together::Together;

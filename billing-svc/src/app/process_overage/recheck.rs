@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     domain::{
+        basis::Basis,
         charge::Intent,
         overage::{Difference, Facts, Ledger},
         run::AccountError,
@@ -69,7 +70,7 @@ async fn recheck_charge(context: &ChargeContext, replaced: &Intent) -> Option<Ac
 async fn look_until_right(context: &ChargeContext, replaced: &Intent) -> Result<Option<AccountError>, Error> {
     let mut last = "the run was stopped".to_owned();
     for tries in 0..MAX_TRIES {
-        if is_stopped(context) {
+        if context.is_stopped() {
             break;
         }
         context.pace.wait().await;
@@ -90,10 +91,6 @@ async fn look_until_right(context: &ChargeContext, replaced: &Intent) -> Result<
         replaced.charge_id
     );
     Ok(Some(AccountError::new(&replaced.eco_id, "IN_DOUBT", message)))
-}
-
-fn is_stopped(context: &ChargeContext) -> bool {
-    context.halt.is_cancelled() || context.shutdown.is_cancelled()
 }
 
 /// Lists the charge's items, and takes back what the ledger does not have.
@@ -124,7 +121,7 @@ async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error>
     }
     for item in extra {
         context.pace.wait().await;
-        if is_stopped(context) {
+        if context.is_stopped() {
             break;
         }
         tracing::warn!(charge_id = %replaced.charge_id, item_id = item.item_id, "deleting a second item of a charge");
@@ -152,6 +149,7 @@ async fn adopt(context: &ChargeContext, wrong: &Intent, extra: &FoundItem) -> Re
         attempt: charges::last_attempt(&mut transaction, wrong.charge_id).await? + 1,
         sequence: facts.ledger.last_sequence + 1,
         difference: Difference { units_from: units, units_to: units, ..wrong.difference },
+        basis: Some(Basis::Duplicate { item_micros: wrong.difference.amount.0 }),
         ..wrong.clone()
     };
     charges::insert(&mut transaction, &adopted, context.run_id).await?;

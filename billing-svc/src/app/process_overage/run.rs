@@ -29,7 +29,7 @@ use super::{
     recheck,
 };
 use crate::{
-    app::refresh,
+    app::{collect, refresh},
     domain::{
         period::PeriodKey,
         run::{AccountError, AccountResult, Figures, RunStatus},
@@ -38,6 +38,7 @@ use crate::{
     store::{
         lease, records, run_accounts,
         runs::{self, Begun},
+        settlements,
     },
 };
 
@@ -46,8 +47,10 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Accounts whose charges are written down in one transaction, at most.
 const WRITTEN_AT_ONCE: usize = 64;
-/// Periods of one account that a run looks at.
-const MAX_PERIODS: i64 = 1_000;
+/// Accounts a page of those with stranded charges has.
+const STRANDED_AT_ONCE: i64 = 100;
+/// Periods of one account that are looked at.
+pub(in crate::app) const MAX_PERIODS: i64 = 1_000;
 
 /// What is seen of a run while it is at work.
 #[derive(Debug, Clone, Copy, Default)]
@@ -130,6 +133,9 @@ impl Run {
                 std::panic::resume_unwind(panicked.into_panic());
             }
         }
+        if self.goes_on() {
+            self.collect_stranded().await?;
+        }
         // One that failed may have been left where it was by whatever stopped the run.
         let left = self.left.load(Ordering::Relaxed)
             || (self.context.shutdown.is_cancelled() && self.figures().failed > 0);
@@ -165,6 +171,28 @@ impl Run {
         }
         self.live.send_modify(|live| live.figures.accounts = count);
         Ok(())
+    }
+
+    /// Makes invoices for charges that none takes any more. What fails is told of the account; the next run goes on.
+    async fn collect_stranded(&self) -> Result<(), Error> {
+        let mut after = String::new();
+        loop {
+            let page = {
+                let mut connection = db::acquire(&self.context.pool).await?;
+                settlements::accounts(&mut connection, self.accounts(), &after, STRANDED_AT_ONCE).await?
+            };
+            let Some(last) = page.last() else { return Ok(()) };
+            after.clone_from(last);
+            for eco_id in page {
+                if !self.goes_on() {
+                    return Ok(());
+                }
+                if let Some(error) = collect::run(&self.context, &eco_id).await? {
+                    let mut connection = db::acquire(&self.context.pool).await?;
+                    run_accounts::fail(&mut connection, self.begun.run_id, &error).await?;
+                }
+            }
+        }
     }
 
     /// Hands the accounts to the workers, as they take them; false: not all of them.

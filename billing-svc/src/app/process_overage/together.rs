@@ -31,7 +31,7 @@ impl Together {
         pool: &PgPool,
         charge_id: Uuid,
         attempt: i32,
-        run_id: Uuid,
+        run_id: Option<Uuid>,
     ) -> Result<Readiness, Error> {
         self.ready.ask(pool, (run_id, (charge_id, attempt))).await
     }
@@ -58,11 +58,11 @@ trait Statement {
 struct ReadAgain;
 
 impl Statement for ReadAgain {
-    type Question = (Uuid, (Uuid, i32));
+    type Question = (Option<Uuid>, (Uuid, i32));
     type Answer = Readiness;
 
     async fn carry_out(db: &mut PgConnection, questions: &[Self::Question]) -> sqlx::Result<Vec<Readiness>> {
-        let (runs, attempts): (Vec<Uuid>, Vec<(Uuid, i32)>) = questions.iter().copied().unzip();
+        let (runs, attempts): (Vec<Option<Uuid>>, Vec<(Uuid, i32)>) = questions.iter().copied().unzip();
         match runs.first() {
             Some(run_id) => charges::ready(db, &attempts, *run_id).await,
             None => Ok(Vec::new()),
