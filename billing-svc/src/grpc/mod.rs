@@ -14,7 +14,6 @@ use nexus_kit::{
     auth::{Caller, Scope},
     page,
     serve::MAX_REQUEST_BYTES,
-    status,
 };
 use nexus_proto::billing::v1::{
     billing_service_server::{BillingService, BillingServiceServer},

@@ -6,7 +6,8 @@ use nexus_kit::db::{self, Role};
 use nexus_proto::{
     billing::v1::{
         AdjustUsageRequest, AuditEntry, ChangePlanRequest, CloseAccountRequest, CreateAccountRequest,
-        ListAuditLogRequest, PlanPrice, PlanVersion, UpsertPlanRequest,
+        ListAuditLogRequest, PlanPrice, PlanVersion, SetSpendCapRequest,
+        UpsertPlanRequest,
     },
     common::v1::Plan,
 };
@@ -78,6 +79,19 @@ async fn each_change_is_there_with_whoever_made_it() -> Result<()> {
     };
     assert_eq!((actor.as_str(), action.as_str(), before), (admin().as_str(), "created", &Value::Null));
     assert_eq!((&after["units"], &after["reason"]), (&json!(7), &json!("lost by a proxy")));
+
+    let cap = SetSpendCapRequest {
+        eco_id: "eco_a".to_owned(),
+        spend_cap_micros: Some(5_000_000),
+        ..Default::default()
+    };
+    billing.client.clone().set_spend_cap(user("eco_a")?.request(cap)).await?;
+    let capped = of(&billing, "eco_a", "account").await?.pop().context("an entry")?;
+    assert_eq!((capped.0.as_str(), capped.1.as_str()), ("user:eco_a", "changed"));
+    assert_eq!(
+        (capped.2, capped.3),
+        (json!({ "spend_cap_micros": null }), json!({ "spend_cap_micros": 5_000_000 }))
+    );
 
     let upsert = UpsertPlanRequest {
         plan: Some(PlanVersion {

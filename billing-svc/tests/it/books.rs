@@ -25,6 +25,7 @@ fn item(customer: &str, n: i64) -> InvoiceItem {
     InvoiceItem {
         customer: customer.to_owned(),
         subscription: None,
+        invoice: None,
         amount_minor: n,
         currency: "USD".to_owned(),
         description: format!("API overage: {n} calls"),
