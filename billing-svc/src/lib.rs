@@ -77,19 +77,6 @@ pub async fn serve(
     let _stop_with_us = AbortOnDrop(refresher);
     let stripe = Arc::new(Stripe::new(&config.stripe)?);
     let metrics = Metrics::new();
-    let event_stored = Arc::new(Notify::new());
-    let worker = Worker::new(
-        pool.clone(),
-        stripe_events::Context {
-            subscriptions: stripe.clone(),
-            // Stripe's limit is one per endpoint.
-            pace: Arc::new(Pace::new(config.stripe.stripe_rate_per_second)),
-        },
-        event_stored.clone(),
-        &metrics,
-        shutdown.clone(),
-    );
-    let mut events = AbortOnDrop(tokio::spawn(worker.run()));
     let pace = Arc::new(Pace::new(config.stripe.stripe_rate_per_second));
     let engine = Arc::new(Engine::new(
         pool.clone(),
@@ -99,6 +86,20 @@ pub async fn serve(
         shutdown.clone(),
     ));
     let _end_with_us = engine.kill_guard();
+    let event_stored = Arc::new(Notify::new());
+    let worker = Worker::new(
+        pool.clone(),
+        stripe_events::Context {
+            subscriptions: stripe.clone(),
+            // Stripe's limit is one per endpoint.
+            pace: Arc::new(Pace::new(config.stripe.stripe_rate_per_second)),
+        },
+        engine.outside_runs(),
+        event_stored.clone(),
+        &metrics,
+        shutdown.clone(),
+    );
+    let mut events = AbortOnDrop(tokio::spawn(worker.run()));
     let drift = metrics.register(Drift::register);
     let _drift_with_us = AbortOnDrop(tokio::spawn(drift.clone().follow(pool.clone(), shutdown.clone())));
     let reconciler =

@@ -118,7 +118,7 @@ impl Life {
             subscription_id: Some("sub_1".to_owned()),
             attempts: 0,
         };
-        let outcome = apply(db, &self.context, &job).await?;
+        let outcome = apply(db, &self.context, &job).await?.outcome;
         ensure!(matches!(outcome, Outcome::Applied | Outcome::NotOurs), "{kind}: {outcome:?}");
         Ok(())
     }

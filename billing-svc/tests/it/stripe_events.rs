@@ -1,13 +1,33 @@
 //! Stripe's events, applied: plan, state, periods and charges; by several replicas, and by one that is killed.
 
+use std::{num::NonZeroU32, sync::Arc};
+
 use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::try_join_all;
 use hyper::Method;
-use nexus_core::plan::Plan;
+use nexus_billing::{
+    app::{
+        settle_draft::Draft,
+        stripe_events::{
+            self,
+            apply::apply,
+            settle::{Applied, Settlement},
+        },
+    },
+    domain::{
+        stripe_event::Outcome,
+        stripe_objects::{Invoice, Price, Subscription},
+    },
+    payments::pace::Pace,
+    store::stripe_events::Job,
+};
+use nexus_core::plan::{Plan, SubscriptionStatus};
+use nexus_kit::db::{self, Role};
 use nexus_testkit::{db::TestDb, seed};
 use serde_json::{Value, json};
 
+use crate::memory_subscriptions::MemorySubscriptions;
 use crate::support::{Billing, Sim, anchor, event, record, until};
 
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -100,8 +120,12 @@ async fn a_subscription_cuts_the_period_and_its_end_resumes_the_old_one() -> Res
     assert_eq!((paid.2.as_str(), paid.3, paid.4), ("pro", 100_500, 500));
     assert!(paid.0 <= paid.1 && paid.1 <= Utc::now(), "{paid:?}");
 
-    // What was used beyond is owed, once.
-    assert_eq!(billing.run_all().await?.total_micros, 500_000);
+    // What was used beyond was charged with the end, on an invoice made for it, once.
+    assert_eq!(sim.amounts().await?, [50]);
+    let state = sim.read("/state").await?;
+    let invoices = state["invoices"].as_array().context("invoices")?;
+    assert_eq!(invoices.len(), 1);
+    assert_eq!((&invoices[0]["status"], &invoices[0]["total"]), (&json!("open"), &json!(50)));
     assert_eq!(billing.run_all().await?.charged_count, 0);
 
     // Again, and again nothing is won but what is paid for.
@@ -117,6 +141,84 @@ async fn a_subscription_cuts_the_period_and_its_end_resumes_the_old_one() -> Res
     record(&db, "eco_a", 1).await?;
     until(&db, "select exists (select from eco_usage_records where api_calls = 951)").await?;
     billing.stop().await
+}
+
+#[tokio::test]
+async fn an_end_that_stripe_is_away_for_is_settled_by_a_repeat() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = Billing::start(&db, &sim.base).await?;
+    seed::account(&db.pool, "eco_a", Plan::Free, anchor()).await?;
+    let pro = sim.price("pro").await?;
+    let Subscribed { subscription, .. } = sim.subscribe(&pro, "&metadata[eco_id]=eco_a").await?;
+    billing.event(&created("evt_1", &subscription)).await?;
+    until(&db, NONE_WAITS).await?;
+    record(&db, "eco_a", 100_500).await?;
+    sim.cancel(&subscription).await?;
+    // The process ends while the item is made.
+    sim.fault(json!({ "hold": true })).await?;
+    billing.event(&event("evt_2", "customer.subscription.deleted", json!({ "id": subscription }))).await?;
+    sim.read("/held?at_least=1").await?;
+    assert_eq!(account(&db, "eco_a").await?.0, "free", "that it has ended is committed before");
+    billing.kill().await?;
+    sim.admin("/release", json!({})).await?;
+    let left = "select processed_time is null from eco_stripe_events where stripe_event_id = 'evt_2'";
+    assert!(sqlx::query_scalar::<_, bool>(left).fetch_one(&db.pool).await?);
+    // Its time has come.
+    sqlx::query("update eco_stripe_events set due_time = now()").execute(&db.pool).await?;
+    let billing = Billing::start(&db, &sim.base).await?;
+    until(&db, NONE_WAITS).await?;
+    assert_eq!(sim.amounts().await?, [50]);
+    let state = sim.read("/state").await?;
+    let totals: Vec<i64> =
+        state["invoices"].as_array().into_iter().flatten().filter_map(|i| i["total"].as_i64()).collect();
+    assert_eq!(totals, [50]);
+    billing.stop().await
+}
+
+#[tokio::test]
+async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
+    let db = TestDb::new().await?;
+    let pool = db::pool(&db.args(), Role::Billing)?;
+    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
+    seed::stripe_ids(&db.pool, "eco_a", "cus_1", Some("sub_1")).await?;
+    let memory = Arc::new(MemorySubscriptions::default());
+    let now = Utc::now();
+    let subscription = Subscription {
+        id: "sub_1".to_owned(),
+        customer: "cus_1".to_owned(),
+        status: SubscriptionStatus::Active,
+        prices: vec![Price { id: "price_1".to_owned(), lookup_key: Some("pro".to_owned()) }],
+        anchor: anchor(),
+        created: anchor(),
+        ended: None,
+        eco_id: None,
+    };
+    memory.state().subscriptions.insert(subscription.id.clone(), subscription);
+    let pace = Arc::new(Pace::new(NonZeroU32::new(10_000).context("not zero")?));
+    let context = stripe_events::Context { subscriptions: memory.clone(), pace };
+    let draft = Draft { eco_id: "eco_a".to_owned(), invoice_id: "in_1".to_owned(), period_end: now };
+    for (is_draft, is_of_cycle, settlement) in [
+        (true, true, Some(Settlement::Draft(draft))),
+        (false, true, None),
+        (true, false, None),
+    ] {
+        let subscription = Some("sub_1".to_owned());
+        let period = (now - TimeDelta::days(31), now);
+        let invoice = Invoice { id: "in_1".to_owned(), subscription, is_draft, is_of_cycle, period };
+        memory.state().invoices.insert(invoice.id.clone(), invoice);
+        let job = Job {
+            event_id: "evt_1".to_owned(),
+            kind: "invoice.created".to_owned(),
+            object_id: "in_1".to_owned(),
+            subscription_id: Some("sub_1".to_owned()),
+            attempts: 0,
+        };
+        let mut transaction = db::begin(&pool).await?;
+        let applied = apply(&mut transaction, &context, &job).await?;
+        transaction.commit().await?;
+        assert_eq!(applied, Applied { outcome: Outcome::Applied, settlement }, "{is_draft} {is_of_cycle}");
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -10,9 +10,11 @@
 //! | [`apply`] | one event: which object it leads to |
 //! | [`sync`] | a subscription: our tables as it stands at Stripe |
 //! | [`period`] | leaves a period for another, and goes back |
+//! | [`settle`] | what is charged after that: on a draft, or after the end of a subscription |
 
 pub mod apply;
 mod period;
+pub mod settle;
 mod sync;
 pub mod worker;
 
@@ -71,6 +73,7 @@ impl Failure {
     fn is_given_up(&self, attempts: i32) -> bool {
         match self {
             Self::Busy | Self::Stripe(_) => false,
+            Self::Own(Error::ReconcileRequired) => false,
             Self::Own(Error::Database(error)) if nexus_kit::db::is_unavailable(error) => false,
             Self::Refused(_) | Self::Broken(_) | Self::Own(_) => attempts >= MAX_ATTEMPTS,
         }

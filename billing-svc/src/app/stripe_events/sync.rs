@@ -1,5 +1,6 @@
 //! A subscription: our tables are brought to how it stands at Stripe.
 
+use chrono::{DateTime, Utc};
 use nexus_core::{
     id::EcoId,
     period::Period,
@@ -11,6 +12,7 @@ use sqlx::PgConnection;
 use super::{
     Context, Failure,
     period::{enter, leave},
+    settle::{Applied, Settlement},
 };
 use crate::{
     app::change_plan::{close_segment, move_to, without_due},
@@ -19,7 +21,8 @@ use crate::{
         stripe_event::Outcome,
         stripe_objects::{self, Price},
         stripe_subscription::{
-            Decision, Held, PricedPlan, anchor_by, anchor_without_stripe, decide, is_same, superseded,
+            Decision, Held, PricedPlan, anchor_by, anchor_without_stripe, decide, is_over, is_same,
+            superseded,
         },
     },
     error::Error,
@@ -30,6 +33,34 @@ use crate::{
     },
 };
 
+/// What became of a subscription.
+pub(super) enum Synced {
+    /// Our tables are as it is.
+    Applied {
+        /// Whose it is.
+        eco_id: EcoId,
+        /// When it ended, if it has and the account has no other at Stripe.
+        ended: Option<DateTime<Utc>>,
+    },
+    /// It is of no account of ours.
+    NotOurs,
+    /// It is not at Stripe.
+    Gone,
+}
+
+impl From<Synced> for Applied {
+    fn from(synced: Synced) -> Self {
+        match synced {
+            Synced::Applied { eco_id, ended } => Self {
+                outcome: Outcome::Applied,
+                settlement: ended.map(|at| Settlement::Ended { eco_id, at }),
+            },
+            Synced::NotOurs => Outcome::NotOurs.into(),
+            Synced::Gone => Outcome::Gone.into(),
+        }
+    }
+}
+
 /// The account is that which has the subscription or its customer, else the one that is named: by whoever leads here
 /// (`named`), by the subscription, or by the customer.
 pub(super) async fn sync(
@@ -37,14 +68,14 @@ pub(super) async fn sync(
     context: &Context,
     id: &str,
     named: Option<&str>,
-) -> Result<Outcome, Failure> {
+) -> Result<Synced, Failure> {
     // Read once nobody else writes it, and written before anybody else reads it.
     if !lease::try_stripe_object(db, id).await? {
         return Err(Failure::Busy);
     }
     context.pace.wait().await;
-    let Some(found) = context.subscriptions.subscription(id).await? else { return Ok(Outcome::Gone) };
-    let Some(eco_id) = account_of(db, context, &found, named).await? else { return Ok(Outcome::NotOurs) };
+    let Some(found) = context.subscriptions.subscription(id).await? else { return Ok(Synced::Gone) };
+    let Some(eco_id) = account_of(db, context, &found, named).await? else { return Ok(Synced::NotOurs) };
     subscriptions::seize(db, &eco_id).await?;
     let current = subscriptions::get(db, &eco_id).await?.ok_or_else(|| unknown(&eco_id))?;
     let rows = stripe_subscriptions::list(db, &eco_id).await?;
@@ -60,7 +91,23 @@ pub(super) async fn sync(
             stripe_events::apply_again(db, other).await?;
         }
     }
-    Ok(Outcome::Applied)
+    let ended = ended(db, &eco_id, &found, &rows).await?;
+    Ok(Synced::Applied { eco_id, ended })
+}
+
+/// When a subscription ended that the account had, if it has none at Stripe any more. Also of one whose end was heard of
+/// before: what was to be settled then may not be.
+async fn ended(
+    db: &mut PgConnection,
+    eco_id: &EcoId,
+    found: &stripe_objects::Subscription,
+    rows: &[Held],
+) -> Result<Option<DateTime<Utc>>, Error> {
+    if !is_over(found) || !rows.iter().any(|row| row.stripe_id.as_ref() == Some(&found.id)) {
+        return Ok(None);
+    }
+    let present = subscriptions::get(db, eco_id).await?.filter(|now| now.stripe_subscription_id.is_none());
+    Ok(present.map(|present| found.ended.unwrap_or(present.now).min(present.now)))
 }
 
 /// An account that is seized.

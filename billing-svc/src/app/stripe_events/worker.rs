@@ -15,8 +15,13 @@ use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::{Context, Failure, apply::apply};
+use super::{
+    Context, Failure,
+    apply::apply,
+    settle::{Applied, Settlement, settle},
+};
 use crate::{
+    app::process_overage::ChargeContext,
     domain::stripe_event::{Outcome, backoff},
     error::Error,
     metrics::EventMetrics,
@@ -35,6 +40,8 @@ const WITHIN: Duration = Duration::from_secs(75);
 const IDLE: Duration = Duration::from_secs(90);
 /// When one is tried again whose subscription another replica is at work on.
 const PUT_OFF: Duration = Duration::from_millis(500);
+/// When one is due again whose server is gone while it settles.
+const SETTLING: Duration = Duration::from_secs(90);
 /// How often what waits is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(15);
 
@@ -42,6 +49,7 @@ const COUNT_EVERY: Duration = Duration::from_secs(15);
 pub struct Worker {
     pool: PgPool,
     context: Context,
+    charging: ChargeContext,
     wake: Arc<Notify>,
     metrics: EventMetrics,
     shutdown: CancellationToken,
@@ -63,12 +71,13 @@ impl Worker {
     pub fn new(
         pool: PgPool,
         context: Context,
+        charging: ChargeContext,
         wake: Arc<Notify>,
         metrics: &Metrics,
         shutdown: CancellationToken,
     ) -> Self {
         let metrics = EventMetrics::new(metrics);
-        Self { pool, context, wake, metrics, shutdown, busy: Busy::default() }
+        Self { pool, context, charging, wake, metrics, shutdown, busy: Busy::default() }
     }
 
     /// Works until `shutdown`, then brings what is in hand to its end. Dropped, it ends where it is.
@@ -147,11 +156,21 @@ impl Worker {
     async fn work(&self, taken: Taken) -> Result<(), Error> {
         let Taken { mut transaction, job, _busy } = taken;
         match self.attempt(&mut transaction, &job).await {
-            Ok(outcome) => {
-                stripe_events::finish(&mut transaction, &job.event_id, outcome).await?;
+            Ok(Applied { outcome, settlement: None }) => self.finish(transaction, &job, outcome).await?,
+            Ok(Applied { outcome, settlement: Some(settlement) }) => {
+                // It is charged by what is committed. Until that is done the event is not, and is taken again after a
+                // crash.
+                stripe_events::put_off(&mut transaction, &job.event_id, SETTLING).await?;
                 transaction.commit().await?;
-                self.metrics.count(outcome.as_str());
-                tracing::info!(outcome = outcome.as_str(), attempts = job.attempts, "an event was processed");
+                let settled = self.settle(&settlement).await;
+                let mut transaction = db::begin(&self.pool).await?;
+                match settled {
+                    Ok(()) => self.finish(transaction, &job, outcome).await?,
+                    Err(failure) => {
+                        self.fail(&mut transaction, &job, &failure).await?;
+                        transaction.commit().await?;
+                    }
+                }
             }
             Err(Failure::Busy) => {
                 stripe_events::put_off(&mut transaction, &job.event_id, PUT_OFF).await?;
@@ -165,8 +184,30 @@ impl Worker {
         Ok(())
     }
 
+    async fn finish(
+        &self,
+        mut transaction: Transaction<'static, Postgres>,
+        job: &Job,
+        outcome: Outcome,
+    ) -> Result<(), Error> {
+        stripe_events::finish(&mut transaction, &job.event_id, outcome).await?;
+        transaction.commit().await?;
+        self.metrics.count(outcome.as_str());
+        tracing::info!(outcome = outcome.as_str(), attempts = job.attempts, "an event was processed");
+        Ok(())
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<(), Failure> {
+        let settling = AssertUnwindSafe(settle(&self.charging, settlement)).catch_unwind();
+        match tokio::time::timeout(WITHIN, settling).await {
+            Ok(Ok(settled)) => settled,
+            Ok(Err(_panic)) => Err(Failure::Broken("settling panicked")),
+            Err(_elapsed) => Err(Failure::Broken("settling took too long")),
+        }
+    }
+
     /// Applies an event within a savepoint, so that a failure leaves nothing of it.
-    async fn attempt(&self, transaction: &mut PgConnection, job: &Job) -> Result<Outcome, Failure> {
+    async fn attempt(&self, transaction: &mut PgConnection, job: &Job) -> Result<Applied, Failure> {
         let mut savepoint = transaction.begin().await?;
         let applying = AssertUnwindSafe(apply(&mut savepoint, &self.context, job)).catch_unwind();
         let applied = match tokio::time::timeout(WITHIN, applying).await {
