@@ -141,7 +141,8 @@ pub async fn serve(
                 tracing::error!(%error, "whoever applies events failed");
             }
         };
-        drained(async { tokio::join!(engine.finished(), reconciler.finished(), events) }, &shutdown, grace).await
+        drained(async { tokio::join!(engine.finished(), reconciler.finished(), events) }, &shutdown, grace)
+            .await
     };
     Ok(tokio::join!(serving, runs).0?)
 }

@@ -6,8 +6,7 @@ use nexus_kit::db::{self, Role};
 use nexus_proto::{
     billing::v1::{
         AdjustUsageRequest, AuditEntry, ChangePlanRequest, CloseAccountRequest, CreateAccountRequest,
-        ListAuditLogRequest, PlanPrice, PlanVersion, SetSpendCapRequest,
-        UpsertPlanRequest,
+        ListAuditLogRequest, PlanPrice, PlanVersion, SetSpendCapRequest, UpsertPlanRequest,
     },
     common::v1::Plan,
 };

@@ -197,11 +197,9 @@ async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
     let pace = Arc::new(Pace::new(NonZeroU32::new(10_000).context("not zero")?));
     let context = stripe_events::Context { subscriptions: memory.clone(), pace };
     let draft = Draft { eco_id: "eco_a".to_owned(), invoice_id: "in_1".to_owned(), period_end: now };
-    for (is_draft, is_of_cycle, settlement) in [
-        (true, true, Some(Settlement::Draft(draft))),
-        (false, true, None),
-        (true, false, None),
-    ] {
+    for (is_draft, is_of_cycle, settlement) in
+        [(true, true, Some(Settlement::Draft(draft))), (false, true, None), (true, false, None)]
+    {
         let subscription = Some("sub_1".to_owned());
         let period = (now - TimeDelta::days(31), now);
         let invoice = Invoice { id: "in_1".to_owned(), subscription, is_draft, is_of_cycle, period };

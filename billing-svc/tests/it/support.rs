@@ -17,8 +17,7 @@ use nexus_proto::{
     billing::v1::{
         ChangePlanRequest, ChangePlanResponse, GetOverageRequest, GetOverageResponse,
         HandleStripeEventRequest, HandleStripeEventResponse, ProcessOverageRequest, ProcessOverageResponse,
-        ReconcileRequest, ReconcileResponse,
-        billing_service_client::BillingServiceClient,
+        ReconcileRequest, ReconcileResponse, billing_service_client::BillingServiceClient,
     },
     common::v1::Plan,
 };

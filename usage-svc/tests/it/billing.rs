@@ -7,7 +7,8 @@ use nexus_billing::config::StripeArgs;
 use nexus_core::plan::Plan;
 use nexus_kit::{auth::Scope, convert::plan_to_proto, serve::Listeners};
 use nexus_proto::billing::v1::{
-    AdjustUsageRequest, ChangePlanRequest, GetOverageRequest, SetSpendCapRequest, billing_service_client::BillingServiceClient,
+    AdjustUsageRequest, ChangePlanRequest, GetOverageRequest, SetSpendCapRequest,
+    billing_service_client::BillingServiceClient,
 };
 use nexus_testkit::{db::TestDb, settings};
 use tokio_util::sync::{CancellationToken, DropGuard};

@@ -215,7 +215,11 @@ async fn a_correction_of_usage_takes_of_the_cap_or_gives_back() -> Result<()> {
     recorded(use_up(&db, &servers, 100).await?).await?;
     billing.adjust("eco_a", -30).await?;
     recorded(use_up(&db, &servers, 130).await?).await?;
-    assert_eq!(billing.spent("eco_a").await?, (40 * UNIT, Some(0), 100), "it is billed at the cap all the same");
+    assert_eq!(
+        billing.spent("eco_a").await?,
+        (40 * UNIT, Some(0), 100),
+        "it is billed at the cap all the same"
+    );
     for server in &servers {
         capped(check(server, "eco_a", 1).await, 130);
     }

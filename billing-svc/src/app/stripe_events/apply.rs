@@ -32,9 +32,7 @@ async fn checkout(db: &mut PgConnection, context: &Context, id: &str) -> Result<
         return Ok(Outcome::Gone.into());
     };
     match session.subscription.filter(|_| session.is_complete) {
-        Some(subscription) => {
-            Ok(sync(db, context, &subscription, session.eco_id.as_deref()).await?.into())
-        }
+        Some(subscription) => Ok(sync(db, context, &subscription, session.eco_id.as_deref()).await?.into()),
         None => Ok(Outcome::NotOurs.into()),
     }
 }
