@@ -96,12 +96,11 @@ pub(crate) async fn run(seed: &Seed, args: &Args) -> Result<Outcome> {
     let variant = args.variant(seed.number);
     let mut tally = Tally::default();
     if variant == Variant::Clocks && !Path::new(&libfaketime()).exists() {
-        tally.add("seeds left out for want of libfaketime", 1);
-        return Ok(Outcome { tally, done: "left out".to_owned(), failures: Vec::new() });
+        return Ok(Outcome::left_out("there is no libfaketime to set clocks with"));
     }
     let mut trial = Trial::start(seed, variant, args).await?;
     Ok(match timeout(PATIENCE, trial.run(&mut tally)).await {
-        Ok(Ok((done, failures))) => Outcome { tally, done: format!("{variant:?}, {done}"), failures },
+        Ok(Ok((done, failures))) => Outcome::done(tally, format!("{variant:?}, {done}"), failures),
         Ok(Err(error)) => Outcome::failed(tally, format!("{variant:?}: {error:#}")),
         Err(_) => Outcome::failed(tally, format!("{variant:?}: not at rest after {PATIENCE:?}")),
     })

@@ -101,7 +101,7 @@ mod tests {
             former: Vec::new(),
             closed_segments: vec![start, end, start],
         };
-        let facts = Facts { now: end, accounts: HashMap::from([(eco_id, account)]), keys: HashMap::new() };
+        let facts = Facts { now: end, accounts: HashMap::from([(eco_id, account)]), ..Facts::default() };
         let lease = Lease { eco_id: "eco_a".to_owned(), period: Period { start, end }, unbooked: 5 };
         let placement = judge(&event, &facts).expect("it is taken");
         assert_eq!((placement.period_start, placement.segment), (end, 1));

@@ -62,6 +62,8 @@ pub struct Standing {
     pub closed: bool,
     /// What holds for it.
     pub terms: Terms,
+    /// Begins its periods.
+    pub anchor: DateTime<Utc>,
     /// The period.
     pub period: Period,
     /// Units recorded in it.

@@ -76,7 +76,7 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
     let row = sqlx::query!(
         r#"with account as (
                select i.eco_id, i.closed_time, i.currency_code, i.spend_cap_micros,
-                      s.plan_epoch + i.spend_cap_epoch as epoch, s.status,
+                      s.plan_epoch + i.spend_cap_epoch as epoch, s.status, s.anchor_time,
                       case when s.next_plan_time <= now() then s.next_plan else s.plan end as plan,
                       case when s.next_plan_time <= now() then s.next_plan_version else s.plan_version end
                           as plan_version,
@@ -94,7 +94,7 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                   p.included_units, p.hard_limit, a.spend_cap_micros,
                   price.overage_micros as "price_micros?", price.overage_per_units as "price_per_units?",
                   free.included_units as free_included, free.hard_limit as free_hard,
-                  a.period_start as "period_start!", a.period_end as "period_end!",
+                  a.anchor_time, a.period_start as "period_start!", a.period_end as "period_end!",
                   coalesce(c.recorded, 0) as "counted!", coalesce(j.units, 0) as "adjusted!",
                   coalesce(c.unadmitted, 0) as "unadmitted!",
                   coalesce(z.recorded, 0) as "closed_recorded!", coalesce(z.overage, '{}') as "closed_overage!",
@@ -155,6 +155,7 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
             now: row.now,
             closed: row.closed,
             terms,
+            anchor: row.anchor_time,
             period: Period { start: row.period_start, end: row.period_end },
             recorded: row.counted + row.adjusted,
             closed_segments: ClosedSegments {
@@ -170,6 +171,54 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
         })
     })
     .transpose()
+}
+
+/// The terms of these accounts, as far as they exist, and as far as they say who is limited: of what a spend cap allows
+/// the least.
+#[tracing::instrument(name = "db.eco_subscriptions.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn terms(connection: &mut PgConnection, ids: &[&str]) -> sqlx::Result<HashMap<EcoId, Terms>> {
+    // As in `standing`.
+    let rows = sqlx::query!(
+        r#"with free as (
+               select included_units, hard_limit from eco_plans
+               where plan = 'free' order by version desc limit 1
+           )
+           select i.eco_id, s.plan as "plan!", s.plan_epoch + i.spend_cap_epoch as "epoch!", s.status as "status!",
+                  p.included_units, p.hard_limit, i.spend_cap_micros, coalesce(price.overage_micros, 0) > 0 as "priced!",
+                  free.included_units as free_included, free.hard_limit as free_hard
+           from unnest($1::text[]) as k (eco_id) join eco_identities i using (eco_id)
+           cross join lateral (
+               select plan_epoch, status,
+                      case when next_plan_time <= now() then next_plan else plan end as plan,
+                      case when next_plan_time <= now() then next_plan_version else plan_version end as plan_version
+               from eco_subscriptions
+               where eco_id = i.eco_id
+               order by ended_time desc nulls first, subscription_id desc limit 1) s
+           join eco_plans p on p.plan = s.plan and p.version = s.plan_version
+           cross join free
+           left join eco_plan_prices price on price.plan = s.plan and price.version = s.plan_version
+                                          and price.currency_code = i.currency_code"#,
+        ids as &[&str],
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let plan = Plan::from_str(&row.plan).map_err(decode)?;
+            let status = SubscriptionStatus::from_str(&row.status).map_err(decode)?;
+            let epoch = row.epoch;
+            let terms = if status.grants_plan() {
+                // At least the included units; how many more is not asked.
+                let capped = row.spend_cap_micros.filter(|_| row.priced).and(row.included_units);
+                let (included, hard, priced) = (row.included_units, row.hard_limit, row.priced);
+                Terms { plan, included, hard, priced, capped, epoch }
+            } else {
+                let (included, hard) = (row.free_included, row.free_hard);
+                Terms { plan, included, hard, priced: false, capped: None, epoch }
+            };
+            Ok((EcoId::parse(&row.eco_id).map_err(decode)?, terms))
+        })
+        .collect()
 }
 
 /// A price; without one in the account's currency nothing is billed.
