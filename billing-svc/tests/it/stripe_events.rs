@@ -27,8 +27,10 @@ use nexus_kit::db::{self, Role};
 use nexus_testkit::{db::TestDb, seed};
 use serde_json::{Value, json};
 
-use crate::memory_subscriptions::MemorySubscriptions;
-use crate::support::{Billing, Sim, anchor, event, record, until};
+use crate::{
+    memory_subscriptions::MemorySubscriptions,
+    support::{Billing, Sim, anchor, event, record, until},
+};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 const NONE_WAITS: &str = "select not exists (select from eco_stripe_events where processed_time is null)";
