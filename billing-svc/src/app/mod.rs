@@ -7,6 +7,9 @@
 //! | [`change_plan`] | moves an account to another plan, now or at its period's end |
 //! | [`get_overage`], [`list_charges`] | what an account owes and was charged |
 //! | [`refresh`] | keeps the summary `eco_usage_records` in step with the counters |
+//! | [`tell_thresholds`], [`usage_thresholds`] | what accounts are told of their usage |
+//! | [`webhooks`] | customers' webhooks: their endpoints, and the delivery of messages to them |
+//! | [`notify_operators`] | tells operators of runs that failed or are overdue |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
 
 pub mod change_plan;
@@ -16,5 +19,9 @@ pub mod get_overage;
 pub mod list_accounts;
 pub mod list_charges;
 pub mod list_plans;
+pub mod notify_operators;
 pub mod process_overage;
 pub mod refresh;
+pub mod tell_thresholds;
+pub mod usage_thresholds;
+pub mod webhooks;

@@ -9,11 +9,17 @@
 //! | [`period`] | an account's period: its key, why it is parked, whether a run has to look at it |
 //! | [`charge`] | an entry of the ledger: its key, its exact payload, the text on the invoice |
 //! | [`run`] | the figures of a run over many accounts |
+//! | [`threshold`] | which percentages of its limit an account's usage has reached |
+//! | [`webhook`] | customers' webhooks: what is sent, where to, when, and how it is signed |
+//! | [`notice`] | what operators are told |
 
 pub mod account;
 pub mod charge;
+pub mod notice;
 pub mod overage;
 pub mod period;
 pub mod plan;
 pub mod plan_change;
 pub mod run;
+pub mod threshold;
+pub mod webhook;

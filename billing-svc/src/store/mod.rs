@@ -3,14 +3,21 @@
 pub mod accounts;
 pub mod changes;
 pub mod charges;
+pub mod crossings;
 pub mod facts;
 pub mod lease;
+pub mod notices;
 pub mod plan_requests;
 pub mod plans;
 pub mod records;
 pub mod runs;
 pub mod segments;
 pub mod subscriptions;
+pub mod thresholds;
+pub mod webhook_deliveries;
+pub mod webhook_endpoints;
+pub mod webhook_messages;
+pub mod webhook_secrets;
 
 /// A word of the database that the code does not know.
 fn unknown_word(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {

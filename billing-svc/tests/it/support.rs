@@ -52,6 +52,7 @@ pub(crate) fn config(db: &TestDb, stripe: &str) -> Config {
             stripe_timeout: Duration::from_secs(20),
         },
         overage_concurrency: 8,
+        notify: nexus_billing::config::NotifyArgs::default(),
     }
 }
 
