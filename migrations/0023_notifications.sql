@@ -62,7 +62,7 @@ create table eco_webhook_messages (
     created_time timestamptz not null default now()
 );
 create index eco_webhook_messages_created on eco_webhook_messages (created_time);
-grant select, insert, delete on eco_webhook_messages to nexus_billing;
+grant select, insert, update, delete on eco_webhook_messages to nexus_billing;
 
 -- A message on its way to an endpoint. Whoever sends it holds it until the lease ends, by the time of the database.
 create table eco_webhook_deliveries (

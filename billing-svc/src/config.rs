@@ -87,3 +87,18 @@ pub struct StripeArgs {
     #[arg(long, env = "STRIPE_TIMEOUT", default_value = "30s", value_parser = parse_timeout, value_name = "DURATION")]
     pub stripe_timeout: Duration,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, FromArgMatches};
+
+    use super::*;
+
+    #[test]
+    fn the_default_of_notifications_is_what_no_flag_gives() -> Result<(), clap::Error> {
+        let command = NotifyArgs::augment_args(Command::new("notify"));
+        let parsed = NotifyArgs::from_arg_matches(&command.try_get_matches_from(["notify"])?)?;
+        assert_eq!(format!("{parsed:?}"), format!("{:?}", NotifyArgs::default()));
+        Ok(())
+    }
+}

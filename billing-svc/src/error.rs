@@ -49,7 +49,9 @@ pub enum Error {
     EndpointDisabled(Uuid),
     #[error("account {0} has as many webhook endpoints as an account may have")]
     TooManyEndpoints(EcoId),
-    #[error("webhook endpoint {0} has as many secrets in grace as one may have: rotate with a grace period of 0")]
+    #[error(
+        "webhook endpoint {0} has as many secrets in grace as one may have: rotate with a grace period of 0"
+    )]
     TooManySecrets(Uuid),
     #[error("there is no such delivery")]
     DeliveryNotFound,

@@ -16,10 +16,14 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum NotifyConfigError {
     /// Not a URL.
-    #[error("SLACK_WEBHOOK_URL (--slack-webhook-url) must be a URL such as https://hooks.slack.com/services/…")]
+    #[error(
+        "SLACK_WEBHOOK_URL (--slack-webhook-url) must be a URL such as https://hooks.slack.com/services/…"
+    )]
     SlackUrl,
     /// Not networks.
-    #[error("WEBHOOK_ALLOWED_NETWORKS (--webhook-allowed-networks): `{0}` is not a network such as 10.1.0.0/16")]
+    #[error(
+        "WEBHOOK_ALLOWED_NETWORKS (--webhook-allowed-networks): `{0}` is not a network such as 10.1.0.0/16"
+    )]
     Network(String),
     /// No TLS.
     #[error("TLS for outgoing requests: {0}")]

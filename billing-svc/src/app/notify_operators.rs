@@ -109,7 +109,11 @@ async fn look(pool: &PgPool, overdue_after: Duration) -> Result<(), Error> {
     let found = failed.iter().map(Notice::run_failed).chain(overdue.map(Notice::run_overdue));
     for notice in found {
         if notices::insert(&mut transaction, &notice).await? {
-            tracing::error!(kind = notice.kind.as_str(), subject = notice.subject, "operators are to be told");
+            tracing::error!(
+                kind = notice.kind.as_str(),
+                subject = notice.subject,
+                "operators are to be told"
+            );
         }
     }
     Ok(transaction.commit().await?)

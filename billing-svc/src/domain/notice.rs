@@ -3,9 +3,8 @@
 use std::fmt::Write;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Deserialize;
 use uuid::Uuid;
-
-use super::run::Figures;
 
 /// Errors of a run that are told; all are in its row.
 const ERRORS_TOLD: usize = 5;
@@ -51,28 +50,45 @@ pub struct FailedRun {
     pub started_time: DateTime<Utc>,
     /// When it failed; `None`: nobody has said so, its process is gone.
     pub finished_time: Option<DateTime<Utc>>,
-    /// Its figures.
-    pub figures: Figures,
+    /// Accounts it was done with.
+    pub processed: i32,
+    /// Accounts it charged.
+    pub charged: i32,
+    /// Accounts that failed.
+    pub failed: i32,
+    /// Why those did, the first of them.
+    pub errors: Vec<RunError>,
+}
+
+/// Why an account could not be charged in a run.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RunError {
+    /// Account.
+    pub eco_id: String,
+    /// Reason as a word.
+    pub reason: String,
+    /// Reason in a sentence.
+    pub message: String,
 }
 
 impl Notice {
     /// A run failed.
     pub fn run_failed(run: &FailedRun) -> Self {
-        let figures = &run.figures;
         let how = if run.finished_time.is_some() { "was cut short" } else { "gives no sign of life" };
         let mut message = format!(
             ":rotating_light: *A run of ProcessOverage failed*: `{}`, begun {}, {how} after {} accounts ({} charged, {} \
              failed). What it charged stays charged; the next run goes on with the rest.",
             run.run_id,
             time(run.started_time),
-            figures.processed,
-            figures.charged,
-            figures.failed,
+            run.processed,
+            run.charged,
+            run.failed,
         );
-        for error in figures.errors.iter().take(ERRORS_TOLD) {
+        for error in run.errors.iter().take(ERRORS_TOLD) {
             let told: String = error.message.chars().take(ERROR_CHARS).collect();
             let (eco_id, reason) = (escape(&error.eco_id), escape(&error.reason));
-            write!(message, "\n• {eco_id}: {reason}: {}", escape(&told)).expect("writing to a string does not fail");
+            write!(message, "\n• {eco_id}: {reason}: {}", escape(&told))
+                .expect("writing to a string does not fail");
         }
         let subject = subject(run.run_id, run.started_time);
         Self { kind: NoticeKind::RunFailed, subject, message }
@@ -117,21 +133,29 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::run::AccountError;
 
     #[test]
     fn text_from_outside_is_no_mark_up() {
-        let error = AccountError::new("eco_a", "CARD", "<!channel> a & b <https://evil.example|here>\n*new*");
-        let figures = Figures { processed: 7, charged: 5, failed: 2, errors: vec![error], ..Figures::default() };
+        let error = RunError {
+            eco_id: "eco_a".into(),
+            reason: "CARD".into(),
+            message: "<!channel> a & b <https://evil.example|here>\n*new*".into(),
+        };
         let started_time = DateTime::from_timestamp(1_700_000_000, 0).expect("a time");
-        let run = FailedRun { run_id: Uuid::nil(), started_time, finished_time: Some(started_time), figures };
+        let run = FailedRun {
+            run_id: Uuid::nil(),
+            started_time,
+            finished_time: Some(started_time),
+            processed: 7,
+            charged: 5,
+            failed: 2,
+            errors: vec![error],
+        };
         let notice = Notice::run_failed(&run);
-        let (_, told) = notice.message.split_once('\n').expect("a line for the error");
-        assert_eq!(
-            told,
-            "• eco_a: CARD: &lt;!channel&gt; a &amp; b &lt;https://evil.example|here&gt; *new*"
-        );
-        assert!(notice.message.contains("after 7 accounts (5 charged, 2 failed)"), "{}", notice.message);
+        let (head, told) = notice.message.split_once('\n').expect("a line for the error");
+        let expected = "• eco_a: CARD: &lt;!channel&gt; a &amp; b &lt;https://evil.example|here&gt; *new*";
+        assert_eq!(told, expected);
+        assert!(head.contains("after 7 accounts (5 charged, 2 failed)"), "{head}");
         let again = FailedRun { started_time: started_time + chrono::TimeDelta::seconds(1), ..run.clone() };
         assert_ne!(Notice::run_failed(&again).subject, notice.subject);
         assert_eq!(Notice::run_failed(&run), notice);

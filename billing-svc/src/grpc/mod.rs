@@ -224,13 +224,9 @@ impl BillingService for Service {
         request: Request<ListWebhookEndpointsRequest>,
     ) -> Result<Response<ListWebhookEndpointsResponse>, Status> {
         let asked = webhooks::endpoint_page(&Caller::of(&request)?, request.get_ref())?;
-        let (endpoints, next) = app::webhooks::list_endpoints::run(
-            &self.pool,
-            &asked.eco_id,
-            asked.after.as_ref(),
-            asked.size,
-        )
-        .await?;
+        let (endpoints, next) =
+            app::webhooks::list_endpoints::run(&self.pool, &asked.eco_id, asked.after.as_ref(), asked.size)
+                .await?;
         Ok(Response::new(ListWebhookEndpointsResponse {
             endpoints: endpoints.into_iter().map(webhooks::endpoint).collect(),
             next_page_token: next.map(|cursor| page::encode(&asked.eco_id, &cursor)).unwrap_or_default(),
@@ -242,8 +238,7 @@ impl BillingService for Service {
         request: Request<UpdateWebhookEndpointRequest>,
     ) -> Result<Response<UpdateWebhookEndpointResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let (asked, change) =
-            webhooks::endpoint_change(&caller, &self.webhook_policy, request.into_inner())?;
+        let (asked, change) = webhooks::endpoint_change(&caller, &self.webhook_policy, request.into_inner())?;
         let endpoint =
             app::webhooks::update_endpoint::run(&self.pool, &asked.eco_id, asked.endpoint_id, &change)
                 .await?;

@@ -107,7 +107,10 @@ pub(super) fn redelivery(
 }
 
 /// Reads a request for a new secret.
-pub(super) fn rotation(caller: &Caller, request: &pb::RotateWebhookSecretRequest) -> Result<Rotation, Status> {
+pub(super) fn rotation(
+    caller: &Caller,
+    request: &pb::RotateWebhookSecretRequest,
+) -> Result<Rotation, Status> {
     let mut v = Violations::new();
     let asked = asked(caller, &request.eco_id, &request.endpoint_id, &mut v)?;
     let grace = request.grace_period_ms.unwrap_or(DEFAULT_GRACE_MS);
@@ -201,7 +204,7 @@ fn asked(
     v: &mut Violations,
 ) -> Result<Option<Asked>, Status> {
     let eco_id = caller.account_among(eco_id, SCOPES, v)?;
-    let endpoint_id = v.take("endpoint_id", endpoint_id.parse().map_err(|_| "must be a UUID"));
+    let endpoint_id = v.take("endpoint_id", endpoint_id.parse::<Uuid>().map_err(|_| "must be a UUID"));
     Ok(eco_id.zip(endpoint_id).map(|(eco_id, endpoint_id)| Asked { eco_id, endpoint_id }))
 }
 
@@ -219,14 +222,18 @@ fn cursor(v: &mut Violations, filter: &impl serde::Serialize, token: &str) -> Op
 
 fn check_description(v: &mut Violations, description: &str) {
     let fits = description.chars().count() <= MAX_DESCRIPTION;
-    v.require(fits && !description.contains('\0'), "description", "must have at most 256 characters, and no NUL");
+    v.require(
+        fits && !description.contains('\0'),
+        "description",
+        "must have at most 256 characters, and no NUL",
+    );
 }
 
 fn event_types(v: &mut Violations, field: &str, words: &[String]) -> Vec<EventType> {
     let mut types = Vec::new();
     for (i, word) in words.iter().enumerate().take(EventType::ALL.len() + 1) {
         let field = format!("{field}[{i}]");
-        match word.parse() {
+        match word.parse::<EventType>() {
             Ok(EventType::WebhookTest) => v.add(field, "comes when it is asked for, whatever the filter"),
             Ok(known) if types.contains(&known) => v.add(field, "must not repeat an entry"),
             Ok(known) => types.push(known),

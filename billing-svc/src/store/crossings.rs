@@ -37,8 +37,10 @@ pub async fn add<'a>(
     )
     .fetch_all(db)
     .await?;
-    let added: HashSet<_> =
-        rows.iter().map(|row| (row.eco_id.as_str(), row.period_start, row.percent, row.limit_units)).collect();
+    let added: HashSet<_> = rows
+        .iter()
+        .map(|row| (row.eco_id.as_str(), row.period_start, row.percent, row.limit_units))
+        .collect();
     let is_new = |(facts, reached): &(&Facts, Reached)| {
         added.contains(&(facts.eco_id.as_str(), facts.period.start, reached.percent, reached.limit))
     };

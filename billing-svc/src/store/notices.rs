@@ -3,13 +3,9 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use nexus_core::money::Micros;
 use sqlx::{PgConnection, types::Json};
 
-use crate::domain::{
-    notice::{FailedRun, Notice},
-    run::{AccountError, Figures},
-};
+use crate::domain::notice::{FailedRun, Notice, RunError};
 
 /// Runs that failed within `since`, or have given no sign of life for `silence`, and that no notice is of.
 #[tracing::instrument(name = "db.eco_overage_runs.failed", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
@@ -19,14 +15,14 @@ pub async fn failed_runs(
     silence: TimeDelta,
 ) -> sqlx::Result<Vec<FailedRun>> {
     let rows = sqlx::query!(
-        r#"select r.run_id, r.started_time, r.finished_time, r.processed, r.charged, r.failed, r.total_micros,
-                  r.errors as "errors: Json<Vec<AccountError>>"
+        r#"select r.run_id, r.started_time, r.finished_time, r.processed, r.charged, r.failed,
+                  r.errors as "errors: Json<Vec<RunError>>"
            from eco_overage_runs r
            where (r.status = 'failed' or (r.status = 'running' and r.heartbeat_time < now() - $2::interval))
              and coalesce(r.finished_time, r.heartbeat_time) > now() - $1::interval
              and not exists (select from eco_operator_notices n
                              where n.kind = 'run_failed'
-                               and n.subject = r.run_id || ' ' || (extract(epoch from r.started_time) * 1000000)::bigint)
+                               and n.subject = r.run_id::text || ' ' || (extract(epoch from r.started_time) * 1000000)::bigint)
            order by r.started_time"#,
         since as _,
         silence as _,
@@ -39,13 +35,10 @@ pub async fn failed_runs(
             run_id: row.run_id,
             started_time: row.started_time,
             finished_time: row.finished_time,
-            figures: Figures {
-                processed: row.processed,
-                charged: row.charged,
-                failed: row.failed,
-                total: Micros(row.total_micros),
-                errors: row.errors.0,
-            },
+            processed: row.processed,
+            charged: row.charged,
+            failed: row.failed,
+            errors: row.errors.0,
         })
         .collect())
 }

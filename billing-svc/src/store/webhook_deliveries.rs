@@ -42,6 +42,7 @@ pub async fn fan_out(db: &mut PgConnection, messages: &[Message]) -> sqlx::Resul
          join eco_webhook_endpoints e on e.eco_id = m.eco_id
          where m.message_id = any ($1) and e.disabled_reason is null
            and (cardinality(e.event_types) = 0 or m.event_type = any (e.event_types))
+         for key share of e
          on conflict do nothing",
         &messages,
     )
@@ -126,11 +127,7 @@ pub struct Outcome {
 
 /// Notes in the log how an attempt ended.
 #[tracing::instrument(name = "db.eco_webhook_attempts.finish", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn finish_attempt(
-    db: &mut PgConnection,
-    claimed: &Claimed,
-    outcome: &Outcome,
-) -> sqlx::Result<()> {
+pub async fn finish_attempt(db: &mut PgConnection, claimed: &Claimed, outcome: &Outcome) -> sqlx::Result<()> {
     sqlx::query!(
         "update eco_webhook_attempts set duration_ms = $4, http_status = $5, error = $6
          where endpoint_id = $1 and message_id = $2 and attempt = $3",

@@ -24,7 +24,8 @@ impl TryFrom<Row> for Endpoint {
     type Error = sqlx::Error;
 
     fn try_from(row: Row) -> Result<Self, sqlx::Error> {
-        let event_types: Result<_, _> = row.event_types.iter().map(|text| text.parse()).collect();
+        let event_types: Result<Vec<EventType>, _> =
+            row.event_types.iter().map(|text| text.parse()).collect();
         let disabled = match row.disabled_reason.zip(row.disabled_time) {
             Some((reason, time)) => Some((reason.parse().map_err(unknown_word)?, time)),
             None => None,

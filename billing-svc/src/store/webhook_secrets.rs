@@ -62,7 +62,11 @@ pub struct Made {
 
 /// The secret that a creation or a rotation with this request id has made.
 #[tracing::instrument(name = "db.eco_webhook_secrets.made_by", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn made_by(db: &mut PgConnection, endpoint_id: Uuid, request_id: Uuid) -> sqlx::Result<Option<Made>> {
+pub async fn made_by(
+    db: &mut PgConnection,
+    endpoint_id: Uuid,
+    request_id: Uuid,
+) -> sqlx::Result<Option<Made>> {
     let row = sqlx::query!(
         r#"select s.secret, (s.expire_time is null or s.expire_time > now()) as "signs!",
                   (select p.expire_time from eco_webhook_secrets p
@@ -84,11 +88,9 @@ pub async fn made_by(db: &mut PgConnection, endpoint_id: Uuid, request_id: Uuid)
 /// Forgets those that have not signed for `keep`, and with them which request made them.
 #[tracing::instrument(name = "db.eco_webhook_secrets.delete_ended", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn delete_ended(db: &mut PgConnection, keep: TimeDelta) -> sqlx::Result<u64> {
-    let done = sqlx::query!(
-        "delete from eco_webhook_secrets where expire_time < now() - $1::interval",
-        keep as _,
-    )
-    .execute(db)
-    .await?;
+    let done =
+        sqlx::query!("delete from eco_webhook_secrets where expire_time < now() - $1::interval", keep as _,)
+            .execute(db)
+            .await?;
     Ok(done.rows_affected())
 }

@@ -12,8 +12,10 @@ use crate::{
 };
 
 const ALL_TOLD: &str = "select count(*) > 0 and bool_and(status = 'sent') from eco_operator_notices";
-const WAITS: &str = "select exists (select from eco_operator_notices where error is not null and lease_end_time is null)";
-const FAILED: &str = "insert into eco_overage_runs (run_id, status, processed, charged, failed, errors, finished_time)
+const WAITS: &str =
+    "select exists (select from eco_operator_notices where error is not null and lease_end_time is null)";
+const FAILED: &str =
+    "insert into eco_overage_runs (run_id, status, processed, charged, failed, errors, finished_time)
     values ('0197a000-0000-7000-8000-000000000001', 'failed', 7, 5, 2,
             '[{\"eco_id\": \"eco_a\", \"reason\": \"CARD\", \"message\": \"<!channel> & co\"}]', now())";
 
@@ -40,17 +42,20 @@ async fn a_run_that_failed_is_told_once_by_all_replicas() -> Result<()> {
     until(&db, ALL_TOLD).await?;
 
     // It goes on, fails once more, and this is another occurrence; one that ends well is none.
-    let again = "update eco_overage_runs set started_time = clock_timestamp(), finished_time = clock_timestamp()";
+    let again =
+        "update eco_overage_runs set started_time = clock_timestamp(), finished_time = clock_timestamp()";
     execute(&db, again).await?;
     slack.next().await?;
     execute(&db, "update eco_overage_runs set status = 'finished', started_time = clock_timestamp()").await?;
-    execute(&db, "insert into eco_overage_runs (run_id, status) values (gen_random_uuid(), 'running')").await?;
+    execute(&db, "insert into eco_overage_runs (run_id, status) values (gen_random_uuid(), 'running')")
+        .await?;
     until(&db, ALL_TOLD).await?;
     for replica in replicas {
         replica.stop().await?;
     }
     assert!(slack.rest().is_empty());
-    let notices: i64 = sqlx::query_scalar("select count(*) from eco_operator_notices").fetch_one(&db.pool).await?;
+    let notices: i64 =
+        sqlx::query_scalar("select count(*) from eco_operator_notices").fetch_one(&db.pool).await?;
     assert_eq!(notices, 2);
     Ok(())
 }
@@ -104,7 +109,8 @@ async fn runs_that_stay_away_are_told_once_until_they_come_back() -> Result<()> 
     execute(&db, "update eco_overage_runs set finished_time = now() - interval '27 hours' where account_ids is null and status = 'finished'").await?;
     assert!(slack.next().await?.body.contains("overdue"), "the next gap");
     until(&db, ALL_TOLD).await?;
-    let notices: i64 = sqlx::query_scalar("select count(*) from eco_operator_notices").fetch_one(&db.pool).await?;
+    let notices: i64 =
+        sqlx::query_scalar("select count(*) from eco_operator_notices").fetch_one(&db.pool).await?;
     assert_eq!(notices, 2, "25 hours are no gap");
     assert!(slack.rest().is_empty());
     billing.stop().await
@@ -124,7 +130,11 @@ async fn what_could_not_be_told_or_was_cut_off_is_told_again() -> Result<()> {
     assert_eq!(slack.next().await?.body, first.body);
     billing.kill().await?;
     let billing = Billing::start_with(settings(&db, &slack)).await?;
-    assert_eq!(execute(&db, "update eco_operator_notices set lease_end_time = now() where lease_end_time > now()").await?, 1);
+    assert_eq!(
+        execute(&db, "update eco_operator_notices set lease_end_time = now() where lease_end_time > now()")
+            .await?,
+        1
+    );
     assert_eq!(slack.next().await?.body, first.body);
     until(&db, ALL_TOLD).await?;
     billing.stop().await

@@ -129,7 +129,11 @@ async fn a_subscription_that_does_not_grant_its_plan_has_the_free_plans_limit() 
 #[tokio::test]
 async fn a_period_is_told_of_until_it_is_settled_and_each_for_itself() -> Result<()> {
     let mut w = World::with(Plan::Pro).await?;
-    execute(&w.db, "update eco_subscriptions set anchor_time = now() - interval '1 hour' - interval '3 months'").await?;
+    execute(
+        &w.db,
+        "update eco_subscriptions set anchor_time = now() - interval '1 hour' - interval '3 months'",
+    )
+    .await?;
     let start = |months: i32| {
         let db = w.db.pool.clone();
         async move {
@@ -169,11 +173,8 @@ async fn admins_set_the_percentages_of_a_plan() -> Result<()> {
     let read = w.billing.client.clone().get_usage_thresholds(call).await?.into_inner().thresholds;
     let read: Vec<_> = read.into_iter().map(|t| (t.plan(), t.percents)).collect();
     let default = vec![75, 90, 100, 120];
-    let expected = [
-        (v1::Plan::Free, default.clone()),
-        (v1::Plan::Pro, vec![50, 60]),
-        (v1::Plan::Enterprise, default),
-    ];
+    let expected =
+        [(v1::Plan::Free, default.clone()), (v1::Plan::Pro, vec![50, 60]), (v1::Plan::Enterprise, default)];
     assert_eq!(read, expected);
     assert_eq!(w.told(59_000).await?, [(50, 59_000, 100_000)]);
     w.billing.stop().await

@@ -160,7 +160,8 @@ async fn a_receiver_that_is_gone_hears_nothing_more_until_it_is_enabled() -> Res
 }
 
 #[tokio::test]
-async fn an_endpoint_that_fails_for_five_days_is_disabled_and_what_waits_for_it_is_sent_later() -> Result<()> {
+async fn an_endpoint_that_fails_for_five_days_is_disabled_and_what_waits_for_it_is_sent_later() -> Result<()>
+{
     let mut w = World::with(settings).await?;
     w.receiver.answer(Answer::Status(500));
     w.receiver.answer(Answer::Status(500));
@@ -193,7 +194,10 @@ async fn what_a_killed_server_may_have_sent_is_sent_again_under_the_same_id() ->
     let first = w.receiver.next().await?;
     w.billing.kill().await?;
     let billing = Billing::start_with(settings(&w.db)).await?;
-    let held = execute(&w.db, "update eco_webhook_deliveries set lease_end_time = now() where lease_end_time > now()");
+    let held = execute(
+        &w.db,
+        "update eco_webhook_deliveries set lease_end_time = now() where lease_end_time > now()",
+    );
     assert_eq!(held.await?, 1, "the lease outlives its holder");
     let second = w.receiver.next().await?;
     assert_eq!((second.id()?, &second.body), (first.id()?, &first.body));
@@ -241,7 +245,10 @@ async fn nothing_is_sent_to_an_address_that_is_not_public() -> Result<()> {
     let billing = Billing::start_with(closed).await?;
     let mut receiver = Receiver::start().await?;
     let refused = billing.endpoint("eco_a", &receiver.url).await.err().context("refused")?;
-    assert!(refused.to_string().contains("must be a public address"), "an address is seen at once: {refused}");
+    assert!(
+        refused.to_string().contains("must be a public address"),
+        "an address is seen at once: {refused}"
+    );
     let url = format!("http://localhost:{}/", receiver.address.port());
     let endpoint = billing.endpoint("eco_a", &url).await?;
     billing.test(&endpoint).await?;
@@ -266,7 +273,8 @@ async fn what_is_older_than_thirty_days_is_deleted_with_its_log() -> Result<()> 
     assert_eq!(execute(&w.db, old).await?, 1);
     let billing = Billing::start_with(settings(&w.db)).await?;
     until(&w.db, "select count(*) = 1 from eco_webhook_messages").await?;
-    let counts = "select (select count(*) from eco_webhook_deliveries), (select count(*) from eco_webhook_attempts)";
+    let counts =
+        "select (select count(*) from eco_webhook_deliveries), (select count(*) from eco_webhook_attempts)";
     assert_eq!(sqlx::query_as::<_, (i64, i64)>(counts).fetch_one(&w.db.pool).await?, (1, 1));
     billing.stop().await
 }

@@ -53,8 +53,7 @@ impl Billing {
 
     /// Sends it a test.
     pub(crate) async fn test(&self, endpoint: &Endpoint) -> Result<WebhookDelivery> {
-        let request =
-            SendTestWebhookRequest { endpoint_id: endpoint.id.clone(), ..Default::default() };
+        let request = SendTestWebhookRequest { endpoint_id: endpoint.id.clone(), ..Default::default() };
         let call = user(&endpoint.eco_id)?.request(request);
         let answer = self.client.clone().send_test_webhook(call).await?.into_inner();
         answer.delivery.context("a delivery")
@@ -62,8 +61,7 @@ impl Billing {
 
     /// What was sent to it, newest first.
     pub(crate) async fn deliveries(&self, endpoint: &Endpoint) -> Result<Vec<WebhookDelivery>> {
-        let request =
-            ListWebhookDeliveriesRequest { endpoint_id: endpoint.id.clone(), ..Default::default() };
+        let request = ListWebhookDeliveriesRequest { endpoint_id: endpoint.id.clone(), ..Default::default() };
         let call = user(&endpoint.eco_id)?.request(request);
         Ok(self.client.clone().list_webhook_deliveries(call).await?.into_inner().deliveries)
     }
@@ -118,7 +116,8 @@ pub(crate) async fn time_passes(db: &TestDb) -> Result<()> {
 }
 
 /// Nothing is on its way any more.
-pub(crate) const ALL_DONE: &str = "select not exists (select from eco_webhook_deliveries where status = 'pending')
+pub(crate) const ALL_DONE: &str =
+    "select not exists (select from eco_webhook_deliveries where status = 'pending')
      and not exists (select from eco_usage_changes)";
 
 /// An attempt has failed and the next waits for its time.

@@ -41,7 +41,8 @@ async fn an_endpoint_is_its_accounts_own() -> Result<()> {
     let refused = billing.client.clone().update_webhook_endpoint(runner()?.request(named.clone())).await;
     assert_eq!(refused.err().context("refused")?.code(), Code::PermissionDenied, "another scope");
     for may in [manager()?, admin()?] {
-        let call = may.request(UpdateWebhookEndpointRequest { description: Some("new".into()), ..named.clone() });
+        let call =
+            may.request(UpdateWebhookEndpointRequest { description: Some("new".into()), ..named.clone() });
         let changed = billing.client.clone().update_webhook_endpoint(call).await?.into_inner();
         assert_eq!(changed.endpoint.context("an endpoint")?.description, "new");
     }
@@ -74,7 +75,8 @@ async fn a_repeated_creation_returns_the_endpoint_and_its_secret_while_that_sign
     let endpoint = answers[0].endpoint.clone().context("an endpoint")?;
     assert!(endpoint.enabled);
     assert_eq!(endpoint.event_types, ["usage.threshold_reached"]);
-    let rows: i64 = sqlx::query_scalar("select count(*) from eco_webhook_endpoints").fetch_one(&db.pool).await?;
+    let rows: i64 =
+        sqlx::query_scalar("select count(*) from eco_webhook_endpoints").fetch_one(&db.pool).await?;
     assert_eq!(rows, 1);
 
     let rotate = RotateWebhookSecretRequest {
@@ -104,7 +106,8 @@ async fn every_field_at_fault_is_named_at_once() -> Result<()> {
         event_types: vec!["usage.threshold_reached".into(), "webhook.test".into(), "no.such".into()],
         request_id: "1".into(),
     };
-    let refused = billing.client.clone().create_webhook_endpoint(user("eco_a")?.request(request.clone())).await;
+    let refused =
+        billing.client.clone().create_webhook_endpoint(user("eco_a")?.request(request.clone())).await;
     let named = ["url", "description", "event_types[1]", "event_types[2]", "request_id"];
     assert_eq!(fields(&refused.err().context("refused")?), named);
     let refused = billing.client.clone().create_webhook_endpoint(manager()?.request(request)).await;
@@ -136,10 +139,12 @@ async fn an_account_has_at_most_twenty_endpoints_and_a_closed_one_gets_none() ->
         billing.endpoint("eco_a", "https://example.com/").await?;
     }
     let request = CreateWebhookEndpointRequest { url: "https://example.com/".into(), ..Default::default() };
-    let refused = billing.client.clone().create_webhook_endpoint(user("eco_a")?.request(request.clone())).await;
+    let refused =
+        billing.client.clone().create_webhook_endpoint(user("eco_a")?.request(request.clone())).await;
     let too_many = (Code::FailedPrecondition, "TOO_MANY_ENDPOINTS".into());
     assert_eq!(told(&refused.err().context("refused")?), too_many);
-    execute(&db, "update eco_identities set status = 'closed', closed_time = now() where eco_id = 'eco_b'").await?;
+    execute(&db, "update eco_identities set status = 'closed', closed_time = now() where eco_id = 'eco_b'")
+        .await?;
     let refused = billing.client.clone().create_webhook_endpoint(user("eco_b")?.request(request)).await;
     let closed = (Code::FailedPrecondition, "ACCOUNT_CLOSED".into());
     assert_eq!(told(&refused.err().context("refused")?), closed);

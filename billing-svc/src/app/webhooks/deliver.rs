@@ -133,7 +133,8 @@ impl Deliverer {
         webhook_deliveries::finish_attempt(&mut transaction, claimed, &outcome).await?;
         match result {
             Ok(_) => {
-                webhook_deliveries::finish(&mut transaction, claimed, DeliveryStatus::Succeeded, None).await?;
+                webhook_deliveries::finish(&mut transaction, claimed, DeliveryStatus::Succeeded, None)
+                    .await?;
                 webhook_endpoints::succeed(&mut transaction, claimed.endpoint_id).await?;
             }
             Err(failure) => {
@@ -142,8 +143,7 @@ impl Deliverer {
                 let consequence =
                     delivery::consequence(&failure, claimed.tries, jitter, failing.unwrap_or_default());
                 let pause = consequence.pause;
-                let status =
-                    if pause.is_some() { DeliveryStatus::Pending } else { DeliveryStatus::Failed };
+                let status = if pause.is_some() { DeliveryStatus::Pending } else { DeliveryStatus::Failed };
                 webhook_deliveries::finish(&mut transaction, claimed, status, pause).await?;
                 if let Some(reason) = consequence.disable {
                     webhook_endpoints::disable(&mut transaction, claimed.endpoint_id, reason).await?;

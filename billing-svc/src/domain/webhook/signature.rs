@@ -66,8 +66,7 @@ pub fn header<'a>(
     timestamp: i64,
     body: &str,
 ) -> String {
-    let signatures: Vec<_> =
-        secrets.into_iter().map(|secret| secret.sign(id, timestamp, body)).collect();
+    let signatures: Vec<_> = secrets.into_iter().map(|secret| secret.sign(id, timestamp, body)).collect();
     signatures.join(" ")
 }
 

@@ -92,11 +92,25 @@ mod tests {
     fn what_no_request_may_be_sent_to_is_refused() {
         let long = format!("https://example.com/{}", "a".repeat(2_048));
         for bad in [
-            "", "example.com", "/path", "https://", "https:///path", "ftp://example.com/", "http://example.com/",
-            "https://user@example.com/", "https://user:password@example.com/", "https://example.com/#part",
-            "https://example.com:0/", "https://exa mple.com/", "https://127.0.0.1/", "https://10.1.2.3/",
-            "https://169.254.169.254/latest/meta-data", "https://[::1]/", "https://[::ffff:10.0.0.1]/",
-            "https://[fd00:ec2::254]/", long.as_str(),
+            "",
+            "example.com",
+            "/path",
+            "https://",
+            "https:///path",
+            "ftp://example.com/",
+            "http://example.com/",
+            "https://user@example.com/",
+            "https://user:password@example.com/",
+            "https://example.com/#part",
+            "https://example.com:0/",
+            "https://exa mple.com/",
+            "https://127.0.0.1/",
+            "https://10.1.2.3/",
+            "https://169.254.169.254/latest/meta-data",
+            "https://[::1]/",
+            "https://[::ffff:10.0.0.1]/",
+            "https://[fd00:ec2::254]/",
+            long.as_str(),
         ] {
             assert!(Policy::default().target(bad).is_err(), "{bad}");
         }
