@@ -25,6 +25,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::{
     TlsConnector,
@@ -38,6 +39,12 @@ use crate::domain::webhook::{
 
 /// Bytes of an answer that are read; what it says beyond its status is of no use here.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// And for how long.
+const BODY_WITHIN: Duration = Duration::from_secs(1);
+
+/// A connection, with or without TLS.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// Looks a name up.
 pub type Resolver = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
@@ -77,7 +84,7 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// `timeout` is for everything: the look-up, the connection, the whole answer.
+    /// `timeout` is for everything up to the answer's head, which decides.
     pub fn new(policy: Policy, resolver: Resolver, tls: ClientConfig, timeout: Duration) -> Self {
         Self { policy, resolver, tls: TlsConnector::from(Arc::new(tls)), timeout }
     }
@@ -89,24 +96,20 @@ impl Client {
         headers: &[(HeaderName, HeaderValue)],
         body: String,
     ) -> Result<u16, Failure> {
+        let deadline = Instant::now() + self.timeout;
         let target = self.policy.target(url).map_err(|_| Failure::Url)?;
-        let exchange = self.exchange(&target, headers, body);
-        tokio::time::timeout(self.timeout, exchange).await.unwrap_or(Err(Failure::Timeout))
+        let request = request(&target, headers, body).map_err(|_| Failure::Url)?;
+        let stream = timeout_at(deadline, self.open(&target)).await.unwrap_or(Err(Failure::Timeout))?;
+        send(stream, request, deadline).await
     }
 
-    async fn exchange(
-        &self,
-        target: &Target,
-        headers: &[(HeaderName, HeaderValue)],
-        body: String,
-    ) -> Result<u16, Failure> {
-        let request = request(target, headers, body).map_err(|_| Failure::Url)?;
+    async fn open(&self, target: &Target) -> Result<Box<dyn Stream>, Failure> {
         let stream = self.connect(target).await?;
         if !target.tls {
-            return send(stream, request).await;
+            return Ok(Box::new(stream));
         }
         let name = ServerName::try_from(target.host.clone()).map_err(|_| Failure::Url)?;
-        send(self.tls.connect(name, stream).await.map_err(|_| Failure::Tls)?, request).await
+        Ok(Box::new(self.tls.connect(name, stream).await.map_err(|_| Failure::Tls)?))
     }
 
     /// Connects to the first address that may be reached and takes the connection.
@@ -147,15 +150,16 @@ fn request(
 }
 
 /// One request over a connection of its own, which is worked on here and nowhere else: it ends with its caller.
-async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> Result<u16, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
-{
+async fn send(
+    stream: Box<dyn Stream>,
+    request: Request<Full<Bytes>>,
+    deadline: Instant,
+) -> Result<u16, Failure> {
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|_| Failure::NoAnswer)?;
     let exchange = async {
-        let response = sender.send_request(request).await.map_err(|_| Failure::NoAnswer)?;
-        judge(response).await
+        let answer = timeout_at(deadline, sender.send_request(request)).await;
+        judge(answer.map_err(|_| Failure::Timeout)?.map_err(|_| Failure::NoAnswer)?).await
     };
     // What goes wrong with the connection is told to the exchange as well, which may have the whole answer by then.
     let at_work = async {
@@ -168,15 +172,15 @@ where
     }
 }
 
+/// The head decides: a receiver that answers with a success has the message, however its body goes on. That is read
+/// for a moment, so that who writes it is not cut off in the middle.
 async fn judge(response: Response<Incoming>) -> Result<u16, Failure> {
     let (parts, body) = response.into_parts();
     let status = parts.status.as_u16();
     if !parts.status.is_success() {
         return Err(Failure::Status { status, retry_after: retry_after(&parts.headers) });
     }
-    // A success whose body is too long or cut off is a success: the receiver has said that it has it. It is read so
-    // that a receiver that writes its answer before it is done is not cut off.
-    drop(Limited::new(body, MAX_ANSWER_BYTES).collect().await);
+    drop(timeout(BODY_WITHIN, Limited::new(body, MAX_ANSWER_BYTES).collect()).await);
     Ok(status)
 }
 
