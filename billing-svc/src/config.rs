@@ -41,7 +41,7 @@ pub struct Config {
 /// Who is notified, and how.
 #[derive(Args, Debug, Clone)]
 pub struct NotifyArgs {
-    /// Slack-compatible webhook that operators hear of failed and overdue runs by; unset: they are not told
+    /// Slack-compatible webhook that operators hear of failed and overdue runs and of drift by; unset: they are not told
     #[arg(long, env = "SLACK_WEBHOOK_URL", hide_env_values = true, value_name = "URL")]
     pub slack_webhook_url: Option<SecretString>,
     /// How long there may be no finished run of ProcessOverage over all accounts before operators are told

@@ -106,7 +106,9 @@ async fn look(pool: &PgPool, overdue_after: Duration) -> Result<(), Error> {
     let mut transaction = db::begin(pool).await?;
     let failed = notices::failed_runs(&mut transaction, NEWS, SILENCE).await?;
     let overdue = notices::overdue(&mut transaction, overdue_after).await?;
-    let found = failed.iter().map(Notice::run_failed).chain(overdue.map(Notice::run_overdue));
+    let drift = notices::drift_left(&mut transaction, NEWS).await?;
+    let runs = failed.iter().map(Notice::run_failed).chain(overdue.map(Notice::run_overdue));
+    let found = runs.chain(drift.iter().map(Notice::drift_found));
     for notice in found {
         if notices::insert(&mut transaction, &notice).await? {
             tracing::error!(

@@ -1,15 +1,17 @@
 //! What operators are told, in Slack's mark-up.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Deserialize;
 use uuid::Uuid;
 
-/// Errors of a run that are told; all are in its row.
-const ERRORS_TOLD: usize = 5;
+use super::reconciliation::{Difference, Kind};
+
+/// Errors of a run, or differences, that are told; more are kept.
+const DETAILS_TOLD: usize = 5;
 /// Characters of each.
-const ERROR_CHARS: usize = 300;
+const DETAIL_CHARS: usize = 300;
 
 /// Kind of an occurrence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub enum NoticeKind {
     RunFailed,
     /// No full run has finished for too long.
     RunOverdue,
+    /// A reconciliation found differences that are left.
+    DriftFound,
 }
 
 impl NoticeKind {
@@ -26,6 +30,7 @@ impl NoticeKind {
         match self {
             Self::RunFailed => "run_failed",
             Self::RunOverdue => "run_overdue",
+            Self::DriftFound => "drift_found",
         }
     }
 }
@@ -71,6 +76,19 @@ pub struct RunError {
     pub message: String,
 }
 
+/// A reconciliation that left differences.
+#[derive(Debug, Clone)]
+pub struct DriftLeft {
+    /// The reconciliation.
+    pub reconciliation_id: Uuid,
+    /// When it ended.
+    pub finished_time: DateTime<Utc>,
+    /// Differences that are left, by kind.
+    pub drift: BTreeMap<Kind, i64>,
+    /// The first of its differences, repaired ones among them.
+    pub differences: Vec<Difference>,
+}
+
 impl Notice {
     /// A run failed.
     pub fn run_failed(run: &FailedRun) -> Self {
@@ -84,11 +102,8 @@ impl Notice {
             run.charged,
             run.failed,
         );
-        for error in run.errors.iter().take(ERRORS_TOLD) {
-            let told: String = error.message.chars().take(ERROR_CHARS).collect();
-            let (eco_id, reason) = (escape(&error.eco_id), escape(&error.reason));
-            write!(message, "\n• {eco_id}: {reason}: {}", escape(&told))
-                .expect("writing to a string does not fail");
+        for error in run.errors.iter().take(DETAILS_TOLD) {
+            detail(&mut message, &error.eco_id, &error.reason, &error.message);
         }
         let subject = subject(run.run_id, run.started_time);
         Self { kind: NoticeKind::RunFailed, subject, message }
@@ -103,6 +118,29 @@ impl Notice {
         );
         Self { kind: NoticeKind::RunOverdue, subject: since.timestamp_micros().to_string(), message }
     }
+
+    /// A reconciliation left differences.
+    pub fn drift_found(left: &DriftLeft) -> Self {
+        let count: i64 = left.drift.values().sum();
+        let kinds: Vec<_> = left.drift.iter().map(|(kind, n)| format!("{} {n}", kind.as_str())).collect();
+        let mut message = format!(
+            ":mag: *Reconciliation found drift*: `{}`, ended {}, leaves {count} differences: {}.",
+            left.reconciliation_id,
+            time(left.finished_time),
+            kinds.join(", "),
+        );
+        for difference in left.differences.iter().filter(|d| !d.repaired).take(DETAILS_TOLD) {
+            detail(&mut message, &difference.eco_id, difference.kind.as_str(), &difference.message);
+        }
+        Self { kind: NoticeKind::DriftFound, subject: left.reconciliation_id.to_string(), message }
+    }
+}
+
+/// A line about one account.
+fn detail(message: &mut String, eco_id: &str, word: &str, sentence: &str) {
+    let told: String = sentence.chars().take(DETAIL_CHARS).collect();
+    let line = [escape(eco_id), escape(word), escape(&told)].join(": ");
+    write!(message, "\n• {line}").expect("writing to a string does not fail");
 }
 
 /// Names the failure of a run: a run that is begun again may fail again.

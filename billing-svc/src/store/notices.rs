@@ -1,11 +1,14 @@
-//! `eco_operator_notices`: what operators are told, each occurrence once; and what there is to tell of runs.
+//! `eco_operator_notices`: what operators are told, each occurrence once; and what there is to tell.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, types::Json};
 
-use crate::domain::notice::{FailedRun, Notice, RunError};
+use crate::domain::{
+    notice::{DriftLeft, FailedRun, Notice, RunError},
+    reconciliation::{Difference, Kind},
+};
 
 /// Runs that failed within `since`, or have given no sign of life for `silence`, and that no notice is of.
 #[tracing::instrument(name = "db.eco_overage_runs.failed", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
@@ -57,6 +60,33 @@ pub async fn overdue(db: &mut PgConnection, after: Duration) -> sqlx::Result<Opt
     )
     .fetch_optional(db)
     .await
+}
+
+/// Reconciliations that ended within `since` and left differences, and that no notice is of.
+#[tracing::instrument(name = "db.eco_reconciliations.drift_left", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn drift_left(db: &mut PgConnection, since: TimeDelta) -> sqlx::Result<Vec<DriftLeft>> {
+    let rows = sqlx::query!(
+        r#"select c.reconciliation_id, c.finished_time as "finished_time!",
+                  c.drift as "drift: Json<BTreeMap<Kind, i64>>",
+                  c.differences as "differences: Json<Vec<Difference>>"
+           from eco_reconciliations c
+           where c.status = 'finished' and c.finished_time > now() - $1::interval and c.drift <> '{}'
+             and not exists (select from eco_operator_notices n
+                             where n.kind = 'drift_found' and n.subject = c.reconciliation_id::text)
+           order by c.finished_time"#,
+        since as _,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| DriftLeft {
+            reconciliation_id: row.reconciliation_id,
+            finished_time: row.finished_time,
+            drift: row.drift.0,
+            differences: row.differences.0,
+        })
+        .collect())
 }
 
 /// Writes a notice down, unless there is one of its occurrence; whether it was new.

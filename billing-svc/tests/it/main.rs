@@ -1,6 +1,7 @@
 //! billing-svc over gRPC, with a database of its own and a stand-in Stripe where one is needed.
 
 mod accounts;
+mod books;
 mod change_plan;
 mod dry_run;
 mod engine;
@@ -13,7 +14,11 @@ mod process_overage;
 mod proxy;
 mod receiver;
 mod rechecks;
+mod reconcile;
+mod reconcile_at_scale;
+mod restored;
 mod runs;
+mod spend_cap;
 mod support;
 mod thresholds;
 mod webhook_delivery;

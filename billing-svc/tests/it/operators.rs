@@ -1,9 +1,13 @@
 //! What operators hear of: each occurrence once over all replicas, at least once over crashes.
 
 use anyhow::Result;
-use nexus_billing::config::Config;
-use nexus_core::plan::Plan;
+use nexus_billing::{
+    config::Config,
+    domain::reconciliation::{Difference, Findings, Kind},
+};
+use nexus_core::{money::Micros, plan::Plan};
 use nexus_testkit::{db::TestDb, seed};
+use sqlx::types::Json;
 
 use crate::{
     receiver::{Answer, Receiver},
@@ -114,6 +118,49 @@ async fn runs_that_stay_away_are_told_once_until_they_come_back() -> Result<()> 
     assert_eq!(notices, 2, "25 hours are no gap");
     assert!(slack.rest().is_empty());
     billing.stop().await
+}
+
+#[tokio::test]
+async fn drift_that_a_reconciliation_leaves_is_told_once_for_each() -> Result<()> {
+    let db = TestDb::new().await?;
+    let mut slack = Receiver::start().await?;
+    let billing = Billing::start_with(settings(&db, &slack)).await?;
+    let difference = |kind, repaired| Difference {
+        eco_id: "eco_a".to_owned(),
+        kind,
+        message: "the ledger has <1,000>".to_owned(),
+        amount: Micros(0),
+        currency: "USD".to_owned(),
+        period_start: None,
+        charge_id: String::new(),
+        item_id: String::new(),
+        repaired,
+    };
+    let mut repaired = Findings::default();
+    repaired.add(difference(Kind::ItemExtra, true));
+    let mut left = repaired.clone();
+    left.add(difference(Kind::ItemMissing, false));
+    for findings in [Findings::default(), repaired, left.clone(), left] {
+        sqlx::query(
+            "insert into eco_reconciliations (reconciliation_id, repair, status, drift, differences, finished_time)
+             values (gen_random_uuid(), false, 'finished', $1, $2, now())",
+        )
+        .bind(Json(findings.drift))
+        .bind(Json(findings.differences))
+        .execute(&db.pool)
+        .await?;
+    }
+    for _ in 0..2 {
+        let told = slack.next().await?.json()?;
+        let text = told["text"].as_str().unwrap_or_default();
+        assert!(text.contains("leaves 1 differences: ITEM_MISSING 1."), "{text}");
+        assert!(text.ends_with("\n• eco_a: ITEM_MISSING: the ledger has &lt;1,000&gt;"), "{text}");
+        assert!(!text.contains("ITEM_EXTRA"), "{text}");
+    }
+    until(&db, ALL_TOLD).await?;
+    billing.stop().await?;
+    assert!(slack.rest().is_empty());
+    Ok(())
 }
 
 #[tokio::test]
