@@ -1,5 +1,7 @@
 //! Cursor pagination: newest first, `limit`, `starting_after`, `ending_before`, `has_more`.
 
+use std::ops::Bound;
+
 use serde_json::{Value, json};
 
 use crate::http::error::ApiError;
@@ -74,14 +76,34 @@ pub(crate) fn list(url: &str, data: Vec<Value>, has_more: bool) -> Value {
     json!({ "object": "list", "url": url, "data": data, "has_more": has_more })
 }
 
-/// The page of a resource's objects that `keep` lets through, newest first.
+/// The page of a resource's objects that `keep` lets through, newest first; only the rows of
+/// `customer` are looked at if there is one, and of all rows only those from the cursor on.
 pub(crate) fn page_of<T: Resource>(
     view: View<'_>,
     page: &Page,
+    customer: Option<&str>,
     keep: impl Fn(&T) -> bool,
 ) -> Result<Value, ApiError> {
-    let rows: Vec<&T> = view.state.all::<T>().rev().filter(|row| keep(row)).collect();
-    let (rows, has_more) = page.cut(rows, T::KIND.name(), |row| row.id())?;
-    let data = rows.into_iter().map(|row| row.render(&view)).collect();
+    let cursor = |id: &str, param: &str| {
+        view.state.row::<T>(id).ok_or_else(|| ApiError::missing(T::KIND.name(), id, param))
+    };
+    let (range, backwards) = match &page.cursor {
+        Cursor::Start => ((Bound::Unbounded, Bound::Unbounded), false),
+        Cursor::After(id) => ((Bound::Unbounded, Bound::Excluded(cursor(id, "starting_after")?)), false),
+        Cursor::Before(id) => ((Bound::Excluded(cursor(id, "ending_before")?), Bound::Unbounded), true),
+    };
+    let rows = view.state.rows::<T>(customer, range).filter(|row| keep(row));
+    // One more than asked for says whether there are more.
+    let mut found: Vec<&T> = if backwards {
+        rows.take(page.limit + 1).collect()
+    } else {
+        rows.rev().take(page.limit + 1).collect()
+    };
+    let has_more = found.len() > page.limit;
+    found.truncate(page.limit);
+    if backwards {
+        found.reverse();
+    }
+    let data = found.into_iter().map(|row| row.render(&view)).collect();
     Ok(list(&format!("/v1/{}", T::KIND.collection()), data, has_more))
 }
