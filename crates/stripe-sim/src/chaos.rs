@@ -74,8 +74,8 @@ impl Chaos {
     /// When a rate is no share.
     pub(crate) fn check(&self) -> Result<(), String> {
         let outcomes = self.rates.outcomes();
-        let shares = outcomes.iter().map(|(share, _)| *share).chain([self.rates.delay]);
-        if shares.into_iter().any(|share| !(0.0..=1.0).contains(&share)) {
+        let mut shares = outcomes.iter().map(|(share, _)| *share).chain([self.rates.delay]);
+        if shares.any(|share| !(0.0..=1.0).contains(&share)) {
             return Err("rates: each is between 0 and 1".to_owned());
         }
         if outcomes.iter().map(|(share, _)| share).sum::<f64>() > 1.0 {

@@ -3,14 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::{Request, StatusCode, header};
+use bytes::Bytes;
 use hmac::{Hmac, Mac as _};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use sha2::Sha256;
 
 use crate::http::App;
+use crate::objects::Resource as _;
 use crate::objects::events::{self, Event};
 use crate::objects::invoices;
 use crate::objects::webhooks::WebhookEndpoint;
-use crate::objects::Resource as _;
 use crate::state::View;
 use crate::store::Ending;
 
@@ -20,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(250);
 
 pub(crate) struct Sender {
-    http: reqwest::Client,
+    http: Client<HttpConnector, Full<Bytes>>,
     /// One batch at a time, so that nothing is sent twice by accident.
     one: tokio::sync::Mutex<()>,
 }
@@ -40,13 +46,9 @@ struct Target {
 }
 
 impl Sender {
-    pub(crate) fn new() -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .timeout(PATIENCE)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .build()?;
-        Ok(Self { http, one: tokio::sync::Mutex::default() })
+    pub(crate) fn new() -> Self {
+        let http = Client::builder(TokioExecutor::new()).build(HttpConnector::new());
+        Self { http, one: tokio::sync::Mutex::default() }
     }
 }
 
@@ -139,25 +141,37 @@ async fn send(app: &App, batch: Vec<Attempt>) -> bool {
 impl Sender {
     /// Whether the endpoint took it.
     async fn send(&self, target: &Target, body: &str, at: i64) -> bool {
-        let request = self
-            .http
-            .post(&target.url)
-            .header("Content-Type", "application/json; charset=utf-8")
-            .header("Stripe-Signature", signature(&target.secret, at, body))
-            .header("User-Agent", "Stripe/1.0 (stripe-sim)")
-            .body(body.to_owned());
-        match request.send().await {
-            Ok(response) if response.status().is_success() => true,
-            Ok(response) => {
-                tracing::debug!(url = target.url, status = response.status().as_u16(), "webhook refused");
-                false
-            }
-            Err(error) => {
-                tracing::debug!(url = target.url, %error, "webhook not delivered");
-                false
-            }
+        match tokio::time::timeout(PATIENCE, self.post(target, body, at)).await {
+            Ok(Ok(status)) if status.is_success() => return true,
+            Ok(Ok(status)) => tracing::debug!(url = target.url, %status, "webhook refused"),
+            Ok(Err(error)) => tracing::debug!(url = target.url, %error, "webhook not delivered"),
+            Err(_) => tracing::debug!(url = target.url, "webhook not answered in time"),
         }
+        false
     }
+
+    async fn post(&self, target: &Target, body: &str, at: i64) -> Result<StatusCode, Undelivered> {
+        let request = Request::post(&target.url)
+            .header(header::CONTENT_TYPE, "application/json; charset=utf-8")
+            .header(header::USER_AGENT, "Stripe/1.0 (stripe-sim)")
+            .header("Stripe-Signature", signature(&target.secret, at, body))
+            .body(Full::new(Bytes::from(body.to_owned())))?;
+        let response = self.http.request(request).await?;
+        let status = response.status();
+        // Read to its end, so that the connection can be used again.
+        response.into_body().collect().await?;
+        Ok(status)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Undelivered {
+    #[error("the request: {0}")]
+    Request(#[from] axum::http::Error),
+    #[error("the connection: {0}")]
+    Connection(#[from] hyper_util::client::legacy::Error),
+    #[error("the answer: {0}")]
+    Answer(#[from] hyper::Error),
 }
 
 /// `t` is the real time: receivers compare it with theirs.

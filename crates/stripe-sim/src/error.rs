@@ -31,9 +31,6 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// The HTTP client that sends webhooks could not be made.
-    #[error("webhooks: {0}")]
-    Webhooks(reqwest::Error),
     /// The task that sends webhooks panicked.
     #[error("webhooks: {0}")]
     Panicked(tokio::task::JoinError),

@@ -64,7 +64,7 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Cancellation
     let ids = Ids::new(StdRng::from_os_rng());
     let store = Store::open(config.data.as_deref(), ids)?;
     let clock = Clock::new(|| chrono::Utc::now().timestamp_millis());
-    let sender = Sender::new().map_err(Error::Webhooks)?;
+    let sender = Sender::new();
     let app = Arc::new(App::new(config.secret_key, clock, store, sender, shutdown.clone()));
     let listener = CuttableListener::new(listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {

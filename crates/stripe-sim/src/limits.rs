@@ -79,7 +79,8 @@ mod tests {
     fn each_endpoint_has_its_own_seconds_worth() {
         let limits = Limits::default();
         limits.set(Rates { per_endpoint: Some(25), together: None });
-        let passed = |endpoint: &str, now: i64| (0..100).filter(|_| limits.check(endpoint, now).is_ok()).count();
+        let passed =
+            |endpoint: &str, now: i64| (0..100).filter(|_| limits.check(endpoint, now).is_ok()).count();
         assert_eq!(passed("a", 0), 25);
         assert_eq!(passed("b", 0), 25);
         assert_eq!(passed("a", 200), 5);

@@ -255,12 +255,20 @@ impl State {
             let clock = self.clock_of(object);
             let due = self.due.entry(clock).or_default();
             let entry = Due { at, kind, row };
-            if there { due.insert(entry) } else { due.remove(&entry) };
+            if there {
+                due.insert(entry)
+            } else {
+                due.remove(&entry)
+            };
         }
         if let Object::Event(event) = object
             && let Some(at) = event.next_delivery()
         {
-            if there { self.deliveries.insert((at, row)) } else { self.deliveries.remove(&(at, row)) };
+            if there {
+                self.deliveries.insert((at, row))
+            } else {
+                self.deliveries.remove(&(at, row))
+            };
         }
     }
 }

@@ -218,10 +218,7 @@ enum ClockChange {
     Scale(u32),
 }
 
-async fn move_clock(
-    State(app): State<Arc<App>>,
-    body: Result<Json<ClockChange>, JsonRejection>,
-) -> Reply {
+async fn move_clock(State(app): State<Arc<App>>, body: Result<Json<ClockChange>, JsonRejection>) -> Reply {
     let Json(change) = body?;
     let moved = match change {
         ClockChange::AdvanceSeconds(seconds) => app.move_clock(|now| now + i64::from(seconds)).await,
@@ -242,10 +239,7 @@ async fn clock(State(app): State<Arc<App>>) -> Reply {
     Ok(Json(json!({ "now": app.now(&store), "scale": app.clock.scale() })))
 }
 
-async fn set_settings(
-    State(app): State<Arc<App>>,
-    body: Result<Json<Settings>, JsonRejection>,
-) -> Reply {
+async fn set_settings(State(app): State<Arc<App>>, body: Result<Json<Settings>, JsonRejection>) -> Reply {
     let Json(new) = body?;
     app.store.lock().await.configure(new).map_err(AdminError::internal)?;
     settings(State(app)).await
@@ -269,10 +263,7 @@ fn all_events() -> Vec<String> {
     vec!["*".to_owned()]
 }
 
-async fn set_webhook(
-    State(app): State<Arc<App>>,
-    body: Result<Json<SetWebhook>, JsonRejection>,
-) -> Reply {
+async fn set_webhook(State(app): State<Arc<App>>, body: Result<Json<SetWebhook>, JsonRejection>) -> Reply {
     let Json(set) = body?;
     webhooks::check_url(&set.url).map_err(AdminError::bad_request)?;
     change(&app, |tx| Ok(webhooks::set(tx, set.url, set.secret, set.enabled_events))).await
@@ -286,10 +277,7 @@ async fn send_webhooks(State(app): State<Arc<App>>) -> Reply {
     Ok(Json(json!({ "undelivered": waiting })))
 }
 
-async fn set_unreliable(
-    State(app): State<Arc<App>>,
-    body: Result<Json<Unreliable>, JsonRejection>,
-) -> Reply {
+async fn set_unreliable(State(app): State<Arc<App>>, body: Result<Json<Unreliable>, JsonRejection>) -> Reply {
     let Json(unreliable) = body?;
     app.store.lock().await.state.unreliable = unreliable.clone();
     Ok(Json(json!(unreliable)))

@@ -284,7 +284,8 @@ async fn show_checkout(State(app): State<Arc<App>>, Path(id): Path<String>) -> R
 
 fn checkout_page(view: View<'_>, id: &str, notice: &str) -> Response {
     let Some(session) = view.state.get::<CheckoutSession>(id) else {
-        return (StatusCode::NOT_FOUND, page("Checkout", "<h1>There is no such session</h1>")).into_response();
+        return (StatusCode::NOT_FOUND, page("Checkout", "<h1>There is no such session</h1>"))
+            .into_response();
     };
     let form = session.render(&view);
     let mut html = format!(
@@ -329,7 +330,8 @@ async fn answer_checkout(
     } else {
         store.catch_up(now).and_then(|()| {
             store.transact(now, None, |tx| {
-                let clock = tx.state().object(Kind::CheckoutSession, &id).and_then(|it| tx.state().clock_of(it));
+                let clock =
+                    tx.state().object(Kind::CheckoutSession, &id).and_then(|it| tx.state().clock_of(it));
                 tx.go_by(clock.as_deref());
                 match checkout::complete(tx, &id, email, declined) {
                     Ok(form) => (Ok(form), Ending::Commit(None)),

@@ -192,8 +192,10 @@ pub(crate) fn note_attempt(tx: &mut Tx<'_>, id: &str, endpoint: &str, taken: boo
         delivery.at = now + i64::from(chance.below("again", longest.saturating_add(1)));
         event.deliveries.insert(endpoint.to_owned(), delivery);
     } else if !taken {
-        delivery.at = now + wait.min(LONGEST_RETRY_SECONDS);
-        if delivery.at <= first + RETRIED_SECONDS {
+        // The last attempt is at the very end.
+        let last = first + RETRIED_SECONDS;
+        delivery.at = (now + wait.min(LONGEST_RETRY_SECONDS)).min(last);
+        if now < last {
             event.deliveries.insert(endpoint.to_owned(), delivery);
         }
     }

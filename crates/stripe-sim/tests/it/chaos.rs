@@ -120,7 +120,9 @@ async fn people_see_what_there_is() -> Result<()> {
     let policy = header(&response, "content-security-policy").unwrap_or_default();
     ensure!(policy.contains("default-src 'none'"), "{policy}");
     let page = response.text().await?;
-    for shown in [&customer, &item, &subscription, "&lt;b&gt;@example.com", "&quot;5&quot; &amp; more", "invoice.paid"] {
+    for shown in
+        [&customer, &item, &subscription, "&lt;b&gt;@example.com", "&quot;5&quot; &amp; more", "invoice.paid"]
+    {
         ensure!(page.contains(shown), "no {shown}: {page}");
     }
     let of_customer = sim.bare(reqwest::Method::GET, &format!("/?customer={customer}")).send().await?;

@@ -5,8 +5,8 @@ use serde_json::json;
 use stripe::StripeRequest as _;
 use stripe_billing::invoice::{DeleteInvoice, ListInvoice, MarkUncollectibleInvoice, RetrieveInvoice};
 use stripe_billing::subscription::{
-    CreateSubscription, CreateSubscriptionItems, ResumeSubscription, RetrieveSubscription, UpdateSubscription,
-    UpdateSubscriptionItems, UpdateSubscriptionProrationBehavior,
+    CreateSubscription, CreateSubscriptionItems, ResumeSubscription, RetrieveSubscription,
+    UpdateSubscription, UpdateSubscriptionItems, UpdateSubscriptionProrationBehavior,
 };
 use stripe_client_core::{RequestBuilder, StripeMethod};
 use stripe_shared::{

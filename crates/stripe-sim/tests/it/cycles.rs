@@ -74,11 +74,16 @@ async fn the_first_invoice_is_paid_at_once() -> Result<()> {
 async fn a_renewal_drafts_an_invoice_that_is_collected_an_hour_later() -> Result<()> {
     let sim = Sim::start().await?;
     let (customer, subscription, end) = subscribed(&sim).await?;
-    let other = id(&sim.create("/v1/subscriptions", &[
-        ("customer", &customer),
-        ("items[0][price]", &sim.price().await?),
-        ("billing_cycle_anchor", &(end - 86_400).to_string()),
-    ]).await?)?;
+    let other = id(&sim
+        .create(
+            "/v1/subscriptions",
+            &[
+                ("customer", &customer),
+                ("items[0][price]", &sim.price().await?),
+                ("billing_cycle_anchor", &(end - 86_400).to_string()),
+            ],
+        )
+        .await?)?;
     sim.item(&customer, "7", &[("subscription", &other)]).await?;
     sim.item(&customer, "100", &[("subscription", &subscription)]).await?;
     sim.item(&customer, "200", &[]).await?;
@@ -117,9 +122,7 @@ async fn months_that_pass_at_once_happen_one_after_the_other() -> Result<()> {
     let list = sim.read(&format!("/v1/invoices?customer={customer}")).await?;
     let invoices = list["data"].as_array().context("data")?;
     assert_eq!(invoices.len(), 4);
-    let times: Vec<i64> = sim
-        .read("/v1/events?limit=100")
-        .await?["data"]
+    let times: Vec<i64> = sim.read("/v1/events?limit=100").await?["data"]
         .as_array()
         .context("data")?
         .iter()
@@ -288,7 +291,10 @@ async fn another_price_counts_from_the_next_period_and_prorations_are_refused() 
     let start = changed["billing_cycle_anchor"].as_i64().context("an anchor")?;
     ensure!((now..now + 60).contains(&start), "{start} {now}");
     let invoice = newest_invoice(&sim, &customer).await?;
-    assert_eq!((&invoice["billing_reason"], &invoice["status"]), (&json!("subscription_update"), &json!("paid")));
+    assert_eq!(
+        (&invoice["billing_reason"], &invoice["status"]),
+        (&json!("subscription_update"), &json!("paid"))
+    );
     sim.stop().await
 }
 

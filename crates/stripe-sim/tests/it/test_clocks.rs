@@ -29,7 +29,8 @@ async fn customers_of_a_test_clock_live_in_its_time_alone() -> Result<()> {
     assert_eq!(latest().await?["billing_reason"], "subscription_create");
 
     let advance = format!("/v1/test_helpers/test_clocks/{clock_id}/advance");
-    let to = async |time: i64| read(sim.post(&advance, &[("frozen_time", &time.to_string())]).send().await?).await;
+    let to =
+        async |time: i64| read(sim.post(&advance, &[("frozen_time", &time.to_string())]).send().await?).await;
     assert_eq!(to(start).await?.0, 400);
     assert_eq!(to(start + 70 * 86_400).await?.0, 400);
     let (status, moved) = to(end + 3600).await?;

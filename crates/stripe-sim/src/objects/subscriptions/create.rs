@@ -136,7 +136,9 @@ pub(crate) fn start(tx: &mut Tx<'_>, mut customer: Customer, offer: Offer) -> Re
         Trial::None => None,
         Trial::Days(days) => Some(now + days * 86_400),
         Trial::Until(end) if end > now => Some(end),
-        Trial::Until(_) => return Err(ApiError::refused("trial_end must be in the future.").param("trial_end")),
+        Trial::Until(_) => {
+            return Err(ApiError::refused("trial_end must be in the future.").param("trial_end"));
+        }
     };
     let anchor = offer.anchor.or(trial_end).unwrap_or(now);
     if trial_end.is_some_and(|end| end != anchor) {

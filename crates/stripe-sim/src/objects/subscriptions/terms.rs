@@ -21,8 +21,7 @@ pub(crate) struct AskedItem {
 
 impl AskedItem {
     pub(super) fn take_all(params: &mut Params, field: &str) -> Result<Vec<Self>, ApiError> {
-        let asked: Vec<Self> =
-            params.hashes(field)?.into_iter().map(Self::take).collect::<Result<_, _>>()?;
+        let asked: Vec<Self> = params.hashes(field)?.into_iter().map(Self::take).collect::<Result<_, _>>()?;
         if asked.is_empty() {
             return Err(params.missing(field));
         }

@@ -61,11 +61,7 @@ impl Wanted {
     fn take(params: &mut Params) -> Result<Self, ApiError> {
         let prorations = ["create_prorations", "none", "always_invoice"];
         Ok(Self {
-            items: params
-                .hashes("items")?
-                .into_iter()
-                .map(AskedChange::take)
-                .collect::<Result<_, _>>()?,
+            items: params.hashes("items")?.into_iter().map(AskedChange::take).collect::<Result<_, _>>()?,
             prorations: params.one_of("proration_behavior", &prorations)?,
             anchor_now: params.one_of("billing_cycle_anchor", &["now", "unchanged"])?.as_deref()
                 == Some("now"),
@@ -250,8 +246,8 @@ impl Subscription {
 
 /// Ends the status `paused`.
 pub(crate) fn resume(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
-    let unchanged = params.one_of("billing_cycle_anchor", &["now", "unchanged"])?.as_deref()
-        == Some("unchanged");
+    let unchanged =
+        params.one_of("billing_cycle_anchor", &["now", "unchanged"])?.as_deref() == Some("unchanged");
     params.one_of("proration_behavior", &["none"])?;
     params.finish()?;
     let mut subscription: Subscription = named(tx, id)?;
