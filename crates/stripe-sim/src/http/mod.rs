@@ -93,8 +93,10 @@ impl App {
     /// own time, and the webhooks it leads to are tried before the next.
     async fn move_clock(&self, target: impl FnOnce(i64) -> i64) -> io::Result<()> {
         let _one = self.moving.lock().await;
-        let start = self.now(&self.store.lock().await);
-        let target = target(start);
+        let target = {
+            let store = self.store.lock().await;
+            target(self.now(&store))
+        };
         loop {
             self.catch_up().await?;
             deliver::send_due(self).await;
