@@ -41,6 +41,14 @@ pub enum Error {
     StripeSubscriptionTaken,
     #[error("run {0} was cut short; what it charged stays charged, and a repeat goes on with the rest")]
     RunFailed(Uuid),
+    #[error(
+        "the database was restored or failed over since the ledger was last known to be whole; nothing is charged until a reconciliation of all accounts has found that it agrees with Stripe"
+    )]
+    ReconcileRequired,
+    #[error("reconciliation {0} was cut short; a repeat begins again")]
+    ReconciliationFailed(Uuid),
+    #[error("Stripe's books could not be read: {0}")]
+    BooksUnread(String),
     #[error("the server is stopping")]
     Stopping,
     #[error(transparent)]
@@ -67,6 +75,15 @@ impl From<Error> for Status {
                 status::with_reason(Code::AlreadyExists, "STRIPE_ID_TAKEN", error.to_string())
             }
             Error::RunFailed(_) => status::unavailable("RUN_FAILED", error.to_string(), status::RETRY_SOON),
+            Error::ReconcileRequired => {
+                status::with_reason(Code::FailedPrecondition, "RECONCILE_REQUIRED", error.to_string())
+            }
+            Error::ReconciliationFailed(_) => {
+                status::unavailable("RECONCILIATION_FAILED", error.to_string(), status::RETRY_SOON)
+            }
+            Error::BooksUnread(_) => {
+                status::unavailable("STRIPE_UNAVAILABLE", error.to_string(), status::RETRY_SOON)
+            }
             Error::Stopping => status::unavailable("STOPPING", error.to_string(), status::RETRY_SOON),
             Error::OutOfRange(e) => {
                 tracing::error!(error = %e, "an amount cannot be computed");

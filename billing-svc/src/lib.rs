@@ -42,7 +42,10 @@ use nexus_kit::{
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use app::process_overage::Engine;
+use app::{
+    process_overage::Engine,
+    reconcile::{Drift, Reconciler},
+};
 use payments::{pace::Pace, stripe::Stripe};
 
 pub use config::Config;
@@ -65,17 +68,26 @@ pub async fn serve(
     let pool = db::pool(&config.db, Role::Billing)?;
     let refresher = tokio::spawn(app::refresh::refresher(pool.clone(), shutdown.clone()));
     let _stop_with_us = AbortOnDrop(refresher);
+    let stripe = Arc::new(Stripe::new(&config.stripe)?);
+    let pace = Arc::new(Pace::new(config.stripe.stripe_rate_per_second));
     let engine = Arc::new(Engine::new(
         pool.clone(),
-        Arc::new(Stripe::new(&config.stripe)?),
-        Pace::new(config.stripe.stripe_rate_per_second),
+        stripe.clone(),
+        pace.clone(),
         config.overage_concurrency as usize,
         shutdown.clone(),
     ));
     let _end_with_us = engine.kill_guard();
+    let metrics = Metrics::new();
+    let drift = metrics.register(Drift::register);
+    let _drift_with_us = AbortOnDrop(tokio::spawn(drift.clone().follow(pool.clone(), shutdown.clone())));
+    let reconciler =
+        Arc::new(Reconciler::new(pool.clone(), stripe.clone(), stripe, pace, drift, shutdown.clone()));
+    let _reconciler_with_us = reconciler.kill_guard();
     let service = grpc::Service {
         pool: pool.clone(),
         engine: engine.clone(),
+        reconciler: reconciler.clone(),
         request_timeout: config.serve.request_timeout,
     };
     let grace = config.serve.shutdown_grace;
@@ -84,7 +96,7 @@ pub async fn serve(
         services: &["nexus.billing.v1.BillingService"],
         auth,
         api_keys: None,
-        metrics: Metrics::new(),
+        metrics,
         args: config.serve,
         connection_age: CONNECTION_AGE,
         readiness: Arc::new(move || {
@@ -101,7 +113,7 @@ pub async fn serve(
     };
     let runs = async {
         shutdown.cancelled().await;
-        drained(engine.finished(), &shutdown, grace).await
+        drained(futures::future::join(engine.finished(), reconciler.finished()), &shutdown, grace).await
     };
     Ok(tokio::join!(serving, runs).0?)
 }

@@ -131,6 +131,19 @@ impl Backend {
             .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
     }
 
+    /// Sets what a user's overage may cost in a period.
+    pub async fn set_spend_cap(
+        &self,
+        user: &User,
+        request: billing::SetSpendCapRequest,
+    ) -> Result<billing::SetSpendCapResponse, Error> {
+        let mut client = self.billing.clone();
+        let send = |r| async move { client.set_spend_cap(r).await };
+        call("BillingService.SetSpendCap", self.user(user)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+    }
+
     /// Makes a key for the user's account.
     pub async fn create_api_key(
         &self,

@@ -1,19 +1,24 @@
 //! Bodies: JSON objects. What is malformed is collected, all of it, with the names a client knows; members a
 //! route does not have are passed over, and one that is null counts as left out.
 
+use std::collections::HashMap;
+
 use axum::{
     body::Bytes,
     extract::{FromRequest, Request, rejection::BytesRejection},
 };
 use http::StatusCode;
+use nexus_core::money::Micros;
 use nexus_kit::validate::Violations;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::error::Error;
 
 /// The members of a body, and what is wrong with those read so far.
 pub struct Body {
     members: Map<String, Value>,
+    /// As it came.
+    text: Bytes,
     violations: Violations,
 }
 
@@ -22,7 +27,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
         let bytes = Bytes::from_request(request, state).await.map_err(unread)?;
-        Ok(Self::of(&bytes)?)
+        Ok(Self::of(bytes)?)
     }
 }
 
@@ -36,9 +41,9 @@ pub fn unread(rejection: BytesRejection) -> Error {
 }
 
 impl Body {
-    fn of(bytes: &[u8]) -> Result<Self, Violations> {
-        match serde_json::from_slice(bytes) {
-            Ok(Value::Object(members)) => Ok(Self { members, violations: Violations::new() }),
+    fn of(text: Bytes) -> Result<Self, Violations> {
+        match serde_json::from_slice(&text) {
+            Ok(Value::Object(members)) => Ok(Self { members, text, violations: Violations::new() }),
             Ok(_) | Err(_) => Err(Violations::one("body", "must be a JSON object")),
         }
     }
@@ -66,6 +71,21 @@ impl Body {
         self.member(name, "must be a whole number", Value::as_i64)
     }
 
+    /// An amount of money, as exactly as it is written; null says that there is none, and leaving it out is a
+    /// violation.
+    pub fn amount(&mut self, name: &str) -> Option<Micros> {
+        if self.members.get(name).is_some_and(Value::is_null) {
+            return None;
+        }
+        // A number that was read already may have been rounded.
+        let members: HashMap<String, &RawValue> = serde_json::from_slice(&self.text).unwrap_or_default();
+        let amount = members.get(name).and_then(|text| text.get().parse().ok()).filter(|m: &Micros| m.0 >= 0);
+        if amount.is_none() {
+            self.violations.add(name, "must be an amount of 0 or more with at most six decimals, or null");
+        }
+        amount
+    }
+
     fn member<T>(&mut self, name: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Option<T> {
         let value = self.members.get(name).filter(|value| !value.is_null())?;
         let read = read(value);
@@ -88,7 +108,7 @@ mod tests {
     #[test]
     fn only_objects_are_bodies() {
         for bad in ["", "{", "[]", "null", "\"x\"", "{} x", "{\"a\":\u{1}}"] {
-            let error = Body::of(bad.as_bytes()).err().map(|v| v.to_string());
+            let error = Body::of(bad.into()).err().map(|v| v.to_string());
             assert_eq!(error.as_deref(), Some("body: must be a JSON object"), "{bad}");
         }
     }
@@ -96,7 +116,7 @@ mod tests {
     #[test]
     fn members_are_read_and_all_violations_collected() {
         let read = |json: &str| {
-            let mut body = Body::of(json.as_bytes()).expect("an object");
+            let mut body = Body::of(Bytes::copy_from_slice(json.as_bytes())).expect("an object");
             let read = (body.text("a"), body.texts("b"), body.flag("c"), body.number("d"));
             (read, body.violations.0.into_iter().map(|v| v.field).collect::<Vec<_>>())
         };
@@ -108,5 +128,34 @@ mod tests {
         let bad = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
         assert_eq!(read(r#"{"a":1,"b":["y",1],"c":"true","d":1.5}"#), (left_out.clone(), bad.clone()));
         assert_eq!(read(r#"{"a":[],"b":"y","c":0,"d":1e30}"#), (left_out, bad));
+    }
+    #[test]
+    fn amounts_are_read_as_they_are_written() {
+        let read = |json: &str| {
+            let mut body = Body::of(Bytes::copy_from_slice(json.as_bytes())).expect("an object");
+            let amount = body.amount("a").map(|amount| amount.0);
+            (amount, body.violations.0.len())
+        };
+        for (json, micros) in [
+            (r#"{"a":12.5}"#, 12_500_000),
+            (r#"{"a":0,"b":[{"a":1}]}"#, 0),
+            (r#"{"a":1,"a":2}"#, 2_000_000),
+            // As a float it would be a micro less.
+            (r#"{"\u0061": 9007199254.740993 }"#, 9_007_199_254_740_993),
+        ] {
+            assert_eq!(read(json), (Some(micros), 0), "{json}");
+        }
+        assert_eq!(read(r#"{"a":null}"#), (None, 0));
+        for bad in [
+            "{}",
+            r#"{"a":"1"}"#,
+            r#"{"a":-1}"#,
+            r#"{"a":0.0000001}"#,
+            r#"{"a":1e13}"#,
+            r#"{"a":[1]}"#,
+            r#"{"a":true}"#,
+        ] {
+            assert_eq!(read(bad), (None, 1), "{bad}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use http::{
     HeaderMap, HeaderValue, StatusCode,
     header::{RETRY_AFTER, WWW_AUTHENTICATE},
 };
+use nexus_client::guard::RefusalReason;
 use nexus_core::text::thousands;
 use nexus_kit::{
     auth::AuthConfigError,
@@ -41,12 +42,14 @@ pub enum StartError {
     Serve(#[from] ServeError),
 }
 
-/// A hard limit is reached.
+/// A hard limit is reached, or a spend cap.
 #[derive(Debug)]
 pub struct LimitExceeded {
+    /// Which of the two.
+    pub reason: RefusalReason,
     /// Units consumed in the period.
     pub current_usage: i64,
-    /// Units included in it.
+    /// Units included in it, or those that the spend cap allows.
     pub limit: i64,
     /// When it ends.
     pub period_end: DateTime<Utc>,
@@ -84,6 +87,8 @@ pub enum Error {
     ApiKeyRevoked,
     #[error("too many old secrets of the API key are valid")]
     TooManySecrets,
+    #[error("the database was restored or failed over, and must be reconciled with Stripe")]
+    ReconcileRequired,
     #[error("{0}")]
     NotFound(&'static str),
     #[error("the method is not allowed")]
@@ -118,6 +123,7 @@ impl Error {
             Error::AccountClosed => (StatusCode::FORBIDDEN, "Account closed"),
             Error::ApiKeyRevoked => (StatusCode::CONFLICT, "API key revoked"),
             Error::TooManySecrets => (StatusCode::CONFLICT, "Too many secrets in grace"),
+            Error::ReconcileRequired => (StatusCode::CONFLICT, "Reconciliation required"),
             Error::NotFound(what) => (StatusCode::NOT_FOUND, what),
             Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"),
             Error::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Payload too large"),
@@ -132,14 +138,8 @@ impl Error {
         match self {
             Error::BadRequest(violations) => bad_request(&violations.0),
             Error::LimitExceeded(over) => vec![
-                (
-                    "message",
-                    format!(
-                        "All {} API calls of this billing period are used. Upgrade the plan to make more calls now.",
-                        thousands(over.limit),
-                    )
-                    .into(),
-                ),
+                ("message", used_up(over).into()),
+                ("reason", over.reason.as_str().into()),
                 ("current_usage", over.current_usage.into()),
                 ("limit", over.limit.into()),
                 ("period_end", format::time(over.period_end).into()),
@@ -148,6 +148,10 @@ impl Error {
             Error::TooManySecrets => {
                 vec![("message", "Wait until one has ended, or rotate with \"grace_period_ms\": 0.".into())]
             }
+            Error::ReconcileRequired => vec![(
+                "message",
+                "The database was restored or failed over. Nothing is charged until `nexus reconcile` has found that the ledger agrees with Stripe.".into(),
+            )],
             _ => Vec::new(),
         }
     }
@@ -164,6 +168,18 @@ impl Error {
             _ => {}
         }
         headers
+    }
+}
+
+fn used_up(over: &LimitExceeded) -> String {
+    let calls = thousands(over.limit);
+    match over.reason {
+        RefusalReason::PlanLimit => format!(
+            "All {calls} API calls of this billing period are used. Upgrade the plan to make more calls now."
+        ),
+        RefusalReason::SpendCap => format!(
+            "The spend cap is reached: all {calls} API calls that it allows in this billing period are used. Raise or remove the cap to make more calls now."
+        ),
     }
 }
 

@@ -15,7 +15,7 @@ use axum::{
     extract::{FromRequestParts, MatchedPath},
     response::{IntoResponse, Response},
 };
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use http::{Method, request::Parts};
 use moka::sync::Cache;
 use nexus_client::{
@@ -74,6 +74,7 @@ impl Meter {
         let patience = config.backend_timeout;
         let guard = Guard::new(backend.usage_channel(), backend.credentials()).timeout(patience);
         let mut tracker = Tracker::builder(&config.usage_addr, backend.credentials())
+            .clock(guard.clock())
             .flush_interval(Duration::ZERO)
             .queue_capacity(PLACES)
             .in_flight(DELIVERIES)
@@ -96,11 +97,16 @@ impl Meter {
         }
     }
 
+    /// By usage-svc's clock, which judges events: this machine's may be wrong.
+    fn now(&self) -> DateTime<Utc> {
+        self.guard.clock().now()
+    }
+
     async fn admit(&self, eco_id: &str) -> Result<Unit, Error> {
         match self.guard.check_with(eco_id, 1, trace()).await {
             Ok(Decision::Admitted(unit)) => Ok(unit),
             Ok(Decision::Refused(refused)) => {
-                let refusal = status::over_limit(&refused, Utc::now(), &mut rand::rng());
+                let refusal = status::over_limit(&refused, self.now(), &mut rand::rng());
                 Err(Error::LimitExceeded(Box::new(refusal)))
             }
             Err(error) => {
@@ -112,10 +118,11 @@ impl Meter {
 
     /// What holds for keys in test mode: no limit, and the account's period.
     async fn test_unit(&self, backend: &Backend, eco_id: &str) -> Result<Unit, Error> {
-        let quota = match self.test_quotas.get(eco_id).filter(|quota| Utc::now() < quota.period_end) {
+        let quota = match self.test_quotas.get(eco_id).filter(|quota| self.now() < quota.period_end) {
             Some(quota) => quota,
             None => {
                 let usage = backend.usage_of(eco_id).await?;
+                self.guard.clock().note(usage.server_time.as_ref());
                 let quota = Quota {
                     policy: TEST_POLICY,
                     limit: -1,
@@ -198,7 +205,7 @@ impl Admitted {
     pub async fn answer(self, app: &Gateway, answer: impl IntoResponse) -> Response {
         let mut response = answer.into_response();
         let took = self.call.arrival.elapsed().min(MAX_RESPONSE_TIME);
-        let now = Utc::now();
+        let now = app.meter.now();
         let event = UsageEvent {
             eco_id: self.caller.eco_id,
             event_id: Uuid::now_v7().to_string(),

@@ -29,8 +29,14 @@ pub enum Credentials {
 }
 
 /// Names of fields over REST that are called otherwise over gRPC.
-const FIELDS: [(&str, &str); 4] =
-    [("days_count", "days"), ("page_size", "limit"), ("skip_count", "page"), ("query", "q")];
+const FIELDS: [(&str, &str); 6] = [
+    ("days_count", "days"),
+    ("page_size", "limit"),
+    ("skip_count", "page"),
+    ("query", "q"),
+    ("spend_cap_micros", "spend_cap_usd"),
+    ("currency_code", "spend_cap_usd"),
+];
 
 /// The meaning of a status; `not_found` is the text for an unknown thing.
 pub fn rest(status: &Status, credentials: Credentials, not_found: &'static str) -> Error {
@@ -42,6 +48,7 @@ pub fn rest(status: &Status, credentials: Credentials, not_found: &'static str) 
             "ACCOUNT_CLOSED" => Error::AccountClosed,
             "API_KEY_REVOKED" => Error::ApiKeyRevoked,
             "TOO_MANY_SECRETS" => Error::TooManySecrets,
+            "RECONCILE_REQUIRED" => Error::ReconcileRequired,
             _ => internal(status),
         },
         (Code::NotFound, _) => Error::NotFound(not_found),
@@ -76,6 +83,7 @@ pub fn over_limit(refused: &Refused, now: DateTime<Utc>, rng: &mut impl Rng) -> 
     refused.quota.set(&mut headers, now);
     refused.quota.set_retry_after(&mut headers, refused.retry, now, rng);
     LimitExceeded {
+        reason: refused.reason,
         current_usage: refused.current_usage,
         limit: refused.quota.limit,
         period_end: refused.quota.period_end,

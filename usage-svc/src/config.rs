@@ -20,7 +20,8 @@ pub struct Config {
     /// Days the raw log and the hourly rollup are kept, at least 40; the daily rollup stays
     #[arg(long = "raw-retention-days", env = "RAW_RETENTION_DAYS", default_value_t = 45, value_parser = clap::value_parser!(u16).range(40..), value_name = "DAYS")]
     pub raw_retention_days: u16,
-    /// Events that may wait to be written; more are answered UNAVAILABLE
+    /// Events that may wait to be written, and of streams as many again that wait for their place; more are answered
+    /// UNAVAILABLE
     #[arg(long = "ingest-queue", env = "INGEST_QUEUE_EVENTS", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(10_000..=10_000_000), value_name = "EVENTS")]
     pub ingest_queue: u32,
     /// Longest time one try of a flush may take before its connection is given up, above the statement

@@ -81,6 +81,11 @@ pub enum Error {
 impl Error {
     /// Whether the database is away.
     pub fn is_outage(&self) -> bool {
+        matches!(self, Error::Database(error) if db::is_away(error))
+    }
+
+    /// Whether the database did not answer this caller: it is away, or others hold what this one needs.
+    pub fn is_unanswered(&self) -> bool {
         matches!(self, Error::Database(error) if db::is_unavailable(error))
     }
 }
@@ -128,6 +133,7 @@ impl From<&Error> for Status {
             Error::Overloaded | Error::TooManyClients => unavailable("OVERLOADED"),
             Error::Stopping => unavailable("STOPPING"),
             Error::Flush(FlushError::Unavailable) => unavailable("DATABASE_UNAVAILABLE"),
+            Error::Flush(FlushError::Busy) => unavailable("DATABASE_BUSY"),
             Error::Flush(FlushError::Failed | FlushError::Rejected) => status::internal(),
             Error::Database(e) if db::is_unavailable(e) => {
                 tracing::warn!(error = %e, "the database is unavailable");

@@ -36,11 +36,12 @@ use std::{process, sync::Arc, time::Duration};
 
 use app::{
     drain::Drain,
-    feed::{self, Feed},
-    known, maintenance, quota,
+    feed,
+    known::Known,
+    maintenance, quota,
     spooling::{SpoolMetrics, Spooling},
     verify_api_key,
-    writer::{self, WriterMetrics},
+    writer::{self, Bounds, WriterMetrics},
 };
 use nexus_kit::{
     auth::Authenticator,
@@ -82,29 +83,30 @@ pub async fn serve(
     let writers = writers();
     let metrics = Metrics::new();
     let writer_metrics = metrics.register(WriterMetrics::register);
-    let spooling = open_spool(&config, &metrics).await?;
-    // One for the drain.
-    let connections = writers + u32::from(spooling.is_some());
+    let known = Arc::new(Known::default());
+    let spooling = open_spool(&config, &known, &metrics).await?;
+    // One for what waits for locks, one for the drain.
+    let connections = writers + 1 + u32::from(spooling.is_some());
     let writer_pool =
         db::pool(&DbArgs { database_max_connections: connections, ..config.db.clone() }, Role::Usage)?;
 
     let stop = CancellationToken::new();
     let (recorder, writer) = writer::start(
         &writer_pool,
-        writers,
-        config.flush_timeout,
-        config.ingest_queue as usize,
+        Bounds { writers, one_try: config.flush_timeout, events: config.ingest_queue as usize },
         &writer_metrics,
+        &known,
         spooling.as_ref(),
         &stop,
     );
     metrics.register(|registry| recorder.register(registry));
     let (feed, listening) = feed::start(&config.db, stop.clone())?;
-    let draining = start_drain(spooling.as_ref(), writer_pool, config.flush_timeout, &feed, &stop);
+    let draining = start_drain(spooling.as_ref(), writer_pool, config.flush_timeout, &stop);
     let (keys, following) =
         verify_api_key::start(pool.clone(), feed.clone(), config.key_stale_max, stop.clone());
     let name = format!("{} of process {}", listeners.main_addr().map_err(ServeError::Io)?, process::id());
-    let (quota, holding) = quota::start(pool.clone(), feed, name, config.key_stale_max, stop.clone());
+    let (quota, holding) =
+        quota::start(pool.clone(), feed, known.clone(), name, config.key_stale_max, stop.clone());
     metrics.register(|registry| quota.register(registry));
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
     let rate_limit = grpc::envoy::RateLimit { quota: quota.clone(), keys: keys.clone() };
@@ -115,6 +117,7 @@ pub async fn serve(
         stop: shutdown.clone(),
         quota_memory: Default::default(),
         keys: keys.clone(),
+        known,
         key_secret: config.auth.service_token_secret.clone(),
     };
     let grace = config.serve.shutdown_grace;
@@ -138,35 +141,35 @@ pub async fn serve(
     Ok(served?)
 }
 
-async fn open_spool(config: &Config, metrics: &Metrics) -> Result<Option<Spooling>, SpoolError> {
+async fn open_spool(
+    config: &Config,
+    known: &Arc<Known>,
+    metrics: &Metrics,
+) -> Result<Option<Spooling>, SpoolError> {
     let Some(folder) = config.spool_dir.clone() else { return Ok(None) };
     let metrics = metrics.register(SpoolMetrics::register);
-    Spooling::open(folder, config.spool_max_bytes, metrics).await.map(Some)
+    Spooling::open(folder, config.spool_max_bytes, known.clone(), metrics).await.map(Some)
 }
 
-/// What a spool needs beside the writers, until `stop`; without one it ends at once.
+/// The drain of a spool, until `stop`; without one it ends at once.
 fn start_drain(
     spooling: Option<&Spooling>,
     pool: PgPool,
     bound: Duration,
-    feed: &Feed,
     stop: &CancellationToken,
 ) -> JoinHandle<()> {
     let Some(spooling) = spooling else { return tokio::spawn(async {}) };
-    let following = known::follow(spooling.known().clone(), feed.subscribe(), stop.clone());
-    let draining = Drain::new(spooling.clone(), pool, bound, stop.clone()).run();
-    tokio::spawn(async {
-        tokio::join!(draining, following);
-    })
+    tokio::spawn(Drain::new(spooling.clone(), pool, bound, stop.clone()).run())
 }
 
-/// Ready is who can record: by the database, or by the spool while that is away.
+/// Ready is who can record: by the database, or by the spool while that is away, or is not known to be back.
 async fn readiness(pool: PgPool, spooling: Option<Spooling>) -> Result<Ready, String> {
     match (db::ready(&pool, Role::Usage).await, spooling) {
         (Err(NotReady::Away(_)), Some(spooling)) if spooling.takes_events() => {
             spooling.note_away();
             Ok(Ready::Degraded)
         }
+        (Ok(()), Some(spooling)) if spooling.is_away() => Ok(Ready::Degraded),
         (ready, _) => ready.map(|()| Ready::Fully).map_err(|reason| reason.to_string()),
     }
 }

@@ -49,8 +49,14 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     let settings = DbArgs { database_url: database.url().into(), database_max_connections: 16 };
     let (feed, listening) = feed::start(&settings, stop.clone())?;
     let pool = db::pool(&settings, Role::Usage)?;
-    let (quota, holding) =
-        quota::start(pool, feed, "nexus-bench".to_owned(), Duration::from_secs(60), stop.clone());
+    let (quota, holding) = quota::start(
+        pool,
+        feed,
+        Default::default(),
+        "nexus-bench".to_owned(),
+        Duration::from_secs(60),
+        stop.clone(),
+    );
     let cores = thread::available_parallelism()?;
     println!("\nA decision from a held lease: PostgreSQL {}, median of {}", database.version(), args.rounds);
     println!("{:>12} {:>10} {:>16} {:>24}", "accounts", "threads", "ns a decision", "allocations a decision");

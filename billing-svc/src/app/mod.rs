@@ -5,8 +5,10 @@
 //! | [`create_account`], [`get_account`], [`list_accounts`] | accounts |
 //! | [`list_plans`] | plans |
 //! | [`change_plan`] | moves an account to another plan, now or at its period's end |
+//! | [`set_spend_cap`] | says what an account's overage may cost |
 //! | [`get_overage`], [`list_charges`] | what an account owes and was charged |
 //! | [`refresh`] | keeps the summary `eco_usage_records` in step with the counters |
+//! | [`reconcile`] | compares every record of the same fact, and repairs when told to |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
 
 pub mod change_plan;
@@ -17,4 +19,6 @@ pub mod list_accounts;
 pub mod list_charges;
 pub mod list_plans;
 pub mod process_overage;
+pub mod reconcile;
 pub mod refresh;
+pub mod set_spend_cap;

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use nexus_core::{
     id::EcoId,
-    money::Currency,
+    money::{Currency, Micros},
     plan::{Plan, SubscriptionStatus},
 };
 use uuid::Uuid;
@@ -29,6 +29,8 @@ pub struct Account {
     pub anchor_time: DateTime<Utc>,
     /// ISO 4217.
     pub currency_code: String,
+    /// What its overage may cost in a period; `None`: no cap.
+    pub spend_cap: Option<Micros>,
     /// When it was created.
     pub created_time: DateTime<Utc>,
 }

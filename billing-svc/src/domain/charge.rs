@@ -134,8 +134,7 @@ impl Intent {
     /// The next charge of a period.
     pub fn new(facts: &Facts, customer: &str, difference: Difference) -> Self {
         let sequence = facts.ledger.last_sequence + 1;
-        let name = format!("{}/{}/{sequence}", facts.eco_id, facts.period.start.timestamp_micros());
-        let charge_id = Uuid::new_v5(&NAMESPACE, name.as_bytes());
+        let charge_id = charge_id(&facts.eco_id, facts.period, sequence);
         let calls = difference.units_to - difference.units_from;
         let metadata = [
             ("eco_id", facts.eco_id.clone()),
@@ -191,6 +190,12 @@ impl Intent {
         let start = self.period.start.timestamp_micros();
         format!("nexus-overage-{}-{start}-{}-{}", self.eco_id, self.sequence, self.attempt)
     }
+}
+
+/// The name of a charge: the same account, period and sequence always have the same.
+pub fn charge_id(eco_id: &str, period: Period, sequence: i32) -> Uuid {
+    let name = format!("{eco_id}/{}/{sequence}", period.start.timestamp_micros());
+    Uuid::new_v5(&NAMESPACE, name.as_bytes())
 }
 
 /// `API overage: 5,000 calls beyond 100k limit`, of the calls of this charge alone. A period with overage of

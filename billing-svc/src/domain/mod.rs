@@ -7,13 +7,19 @@
 //! | [`plan_change`] | a change of an account's plan: now, at the period's end, or none |
 //! | [`overage`] | what an account owes for a period, and the difference to charge |
 //! | [`period`] | an account's period: its key, why it is parked, whether a run has to look at it |
+//! | [`spend_cap`] | what an account's overage may cost, what is left of it, and the units it allows |
 //! | [`charge`] | an entry of the ledger: its key, its exact payload, the text on the invoice |
+//! | [`reconciliation`] | what a reconciliation looks at, and what it finds |
+//! | [`books`] | a charge in the ledger beside the same charge in Stripe's books |
 //! | [`run`] | the figures of a run over many accounts |
 
 pub mod account;
+pub mod books;
 pub mod charge;
 pub mod overage;
 pub mod period;
 pub mod plan;
 pub mod plan_change;
+pub mod reconciliation;
 pub mod run;
+pub mod spend_cap;

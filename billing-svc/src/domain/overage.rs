@@ -198,24 +198,14 @@ impl Facts {
         closed.chain(iter::once((self.terms, self.open_overage()))).filter(|(_, units)| *units > 0)
     }
 
-    /// Overage to date: the sum over the segments. Units of one price are added up before they are multiplied,
-    /// so that changes to and fro do not cost fractions of a micro.
+    /// Overage to date: the sum over the segments.
     pub fn overage(&self) -> Result<Overage, OutOfRange> {
-        let mut overage = Overage::default();
-        let mut priced: Vec<(UnitPrice, i64)> = Vec::new();
-        for (terms, units) in self.overage_by_segment() {
-            overage.units += units;
-            let Price::Is(price) = terms.price else { continue };
-            match priced.iter_mut().find(|(known, _)| *known == price) {
-                Some((_, sum)) => *sum += units,
-                None => priced.push((price, units)),
-            }
-        }
-        for (price, units) in priced {
-            let cost = price.cost(units)?;
-            overage.exact = Micros(overage.exact.0.checked_add(cost.0).ok_or(OutOfRange)?);
-        }
-        Ok(overage)
+        let units = self.overage_by_segment().map(|(_, units)| units).sum();
+        let priced = self.overage_by_segment().filter_map(|(terms, units)| match terms.price {
+            Price::Is(price) => Some((price, units)),
+            Price::NoneInCurrency => None,
+        });
+        Ok(Overage { units, exact: money::cost(priced)? })
     }
 
     /// What the newest overage is counted by: the terms of the last segment that has any.

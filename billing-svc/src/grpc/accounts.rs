@@ -1,7 +1,11 @@
 //! Requests and answers about accounts and plans.
 
 use chrono::{DateTime, Utc};
-use nexus_core::{id::EcoId, money::Currency, plan::Plan};
+use nexus_core::{
+    id::EcoId,
+    money::{Currency, Micros},
+    plan::Plan,
+};
 use nexus_kit::{
     auth::{Caller, Scope},
     convert::{datetime, plan_from_proto, plan_to_proto, status_to_proto, timestamp},
@@ -18,6 +22,7 @@ use crate::{
         account::{Account, NewAccount, check_email, check_stripe_id},
         plan::PlanVersion,
         plan_change::{PlanChange, PlanChanged},
+        spend_cap::SpendCapChange,
     },
 };
 
@@ -108,6 +113,7 @@ pub(super) fn account(account: Account) -> pb::Account {
         currency_code: account.currency_code,
         create_time: Some(timestamp(account.created_time)),
         close_time: account.closed_time.map(timestamp),
+        spend_cap_micros: account.spend_cap.map(|cap| cap.0),
     }
 }
 
@@ -129,6 +135,25 @@ pub(super) fn plan_changed(changed: PlanChanged) -> pb::ChangePlanResponse {
         account: Some(account(changed.account)),
         apply_time: Some(timestamp(changed.apply_time)),
     }
+}
+
+/// Reads a request to set a spend cap.
+pub(super) fn spend_cap_change(
+    caller: &Caller,
+    request: &pb::SetSpendCapRequest,
+) -> Result<SpendCapChange, Status> {
+    let mut v = Violations::new();
+    let eco_id = caller.account_among(&request.eco_id, &[Scope::AccountsWrite], &mut v)?;
+    let cap = request.spend_cap_micros.map(Micros);
+    v.require(cap.is_none_or(|cap| cap.0 >= 0), "spend_cap_micros", "must be 0 or more");
+    let currency = match request.currency_code.as_str() {
+        "" => None,
+        code => v.take("currency_code", code.parse()),
+    };
+    let request_id = v.optional_uuid("request_id", &request.request_id);
+    let Some(eco_id) = eco_id else { return Err(status::invalid(&v)) };
+    v.finish().map_err(|v| status::invalid(&v))?;
+    Ok(SpendCapChange { eco_id, cap, currency, request_id })
 }
 
 /// Reads a request to list plans: the page size and the plan it goes on after.

@@ -3,6 +3,7 @@
 mod accounts;
 mod deadline;
 mod overage;
+mod reconcile;
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +23,7 @@ use tonic::{Request, Response, Status, codec::CompressionEncoding};
 use uuid::Uuid;
 
 use crate::{
-    app::{self, process_overage::Engine},
+    app::{self, process_overage::Engine, reconcile::Reconciler},
     error::Error,
 };
 
@@ -32,6 +33,8 @@ pub struct Service {
     pub pool: PgPool,
     /// Runs ProcessOverage.
     pub engine: Arc<Engine>,
+    /// Runs Reconcile.
+    pub reconciler: Arc<Reconciler>,
     /// Longest time one call may take.
     pub request_timeout: Duration,
 }
@@ -70,8 +73,8 @@ impl BillingService for Service {
     ) -> Result<Response<GetOverageResponse>, Status> {
         let caller = Caller::of(&request)?;
         let eco_id = caller.account(&request.get_ref().eco_id, &[Scope::BillingRun])?;
-        let facts = app::get_overage::run(&self.pool, &eco_id).await?;
-        Ok(Response::new(overage::overage(facts)?))
+        let (facts, cap) = app::get_overage::run(&self.pool, &eco_id).await?;
+        Ok(Response::new(overage::overage(facts, cap)?))
     }
 
     async fn list_charges(
@@ -96,9 +99,13 @@ impl BillingService for Service {
 
     async fn reconcile(
         &self,
-        _request: Request<ReconcileRequest>,
+        request: Request<ReconcileRequest>,
     ) -> Result<Response<ReconcileResponse>, Status> {
-        Err(status::not_implemented("Reconcile"))
+        Caller::of(&request)?.require_scope(Scope::BillingRun)?;
+        let wait_until = Instant::now() + deadline::patience(request.metadata(), self.request_timeout);
+        let asked = reconcile::request(request.into_inner()).map_err(Error::from)?;
+        let answer = self.reconciler.reconcile(asked, Uuid::now_v7(), wait_until).await?;
+        Ok(Response::new(reconcile::response(answer)))
     }
 
     async fn retry_charge(
@@ -162,6 +169,15 @@ impl BillingService for Service {
         let change = accounts::plan_change(&Caller::of(&request)?, request.get_ref())?;
         let changed = app::change_plan::run(&self.pool, &change).await?;
         Ok(Response::new(accounts::plan_changed(changed)))
+    }
+
+    async fn set_spend_cap(
+        &self,
+        request: Request<SetSpendCapRequest>,
+    ) -> Result<Response<SetSpendCapResponse>, Status> {
+        let change = accounts::spend_cap_change(&Caller::of(&request)?, request.get_ref())?;
+        let account = app::set_spend_cap::run(&self.pool, &change).await?;
+        Ok(Response::new(SetSpendCapResponse { account: Some(accounts::account(account)) }))
     }
 
     async fn adjust_usage(

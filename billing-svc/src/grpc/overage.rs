@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nexus_core::{id::EcoId, money};
+use nexus_core::{id::EcoId, money, quota};
 use nexus_kit::{
     auth::{Caller, Scope},
     convert::timestamp,
@@ -18,15 +18,16 @@ use crate::{
         charge::{Charge, ChargeStatus},
         overage::Facts,
         run::{Figures, RunStatus},
+        spend_cap::SpendCap,
     },
     error::Error,
 };
 
-/// Accounts that a run may be limited to.
-const MAX_ACCOUNTS: usize = 1_000;
+/// Accounts that a run or a reconciliation may be limited to.
+pub(super) const MAX_ACCOUNTS: usize = 1_000;
 
 /// An account's overage for the wire. The current period is never settled: what is due is rounded down.
-pub(super) fn overage(facts: Facts) -> Result<pb::GetOverageResponse, Error> {
+pub(super) fn overage(facts: Facts, cap: Option<SpendCap>) -> Result<pb::GetOverageResponse, Error> {
     let overage = facts.overage()?;
     let due = money::due(overage.exact, facts.currency.minor_unit(), false)?;
     let billed = facts.ledger.billed;
@@ -41,6 +42,9 @@ pub(super) fn overage(facts: Facts) -> Result<pb::GetOverageResponse, Error> {
         period_start_time: Some(timestamp(facts.period.start)),
         period_end_time: Some(timestamp(facts.period.end)),
         eco_id: facts.eco_id,
+        spend_cap_micros: cap.map(|cap| cap.cap.0),
+        spend_cap_left_micros: cap.map(|cap| cap.left.0),
+        spend_cap_limit_count: quota::shown_limit(cap.and_then(|cap| cap.limit)),
     })
 }
 

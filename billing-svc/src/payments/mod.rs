@@ -1,6 +1,7 @@
 //! The port to whoever holds the customers' invoices, and [`stripe`], which does it over HTTP. The engine's
 //! tests have a second implementation, in memory; one contract test holds the two together.
 
+pub mod books;
 pub mod pace;
 pub mod stripe;
 

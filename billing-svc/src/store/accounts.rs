@@ -1,7 +1,7 @@
 //! `eco_identities` with `eco_subscriptions`: always read together, written together at creation.
 
 use chrono::{DateTime, Utc};
-use nexus_core::plan::Plan;
+use nexus_core::{id::EcoId, money::Micros, plan::Plan};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -18,6 +18,7 @@ struct Row {
     stripe_subscription_id: Option<String>,
     anchor_time: DateTime<Utc>,
     currency_code: String,
+    spend_cap_micros: Option<i64>,
     created_time: DateTime<Utc>,
 }
 
@@ -34,6 +35,7 @@ impl TryFrom<Row> for Account {
             stripe_subscription_id: row.stripe_subscription_id,
             anchor_time: row.anchor_time,
             currency_code: row.currency_code,
+            spend_cap: row.spend_cap_micros.map(Micros),
             created_time: row.created_time,
         })
     }
@@ -75,7 +77,7 @@ pub async fn get(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<Acc
         r#"select i.eco_id, i.email, i.closed_time,
                 case when s.next_plan_time <= now() then s.next_plan else s.plan end as "plan!", s.status,
                 i.stripe_customer_id,
-                s.stripe_subscription_id, s.anchor_time, i.currency_code, i.created_time
+                s.stripe_subscription_id, s.anchor_time, i.currency_code, i.spend_cap_micros, i.created_time
          from eco_identities i
          join eco_subscriptions s on s.eco_id = i.eco_id
          where i.eco_id = $1
@@ -87,6 +89,50 @@ pub async fn get(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<Acc
     .await?
     .map(Account::try_from)
     .transpose()
+}
+
+/// Keeps others from changing the account until the transaction ends; whoever reads it, or writes what refers to it,
+/// does not wait.
+#[tracing::instrument(name = "db.eco_identities.lock", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn lock(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<()> {
+    sqlx::query!("select from eco_identities where eco_id = $1 for no key update", eco_id.as_str())
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// Sets what the account's overage may cost in a period; `None`: there is no cap.
+#[tracing::instrument(name = "db.eco_identities.set_spend_cap", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn set_spend_cap(db: &mut PgConnection, eco_id: &EcoId, cap: Option<Micros>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_identities set spend_cap_micros = $2, spend_cap_epoch = spend_cap_epoch + 1
+         where eco_id = $1 and spend_cap_micros is distinct from $2",
+        eco_id.as_str(),
+        cap.map(|cap| cap.0),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The account's spend cap, and whether this version of its plan refuses overage by itself.
+#[tracing::instrument(name = "db.eco_identities.spend_cap", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn spend_cap(
+    db: &mut PgConnection,
+    eco_id: &str,
+    plan: Plan,
+    plan_version: i32,
+) -> sqlx::Result<Option<(Micros, bool)>> {
+    let row = sqlx::query!(
+        r#"select i.spend_cap_micros as "cap!", p.hard_limit from eco_identities i, eco_plans p
+           where i.eco_id = $1 and i.spend_cap_micros is not null and p.plan = $2 and p.version = $3"#,
+        eco_id,
+        plan.as_str(),
+        plan_version,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.map(|row| (Micros(row.cap), row.hard_limit)))
 }
 
 /// The account that was created by a request.
@@ -115,7 +161,7 @@ pub async fn list(
         r#"select i.eco_id, i.email, i.closed_time,
                 case when s.next_plan_time <= now() then s.next_plan else s.plan end as "plan!", s.status,
                 i.stripe_customer_id,
-                s.stripe_subscription_id, s.anchor_time, i.currency_code, i.created_time
+                s.stripe_subscription_id, s.anchor_time, i.currency_code, i.spend_cap_micros, i.created_time
          from eco_identities i
          join lateral (select * from eco_subscriptions s where s.eco_id = i.eco_id
                        order by s.ended_time desc nulls first, s.subscription_id desc limit 1) s on true

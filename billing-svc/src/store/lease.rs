@@ -1,4 +1,4 @@
-//! Advisory locks: who refreshes the summary, who runs the billing.
+//! Advisory locks: who refreshes the summary, who runs the billing, who reconciles.
 
 use sqlx::{Connection, Executor, PgConnection};
 
@@ -6,6 +6,7 @@ use sqlx::{Connection, Executor, PgConnection};
 const CLASS: i32 = 0x6e78_6269;
 const REFRESH: i32 = 1;
 const RUN: i32 = 2;
+const RECONCILE: i32 = 3;
 
 /// Takes the refresher's lock until the transaction ends, if nobody has it.
 #[tracing::instrument(name = "db.lease.try_refresh", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
@@ -35,6 +36,25 @@ pub async fn try_run(db: &mut PgConnection) -> sqlx::Result<bool> {
 #[tracing::instrument(name = "db.lease.give_back", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn give_back(mut db: PgConnection) -> sqlx::Result<()> {
     sqlx::query_scalar!(r#"select pg_advisory_unlock($1, $2) as "held!""#, CLASS, RUN)
+        .fetch_one(&mut db)
+        .await?;
+    db.close().await
+}
+
+/// Takes the lease of a reconciliation for as long as the connection lives, if nobody has it; see [`try_run`].
+#[tracing::instrument(name = "db.lease.try_reconcile", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn try_reconcile(db: &mut PgConnection) -> sqlx::Result<bool> {
+    db.execute("set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3")
+        .await?;
+    sqlx::query_scalar!(r#"select pg_try_advisory_lock($1, $2) as "taken!""#, CLASS, RECONCILE)
+        .fetch_one(db)
+        .await
+}
+
+/// Gives the lease of a reconciliation back, and closes the connection that held it.
+#[tracing::instrument(name = "db.lease.end_reconcile", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn end_reconcile(mut db: PgConnection) -> sqlx::Result<()> {
+    sqlx::query_scalar!(r#"select pg_advisory_unlock($1, $2) as "held!""#, CLASS, RECONCILE)
         .fetch_one(&mut db)
         .await?;
     db.close().await

@@ -3,16 +3,21 @@
 pub mod accounts;
 pub mod changes;
 pub mod charges;
+pub mod counts;
 pub mod facts;
+pub mod identity;
 pub mod lease;
 pub mod plan_requests;
 pub mod plans;
+pub mod reconciliations;
 pub mod records;
 pub mod runs;
 pub mod segments;
+pub mod spend_cap_requests;
+pub mod stripe_books;
 pub mod subscriptions;
 
 /// A word of the database that the code does not know.
-fn unknown_word(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
+pub fn unknown_word(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
     sqlx::Error::Decode(Box::new(error))
 }

@@ -16,7 +16,8 @@ use nexus_kit::{auth::Scope, convert::datetime, serve::Listeners};
 use nexus_proto::{
     billing::v1::{
         ChangePlanRequest, ChangePlanResponse, GetOverageRequest, GetOverageResponse, ProcessOverageRequest,
-        ProcessOverageResponse, billing_service_client::BillingServiceClient,
+        ProcessOverageResponse, ReconcileRequest, ReconcileResponse,
+        billing_service_client::BillingServiceClient,
     },
     common::v1::Plan,
 };
@@ -34,6 +35,7 @@ pub(crate) const STRIPE_KEY: &str = "sk_test_billing";
 pub(crate) struct Billing {
     pub(crate) client: BillingServiceClient<Channel>,
     pub(crate) shutdown: CancellationToken,
+    operations: String,
     server: JoinHandle<Result<(), nexus_billing::StartError>>,
 }
 
@@ -45,13 +47,18 @@ pub(crate) fn config(db: &TestDb, stripe: &str) -> Config {
         auth: settings::auth_args(),
         serve: settings::serve_args(),
         db: db.args(),
-        stripe: StripeArgs {
-            stripe_secret_key: STRIPE_KEY.into(),
-            stripe_api_base: stripe.to_owned(),
-            stripe_rate_per_second: const { std::num::NonZeroU32::new(10_000).expect("not zero") },
-            stripe_timeout: Duration::from_secs(20),
-        },
+        stripe: stripe_args(stripe),
         overage_concurrency: 8,
+    }
+}
+
+/// Settings of a Stripe at this address.
+pub(crate) fn stripe_args(base: &str) -> StripeArgs {
+    StripeArgs {
+        stripe_secret_key: STRIPE_KEY.into(),
+        stripe_api_base: base.to_owned(),
+        stripe_rate_per_second: const { std::num::NonZeroU32::new(10_000).expect("not zero") },
+        stripe_timeout: Duration::from_secs(20),
     }
 }
 
@@ -63,10 +70,11 @@ impl Billing {
     pub(crate) async fn start_with(config: Config) -> Result<Self> {
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
         let address = listeners.main_addr()?;
+        let operations = format!("http://{}", listeners.operations_addr()?);
         let shutdown = CancellationToken::new();
         let server = tokio::spawn(nexus_billing::serve(config, listeners, shutdown.clone()));
         let client = nexus_client::billing(nexus_client::channel(&format!("http://{address}"))?);
-        Ok(Self { client, shutdown, server })
+        Ok(Self { client, shutdown, operations, server })
     }
 
     /// Stops it as SIGTERM does.
@@ -88,6 +96,24 @@ impl Billing {
 
     pub(crate) async fn run_all(&self) -> Result<ProcessOverageResponse> {
         self.run(ProcessOverageRequest::default()).await
+    }
+
+    /// What Prometheus scrapes.
+    pub(crate) async fn metrics(&self) -> Result<String> {
+        let url = format!("{}/metrics", self.operations);
+        Ok(nexus_testkit::http::client().get(url).send().await?.text().await?)
+    }
+
+    pub(crate) async fn reconcile(&self, request: ReconcileRequest) -> Result<ReconcileResponse> {
+        Ok(self.client.clone().reconcile(runner()?.request(request)).await?.into_inner())
+    }
+
+    /// The differences that a reconciliation of everything finds: account and kind.
+    pub(crate) async fn differences(&self, repair: bool) -> Result<Vec<(String, String)>> {
+        let found = self.reconcile(ReconcileRequest { repair, ..Default::default() }).await?;
+        ensure!(!found.running && !found.already_running, "{found:?}");
+        assert_eq!(found.differences_count, found.differences.len() as i64);
+        Ok(found.differences.into_iter().map(|d| (d.eco_id, d.kind)).collect())
     }
 
     pub(crate) async fn overage(&self, eco_id: &str) -> Result<GetOverageResponse> {
@@ -147,6 +173,28 @@ pub(crate) fn user(eco_id: &str) -> Result<CallOptions> {
 pub(crate) async fn record(db: &TestDb, eco_id: &str, units: i64) -> Result<()> {
     sqlx::query("select increment_api_calls($1, $2)").bind(eco_id).bind(units).execute(&db.pool).await?;
     Ok(())
+}
+
+/// Records units as a flush does, with an event in the raw log.
+pub(crate) async fn meter(db: &TestDb, eco_id: &str, units: i64) -> Result<()> {
+    let mut transaction = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query(
+        "insert into eco_api_usage (event_id, eco_id, event_day, event_time, period_start, segment, units_count, endpoint,
+                                    method, status_code, response_time_ms, test_mode, late)
+         select gen_random_uuid(), eco_id, (now() at time zone 'UTC')::date, now(), nexus_period_start(anchor_time, now()),
+                0, $2, '/v1/x', 'GET', 200, 10, false, false
+         from eco_subscriptions where eco_id = $1",
+    )
+    .bind(eco_id)
+    .bind(units)
+    .execute(&mut *transaction)
+    .await?;
+    sqlx::query("select increment_api_calls($1, $2)")
+        .bind(eco_id)
+        .bind(units)
+        .execute(&mut *transaction)
+        .await?;
+    Ok(transaction.commit().await?)
 }
 
 /// Records units in any period.

@@ -23,7 +23,7 @@ const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub struct Quota {
     /// Name of the policy, e.g. `free-monthly`.
     pub policy: &'static str,
-    /// Units included in the period; -1: unlimited.
+    /// Units included in the period, or those that the account's spend cap allows; -1: unlimited.
     pub limit: i64,
     /// Units left; -1: unlimited.
     pub remaining: i64,

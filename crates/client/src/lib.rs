@@ -6,6 +6,7 @@
 //! | [`guard`] | [`Guard`]: asks for units of an account's quota, or holds some and decides in this process |
 //! | [`meter`] | [`MeterLayer`]: a tower layer that does both around an axum or tonic service |
 //! | [`headers`] | the quota in headers of an answer |
+//! | [`clock`] | the server's clock, as its answers tell it |
 //! | [`credentials`] | who the program is for usage-svc |
 //! | `spool`, `backoff` | the tracker's disk buffer; pauses after failures |
 //! | here | a lazily connected channel per service, and requests that carry credentials and a deadline |
@@ -35,6 +36,7 @@
 //! ```
 
 mod backoff;
+pub mod clock;
 pub mod credentials;
 pub mod guard;
 pub mod headers;
@@ -55,6 +57,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
+pub use clock::ServerClock;
 pub use credentials::Credentials;
 pub use guard::Guard;
 pub use meter::MeterLayer;

@@ -18,6 +18,46 @@ pub const MICROS: i64 = 1_000_000;
 #[error("amount of money out of range")]
 pub struct OutOfRange;
 
+/// A text that is no amount: not a number as JSON has it, out of range, or with more than six decimals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be a number with at most six decimals")]
+pub struct InvalidAmount;
+
+impl FromStr for Micros {
+    type Err = InvalidAmount;
+
+    /// Reads currency units as JSON writes numbers (`12.5`, `-3`, `1e2`), exactly.
+    fn from_str(text: &str) -> Result<Self, InvalidAmount> {
+        let (mantissa, exponent) = match text.split_once(['e', 'E']) {
+            Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().map_err(|_| InvalidAmount)?),
+            None => (text, 0),
+        };
+        let (sign, digits) = match mantissa.strip_prefix('-') {
+            Some(digits) => (-1, digits),
+            None => (1, mantissa),
+        };
+        let (whole, decimals) = digits.split_once('.').unwrap_or((digits, ""));
+        let has_digits = !whole.is_empty() && (digits.len() == whole.len() || !decimals.is_empty());
+        if !has_digits || !whole.bytes().chain(decimals.bytes()).all(|c| c.is_ascii_digit()) {
+            return Err(InvalidAmount);
+        }
+        // Without the zeros at either end there are few digits, or it is out of range.
+        let all = format!("{whole}{decimals}");
+        let significant = all.trim_end_matches('0');
+        let Ok(zeros) = i32::try_from(all.len() - significant.len()) else { return Err(InvalidAmount) };
+        let Ok(places) = i32::try_from(decimals.len()) else { return Err(InvalidAmount) };
+        let significant = significant.trim_start_matches('0');
+        if significant.is_empty() {
+            return Ok(Micros(0));
+        }
+        let digits: i64 = significant.parse().map_err(|_| InvalidAmount)?;
+        let power = exponent.checked_add(zeros - places + 6).ok_or(InvalidAmount)?;
+        let scale =
+            u32::try_from(power).ok().and_then(|power| 10_i64.checked_pow(power)).ok_or(InvalidAmount)?;
+        digits.checked_mul(sign * scale).map(Micros).ok_or(InvalidAmount)
+    }
+}
+
 /// A text that is no currency code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be an ISO 4217 code of three letters that Stripe charges in")]
@@ -99,6 +139,11 @@ impl MinorUnit {
         debug_assert_eq!(whole.0 % self.micros, 0);
         whole.0 / self.micros
     }
+
+    /// An amount that Stripe states in minor units; `None`: out of range.
+    pub fn from_minor(&self, minor: i64) -> Option<Micros> {
+        minor.checked_mul(self.micros).map(Micros)
+    }
 }
 
 /// Price of overage: `micros` for `per_units` units; 0 micros: overage is not billed.
@@ -118,6 +163,21 @@ impl UnitPrice {
         let exact = i128::from(units) * i128::from(self.micros) / i128::from(self.per_units);
         i64::try_from(exact).map(Micros).map_err(|_| OutOfRange)
     }
+}
+
+/// Exact cost of units at these prices. Units of one price are added up before they are multiplied, so that changes
+/// to and fro do not cost fractions of a micro.
+pub fn cost(priced: impl IntoIterator<Item = (UnitPrice, i64)>) -> Result<Micros, OutOfRange> {
+    let mut sums: Vec<(UnitPrice, i64)> = Vec::new();
+    for (price, units) in priced {
+        match sums.iter_mut().find(|(known, _)| *known == price) {
+            Some((_, sum)) => *sum = sum.checked_add(units).ok_or(OutOfRange)?,
+            None => sums.push((price, units)),
+        }
+    }
+    sums.into_iter().try_fold(Micros(0), |total, (price, units)| {
+        total.0.checked_add(price.cost(units)?.0).map(Micros).ok_or(OutOfRange)
+    })
 }
 
 /// Units beyond the included ones within a segment of a period: max(0, end - max(included, start)).

@@ -83,11 +83,8 @@ pub(crate) async fn run(stage: &mut Stage, seed: &Seed, args: &Args) -> Result<O
         tally.add("events drained from spools", drained(&mut connection).await?);
     }
     let checked = check::run(&mut connection, &histories, args.spools).await?;
-    Ok(Outcome {
-        tally,
-        done: format!("{} events acknowledged", checked.acknowledged),
-        failures: checked.failures,
-    })
+    let done = format!("{} events acknowledged", checked.acknowledged);
+    Ok(Outcome::done(tally, done, checked.failures))
 }
 
 /// Which faults a seed has, where and after how many commits.

@@ -1,4 +1,4 @@
-//! A hard limit under faults: thousands of checks at once at four replicas, one of which is stopped, cut off,
+//! A hard limit, or a spend cap, under faults: thousands of checks at once at four replicas, one of which is stopped, cut off,
 //! restarted, killed or has the wrong time. Admitted is never more than the limit, and all of it but what the
 //! service reports as lost.
 
@@ -23,9 +23,14 @@ use crate::{
     storm::{self, Storm},
 };
 
-/// The account that is checked, and its limit: that of the plan `free`.
+/// The account that is checked, and its limit: that of the plan `free`, or of a spend cap.
 pub(crate) const ACCOUNT: &str = "eco_limited";
 const LIMIT: u32 = 1_000;
+/// Of a capped account: units that its plan includes, micros of one beyond them, and of those, the units that the cap
+/// pays for at first.
+const INCLUDED: u32 = 400;
+const UNIT: u32 = 1_000;
+const AT_FIRST: u32 = 200;
 const REPLICAS: usize = 4;
 /// A seed that takes so long has come to a stop.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -82,6 +87,8 @@ enum Variant {
     Clocks,
     /// kill -9 of replicas, up to three times
     Killed,
+    /// The limit is a spend cap, which is raised to it meanwhile
+    Capped,
 }
 
 /// Runs one seed to its end.
@@ -89,12 +96,11 @@ pub(crate) async fn run(seed: &Seed, args: &Args) -> Result<Outcome> {
     let variant = args.variant(seed.number);
     let mut tally = Tally::default();
     if variant == Variant::Clocks && !Path::new(&libfaketime()).exists() {
-        tally.add("seeds left out for want of libfaketime", 1);
-        return Ok(Outcome { tally, done: "left out".to_owned(), failures: Vec::new() });
+        return Ok(Outcome::left_out("there is no libfaketime to set clocks with"));
     }
     let mut trial = Trial::start(seed, variant, args).await?;
     Ok(match timeout(PATIENCE, trial.run(&mut tally)).await {
-        Ok(Ok((done, failures))) => Outcome { tally, done: format!("{variant:?}, {done}"), failures },
+        Ok(Ok((done, failures))) => Outcome::done(tally, format!("{variant:?}, {done}"), failures),
         Ok(Err(error)) => Outcome::failed(tally, format!("{variant:?}: {error:#}")),
         Err(_) => Outcome::failed(tally, format!("{variant:?}: not at rest after {PATIENCE:?}")),
     })
@@ -102,6 +108,7 @@ pub(crate) async fn run(seed: &Seed, args: &Args) -> Result<Outcome> {
 
 /// The processes of a seed.
 struct Trial<'a> {
+    seed: &'a Seed,
     variant: Variant,
     args: &'a Args,
     replicas: Vec<Replica>,
@@ -111,8 +118,13 @@ struct Trial<'a> {
 }
 
 impl<'a> Trial<'a> {
-    async fn start(seed: &Seed, variant: Variant, args: &'a Args) -> Result<Self> {
-        seed.accounts(&[ACCOUNT], "free").await?;
+    async fn start(seed: &'a Seed, variant: Variant, args: &'a Args) -> Result<Self> {
+        let plan = if variant == Variant::Capped { "pro" } else { "free" };
+        seed.accounts(&[ACCOUNT], plan).await?;
+        if variant == Variant::Capped {
+            seed.include("pro", INCLUDED).await?;
+            seed.cap(ACCOUNT, AT_FIRST * UNIT).await?;
+        }
         let (script, dues) = Script::new(Vec::new());
         let mut replicas = Vec::new();
         for replica in 0..REPLICAS {
@@ -126,7 +138,7 @@ impl<'a> Trial<'a> {
             ensure!((seen - ahead).abs() <= 60, "replica {replica} is {seen} s ahead, not {ahead}");
             replicas.push(started);
         }
-        Ok(Self { variant, args, replicas, script, dues, rng: StdRng::seed_from_u64(seed.number) })
+        Ok(Self { seed, variant, args, replicas, script, dues, rng: StdRng::seed_from_u64(seed.number) })
     }
 
     /// The storm with its faults, then what is left; returns what was done, and what does not hold.
@@ -156,6 +168,10 @@ impl<'a> Trial<'a> {
         match self.variant {
             Variant::Plain => {}
             Variant::Clocks => tally.add("clock an hour off", 2),
+            Variant::Capped => {
+                tally.add("spend cap raised", 1);
+                self.seed.cap(ACCOUNT, (LIMIT - INCLUDED) * UNIT).await?;
+            }
             Variant::Stopped => {
                 tally.note(Fault::PauseReplica { commits: 0 });
                 replica.signal(Signal::SIGSTOP)?;

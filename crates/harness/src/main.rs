@@ -53,7 +53,7 @@ struct Cli {
 enum Command {
     /// Records usage while everything is killed and cut off; what was acknowledged must be counted once (what runs when no command is named)
     Faults(faults::Args),
-    /// Checks a hard limit from four replicas at once; it must be met exactly
+    /// Checks a hard limit, or a spend cap, from four replicas at once; it must be met exactly
     Limit(limit::Args),
     /// What the harness starts this program as
     #[command(subcommand, hide = true)]

@@ -53,12 +53,24 @@ pub(crate) struct Outcome {
     pub(crate) done: String,
     /// Each invariant that does not hold, with the difference.
     pub(crate) failures: Vec<String>,
+    /// It was not run, for want of something.
+    left_out: bool,
 }
 
 impl Outcome {
+    /// Of a seed that came to its end.
+    pub(crate) fn done(tally: Tally, done: String, failures: Vec<String>) -> Self {
+        Self { tally, done, failures, left_out: false }
+    }
+
+    /// Of a seed that was not run; why.
+    pub(crate) fn left_out(why: &str) -> Self {
+        Self { tally: Tally::default(), done: why.to_owned(), failures: Vec::new(), left_out: true }
+    }
+
     /// A seed that did not come to its end.
     pub(crate) fn failed(tally: Tally, failure: String) -> Self {
-        Self { tally, done: "not finished".to_owned(), failures: vec![failure] }
+        Self::done(tally, "not finished".to_owned(), vec![failure])
     }
 }
 
@@ -67,12 +79,18 @@ impl Outcome {
 pub(crate) struct Report {
     tally: Tally,
     seeds: u32,
+    left_out: u32,
     failed: Vec<String>,
 }
 
 impl Report {
     /// Tells of a seed and adds it up; `arguments` run it again.
     pub(crate) fn add(&mut self, seed: u64, seconds: f64, outcome: &Outcome, arguments: String) {
+        if outcome.left_out {
+            println!("seed {seed}: LEFT OUT ({})", outcome.done);
+            self.left_out += 1;
+            return;
+        }
         let word = if outcome.failures.is_empty() { "holds" } else { "FAILED" };
         println!("seed {seed}: {word} ({seconds:.1} s, {}; {})", outcome.done, outcome.tally);
         for failure in &outcome.failures {
@@ -88,6 +106,9 @@ impl Report {
     /// Tells of all; returns whether all hold.
     pub(crate) fn close(&self) -> bool {
         println!("\n{} seeds run: {}", self.seeds, self.tally);
+        if self.left_out > 0 {
+            println!("{} seeds LEFT OUT", self.left_out);
+        }
         println!("{} failures", self.failed.len());
         if !self.failed.is_empty() {
             println!("to keep them, as lines of seeds.txt:\n{}", self.failed.join("\n"));

@@ -131,6 +131,31 @@ impl Seed {
         Ok(connection.close().await?)
     }
 
+    /// Lets a plan include so many units.
+    pub(crate) async fn include(&self, plan: &str, units: u32) -> Result<()> {
+        let mut connection = self.connect().await?;
+        sqlx::query("update eco_plans set included_units = $2 where plan = $1")
+            .bind(plan)
+            .bind(i64::from(units))
+            .execute(&mut connection)
+            .await?;
+        Ok(connection.close().await?)
+    }
+
+    /// Caps what an account's overage may cost, as billing-svc does.
+    pub(crate) async fn cap(&self, eco_id: &str, micros: u32) -> Result<()> {
+        let mut connection = self.connect().await?;
+        sqlx::query(
+            "update eco_identities set spend_cap_micros = $2, spend_cap_epoch = spend_cap_epoch + 1
+             where eco_id = $1",
+        )
+        .bind(eco_id)
+        .bind(i64::from(micros))
+        .execute(&mut connection)
+        .await?;
+        Ok(connection.close().await?)
+    }
+
     /// Writes the tables to the folder, as CSV: the database goes with the run.
     pub(crate) async fn dump(&self) -> Result<()> {
         let mut connection = self.connect().await?;

@@ -44,7 +44,8 @@ impl Role {
         // transaction that is forgotten end, rather than hold others up.
         match self {
             Role::Usage => {
-                "set role nexus_usage; set synchronous_commit = on; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'"
+                // It looks up by keys. A plan that was made while a table was empty would read all of it for each.
+                "set role nexus_usage; set synchronous_commit = on; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'; set enable_seqscan = off"
             }
             Role::Billing => {
                 "set role nexus_billing; set synchronous_commit = on; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'"
@@ -260,7 +261,7 @@ async fn examined(pool: &PgPool, role: Role) -> Result<(), NotReady> {
 
 impl NotReady {
     fn of(error: &sqlx::Error, what: String) -> Self {
-        if is_unavailable(error) { Self::Away(what) } else { Self::Unfit(what) }
+        if is_away(error) { Self::Away(what) } else { Self::Unfit(what) }
     }
 }
 
@@ -285,8 +286,13 @@ fn has_code(error: &sqlx::Error, code: &str) -> bool {
     matches!(error, sqlx::Error::Database(e) if e.code().as_deref() == Some(code))
 }
 
-/// Whether an error means that the database is away, overloaded or restarting: the caller may try again.
+/// Whether an error passes by itself: the caller may try again.
 pub fn is_unavailable(error: &sqlx::Error) -> bool {
+    is_away(error) || is_busy(error)
+}
+
+/// Whether an error means that the database is away, overloaded or restarting, for whoever asks.
+pub fn is_away(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
@@ -294,15 +300,22 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::Protocol(_) => true,
-        // 08 connection, 25006 a standby that takes no writes, 53 resources, 57P0x shutdown, 55P03 lock timeout, 40001/40P01 lost a race, 57014 and
-        // 25P03 time-outs of a statement and of a transaction that stood idle
-        sqlx::Error::Database(e) => e.code().is_some_and(|code| {
-            ["08", "25006", "53", "57P0", "55P03", "40001", "40P01", "57014", "25P03"]
-                .iter()
-                .any(|class| code.starts_with(class))
-        }),
-        _ => false,
+        // 08 connection, 25006 a standby that takes no writes, 53 resources, 57P0x shutdown
+        _ => is_of(error, &["08", "25006", "53", "57P0"]),
     }
+}
+
+/// Whether an error means that others hold what this caller needs, or that it took too long: the database is there, and
+/// does what others ask.
+pub fn is_busy(error: &sqlx::Error) -> bool {
+    // 55P03 lock time-out, 40001/40P01 lost a race, 57014 and 25P03 time-outs of a statement and of a transaction that
+    // stood idle
+    is_of(error, &["55P03", "40001", "40P01", "57014", "25P03"])
+}
+
+fn is_of(error: &sqlx::Error, classes: &[&str]) -> bool {
+    let code = error.as_database_error().and_then(|e| e.code());
+    code.is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
 }
 
 /// Whether an error is a violation of the named constraint.

@@ -106,11 +106,14 @@ pub struct QuotaExceeded<'a> {
     pub eco_id: &'a str,
     /// Message for people.
     pub message: String,
-    /// Figures for programs: `limit`, `current_usage`, `period_start`, `period_end`, `plan`.
+    /// Figures for programs: `limit`, `current_usage`, `period_start`, `period_end`, `plan`; and `reason`,
+    /// whether it is the plan's limit or the account's spend cap.
     pub metadata: HashMap<String, String>,
     /// When units may be had again.
     pub retry: Duration,
-    /// Where to upgrade.
+    /// What helps, for people.
+    pub help: &'a str,
+    /// Where that is done.
     pub upgrade_url: &'a str,
 }
 
@@ -119,7 +122,7 @@ pub fn quota_exceeded(q: QuotaExceeded<'_>) -> Status {
     let mut details = error_info("QUOTA_EXCEEDED", q.metadata);
     details.set_quota_failure(vec![QuotaViolation::new(format!("account:{}", q.eco_id), q.message.clone())]);
     details.set_retry_info(Some(q.retry));
-    details.add_help_link("Upgrade the plan", q.upgrade_url);
+    details.add_help_link(q.help, q.upgrade_url);
     Status::with_error_details(Code::ResourceExhausted, q.message, details)
 }
 

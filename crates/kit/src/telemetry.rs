@@ -9,16 +9,20 @@ use opentelemetry::{
 };
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
-use tracing::Span;
+use tracing::{Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{
-    EnvFilter, Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt,
+    EnvFilter, Layer, filter::LevelFilter, layer::SubscriberExt, registry::LookupSpan,
+    util::SubscriberInitExt,
 };
 
 use crate::{
     config::{LogFormat, TelemetryArgs},
     log::JsonLog,
 };
+
+/// What of the spans goes to the collector.
+const TRACED: &str = "info,h2=off,hyper=off,tonic=off,tower=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off";
 
 /// Why telemetry could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -53,26 +57,33 @@ impl Telemetry {
 /// Starts logs and, when a collector is configured, traces. Must run within a tokio runtime.
 pub fn init(args: &TelemetryArgs, service: &'static str) -> Result<Telemetry, TelemetryError> {
     let filter = filter(&args.log)?;
-    let colours = std::io::stderr().is_terminal();
-    let logs = match args.log_format {
+    let provider = args.otlp_endpoint.as_deref().map(|endpoint| exporter(endpoint, service)).transpose()?;
+    let registry = tracing_subscriber::registry();
+    match &provider {
+        // The filter is over everything, so that what it leaves out is not even asked about a second time: the
+        // transport alone has dozens of such places on the way of a call.
+        None => registry.with(filter).with(logs(args)).try_init()?,
+        // Spans go to the collector at INFO whatever the log shows.
+        Some(provider) => {
+            let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("nexus"));
+            let traces = traces.with_filter(EnvFilter::new(TRACED));
+            registry.with(logs(args).with_filter(filter)).with(traces).try_init()?;
+        }
+    }
+    Ok(Telemetry(provider))
+}
+
+fn logs<S>(args: &TelemetryArgs) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    match args.log_format {
         LogFormat::Json => JsonLog(std::io::stderr).boxed(),
         LogFormat::Text => {
+            let colours = std::io::stderr().is_terminal();
             tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours).boxed()
         }
-    };
-    let provider = args.otlp_endpoint.as_deref().map(|endpoint| exporter(endpoint, service)).transpose()?;
-    // Spans go to the collector at INFO whatever the log shows.
-    let traces = provider.as_ref().map(|p| {
-        tracing_opentelemetry::layer().with_tracer(p.tracer("nexus")).with_filter(
-            EnvFilter::new("info,h2=off,hyper=off,tonic=off,tower=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"),
-        )
-    });
-    tracing_subscriber::registry()
-        .with(logs.with_filter(filter))
-        .with(traces)
-        .with(LevelFilter::TRACE)
-        .try_init()?;
-    Ok(Telemetry(provider))
+    }
 }
 
 /// The filter of the log. A word alone is a level: `EnvFilter` would take any other for the name of a module, and

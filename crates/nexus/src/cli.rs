@@ -8,7 +8,7 @@ use clap::{
 };
 use nexus_kit::config::{self, LogFormat, TelemetryArgs};
 
-use crate::{dev, import, maintenance, overage, token};
+use crate::{dev, import, maintenance, overage, reconcile, token};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,6 +18,7 @@ Examples:
   nexus migrate                            bring DATABASE_URL to this version's schema
   nexus token user --eco-id eco_demo_pro   a user's token
   nexus overage process --dry-run          what would be charged now
+  nexus reconcile                          what differs between billing's records and Stripe
   nexus import access.log --create-accounts free --shift-to-now";
 
 /// Counts API calls exactly once, enforces plan limits, bills overage through Stripe.
@@ -68,6 +69,9 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: overage::Action,
     },
+    /// Compare billing's records with each other and with Stripe
+    #[command(after_help = reconcile::HELP)]
+    Reconcile(Box<reconcile::ReconcileArgs>),
     /// Meter a web server's log through the gRPC API
     #[command(after_help = import::HELP)]
     Import(Box<import::ImportArgs>),

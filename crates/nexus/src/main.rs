@@ -6,6 +6,7 @@
 //! | [`dev`] | `nexus dev`: everything in one process, with a private PostgreSQL and demo data |
 //! | [`token`] | `nexus token`: tokens of users and services |
 //! | [`overage`] | `nexus overage process`: charges overage; what the CronJob calls |
+//! | [`reconcile`] | `nexus reconcile`: says what differs between billing's records and Stripe |
 //! | [`import`] | `nexus import`: meters a web server's log |
 //! | [`maintenance`] | `nexus migrate`, `nexus rollup` |
 //! | [`call`] | addresses, credentials and errors of the commands that call a service |
@@ -16,6 +17,7 @@ mod dev;
 mod import;
 mod maintenance;
 mod overage;
+mod reconcile;
 mod token;
 
 use std::process::ExitCode;
@@ -55,6 +57,7 @@ async fn main() -> ExitCode {
         Command::Rollup(args) => maintenance::rollup(&args).await,
         Command::Token { whose } => token::print(&whose),
         Command::Overage { action } => overage::run(action).await,
+        Command::Reconcile(args) => reconcile::run(*args).await,
         Command::Import(args) => import::run(*args).await,
     };
     done.unwrap_or_else(|error| {

@@ -36,6 +36,23 @@ impl TestDb {
         Ok(Self { name, url, pool })
     }
 
+    /// Sets the database's clock back by so many seconds, for connections that are made from now on.
+    pub async fn set_clock_back(&self, seconds: u32) -> Result<()> {
+        let clock = |name: &str| {
+            format!(
+                "create function slow.{name}() returns timestamptz language sql stable
+                 as $$ select pg_catalog.{name}() - interval '{seconds} seconds' $$;"
+            )
+        };
+        let (now, statement, name) = (clock("now"), clock("statement_timestamp"), &self.name);
+        let set = format!(
+            "create schema slow; grant usage on schema slow to public; {now} {statement}
+             alter database {name} set search_path = slow, pg_catalog, public;"
+        );
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&self.pool).await.context("setting the clock back")?;
+        Ok(())
+    }
+
     /// Its URL, as superuser: a service takes its own role from there.
     pub fn url(&self) -> &str {
         &self.url

@@ -19,6 +19,7 @@ mod admin;
 mod cron;
 mod keys;
 mod secure;
+mod spend_cap;
 mod usage;
 
 /// All endpoints, within the layer of every request.
@@ -30,6 +31,7 @@ pub fn router(app: App) -> Router {
         .route("/api/usage/history", get(usage::history))
         .route("/api/usage/endpoints", get(usage::endpoints))
         .route("/api/usage/overage", get(usage::overage))
+        .route("/api/usage/spend-cap", get(spend_cap::show).put(spend_cap::set))
         .route("/api/admin/analytics/overview", get(admin::overview))
         .route("/api/admin/analytics/users", get(admin::users))
         .route("/api/cron/process-overage", post(cron::process_overage))

@@ -43,6 +43,22 @@ async fn a_run_that_failed_is_no_success() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_restored_database_is_told_of() -> Result<()> {
+    let suite = Suite::start().await?;
+    sqlx::query("update eco_database_identity set timeline_id = timeline_id + 1")
+        .execute(&suite.db.pool)
+        .await?;
+    let refused = suite.run_overage().await?;
+    assert_eq!((refused.status.as_u16(), &refused.body["error"]), (409, &json!("Reconciliation required")));
+    assert!(
+        refused.body["message"].as_str().is_some_and(|m| m.contains("nexus reconcile")),
+        "{}",
+        refused.body
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn only_the_secret_opens() -> Result<()> {
     let suite = Suite::start().await?;
     let long = format!("{CRON_SECRET}x");

@@ -10,5 +10,6 @@ mod outage;
 mod problem;
 mod requests;
 mod secure;
+mod spend_cap;
 mod suite;
 mod usage;

@@ -11,7 +11,7 @@ use crate::{
 };
 
 const USAGE: [&str; 2] = ["/api/usage/current", "/api/keys/list"];
-const BILLING: [&str; 1] = ["/api/usage/overage"];
+const BILLING: [&str; 2] = ["/api/usage/overage", "/api/usage/spend-cap"];
 const ANALYTICS: [&str; 2] = ["/api/usage/history", "/api/usage/endpoints"];
 const ADMIN: [&str; 2] = ["/api/admin/analytics/overview", "/api/admin/analytics/users"];
 
@@ -79,7 +79,9 @@ async fn without_usage_svc_its_routes_alone_are_away() -> Result<()> {
 async fn without_billing_svc_its_routes_alone_are_away() -> Result<()> {
     let (mut suite, key) = working().await?;
     suite.stop_billing().await?;
-    assert_unavailable(&suite.get_as("eco_pro", BILLING[0]).await?, BILLING[0])?;
+    for path in BILLING {
+        assert_unavailable(&suite.get_as("eco_pro", path).await?, path)?;
+    }
     assert_unavailable(&suite.run_overage().await?, "the scheduler's")?;
     assert_eq!(suite.get("/api/secure/ping", &key).await?.status, 200);
     Ok(())

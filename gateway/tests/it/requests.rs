@@ -40,6 +40,7 @@ async fn what_is_not_there_is_404_and_a_wrong_method_405() -> Result<()> {
         ("/api/usage/history", "GET,HEAD"),
         ("/api/usage/endpoints", "GET,HEAD"),
         ("/api/usage/overage", "GET,HEAD"),
+        ("/api/usage/spend-cap", "GET,HEAD,PUT"),
         ("/api/admin/analytics/overview", "GET,HEAD"),
         ("/api/admin/analytics/users", "GET,HEAD"),
         ("/api/keys/list", "GET,HEAD"),

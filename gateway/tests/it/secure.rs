@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::plan::Plan;
+use nexus_testkit::db::TestDb;
 use sqlx::Row;
 use tokio::io::AsyncWriteExt;
 
@@ -54,6 +56,55 @@ async fn an_answered_call_is_metered() -> Result<()> {
     assert_eq!(shown, ("eco_free".into(), PING.into(), "GET".into(), 200, 1, key_id));
     let current = suite.get_as("eco_free", "/api/usage/current").await?;
     assert_eq!(current.body["api_calls"], 1);
+    Ok(())
+}
+
+/// By its own clock it would stamp calls as of the future, which are refused.
+#[tokio::test]
+async fn a_gateway_whose_clock_is_ten_minutes_ahead_records_by_the_clock_of_the_database() -> Result<()> {
+    let db = TestDb::new().await?;
+    db.set_clock_back(600).await?;
+    let suite = Suite::start_on(db, |_| {}).await?;
+    let right = || Utc::now() - TimeDelta::seconds(600);
+    for (eco_id, test_mode) in [("eco_free", false), ("eco_test", true)] {
+        suite.account(eco_id, Plan::Free).await?;
+        let key = suite.api_key(eco_id, test_mode).await?;
+        let (before, answer, after) = (right(), suite.get(PING, &key).await?, right());
+        assert_eq!(answer.status, 200);
+        let stamped = "select event_time from eco_api_usage where eco_id = $1";
+        let stamped: DateTime<Utc> =
+            sqlx::query_scalar(stamped).bind(eco_id).fetch_one(&suite.db.pool).await?;
+        let slack = TimeDelta::seconds(5);
+        assert!((before - slack..=after + slack).contains(&stamped), "{stamped} is not about {before}");
+        let Some(limit) = answer.header("ratelimit") else {
+            assert!(test_mode, "{answer:?}");
+            continue;
+        };
+        let resets = answer.header("x-ratelimit-reset").context("the reset")?.parse::<DateTime<Utc>>()?;
+        let left = limit.rsplit_once("t=").context("the time left")?.1.parse::<i64>()?;
+        assert!((left - (resets - after).num_seconds()).abs() <= 5, "{left} s are left, and {answer:?}");
+    }
+    Ok(())
+}
+
+/// The same of what a refused client is told.
+#[tokio::test]
+async fn a_gateway_whose_clock_is_wrong_tells_refused_clients_the_right_time() -> Result<()> {
+    let db = TestDb::new().await?;
+    db.set_clock_back(600).await?;
+    let suite = Suite::start_on(db, |_| {}).await?;
+    sqlx::query("update eco_plans set included_units = 1 where plan = 'free'")
+        .execute(&suite.db.pool)
+        .await?;
+    suite.account("eco_free", Plan::Free).await?;
+    let key = suite.api_key("eco_free", false).await?;
+    assert_eq!(suite.get(PING, &key).await?.status, 200);
+    let refused = suite.get(PING, &key).await?;
+    assert_eq!(refused.status, 429);
+    let resets = refused.header("x-ratelimit-reset").context("the reset")?.parse::<DateTime<Utc>>()?;
+    let left = (resets - (Utc::now() - TimeDelta::seconds(600))).num_seconds();
+    let told = refused.number("retry-after")?;
+    assert!((left - 5..=left + 65).contains(&told), "{told}: {left} s are left");
     Ok(())
 }
 

@@ -74,7 +74,14 @@ impl Suite {
 
     /// With other settings of the gateway.
     pub(crate) async fn start_with(change: impl FnOnce(&mut nexus_gateway::Config)) -> Result<Self> {
-        let db = TestDb::new().await?;
+        Self::start_on(TestDb::new().await?, change).await
+    }
+
+    /// On this database.
+    pub(crate) async fn start_on(
+        db: TestDb,
+        change: impl FnOnce(&mut nexus_gateway::Config),
+    ) -> Result<Self> {
         let database = Proxy::before(&db).await?;
         let db_args = database.args(&db)?;
         let (stripe, stripe_stop) = stripe().await?;

@@ -11,11 +11,12 @@ use crate::{
     suite::{Suite, event},
 };
 
-const ROUTES: [&str; 5] = [
+const ROUTES: [&str; 6] = [
     "/api/usage/current",
     "/api/usage/history",
     "/api/usage/endpoints",
     "/api/usage/overage",
+    "/api/usage/spend-cap",
     "/api/keys/list",
 ];
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     drained::Drained,
     flush::{self, FlushError, Memory},
+    locked::Wait,
     spooling::Spooling,
 };
 use crate::{
@@ -72,7 +73,7 @@ struct Rest<'a> {
 impl Drain {
     /// Of this spool, by a connection of the pool; `bound` is the longest time of one try of a flush.
     pub fn new(spooling: Spooling, pool: PgPool, bound: Duration, stop: CancellationToken) -> Self {
-        let memory = Memory::new(Some(spooling.known().clone()));
+        let memory = Memory::new(spooling.known().clone());
         Self { spooling, pool, bound, memory, stop }
     }
 
@@ -82,7 +83,7 @@ impl Drain {
         while stop.run_until_cancelled(self.spooling.work()).await.is_some() {
             while let Err(error) = self.all().await {
                 let pause = match &error {
-                    DrainError::Away(_) | DrainError::Flush(FlushError::Unavailable) => {
+                    DrainError::Away(_) | DrainError::Flush(FlushError::Unavailable | FlushError::Busy) => {
                         tracing::debug!(%error, "the spool is not drained yet");
                         AWAY
                     }
@@ -143,7 +144,13 @@ impl Drain {
                 Err(FlushError::Rejected) => {
                     self.batch(journal, &rest, done, |_| Some(Reason::Rejected)).await?;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    if error == FlushError::Busy {
+                        // It answers; who came later need not wait for what this one waits for.
+                        self.spooling.note_back();
+                    }
+                    return Err(error.into());
+                }
             }
             rest.advance(done);
             self.spooling.note_back();
@@ -183,7 +190,8 @@ impl Drain {
         let to = rest.behind(size);
         let drained =
             Drained { journal: journal.id, from: rest.from, to, numbers: &numbers, unfit: &quarantined };
-        let outcomes = flush::run(&self.pool, self.bound, &mut self.memory, &events, Some(&drained)).await?;
+        let outcomes =
+            flush::run(&self.pool, self.bound, &mut self.memory, Wait::Long, &events, Some(&drained)).await?;
         self.tell(&drained, &events, &outcomes);
         Ok(())
     }

@@ -44,7 +44,7 @@ const RECONNECT: Duration = Duration::from_millis(250);
 const CAPACITY: usize = 4096;
 
 /// What changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Change {
     /// Anything may have: changes were missed.
     Everything,

@@ -24,7 +24,9 @@ use uuid::Uuid;
 use super::{
     bound_routes::{self, KnownRoutes},
     drained::Drained,
+    facts,
     known::Known,
+    locked::{Flushed, Locked, Wait},
 };
 use crate::{
     domain::{
@@ -45,6 +47,9 @@ pub enum FlushError {
     /// The database is away. The events may be counted or not: a retry with the same ids tells.
     #[error("the database is unavailable")]
     Unavailable,
+    /// Others hold what the events need, for too long: nothing is counted.
+    #[error("the database is busy with what these events need")]
+    Busy,
     /// A statement failed: our fault, nothing is counted.
     #[error("a flush failed")]
     Failed,
@@ -62,13 +67,13 @@ pub struct Memory {
     met_repeats: bool,
     /// Routes that have their place in the rollups.
     routes: KnownRoutes,
-    /// Where what the database says of accounts and keys is remembered, if it is.
-    known: Option<Arc<Known>>,
+    /// Where what the database says of accounts and keys is remembered.
+    known: Arc<Known>,
 }
 
 impl Memory {
     /// Of a writer that has not written yet.
-    pub fn new(known: Option<Arc<Known>>) -> Self {
+    pub fn new(known: Arc<Known>) -> Self {
         Self { known, ..Self::default() }
     }
 }
@@ -89,21 +94,47 @@ pub async fn run(
     pool: &PgPool,
     bound: Duration,
     memory: &mut Memory,
+    wait: Wait,
     events: &[&Event],
     drained: Option<&Drained<'_>>,
 ) -> Result<Vec<Outcome>, FlushError> {
+    match flush(pool, bound, memory, Some(wait), events, drained).await? {
+        Flushed::Counted(outcomes) => Ok(outcomes),
+        Flushed::Locked(_) => unreachable!("it waits for locks"),
+    }
+}
+
+/// The same, but where a day is being rebuilt or a plan changed, it says so instead of waiting.
+pub async fn run_promptly(
+    pool: &PgPool,
+    bound: Duration,
+    memory: &mut Memory,
+    events: &[&Event],
+) -> Result<Flushed, FlushError> {
+    flush(pool, bound, memory, None, events, None).await
+}
+
+async fn flush(
+    pool: &PgPool,
+    bound: Duration,
+    memory: &mut Memory,
+    wait: Option<Wait>,
+    events: &[&Event],
+    drained: Option<&Drained<'_>>,
+) -> Result<Flushed, FlushError> {
     let mut way = if memory.met_repeats { Way::Stage } else { Way::Direct };
     let mut tries = 0;
     loop {
         tries += 1;
         memory.routes.begin();
-        let error = match try_once(pool, bound, memory, way, events, drained).await {
-            Ok(outcomes) => {
+        let error = match try_once(pool, bound, memory, (way, wait), events, drained).await {
+            Ok(Flushed::Counted(outcomes)) => {
                 memory.routes.committed();
                 let repeat = |outcome| matches!(outcome, &Outcome::Duplicate | &Outcome::Conflict);
                 memory.met_repeats = way == Way::Stage && outcomes.iter().any(repeat);
-                return Ok(outcomes);
+                return Ok(Flushed::Counted(outcomes));
             }
+            Ok(locked) => return Ok(locked),
             Err(error) => error,
         };
         if way == Way::Direct && store::api_usage::is_stored_already(&error) {
@@ -136,9 +167,12 @@ fn is_for_its_data(error: &sqlx::Error) -> bool {
 }
 
 fn failed(error: &sqlx::Error) -> FlushError {
-    if db::is_unavailable(error) {
+    if db::is_away(error) {
         tracing::warn!(%error, "a flush met an unavailable database");
         FlushError::Unavailable
+    } else if db::is_busy(error) {
+        tracing::warn!(%error, "a flush met a busy database");
+        FlushError::Busy
     } else if is_for_its_data(error) {
         tracing::error!(%error, "a flush was rejected");
         FlushError::Rejected
@@ -158,19 +192,26 @@ async fn try_once(
     pool: &PgPool,
     bound: Duration,
     memory: &mut Memory,
-    way: Way,
+    (way, wait): (Way, Option<Wait>),
     events: &[&Event],
     drained: Option<&Drained<'_>>,
-) -> sqlx::Result<Vec<Outcome>> {
+) -> sqlx::Result<Flushed> {
     let mut connection = db::acquire(pool).await?;
     let counted = timeout(bound, async {
         let mut transaction = connection.begin().await?;
-        let outcomes = count(&mut transaction, memory, way, events).await?;
+        if wait == Some(Wait::Briefly) {
+            store::plan_locks::wait_briefly(&mut transaction).await?;
+        }
+        let flushed = count(&mut transaction, memory, (way, wait.is_some()), events).await?;
+        let Flushed::Counted(outcomes) = &flushed else {
+            transaction.rollback().await?;
+            return Ok(flushed);
+        };
         if let Some(drained) = drained {
-            drained.settle(&mut transaction, events, &outcomes).await?;
+            drained.settle(&mut transaction, events, outcomes).await?;
         }
         transaction.commit().await?;
-        Ok(outcomes)
+        Ok(flushed)
     })
     .await;
     db::in_time(counted, connection)
@@ -179,24 +220,37 @@ async fn try_once(
 async fn count(
     connection: &mut PgConnection,
     memory: &mut Memory,
-    way: Way,
+    (way, waits): (Way, bool),
     events: &[&Event],
-) -> sqlx::Result<Vec<Outcome>> {
-    let before = memory.known.as_ref().map(|known| known.before());
-    let facts = facts(connection, &mut memory.slot, events).await?;
-    if let (Some(known), Some(before)) = (&memory.known, before) {
-        known.learn(before, &facts);
+) -> sqlx::Result<Flushed> {
+    let before = memory.known.before();
+    let mut facts = match facts::read(connection, &mut memory.slot, waits, events).await? {
+        Ok(facts) => facts,
+        Err(locked) => return Ok(Flushed::Locked(locked)),
+    };
+    let wanting = memory.known.wanting(before, facts.accounts.keys());
+    if !wanting.is_empty() {
+        facts.terms = store::accounts::terms(connection, &wanting).await?;
     }
+    memory.known.learn(before, &facts);
     let (mut outcomes, places) = judged(events, &facts);
     // Events of one identity; the first of them is the one written.
     let groups: Vec<&[Place]> = places.chunk_by(|a, b| a.is_same(b, events)).collect();
     if groups.is_empty() {
-        return Ok(outcomes);
+        return Ok(Flushed::Counted(outcomes));
     }
     let mut rows: Vec<Row<'_>> = groups.iter().map(|group| group[0].row(events)).collect();
     let mut days: Vec<_> = rows.iter().map(|row| row.event.day()).collect();
     days.dedup();
-    store::usage_daily::lock_days_shared(connection, &days).await?;
+    if waits {
+        store::usage_daily::lock_days_shared(connection, &days).await?;
+    } else {
+        let locked = store::usage_daily::try_lock_days_shared(connection, &days).await?;
+        if !locked.is_empty() {
+            let days = locked.into_iter().collect();
+            return Ok(Flushed::Locked(Locked { days, ..Locked::default() }));
+        }
+    }
     cover(connection, &mut rows, &facts).await?;
     bound_routes::run(connection, &mut memory.routes, &mut rows).await?;
     let old = match way {
@@ -215,7 +269,7 @@ async fn count(
         let stored = stored.get(&events[group[0].position].identity());
         tell_apart(events, group, stored, &mut outcomes);
     }
-    Ok(outcomes)
+    Ok(Flushed::Counted(outcomes))
 }
 
 /// An event that is taken: its position among all, and where it counts.
@@ -264,35 +318,6 @@ fn judged(events: &[&Event], facts: &Facts) -> (Vec<Outcome>, Vec<Place>) {
     }
     places.sort_unstable_by(|a, b| a.compare(b, events));
     (outcomes, places)
-}
-
-/// Reads what judging needs, and takes a slot. The plans are held first: the segments that are open then are so
-/// until the commit, and a change of plan adds up only what is committed.
-async fn facts(connection: &mut PgConnection, slot: &mut i16, events: &[&Event]) -> sqlx::Result<Facts> {
-    let mut now = None;
-    // With every slot taken the last one tried is shared.
-    for _ in 0..store::writer_slot::SLOTS {
-        let (clock, held) = store::writer_slot::try_hold(connection, *slot).await?;
-        now = Some(clock);
-        if held {
-            break;
-        }
-        *slot = (*slot + 1) % store::writer_slot::SLOTS;
-    }
-    let accounts: HashSet<&str> = events.iter().map(|e| e.eco_id.as_str()).collect();
-    let keys: HashSet<&str> = events.iter().filter_map(|e| e.payload.api_key_id.as_deref()).collect();
-    let accounts: Vec<&str> = accounts.into_iter().collect();
-    let keys: Vec<&str> = keys.into_iter().collect();
-    store::plan_locks::hold_shared(connection, &accounts).await?;
-    Ok(Facts {
-        now: now.expect("there is at least one slot"),
-        accounts: store::accounts::for_recording(connection, &accounts).await?,
-        keys: if keys.is_empty() {
-            HashMap::new()
-        } else {
-            store::api_keys::for_recording(connection, &keys).await?
-        },
-    })
 }
 
 /// Covers rows by the leases they name. The leases are locked first, so that what another flush books on

@@ -1,42 +1,79 @@
 //! What the database said about accounts and keys when it was last asked, for the time that it is away. Only what
 //! exists and is open is remembered: of everything else nothing can be said then.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use chrono::{DateTime, Utc};
 use moka::sync::Cache;
-use nexus_core::id::EcoId;
-use tokio_util::sync::CancellationToken;
+use nexus_core::{id::EcoId, period::Period};
 
-use super::feed::{Change, Changes};
+use super::feed::Change;
 use crate::{
     clock::DatabaseClock,
     domain::{
         event::Event,
-        judge::{Facts, Refusal, judge_age},
+        judge::{Account, Facts, Refusal, judge_age},
+        quota::{Standing, Terms},
     },
 };
 
 /// Accounts, and keys, that are remembered at most; those that are busy stay.
 const MAX_REMEMBERED: u64 = 100_000;
+/// Changes that are remembered, to tell what is true of facts that were read before them.
+const MAX_CHANGES: usize = 4_096;
 
 /// What is known.
 #[derive(Debug)]
 pub struct Known {
-    accounts: Cache<EcoId, ()>,
+    accounts: Cache<EcoId, KnownAccount>,
     /// The account of a key.
     keys: Cache<String, String>,
     clock: DatabaseClock,
-    /// Counts the changes heard: what was read before one of them may not be true after it.
-    changes: AtomicU64,
+    heard: Mutex<Heard>,
 }
 
-/// How many changes had been heard.
+/// An account that is there and open.
+#[derive(Debug, Clone, Copy)]
+struct KnownAccount {
+    terms: Terms,
+    anchor: DateTime<Utc>,
+    /// Of its terms: with an older one they are asked for again, and hold until they were.
+    edition: u64,
+}
+
+/// The changes of accounts and keys that were heard. What was read before a change may not be true after it.
+#[derive(Debug, Default)]
+struct Heard {
+    count: u64,
+    /// The last of them.
+    last: VecDeque<Change>,
+    /// Counts the times at which the terms of all accounts may have changed.
+    edition: u64,
+}
+
+/// Which changes had been heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Before(u64);
+pub struct Before {
+    count: u64,
+    edition: u64,
+}
+
+impl Heard {
+    fn note(&mut self, change: Change) {
+        self.count += 1;
+        self.last.truncate(MAX_CHANGES - 1);
+        self.last.push_front(change);
+    }
+
+    /// The changes since; `None`: there were too many to tell.
+    fn since(&self, before: Before) -> Option<HashSet<&Change>> {
+        let count = usize::try_from(self.count - before.count).ok()?;
+        (count <= self.last.len()).then(|| self.last.iter().take(count).collect())
+    }
+}
 
 impl Default for Known {
     fn default() -> Self {
@@ -44,7 +81,7 @@ impl Default for Known {
             accounts: Cache::new(MAX_REMEMBERED),
             keys: Cache::new(MAX_REMEMBERED),
             clock: DatabaseClock::default(),
-            changes: AtomicU64::new(0),
+            heard: Mutex::default(),
         }
     }
 }
@@ -52,29 +89,68 @@ impl Default for Known {
 impl Known {
     /// To be asked for before the facts are.
     pub fn before(&self) -> Before {
-        Before(self.changes.load(Ordering::Acquire))
+        let heard = self.heard();
+        Before { count: heard.count, edition: heard.edition }
     }
 
-    /// Remembers facts, unless they changed since.
+    /// Of these accounts, those whose terms are to be asked for.
+    pub fn wanting<'a>(&self, before: Before, accounts: impl IntoIterator<Item = &'a EcoId>) -> Vec<&'a str> {
+        let is_wanting = |id: &&EcoId| self.accounts.get(*id).is_none_or(|a| a.edition < before.edition);
+        accounts.into_iter().filter(is_wanting).map(EcoId::as_str).collect()
+    }
+
+    /// Remembers facts, but those that changed since.
     pub fn learn(&self, before: Before, facts: &Facts) {
         self.clock.set(facts.now);
+        // No change is heard meanwhile: it would be forgotten first and remembered then.
+        let heard = self.heard();
+        let Some(changed) = heard.since(before) else { return };
         for (id, account) in &facts.accounts {
             if account.closed.is_some() {
                 self.accounts.invalidate(id);
-            } else if self.accounts.get(id).is_none() {
-                self.accounts.insert(id.clone(), ());
+            } else if let Some(terms) = facts.terms.get(id)
+                && (changed.is_empty() || !changed.contains(&Change::Account(id.clone())))
+            {
+                let (terms, anchor) = (*terms, account.anchor);
+                self.accounts.insert(id.clone(), KnownAccount { terms, anchor, edition: before.edition });
             }
         }
         for (id, key) in &facts.keys {
-            if self.keys.get(id).is_none() {
+            if self.keys.get(id).is_none()
+                && (changed.is_empty() || !changed.contains(&Change::Key(id.clone())))
+            {
                 self.keys.insert(id.clone(), key.eco_id.clone());
             }
         }
-        // A change counts itself before it forgets: of the two, one sees the other.
-        if self.before() != before {
-            facts.accounts.keys().for_each(|id| self.accounts.invalidate(id));
-            facts.keys.keys().for_each(|id| self.keys.invalidate(id));
+    }
+
+    /// Remembers where an account stands, unless it changed since.
+    pub fn learn_standing(&self, before: Before, eco_id: &EcoId, standing: &Standing) {
+        let account = Account { anchor: standing.anchor, closed: None, closed_segments: Vec::new() };
+        let mut facts = Facts { now: standing.now, ..Facts::default() };
+        if standing.closed {
+            self.accounts.invalidate(eco_id);
+        } else {
+            facts.accounts.insert(eco_id.clone(), account);
+            facts.terms.insert(eco_id.clone(), standing.terms);
         }
+        self.learn(before, &facts);
+    }
+
+    /// The terms of an account, as far as they are known, and its period by the database's clock, with that.
+    pub fn terms(&self, eco_id: &EcoId) -> Option<(Terms, Period, DateTime<Utc>)> {
+        let now = self.clock.now()?;
+        let KnownAccount { terms, anchor, .. } = self.accounts.get(eco_id)?;
+        Some((terms, Period::containing(anchor, now.max(anchor)), now))
+    }
+
+    /// The database's clock; `None`: it never answered.
+    pub fn now(&self) -> Option<DateTime<Utc>> {
+        self.clock.now()
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the database was heard at all.
@@ -95,36 +171,31 @@ impl Known {
         Some(judge_age(event.payload.event_time, now).map(|()| now))
     }
 
-    fn forget(&self, change: &Change) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
-        match change {
+    /// Forgets what changed. Where plans did, or changes may have been missed, accounts are asked about again, and hold
+    /// until they were: that is said whenever the database is reached anew, between two outages even. Whoever was there
+    /// is there, if closed meanwhile: that the drain finds out. Units that go to and fro change nothing.
+    pub fn forget(&self, change: Change) {
+        let mut heard = self.heard();
+        match &change {
             Change::Account(id) => self.accounts.invalidate(id),
             Change::Key(id) => self.keys.invalidate(id),
-            // Changes may have been missed; it is said whenever the database is reached anew, between two outages even.
-            // Whoever was there is there, if closed meanwhile: that the drain finds out.
-            Change::Everything => {}
-            Change::Plans | Change::Recall(_) | Change::Returned(_) => {}
+            Change::Everything | Change::Plans => {
+                heard.edition += 1;
+                return;
+            }
+            Change::Recall(_) | Change::Returned(_) => return,
         }
-    }
-}
-
-/// Follows the changes until `stop`.
-pub async fn follow(known: Arc<Known>, mut changes: Changes, stop: CancellationToken) {
-    while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
-        known.forget(&change);
+        heard.note(change);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use nexus_core::period::MAX_EVENT_AGE;
+    use nexus_core::{period::MAX_EVENT_AGE, plan::Plan};
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::{
-        event::Payload,
-        judge::{Account, Key},
-    };
+    use crate::domain::{event::Payload, judge::Key};
 
     fn event(account: &str, key: Option<&str>, at: DateTime<Utc>) -> Event {
         Event {
@@ -144,6 +215,9 @@ mod tests {
         }
     }
 
+    const TERMS: Terms =
+        Terms { plan: Plan::Pro, included: Some(5), hard: false, priced: true, capped: None, epoch: 1 };
+
     fn facts(closed: Option<DateTime<Utc>>) -> Facts {
         let now = DateTime::from_timestamp_secs(1_800_000_000).expect("a time");
         let account = Account { anchor: now, closed, closed_segments: Vec::new() };
@@ -151,6 +225,7 @@ mod tests {
         Facts {
             now,
             accounts: [(EcoId::parse("eco_a").expect("an id"), account)].into(),
+            terms: [(EcoId::parse("eco_a").expect("an id"), TERMS)].into(),
             keys: [("key".to_owned(), key)].into(),
         }
     }
@@ -183,17 +258,74 @@ mod tests {
         known.learn(known.before(), &open);
         assert!(known.judge(&account).is_some());
         let before = known.before();
-        known.forget(&Change::Account(id()));
+        known.forget(Change::Account(id()));
         assert!(known.judge(&account).is_none());
         // Read before it was heard.
         known.learn(before, &open);
         assert!(known.judge(&account).is_none());
         known.learn(known.before(), &open);
-        known.forget(&Change::Everything);
+        known.forget(Change::Everything);
         assert!(known.judge(&account).is_some(), "a new connection to the database is no news of accounts");
-        known.forget(&Change::Key("key".to_owned()));
+        known.forget(Change::Key("key".to_owned()));
         assert!(known.judge(&key).is_none() && known.judge(&account).is_some());
         known.learn(known.before(), &facts(Some(open.now)));
         assert!(known.judge(&account).is_none());
+    }
+
+    #[test]
+    fn facts_that_were_read_before_a_change_of_others_are_remembered() {
+        let of_another = || EcoId::parse("eco_b").expect("an id");
+        let facts = facts(None);
+        for change in [
+            Change::Everything,
+            Change::Plans,
+            Change::Recall(EcoId::parse("eco_a").expect("an id")),
+            Change::Returned(EcoId::parse("eco_a").expect("an id")),
+            Change::Account(of_another()),
+            Change::Key("another".to_owned()),
+        ] {
+            let known = Known::default();
+            let before = known.before();
+            known.forget(change.clone());
+            known.learn(before, &facts);
+            let event = event("eco_a", Some("key"), facts.now);
+            assert!(known.judge(&event).is_some(), "{change:?}");
+        }
+    }
+
+    #[test]
+    fn of_more_changes_than_are_remembered_nothing_is_said() {
+        let (known, facts) = (Known::default(), facts(None));
+        let before = known.before();
+        known.forget(Change::Account(EcoId::parse("eco_a").expect("an id")));
+        for i in 0..MAX_CHANGES {
+            known.forget(Change::Key(format!("key_{i}")));
+        }
+        known.learn(before, &facts);
+        assert!(known.judge(&event("eco_a", None, facts.now)).is_none());
+        known.learn(known.before(), &facts);
+        assert!(known.judge(&event("eco_a", None, facts.now)).is_some());
+    }
+
+    #[test]
+    fn terms_hold_until_they_are_asked_for_again() {
+        let (known, mut facts) = (Known::default(), facts(None));
+        let eco_id = EcoId::parse("eco_a").expect("an id");
+        let wanting = || known.wanting(known.before(), [&eco_id]).len();
+        assert_eq!(wanting(), 1);
+        known.learn(known.before(), &facts);
+        for change in [Change::Everything, Change::Plans] {
+            assert_eq!(wanting(), 0);
+            let before = known.before();
+            known.forget(change);
+            assert_eq!(wanting(), 1);
+            assert_eq!(known.terms(&eco_id).map(|known| known.0), Some(TERMS));
+            known.learn(before, &facts);
+            assert_eq!(wanting(), 1, "they were read before");
+            facts.terms.insert(eco_id.clone(), TERMS);
+            known.learn(known.before(), &facts);
+        }
+        known.forget(Change::Account(eco_id.clone()));
+        assert_eq!(known.terms(&eco_id), None);
     }
 }

@@ -5,8 +5,10 @@
 //! | [`record_usage`] | takes events for recording and waits for their commit |
 //! | [`writer`] | the tasks that write: group commit of what gathered meanwhile |
 //! | [`flush`] | the transaction that counts a group of events exactly once |
+//! | `facts` | what the database says of its events |
+//! | [`locked`] | what it finds locked, and how long it waits |
 //! | [`spooling`] | takes events while the database is away, into the spool |
-//! | [`known`] | the accounts whose events are taken then |
+//! | [`known`] | what the database last said of accounts and keys: decides then |
 //! | [`drain`] | counts what is in the spool when the database is back |
 //! | [`drained`] | what is committed with the rows of drained events |
 //! | [`feed`] | what the database says has changed, to whoever caches it |
@@ -32,11 +34,13 @@ pub mod create_api_key;
 pub mod current_usage;
 pub mod drain;
 pub mod drained;
+mod facts;
 pub mod feed;
 pub mod flush;
 pub mod known;
 pub mod lease_quota;
 pub mod list_api_keys;
+pub mod locked;
 pub mod maintenance;
 pub mod outage;
 pub mod quota;

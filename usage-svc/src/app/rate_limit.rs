@@ -10,6 +10,9 @@ use super::{
 };
 use crate::error::Error;
 
+/// Units that a call may take.
+pub const MAX_UNITS: i64 = 1_000_000;
+
 /// What a descriptor names.
 #[derive(Debug)]
 pub enum Subject {
@@ -44,6 +47,8 @@ pub enum Answer {
     Unlimited,
     /// Nobody's units: an unknown or closed account, or a bad key.
     Unknown,
+    /// More units than any call takes.
+    TooMany,
     /// Decided for this account.
     Decided(EcoId, Decision),
 }
@@ -53,7 +58,7 @@ impl Answer {
     pub fn passes(&self) -> bool {
         match self {
             Answer::Unlimited => true,
-            Answer::Unknown => false,
+            Answer::Unknown | Answer::TooMany => false,
             Answer::Decided(_, decision) => !matches!(decision.verdict, Verdict::Refused(_)),
         }
     }
@@ -71,15 +76,18 @@ pub async fn run(quota: &Quota, keys: &Keys, descriptors: Vec<Descriptor>) -> Re
     let mut resolved = Vec::with_capacity(descriptors.len());
     let mut units: BTreeMap<EcoId, i64> = BTreeMap::new();
     for descriptor in descriptors {
-        let subject = resolve(keys, descriptor.subject).await?;
+        let subject = match resolve(keys, descriptor.subject).await? {
+            Resolved::Account(_) if descriptor.units > MAX_UNITS => Resolved::Answered(Answer::TooMany),
+            subject => subject,
+        };
         if let Resolved::Account(eco_id) = &subject {
             let most = units.entry(eco_id.clone()).or_default();
             *most = descriptor.units.max(*most);
         }
         resolved.push(subject);
     }
-    let all_known = resolved.iter().all(|r| !matches!(r, Resolved::Answered(Answer::Unknown)));
-    let answers = admit(quota, units, all_known).await?;
+    let others_pass = resolved.iter().all(|r| !matches!(r, Resolved::Answered(answer) if !answer.passes()));
+    let answers = admit(quota, units, others_pass).await?;
     Ok(resolved
         .into_iter()
         .map(|subject| match subject {
@@ -114,7 +122,7 @@ async fn resolve(keys: &Keys, subject: Subject) -> Result<Resolved, Error> {
 async fn admit(
     quota: &Quota,
     units: BTreeMap<EcoId, i64>,
-    all_known: bool,
+    others_pass: bool,
 ) -> Result<BTreeMap<EcoId, Answer>, Error> {
     let mut answers = BTreeMap::new();
     let mut reserved = Vec::new();
@@ -134,7 +142,7 @@ async fn admit(
             }
         }
     }
-    if failure.is_some() || !all_known || !answers.values().all(Answer::passes) {
+    if failure.is_some() || !others_pass || !answers.values().all(Answer::passes) {
         for (eco_id, reservation) in reserved {
             reservation.give_back();
             if let Some(Answer::Decided(_, decision)) = answers.get_mut(&eco_id) {

@@ -1,5 +1,6 @@
-//! Rebuilds the rollup of a day from the raw log, to the very same numbers. Flushes of that day wait
-//! meanwhile, and are answered UNAVAILABLE where that takes longer than their lock time-out.
+//! Rebuilds the rollup of a day from the raw log, to the very same numbers. Calls that
+//! record events of that day wait meanwhile, and are answered UNAVAILABLE where that takes longer than their lock
+//! time-out.
 
 use chrono::NaiveDate;
 use nexus_kit::db;

@@ -57,12 +57,18 @@ struct Part {
     positions: Vec<usize>,
 }
 
+/// Room in the queues for events that are to come.
+#[derive(Debug)]
+pub struct Room(OwnedSemaphorePermit);
+
 /// The bounded queues to the writers.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     queues: Arc<[mpsc::Sender<Submission>]>,
     /// Room for events, in all queues together.
     room: Arc<Semaphore>,
+    /// For events that wait for room: as many again.
+    waiting: Arc<Semaphore>,
     capacity: usize,
 }
 
@@ -72,7 +78,8 @@ impl Recorder {
         // A submission has at least one event, so the semaphore is full first.
         let (queues, far_ends): (Vec<_>, _) = (0..writers).map(|_| mpsc::channel(capacity)).unzip();
         let room = Arc::new(Semaphore::new(capacity));
-        (Self { queues: queues.into(), room, capacity }, far_ends)
+        let waiting = Arc::new(Semaphore::new(capacity));
+        (Self { queues: queues.into(), room, waiting, capacity }, far_ends)
     }
 
     /// Registers how full the queues are.
@@ -83,20 +90,29 @@ impl Recorder {
     /// Records events; answers with an outcome for each, in their order, after the commit. The events are
     /// written also when the caller does not wait for the answer. Without room for them it fails at once.
     pub async fn record(&self, events: Vec<Event>) -> Result<Vec<Outcome>, Error> {
-        let places = self.places(&events)?;
+        let places = self.places(events.len())?;
         let room = self.room.clone().try_acquire_many_owned(places).map_err(|_| Error::Overloaded)?;
         self.submit(events, room).await
     }
 
-    /// The same, but waits until there is room.
-    pub async fn record_in_turn(&self, events: Vec<Event>) -> Result<Vec<Outcome>, Error> {
-        let places = self.places(&events)?;
+    /// Waits for room for so many events. As many as there is room for may wait, all in all: more fail at once.
+    pub async fn room_in_turn(&self, events: usize) -> Result<Room, Error> {
+        let places = self.places(events)?;
+        if let Ok(room) = self.room.clone().try_acquire_many_owned(places) {
+            return Ok(Room(room));
+        }
+        let _waits = self.waiting.clone().try_acquire_many_owned(places).map_err(|_| Error::Overloaded)?;
         let room = self.room.clone().acquire_many_owned(places).await.map_err(|_| Error::Stopping)?;
-        self.submit(events, room).await
+        Ok(Room(room))
     }
 
-    fn places(&self, events: &[Event]) -> Result<u32, Error> {
-        let fits = Some(events.len()).filter(|n| *n <= self.capacity);
+    /// The same as [`Self::record`], of events for which there is room.
+    pub async fn record_in(&self, room: Room, events: Vec<Event>) -> Result<Vec<Outcome>, Error> {
+        self.submit(events, room.0).await
+    }
+
+    fn places(&self, events: usize) -> Result<u32, Error> {
+        let fits = Some(events).filter(|n| *n <= self.capacity);
         fits.and_then(|n| u32::try_from(n).ok()).ok_or(Error::Overloaded)
     }
 

@@ -80,12 +80,17 @@ struct Inner {
 }
 
 impl Spooling {
-    /// Opens the spool in a folder.
-    pub async fn open(folder: PathBuf, max_bytes: u64, metrics: SpoolMetrics) -> Result<Self, SpoolError> {
+    /// Opens the spool in a folder, for events of accounts that are `known`.
+    pub async fn open(
+        folder: PathBuf,
+        max_bytes: u64,
+        known: Arc<Known>,
+        metrics: SpoolMetrics,
+    ) -> Result<Self, SpoolError> {
         let spool = blocking(move || Spool::open(&folder, max_bytes)).await?;
         let spooling = Self(Arc::new(Inner {
             spool,
-            known: Arc::default(),
+            known,
             metrics,
             away: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
@@ -102,8 +107,8 @@ impl Spooling {
         &self.0.known
     }
 
-    /// Whether nobody needs to wait for the database.
-    pub(super) fn is_away(&self) -> bool {
+    /// Whether the database was found away and not reached since: nobody needs to wait for it, events go to the spool.
+    pub fn is_away(&self) -> bool {
         self.0.away.load(Ordering::Acquire)
     }
 

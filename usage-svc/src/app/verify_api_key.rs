@@ -101,7 +101,7 @@ impl Keys {
         let read =
             if inner.outage.is_on() { Err(sqlx::Error::PoolTimedOut.into()) } else { self.read(text).await };
         match read {
-            Err(error) if error.is_outage() && inner.feed.heard_within(inner.stale_max) => {
+            Err(error) if error.is_unanswered() && inner.feed.heard_within(inner.stale_max) => {
                 self.remembered(text).ok_or(error)
             }
             read => read,

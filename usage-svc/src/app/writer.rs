@@ -1,7 +1,7 @@
 //! The tasks that write, each the accounts that are its own. While a flush commits, the next one gathers: group
 //! commit without a linger, so that a lone event waits for nobody and a crowd shares the cost.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, histogram::Histogram},
@@ -17,6 +17,8 @@ use tracing::Instrument;
 
 use super::{
     flush::{self, FlushError, Memory},
+    known::Known,
+    locked::{Flushed, Wait},
     record_usage::{Recorder, Submission, answer},
     spooling::Spooling,
 };
@@ -49,26 +51,43 @@ impl WriterMetrics {
     }
 }
 
-/// Starts so many writers. `pool` is their own, with a connection for each, so that reads never keep them
-/// waiting for one; `bound` is the longest time of one try; `capacity` the events that may wait for all of them
-/// together. With a spool, events go there while the database is away. After `stop` they write what is queued and end.
+/// How many writers there are, and what they may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Writers, beside the one that waits for locks.
+    pub writers: u32,
+    /// Longest time of one try.
+    pub one_try: Duration,
+    /// Events that may wait for all of them together.
+    pub events: usize,
+}
+
+/// Starts the writers, and the one that waits for locks. `pool` is their own, with a connection for each, so that reads
+/// never keep them waiting for one; what the database says of accounts goes to `known`. With a spool, events go there
+/// while the database is away. After `stop` they write what is queued and end.
 pub fn start(
     pool: &PgPool,
-    writers: u32,
-    bound: Duration,
-    capacity: usize,
+    bounds: Bounds,
     metrics: &WriterMetrics,
+    known: &Arc<Known>,
     spooling: Option<&Spooling>,
     stop: &CancellationToken,
 ) -> (Recorder, JoinHandle<()>) {
+    let Bounds { writers, one_try: bound, events: capacity } = bounds;
     let (recorder, queues) = Recorder::new(writers as usize, capacity);
+    // What is set aside keeps its room in the recorder, so that this one is never full.
+    let (aside, set_aside) = mpsc::channel(capacity);
+    let writer = |queue, aside| {
+        let (pool, metrics, spooling) = (pool.clone(), metrics.clone(), spooling.cloned());
+        let memory = Memory::new(known.clone());
+        Writer { pool, bound, queue, next: None, aside, memory, metrics, spooling }
+    };
     let mut tasks = JoinSet::new();
     for queue in queues {
-        let (pool, metrics, spooling) = (pool.clone(), metrics.clone(), spooling.cloned());
-        let memory = Memory::new(spooling.as_ref().map(|spooling| spooling.known().clone()));
-        let writer = Writer { pool, bound, queue, next: None, memory, metrics, spooling };
-        tasks.spawn(writer.run(stop.clone()));
+        tasks.spawn(writer(queue, Some(aside.clone())).run(stop.clone()));
     }
+    // It ends after the others.
+    tasks.spawn(writer(set_aside, None).run(CancellationToken::new()));
     let all = async move {
         tasks.join_all().await;
     };
@@ -81,6 +100,8 @@ struct Writer {
     queue: mpsc::Receiver<Submission>,
     /// Taken from the queue, but too large for the flush at hand.
     next: Option<Submission>,
+    /// To the one that waits for locks; `None`: this is the one.
+    aside: Option<mpsc::Sender<Submission>>,
     memory: Memory,
     metrics: WriterMetrics,
     spooling: Option<Spooling>,
@@ -123,20 +144,67 @@ impl Writer {
         group
     }
 
-    /// Writes a group and answers each of its calls. Where the group fails by a fault of ours, each call is
-    /// written alone, so that one that cannot be written does not fail the others.
+    /// Writes a group and answers each of its calls.
     async fn flush(&mut self, group: Vec<Submission>) {
         if let Some(spooling) = self.spooling.as_ref().filter(|spooling| spooling.is_away()) {
             return spooling.keep(group).await;
         }
-        let result = self.write(&group).await;
-        if matches!(result, Err(FlushError::Failed | FlushError::Rejected)) && group.len() > 1 {
-            for alone in group {
-                let result = self.write(std::slice::from_ref(&alone)).await;
-                self.finish(vec![alone], result).await;
+        let locked = self.write_free(group).await;
+        if locked.is_empty() {
+            return;
+        }
+        match self.aside.clone() {
+            Some(aside) => {
+                for submission in locked {
+                    if let Err(error) = aside.try_send(submission) {
+                        let (mpsc::error::TrySendError::Full(submission)
+                        | mpsc::error::TrySendError::Closed(submission)) = error;
+                        answer(vec![submission], Err(FlushError::Busy));
+                    }
+                }
             }
-        } else {
-            self.finish(group, result).await;
+            None => match self.write(&locked, Wait::Long).await {
+                // Of several locks some may be free by now.
+                Err(FlushError::Busy) => answer(self.write_free(locked).await, Err(FlushError::Busy)),
+                result => self.finish_each(locked, result).await,
+            },
+        }
+    }
+
+    /// Writes what of a group needs nothing that is locked, and answers it; returns the rest.
+    async fn write_free(&mut self, mut group: Vec<Submission>) -> Vec<Submission> {
+        let mut aside = Vec::new();
+        while !group.is_empty() {
+            match self.write_promptly(&group).await {
+                Ok(Flushed::Locked(locked)) => {
+                    let needs = |call: &Submission| call.events.iter().any(|event| locked.concerns(event));
+                    let (waits, free) = group.into_iter().partition::<Vec<_>, _>(needs);
+                    aside.extend(waits);
+                    group = free;
+                }
+                Ok(Flushed::Counted(outcomes)) => {
+                    self.finish(group, Ok(outcomes)).await;
+                    break;
+                }
+                Err(error) => {
+                    self.finish_each(group, Err(error)).await;
+                    break;
+                }
+            }
+        }
+        aside
+    }
+
+    /// Answers a group. Where it failed by a fault of ours, or by what some of it waited for, each call is written alone,
+    /// so that one that cannot be written does not fail the others.
+    async fn finish_each(&mut self, group: Vec<Submission>, result: Result<Vec<Outcome>, FlushError>) {
+        use FlushError::{Busy, Failed, Rejected};
+        if !matches!(result, Err(Failed | Rejected | Busy)) || group.len() == 1 {
+            return self.finish(group, result).await;
+        }
+        for alone in group {
+            let result = self.write(std::slice::from_ref(&alone), Wait::Briefly).await;
+            self.finish(vec![alone], result).await;
         }
     }
 
@@ -152,19 +220,41 @@ impl Writer {
         }
     }
 
-    async fn write(&mut self, group: &[Submission]) -> Result<Vec<Outcome>, FlushError> {
-        let events: Vec<&Event> = group.iter().flat_map(|s| &s.events).collect();
-        let span = tracing::info_span!(parent: &group[0].span, "usage.flush", events = events.len());
-        for other in &group[1..] {
-            span.follows_from(&other.span);
-        }
-        let result =
-            flush::run(&self.pool, self.bound, &mut self.memory, &events, None).instrument(span).await;
-        self.metrics.sizes.observe(events.len() as f64);
-        match &result {
-            Ok(outcomes) => self.metrics.events.inc_by(outcomes.len() as u64),
-            Err(_) => self.metrics.failures.inc(),
-        };
+    async fn write(&mut self, group: &[Submission], wait: Wait) -> Result<Vec<Outcome>, FlushError> {
+        let (span, events) = of(group);
+        let flushed = flush::run(&self.pool, self.bound, &mut self.memory, wait, &events, None);
+        let result = flushed.instrument(span).await;
+        self.count(events.len(), result.as_ref().map(Vec::len).ok());
         result
     }
+
+    async fn write_promptly(&mut self, group: &[Submission]) -> Result<Flushed, FlushError> {
+        let (span, events) = of(group);
+        let flushed = flush::run_promptly(&self.pool, self.bound, &mut self.memory, &events);
+        let result = flushed.instrument(span).await;
+        match &result {
+            Ok(Flushed::Counted(outcomes)) => self.count(events.len(), Some(outcomes.len())),
+            Ok(Flushed::Locked(_)) => {}
+            Err(_) => self.count(events.len(), None),
+        }
+        result
+    }
+
+    fn count(&self, events: usize, counted: Option<usize>) {
+        self.metrics.sizes.observe(events as f64);
+        match counted {
+            Some(events) => self.metrics.events.inc_by(events as u64),
+            None => self.metrics.failures.inc(),
+        };
+    }
+}
+
+/// The events of a group, and the span of their flush.
+fn of(group: &[Submission]) -> (tracing::Span, Vec<&Event>) {
+    let events: Vec<&Event> = group.iter().flat_map(|s| &s.events).collect();
+    let span = tracing::info_span!(parent: &group[0].span, "usage.flush", events = events.len());
+    for other in &group[1..] {
+        span.follows_from(&other.span);
+    }
+    (span, events)
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDate, Utc};
-use nexus_core::sketch;
+use nexus_core::{method, sketch};
 use uuid::Uuid;
 
 use super::admission::Row;
@@ -34,7 +34,7 @@ pub struct Rollup<'a, T> {
     pub eco_id: &'a str,
     /// Route template.
     pub route: &'a str,
-    /// Method.
+    /// Method, or that of all which are made up.
     pub method: &'a str,
     /// First digit of the status.
     pub status_class: i16,
@@ -122,7 +122,8 @@ impl<'a> Latency<'a> {
     /// All but the hour.
     fn series(&self) -> (&'a str, &'a str, &'a str, i16) {
         let payload = &self.row.event.payload;
-        (self.row.event.eco_id.as_str(), &self.row.route, &payload.method, payload.status_code / 100)
+        let method = method::in_rollups(&payload.method);
+        (self.row.event.eco_id.as_str(), &self.row.route, method, payload.status_code / 100)
     }
 
     fn compare(&self, other: &Self) -> std::cmp::Ordering {

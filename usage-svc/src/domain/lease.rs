@@ -26,7 +26,7 @@ pub struct Claim {
 /// The answer to a claim. `consumed` are the units consumed of the period, the grant included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grant {
-    /// The period has not begun or is over, or the account's plan has changed.
+    /// The period has not begun or is over, or the account's plan or spend cap has changed.
     OtherTerms,
     /// Fewer than the least are left.
     Short {

@@ -20,14 +20,27 @@ pub struct Terms {
     pub hard: bool,
     /// Whether units beyond them are billed.
     pub priced: bool,
-    /// Changes of the account's plan so far: nothing is granted by terms of another epoch.
-    pub plan_epoch: i32,
+    /// Units of the period that the account's spend cap allows, where its plan does not refuse what is beyond the
+    /// included ones.
+    pub capped: Limit,
+    /// Changes of the account's plan and of its spend cap so far: nothing is granted by terms of another epoch.
+    pub epoch: i32,
 }
 
 impl Terms {
     /// Units beyond which calls are refused.
     pub fn hard_limit(&self) -> Limit {
-        self.included.filter(|_| self.hard)
+        if self.hard { self.included } else { self.capped }
+    }
+
+    /// The limit that callers are told: units beyond it are refused, or else those that are billed.
+    pub fn shown_limit(&self) -> Limit {
+        self.hard_limit().or(self.included)
+    }
+
+    /// Whether it is the spend cap that refuses.
+    pub fn is_capped(&self) -> bool {
+        !self.hard && self.capped.is_some()
     }
 }
 
@@ -49,6 +62,8 @@ pub struct Standing {
     pub closed: bool,
     /// What holds for it.
     pub terms: Terms,
+    /// Begins its periods.
+    pub anchor: DateTime<Utc>,
     /// The period.
     pub period: Period,
     /// Units recorded in it.

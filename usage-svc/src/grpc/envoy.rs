@@ -3,10 +3,11 @@
 //!
 //! Any domain is taken. A descriptor names an account by an entry `account` (its id) or `api_key` (the whole
 //! key, secret included: an id alone would let anybody use up another's quota). One with neither is not
-//! limited; an unknown account and a bad key are over a limit of 0. It admits and does not record: the
-//! admission goes upstream in the request header `x-nexus-admission`, for whoever records the call; of several
-//! accounts in a header each, `<admission>;account=<eco_id>`. The client is told in `ratelimit-policy`,
-//! `ratelimit` and, if refused, `retry-after`; of several accounts by that which has the least left.
+//! limited; an unknown account and a bad key are over a limit of 0, and more than 1,000,000 units over that.
+//! It admits and does not record: the admission goes upstream in the request header `x-nexus-admission`, for
+//! whoever records the call; of several accounts in a header each, `<admission>;account=<eco_id>`. The client
+//! is told in `ratelimit-policy`, `ratelimit` and, if refused, `retry-after`; of several accounts by that which
+//! has the least left.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -36,11 +37,10 @@ use rand::Rng;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::parse::MAX_UNITS;
 use crate::{
     app::{
         quota::{Decision, Quota, Verdict},
-        rate_limit::{self, Answer, Descriptor, Subject},
+        rate_limit::{self, Answer, Descriptor, MAX_UNITS, Subject},
         verify_api_key::Keys,
     },
     clock::BootTime,
@@ -85,7 +85,7 @@ pub fn descriptors(request: RateLimitRequest) -> Result<Vec<Descriptor>, Violati
     if request.descriptors.is_empty() || request.descriptors.len() > MAX_DESCRIPTORS {
         return Err(Violations::one("descriptors", format!("must be 1 to {MAX_DESCRIPTORS} descriptors")));
     }
-    let units = units(&mut v, "hits_addend", request.hits_addend.into());
+    let units = units(request.hits_addend.into());
     let mut descriptors = Vec::with_capacity(request.descriptors.len());
     for (index, pb) in request.descriptors.into_iter().enumerate() {
         if pb.is_negative_hits {
@@ -95,7 +95,7 @@ pub fn descriptors(request: RateLimitRequest) -> Result<Vec<Descriptor>, Violati
             );
         }
         let units = match pb.hits_addend {
-            Some(own) => self::units(&mut v, &format!("descriptors[{index}].hits_addend"), own.value),
+            Some(own) => self::units(own.value),
             None => units,
         };
         descriptors.push(Descriptor { subject: subject(pb), units });
@@ -103,11 +103,9 @@ pub fn descriptors(request: RateLimitRequest) -> Result<Vec<Descriptor>, Violati
     v.finish().map(|()| descriptors)
 }
 
-/// Units; 0 is the default, 1.
-fn units(v: &mut Violations, field: &str, hits: u64) -> i64 {
-    let units = i64::try_from(hits).unwrap_or(i64::MAX);
-    v.require(units <= MAX_UNITS, field, format!("must be 0 to {MAX_UNITS}"));
-    units.max(1)
+/// Units; 0 is the default, 1. Too many are no error: a proxy may let pass what it gets an error for.
+fn units(hits: u64) -> i64 {
+    i64::try_from(hits).unwrap_or(i64::MAX).max(1)
 }
 
 /// Whom a descriptor names. Where an entry comes twice the last one counts: Envoy appends its own.
@@ -173,7 +171,7 @@ fn retry_after(after: Duration, rng: &mut impl Rng) -> u64 {
 fn quota_headers(decision: &Decision) -> Vec<HeaderValue> {
     let (plan, period) = (decision.terms.plan, decision.period);
     let window = (period.end - period.start).num_seconds();
-    let (Some(limit), Some(left)) = (decision.terms.included, left(decision)) else {
+    let (Some(limit), Some(left)) = (decision.terms.shown_limit(), left(decision)) else {
         return vec![header("ratelimit-policy", format!("\"{plan}-monthly\";w={window}"))];
     };
     let resets = seconds_up(decision.resets.since(BootTime::now()));
@@ -189,7 +187,7 @@ fn header(key: &str, value: String) -> HeaderValue {
 
 /// Units that are left; `None`: unlimited.
 fn left(decision: &Decision) -> Option<i64> {
-    decision.terms.included.map(|limit| quota::remaining(Some(limit), decision.consumed))
+    decision.terms.shown_limit().map(|limit| quota::remaining(Some(limit), decision.consumed))
 }
 
 fn descriptor_status(answer: &Answer) -> DescriptorStatus {
@@ -207,6 +205,13 @@ fn descriptor_status(answer: &Answer) -> DescriptorStatus {
             duration_until_reset: Some(duration(Duration::ZERO)),
             ..DescriptorStatus::default()
         },
+        Answer::TooMany => DescriptorStatus {
+            code: Code::OverLimit.into(),
+            current_limit: Some(limit("call", clamp(Some(MAX_UNITS)))),
+            limit_remaining: 0,
+            duration_until_reset: Some(duration(Duration::ZERO)),
+            ..DescriptorStatus::default()
+        },
         Answer::Decided(_, decision) => decided(decision, answer.passes()),
     }
 }
@@ -214,7 +219,7 @@ fn descriptor_status(answer: &Answer) -> DescriptorStatus {
 fn decided(decision: &Decision, passes: bool) -> DescriptorStatus {
     DescriptorStatus {
         code: if passes { Code::Ok } else { Code::OverLimit }.into(),
-        current_limit: Some(limit(decision.terms.plan.as_str(), clamp(decision.terms.included))),
+        current_limit: Some(limit(decision.terms.plan.as_str(), clamp(decision.terms.shown_limit()))),
         limit_remaining: clamp(left(decision)),
         duration_until_reset: Some(duration(decision.resets.since(BootTime::now()))),
         ..DescriptorStatus::default()

@@ -123,7 +123,7 @@ pub fn rate_limit(bytes: &[u8]) {
         Ok(descriptors) => {
             assert_eq!(descriptors.len(), sent.len());
             for (descriptor, entries) in descriptors.iter().zip(sent) {
-                assert!((1..=parse::MAX_UNITS).contains(&descriptor.units));
+                assert!(descriptor.units >= 1);
                 let names = |name: &str| entries.iter().any(|entry| entry.key == name);
                 let named = names("account") || names("api_key");
                 assert_eq!(matches!(descriptor.subject, Subject::Nobody), !named, "{:?}", descriptor.subject);

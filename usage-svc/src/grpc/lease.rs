@@ -1,10 +1,11 @@
 //! LeaseQuota: wishes up, answers down, and a word in between when units are asked back.
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use nexus_core::id::ApiKeyText;
 use nexus_kit::{
     auth::{Caller, Scope, VerifiedKey},
+    convert::timestamp,
     serve::CONNECTION_AGE,
     status::{self, RETRY_SOON},
 };
@@ -24,6 +25,7 @@ use super::{
 };
 use crate::{
     app::{
+        known::Known,
         lease_quota::{Session, Wish},
         quota::Quota,
         verify_api_key::Keys,
@@ -31,6 +33,8 @@ use crate::{
     error::Error,
 };
 
+/// How long a stream may be open before the client says who it is.
+const FIRST_WITHIN: Duration = Duration::from_secs(5);
 /// How long a client has to settle before its stream ends.
 const LAST_SETTLEMENTS: Duration = Duration::from_secs(3);
 /// How long an answer may wait to be taken.
@@ -46,6 +50,7 @@ pub(super) fn lend(
     request: Request<Streaming<LeaseQuotaRequest>>,
     quota: Quota,
     keys: Keys,
+    known: Arc<Known>,
     stop: CancellationToken,
 ) -> Result<Answers, Status> {
     let verified = caller::metering(&request, Scope::UsageCheck)?;
@@ -58,7 +63,7 @@ pub(super) fn lend(
         _ => None,
     };
     let (answers, taken) = mpsc::channel(ANSWERS);
-    let stream = Stream { wishes: request.into_inner(), answers, verified, stop };
+    let stream = Stream { wishes: request.into_inner(), answers, verified, known, stop };
     tokio::spawn(stream.serve(quota, keys, key).in_current_span());
     Ok(ReceiverStream::new(taken))
 }
@@ -68,6 +73,8 @@ struct Stream {
     wishes: Streaming<LeaseQuotaRequest>,
     answers: mpsc::Sender<Result<LeaseQuotaResponse, Status>>,
     verified: Option<VerifiedKey>,
+    /// Has the database's clock.
+    known: Arc<Known>,
     stop: CancellationToken,
 }
 
@@ -87,7 +94,13 @@ impl Stream {
         let stopped = self.stop.clone();
         let first = tokio::select! {
             () = stopped.cancelled() => return Some(stopping()),
-            first = self.next(None) => first,
+            first = timeout(FIRST_WITHIN, self.next(None)) => match first {
+                Ok(first) => first,
+                Err(_elapsed) => {
+                    let message = format!("the first message did not come within {FIRST_WITHIN:?}");
+                    return Some(status::with_reason(Code::DeadlineExceeded, "NO_REQUEST", message));
+                }
+            },
         };
         let (lessee, wish) = match first {
             ControlFlow::Continue(first) => first,
@@ -147,7 +160,7 @@ impl Stream {
             let (_, wish) = self.next(Some(lessee)).await?;
             settle(session, &wish).await?;
             let nothing = session.nothing(RETRY_SOON);
-            self.send(answer::leased(nothing)).await?;
+            self.send(answer::leased(nothing, self.known.now().map(timestamp))).await?;
         }
         ControlFlow::Continue(())
     }
@@ -167,7 +180,7 @@ impl Stream {
     async fn answer(&mut self, session: &mut Session, wish: Wish) -> End {
         settle(session, &wish).await?;
         match session.grant(&wish).await {
-            Ok(answer) => self.send(answer::leased(answer)).await?,
+            Ok(answer) => self.send(answer::leased(answer, self.known.now().map(timestamp))).await?,
             Err(error) => return ControlFlow::Break(Some(error.into())),
         }
         if wish.release { ControlFlow::Break(None) } else { ControlFlow::Continue(()) }

@@ -10,6 +10,8 @@ mod lease;
 mod parse;
 mod stream;
 
+use std::sync::Arc;
+
 use nexus_core::id::ApiKeyText;
 use nexus_kit::{
     auth::{Caller, Scope},
@@ -29,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
 
 use crate::{
-    app::{self, quota::Quota, record_usage::Recorder, verify_api_key::Keys},
+    app::{self, known::Known, quota::Quota, record_usage::Recorder, verify_api_key::Keys},
     error::Error,
 };
 
@@ -47,6 +49,8 @@ pub struct Service {
     pub quota_memory: app::check_quota::Memory,
     /// The API keys.
     pub keys: Keys,
+    /// Has the database's clock.
+    pub known: Arc<Known>,
     /// Derives the keys of repeatable CreateApiKey and RotateApiKey requests.
     pub key_secret: SecretString,
 }
@@ -72,7 +76,7 @@ impl UsageService for Service {
         caller::own_events_only(key.as_ref(), std::slice::from_ref(&event))?;
         let event = parse::single(event, key.as_ref())?;
         let outcomes = self.recorder.record(vec![event]).await?;
-        Ok(Response::new(answer::recorded(&outcomes)?))
+        Ok(Response::new(answer::recorded(&outcomes, self.known.now().map(timestamp))?))
     }
 
     async fn batch_record_usage(
@@ -84,7 +88,8 @@ impl UsageService for Service {
         caller::own_events_only(key.as_ref(), &events)?;
         let batch = parse::batch(events, key.as_ref()).map_err(Error::Invalid)?;
         let outcomes = self.recorder.record(batch.events).await?;
-        Ok(Response::new(answer::batch_recorded(batch.ids, batch.places, outcomes)))
+        let now = self.known.now().map(timestamp);
+        Ok(Response::new(answer::batch_recorded(batch.ids, batch.places, outcomes, now)))
     }
 
     type StreamUsageStream = stream::Acknowledgements;
@@ -93,8 +98,12 @@ impl UsageService for Service {
         &self,
         request: Request<tonic::Streaming<StreamUsageRequest>>,
     ) -> Result<Response<Self::StreamUsageStream>, Status> {
-        let (keys, recorder) = (self.keys.clone(), self.recorder.clone());
-        Ok(Response::new(stream::record(request, keys, recorder, self.stop.clone())?))
+        let server = stream::Server {
+            keys: self.keys.clone(),
+            recorder: self.recorder.clone(),
+            known: self.known.clone(),
+        };
+        Ok(Response::new(stream::record(request, server, self.stop.clone())?))
     }
 
     async fn check_quota(
@@ -113,7 +122,7 @@ impl UsageService for Service {
             None => self.quota.admit(&check.eco_id, check.units).await.map_err(Into::into),
         };
         let decision = decision.map_err(|e| Status::from(e.as_ref()))?;
-        Ok(Response::new(answer::checked(&check.eco_id, &decision)?))
+        Ok(Response::new(answer::checked(&check.eco_id, &decision, self.known.now())?))
     }
 
     type LeaseQuotaStream = lease::Answers;
@@ -122,8 +131,8 @@ impl UsageService for Service {
         &self,
         request: Request<tonic::Streaming<LeaseQuotaRequest>>,
     ) -> Result<Response<Self::LeaseQuotaStream>, Status> {
-        let (quota, keys) = (self.quota.clone(), self.keys.clone());
-        Ok(Response::new(lease::lend(request, quota, keys, self.stop.clone())?))
+        let (quota, keys, known) = (self.quota.clone(), self.keys.clone(), self.known.clone());
+        Ok(Response::new(lease::lend(request, quota, keys, known, self.stop.clone())?))
     }
 
     async fn get_current_usage(

@@ -11,13 +11,13 @@ use nexus_proto::usage::v1::{CheckQuotaRequest, LeaseQuotaRequest, UsageEvent};
 use tonic::Status;
 use uuid::Uuid;
 
+pub(super) use crate::app::rate_limit::MAX_UNITS;
 use crate::{
     app::lease_quota::Wish,
     domain::event::{Event, Payload},
 };
 
 const MAX_BATCH: usize = 10_000;
-pub(super) const MAX_UNITS: i64 = 1_000_000;
 const MAX_ENDPOINT_BYTES: usize = 512;
 const MAX_METHOD_LETTERS: usize = 16;
 const MAX_RESPONSE_TIME_MS: i32 = 86_400_000;
@@ -32,10 +32,16 @@ pub(super) struct Batch {
     pub(super) events: Vec<Event>,
 }
 
-pub(super) fn batch(sent: Vec<UsageEvent>, key: Option<&VerifiedKey>) -> Result<Batch, Violations> {
+/// Whether a batch has as many events as one may.
+pub(super) fn batch_size(sent: &[UsageEvent]) -> Result<(), Violations> {
     if sent.is_empty() || sent.len() > MAX_BATCH {
         return Err(Violations::one("events", format!("must be 1 to {MAX_BATCH} events")));
     }
+    Ok(())
+}
+
+pub(super) fn batch(sent: Vec<UsageEvent>, key: Option<&VerifiedKey>) -> Result<Batch, Violations> {
+    batch_size(&sent)?;
     let mut batch = Batch {
         ids: Vec::with_capacity(sent.len()),
         places: Vec::with_capacity(sent.len()),

@@ -1,11 +1,12 @@
 //! StreamUsage: batches up, acknowledgements down, in the order of the batches.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt, stream};
 use nexus_core::id::ApiKeyText;
 use nexus_kit::{
     auth::{Caller, Scope, VerifiedKey},
+    convert::timestamp,
     serve::CONNECTION_AGE,
     status::{self, RETRY_SOON},
 };
@@ -16,7 +17,11 @@ use tonic::{Request, Status, Streaming};
 
 use super::{answer, caller, parse};
 use crate::{
-    app::{record_usage::Recorder, verify_api_key::Keys},
+    app::{
+        known::Known,
+        record_usage::{Recorder, Room},
+        verify_api_key::Keys,
+    },
     error::Error,
 };
 
@@ -60,13 +65,21 @@ impl Sender {
     }
 }
 
+/// What it takes to record.
+#[derive(Clone)]
+pub(super) struct Server {
+    pub(super) keys: Keys,
+    pub(super) recorder: Recorder,
+    /// Has the database's clock.
+    pub(super) known: Arc<Known>,
+}
+
 /// Records the batches as they come. Ends when the caller ends it, with the status of the first batch that failed
 /// as a whole, or else `UNAVAILABLE` when the server stops or the stream is as old as a connection gets; what was
 /// read is acknowledged before.
 pub(super) fn record(
     request: Request<Streaming<StreamUsageRequest>>,
-    keys: Keys,
-    recorder: Recorder,
+    server: Server,
     stop: CancellationToken,
 ) -> Result<Acknowledgements, Status> {
     let sender = Sender::of(&request)?;
@@ -78,7 +91,12 @@ pub(super) fn record(
     let acknowledged = request
         .into_inner()
         .take_until(Box::pin(end))
-        .map(move |batch| one(batch, sender.clone(), keys.clone(), recorder.clone()))
+        // One after the other: the next batch is not read before this one has room.
+        .then({
+            let (sender, recorder) = (sender.clone(), server.recorder.clone());
+            move |batch| taken(batch, sender.clone(), recorder.clone())
+        })
+        .map(move |batch| one(batch, sender.clone(), server.clone()))
         .buffered(IN_FLIGHT);
     let last = stream::once(async move {
         let reason = match (stopped.is_cancelled(), Instant::now() >= oldest) {
@@ -91,24 +109,36 @@ pub(super) fn record(
     Ok(Box::pin(acknowledged.chain(last.filter_map(std::future::ready))))
 }
 
-/// Records one batch; there may be none, where reading failed.
-async fn one(
+/// Takes a batch in, once there is room for it; there may be none, where reading failed. What it says is read only then.
+async fn taken(
     batch: Result<StreamUsageRequest, Status>,
     sender: Sender,
-    keys: Keys,
     recorder: Recorder,
+) -> Result<(StreamUsageRequest, Room), Status> {
+    let batch = batch?;
+    caller::own_events_only(sender.key(), &batch.events)?;
+    parse::batch_size(&batch.events).map_err(Error::Invalid)?;
+    let room = recorder.room_in_turn(batch.events.len()).await?;
+    Ok((batch, room))
+}
+
+/// Records one batch.
+async fn one(
+    batch: Result<(StreamUsageRequest, Room), Status>,
+    sender: Sender,
+    Server { keys, recorder, known }: Server,
 ) -> Result<StreamUsageResponse, Status> {
-    let StreamUsageRequest { batch_id, events } = batch?;
-    caller::own_events_only(sender.key(), &events)?;
+    let (StreamUsageRequest { batch_id, events }, room) = batch?;
     let batch = parse::batch(events, sender.key()).map_err(Error::Invalid)?;
     sender.verify_again(&keys).await?;
-    let outcomes = recorder.record_in_turn(batch.events).await?;
-    let answer = answer::batch_recorded(batch.ids, batch.places, outcomes);
+    let outcomes = recorder.record_in(room, batch.events).await?;
+    let answer = answer::batch_recorded(batch.ids, batch.places, outcomes, known.now().map(timestamp));
     Ok(StreamUsageResponse {
         batch_id,
         accepted_count: answer.accepted_count,
         duplicate_count: answer.duplicate_count,
         rejected_count: answer.rejected_count,
         results: answer.results,
+        server_time: answer.server_time,
     })
 }

@@ -4,9 +4,11 @@ use std::{collections::HashMap, str::FromStr};
 
 use nexus_core::{
     id::EcoId,
+    money::{Micros, UnitPrice},
     period::Period,
     plan::{Plan, SubscriptionStatus},
     quota::Consumption,
+    spend_cap::{self, OpenSegment},
 };
 use sqlx::PgConnection;
 
@@ -66,7 +68,8 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
     // The newest free plan has the limits of a subscription that does not grant its own plan.
     let row = sqlx::query!(
         r#"with account as (
-               select i.eco_id, i.closed_time, i.currency_code, s.plan_epoch, s.status,
+               select i.eco_id, i.closed_time, i.currency_code, i.spend_cap_micros,
+                      s.plan_epoch + i.spend_cap_epoch as epoch, s.status, s.anchor_time,
                       case when s.next_plan_time <= now() then s.next_plan else s.plan end as plan,
                       case when s.next_plan_time <= now() then s.next_plan_version else s.plan_version end
                           as plan_version,
@@ -80,12 +83,15 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                select included_units, hard_limit from eco_plans
                where plan = 'free' order by version desc limit 1
            )
-           select now() as "now!", a.closed_time is not null as "closed!", a.plan as "plan!", a.plan_epoch, a.status,
-                  p.included_units, p.hard_limit, coalesce(price.overage_micros, 0) > 0 as "priced!",
+           select now() as "now!", a.closed_time is not null as "closed!", a.plan as "plan!", a.epoch as "epoch!", a.status,
+                  p.included_units, p.hard_limit, a.spend_cap_micros,
+                  price.overage_micros as "price_micros?", price.overage_per_units as "price_per_units?",
                   free.included_units as free_included, free.hard_limit as free_hard,
-                  a.period_start as "period_start!", a.period_end as "period_end!",
+                  a.anchor_time, a.period_start as "period_start!", a.period_end as "period_end!",
                   coalesce(c.recorded, 0) as "recorded!", coalesce(c.unadmitted, 0) as "unadmitted!",
-                  coalesce(z.recorded, 0) as "closed_recorded!", coalesce(z.overage, 0) as "closed_overage!",
+                  coalesce(z.recorded, 0) as "closed_recorded!", coalesce(z.overage, '{}') as "closed_overage!",
+                  coalesce(z.price_micros, '{}') as "closed_price_micros!: Vec<Option<i64>>",
+                  coalesce(z.price_per_units, '{}') as "closed_price_per_units!: Vec<Option<i64>>",
                   coalesce(q.granted_units, 0) as "granted!", coalesce(q.returned_units, 0) as "returned!"
            from account a
            join eco_plans p on p.plan = a.plan and p.version = a.plan_version
@@ -97,9 +103,15 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                                      sum(unadmitted_units)::bigint as unadmitted
                               from eco_usage_counters u
                               where u.eco_id = a.eco_id and u.period_start = a.period_start) c on true
-           left join lateral (select sum(recorded_units)::bigint as recorded, sum(overage_units)::bigint as overage
+           left join lateral (select sum(g.recorded_units)::bigint as recorded,
+                                     array_agg(g.overage_units) as overage,
+                                     array_agg(gp.overage_micros) as price_micros,
+                                     array_agg(gp.overage_per_units) as price_per_units
                               from eco_usage_segments g
-                              where g.eco_id = a.eco_id and g.period_start = a.period_start) z on true"#,
+                              left join eco_plan_prices gp on gp.plan = g.plan and gp.version = g.plan_version
+                                                          and gp.currency_code = a.currency_code
+                              where g.eco_id = a.eco_id and g.period_start = a.period_start
+                                and g.recorded_units is not null) z on true"#,
         eco_id.as_str(),
     )
     .fetch_optional(connection)
@@ -107,19 +119,36 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
     row.map(|row| {
         let plan = Plan::from_str(&row.plan).map_err(decode)?;
         let status = SubscriptionStatus::from_str(&row.status).map_err(decode)?;
-        let plan_epoch = row.plan_epoch;
+        let epoch = row.epoch;
+        let price = unit_price(row.price_micros, row.price_per_units);
+        let (micros, per_units) = (row.closed_price_micros, row.closed_price_per_units);
+        let prices = micros.into_iter().zip(per_units).map(|(micros, per)| unit_price(micros, per));
+        let overage: Vec<(UnitPrice, i64)> = prices.zip(row.closed_overage).collect();
+        let open = OpenSegment { included: row.included_units, start_count: row.closed_recorded, price };
         let terms = if status.grants_plan() {
-            Terms { plan, included: row.included_units, hard: row.hard_limit, priced: row.priced, plan_epoch }
+            Terms {
+                plan,
+                included: row.included_units,
+                hard: row.hard_limit,
+                priced: price.micros > 0,
+                capped: row.spend_cap_micros.and_then(|cap| spend_cap::limit(Micros(cap), &overage, &open)),
+                epoch,
+            }
         } else {
-            Terms { plan, included: row.free_included, hard: row.free_hard, priced: false, plan_epoch }
+            let (included, hard) = (row.free_included, row.free_hard);
+            Terms { plan, included, hard, priced: false, capped: None, epoch }
         };
         Ok(Standing {
             now: row.now,
             closed: row.closed,
             terms,
+            anchor: row.anchor_time,
             period: Period { start: row.period_start, end: row.period_end },
             recorded: row.recorded,
-            closed_segments: ClosedSegments { recorded: row.closed_recorded, overage: row.closed_overage },
+            closed_segments: ClosedSegments {
+                recorded: row.closed_recorded,
+                overage: overage.iter().map(|(_, units)| units).sum(),
+            },
             consumption: Consumption {
                 granted: row.granted,
                 returned: row.returned,
@@ -129,6 +158,59 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
         })
     })
     .transpose()
+}
+
+/// The terms of these accounts, as far as they exist, and as far as they say who is limited: of what a spend cap allows
+/// the least.
+#[tracing::instrument(name = "db.eco_subscriptions.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn terms(connection: &mut PgConnection, ids: &[&str]) -> sqlx::Result<HashMap<EcoId, Terms>> {
+    // As in `standing`.
+    let rows = sqlx::query!(
+        r#"with free as (
+               select included_units, hard_limit from eco_plans
+               where plan = 'free' order by version desc limit 1
+           )
+           select i.eco_id, s.plan as "plan!", s.plan_epoch + i.spend_cap_epoch as "epoch!", s.status as "status!",
+                  p.included_units, p.hard_limit, i.spend_cap_micros, coalesce(price.overage_micros, 0) > 0 as "priced!",
+                  free.included_units as free_included, free.hard_limit as free_hard
+           from unnest($1::text[]) as k (eco_id) join eco_identities i using (eco_id)
+           cross join lateral (
+               select plan_epoch, status,
+                      case when next_plan_time <= now() then next_plan else plan end as plan,
+                      case when next_plan_time <= now() then next_plan_version else plan_version end as plan_version
+               from eco_subscriptions
+               where eco_id = i.eco_id
+               order by ended_time desc nulls first, subscription_id desc limit 1) s
+           join eco_plans p on p.plan = s.plan and p.version = s.plan_version
+           cross join free
+           left join eco_plan_prices price on price.plan = s.plan and price.version = s.plan_version
+                                          and price.currency_code = i.currency_code"#,
+        ids as &[&str],
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let plan = Plan::from_str(&row.plan).map_err(decode)?;
+            let status = SubscriptionStatus::from_str(&row.status).map_err(decode)?;
+            let epoch = row.epoch;
+            let terms = if status.grants_plan() {
+                // At least the included units; how many more is not asked.
+                let capped = row.spend_cap_micros.filter(|_| row.priced).and(row.included_units);
+                let (included, hard, priced) = (row.included_units, row.hard_limit, row.priced);
+                Terms { plan, included, hard, priced, capped, epoch }
+            } else {
+                let (included, hard) = (row.free_included, row.free_hard);
+                Terms { plan, included, hard, priced: false, capped: None, epoch }
+            };
+            Ok((EcoId::parse(&row.eco_id).map_err(decode)?, terms))
+        })
+        .collect()
+}
+
+/// A price; without one in the account's currency nothing is billed.
+fn unit_price(micros: Option<i64>, per_units: Option<i64>) -> UnitPrice {
+    UnitPrice { micros: micros.unwrap_or(0), per_units: per_units.unwrap_or(1) }
 }
 
 fn decode(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {

@@ -12,7 +12,7 @@ use crate::domain::{
     lease::{Claim, Grant, Return},
 };
 
-/// Grants units under a new lease of the holder, by the terms of an epoch of the account's plan; see
+/// Grants units under a new lease of the holder, by the account's terms of an epoch; see
 /// `nexus_grant_quota`.
 #[tracing::instrument(name = "db.eco_quota_leases.grant", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn grant(
@@ -20,14 +20,14 @@ pub async fn grant(
     (lease_id, holder_id): (Uuid, Uuid),
     eco_id: &EcoId,
     period: Period,
-    (plan_epoch, limit): (i32, Limit),
+    (epoch, limit): (i32, Limit),
     claim: Claim,
 ) -> sqlx::Result<Grant> {
     let row = sqlx::query!(
         r#"select granted, coalesce(consumed, 0) as "consumed!", outstanding as "outstanding!",
                   recallable as "recallable!"
            from nexus_grant_quota($1::int, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
-        plan_epoch,
+        epoch,
         lease_id,
         holder_id,
         eco_id.as_str(),
@@ -58,14 +58,14 @@ pub async fn lend(
     (lease_id, client_id, holder_id): (Uuid, Uuid, Uuid),
     eco_id: &EcoId,
     period: Period,
-    (plan_epoch, limit): (i32, Limit),
+    (epoch, limit): (i32, Limit),
     want: i64,
 ) -> sqlx::Result<Grant> {
     let row = sqlx::query!(
         r#"select granted, coalesce(consumed, 0) as "consumed!", outstanding as "outstanding!",
                   recallable as "recallable!"
            from nexus_lend_quota($1, $2, $3, $4, $5, $6, $7, $8, $9)"#,
-        plan_epoch,
+        epoch,
         lease_id,
         client_id,
         holder_id,

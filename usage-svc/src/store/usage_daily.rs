@@ -20,6 +20,22 @@ pub async fn lock_days_shared(connection: &mut PgConnection, days: &[NaiveDate])
     Ok(())
 }
 
+/// The same without waiting: returns those of the days that are being rebuilt, or are to be next; of them nothing is
+/// held.
+#[tracing::instrument(name = "db.eco_usage_daily.lock", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn try_lock_days_shared(
+    connection: &mut PgConnection,
+    days: &[NaiveDate],
+) -> sqlx::Result<Vec<NaiveDate>> {
+    sqlx::query_scalar!(
+        r#"select day as "day!" from unnest($1::date[]) as day
+           where not pg_try_advisory_xact_lock_shared(hashtext('nexus_usage_day'), day - date '2000-01-01')"#,
+        days,
+    )
+    .fetch_all(connection)
+    .await
+}
+
 /// Adds to the rollup, in the order given.
 #[tracing::instrument(name = "db.eco_usage_daily.upsert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = rollups.len()))]
 pub async fn add(connection: &mut PgConnection, rollups: &[Rollup<'_, NaiveDate>]) -> sqlx::Result<()> {
@@ -59,5 +75,7 @@ pub async fn add(connection: &mut PgConnection, rollups: &[Rollup<'_, NaiveDate>
 #[tracing::instrument(name = "db.eco_usage_daily.rebuild", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn rebuild(connection: &mut PgConnection, day: NaiveDate) -> sqlx::Result<i64> {
     sqlx::query!("set local statement_timeout = 0").execute(&mut *connection).await?;
+    // It reads the whole day.
+    sqlx::query!("set local enable_seqscan = on").execute(&mut *connection).await?;
     sqlx::query_scalar!(r#"select aggregate_daily_usage($1) as "rows!""#, day).fetch_one(connection).await
 }

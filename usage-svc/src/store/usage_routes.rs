@@ -11,7 +11,10 @@ pub type Routes = HashMap<String, Vec<String>>;
 #[tracing::instrument(name = "db.eco_usage_routes.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn of(connection: &mut PgConnection, accounts: &[&str]) -> sqlx::Result<Routes> {
     let rows = sqlx::query!(
-        "select eco_id, routes from eco_usage_routes where eco_id = any($1)",
+        // Row by row from the accounts, so that the cost is that of these, however many there are.
+        r#"select k.eco_id as "eco_id!", r.routes
+           from unnest($1::text[]) as k (eco_id)
+           cross join lateral (select routes from eco_usage_routes where eco_id = k.eco_id offset 0) r"#,
         accounts as &[&str]
     )
     .fetch_all(connection)

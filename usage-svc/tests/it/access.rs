@@ -137,17 +137,24 @@ nexus_analytics eco_current_usage: select
 nexus_analytics eco_identities: select
 nexus_analytics eco_usage_daily: select
 nexus_billing _sqlx_migrations: select
+nexus_billing eco_api_usage: select
+nexus_billing eco_database_identity: select update
 nexus_billing eco_identities: select insert update
 nexus_billing eco_overage_charges: select insert update
 nexus_billing eco_overage_runs: select insert update
 nexus_billing eco_plan_prices: select insert
 nexus_billing eco_plan_requests: select insert
 nexus_billing eco_plans: select insert
+nexus_billing eco_reconciliations: select insert update
+nexus_billing eco_spend_cap_requests: select insert
 nexus_billing eco_stripe_events: select insert update
+nexus_billing eco_stripe_invoices: select insert truncate
+nexus_billing eco_stripe_items: select insert truncate
 nexus_billing eco_subscriptions: select insert update
 nexus_billing eco_usage_changes: select insert delete
 nexus_billing eco_usage_counters: select
 nexus_billing eco_usage_records: select insert update
+nexus_billing eco_usage_retention: select
 nexus_billing eco_usage_segments: select insert
 nexus_usage _sqlx_migrations: select
 nexus_usage eco_api_key_rotations: select insert update

@@ -1,4 +1,4 @@
-//! A billing-svc beside the servers under test: it changes plans.
+//! A billing-svc beside the servers under test: it changes plans and spend caps.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use nexus_billing::config::StripeArgs;
 use nexus_core::plan::Plan;
 use nexus_kit::{auth::Scope, convert::plan_to_proto, serve::Listeners};
 use nexus_proto::billing::v1::{
-    ChangePlanRequest, GetOverageRequest, billing_service_client::BillingServiceClient,
+    ChangePlanRequest, GetOverageRequest, SetSpendCapRequest, billing_service_client::BillingServiceClient,
 };
 use nexus_testkit::{db::TestDb, settings};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -56,6 +56,26 @@ impl Billing {
         let options = with_scopes(&[Scope::AccountsWrite])?;
         self.client.clone().change_plan(options.request(request)).await?;
         Ok(())
+    }
+
+    /// Caps the overage at so many micros, or not any more.
+    pub(crate) async fn cap(&self, eco_id: &str, spend_cap_micros: Option<i64>) -> Result<()> {
+        let request = SetSpendCapRequest {
+            eco_id: eco_id.to_owned(),
+            spend_cap_micros,
+            ..SetSpendCapRequest::default()
+        };
+        let options = with_scopes(&[Scope::AccountsWrite])?;
+        self.client.clone().set_spend_cap(options.request(request)).await?;
+        Ok(())
+    }
+
+    /// The exact cost of the overage, what is left of the cap, and the units that it allows.
+    pub(crate) async fn spent(&self, eco_id: &str) -> Result<(i64, Option<i64>, i64)> {
+        let request = GetOverageRequest { eco_id: eco_id.to_owned() };
+        let options = with_scopes(&[Scope::BillingRun])?;
+        let answer = self.client.clone().get_overage(options.request(request)).await?.into_inner();
+        Ok((answer.overage_micros, answer.spend_cap_left_micros, answer.spend_cap_limit_count))
     }
 
     pub(crate) async fn overage(&self, eco_id: &str) -> Result<(i64, i64)> {

@@ -10,7 +10,7 @@ use nexus_usage::{
     app::{
         flush::FlushError,
         record_usage::Recorder,
-        writer::{self, WriterMetrics},
+        writer::{self, Bounds, WriterMetrics},
     },
     domain::event::{Event, Outcome, Payload},
 };
@@ -29,7 +29,8 @@ fn start(db: &TestDb, stop: &CancellationToken) -> Result<(Recorder, JoinHandle<
 fn start_many(db: &TestDb, writers: u32, stop: &CancellationToken) -> Result<(Recorder, JoinHandle<()>)> {
     let pool = db::pool(&db.args(), Role::Usage)?;
     let metrics = WriterMetrics::register(&mut Registry::default());
-    Ok(writer::start(&pool, writers, TIMEOUT, 10_000, &metrics, None, stop))
+    let bounds = Bounds { writers, one_try: TIMEOUT, events: 10_000 };
+    Ok(writer::start(&pool, bounds, &metrics, &Default::default(), None, stop))
 }
 
 fn event_on(endpoint: &str) -> Result<Event> {

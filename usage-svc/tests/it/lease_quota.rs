@@ -411,3 +411,34 @@ async fn a_wish_that_is_invalid_is_refused_with_every_field() -> Result<()> {
     refused(Leasing::at(&server).await?.ask(unknown).await, Code::NotFound, "ACCOUNT_NOT_FOUND");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_client_that_does_not_say_who_it_is_loses_its_stream() -> Result<()> {
+    let (_db, server) = server().await?;
+    let mut silent = Leasing::at(&server).await?;
+    refused(silent.next().await, Code::DeadlineExceeded, "NO_REQUEST");
+    Ok(())
+}
+
+/// Each would leave a row, over any number of streams.
+#[tokio::test]
+async fn leases_that_are_made_up_leave_so_many_rows_and_no_more() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let (mut client, lease) = granted_of(&server, 10).await?;
+    sqlx::query(
+        "select count(nexus_settle_lent_quota(gen_random_uuid(), $1::uuid, 'eco_a', 0, false)) from generate_series(1, 1200)",
+    )
+    .bind(CLIENT)
+    .execute(&db.pool)
+    .await?;
+    let made = "select count(*) from eco_quota_leases where period_start = period_end";
+    assert_eq!(sqlx::query_scalar::<_, i64>(made).fetch_one(&db.pool).await?, 1_000);
+    let made_up = settle(&Uuid::new_v4().to_string(), 0);
+    let mut another = Leasing::at(&server).await?;
+    refused(another.ask(made_up).await, Code::InvalidArgument, "INVALID_ARGUMENT");
+    // What it was given it settles all the same.
+    client.ask(settle(&lease.lease_id, 4)).await?;
+    assert_eq!(granted(&db, "eco_a").await?, 4);
+    Ok(())
+}

@@ -1,10 +1,15 @@
 //! What holds for units that replicas hold: changed plans and accounts, periods that end, and a database
 //! that is away.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use chrono::{DateTime, Utc};
-use nexus_core::plan::Plan;
+use nexus_core::{id::EcoId, plan::Plan};
+use nexus_kit::db::{self, Role};
 use nexus_testkit::{db::TestDb, proxy::Proxy, seed};
+use nexus_usage::app::{feed, known::Known, quota};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use crate::support::*;
@@ -136,9 +141,13 @@ async fn while_the_database_is_away_what_is_held_is_served_and_then_the_plan_dec
         ("eco_pro", Plan::Pro),
         ("eco_ent", Plan::Enterprise),
         ("eco_new", Plan::Pro),
+        ("eco_capped", Plan::Pro),
     ] {
         account(&db, eco_id, plan).await?;
     }
+    let caps =
+        "update eco_identities set spend_cap_micros = 1000000 where eco_id in ('eco_ent', 'eco_capped')";
+    sqlx::query(caps).execute(&db.pool).await?;
     let server = Server::start(proxy.args(&db)?).await?;
     hear(&db, 1).await?;
     let mut spent = 0;
@@ -146,7 +155,7 @@ async fn while_the_database_is_away_what_is_held_is_served_and_then_the_plan_dec
         check(&server, "eco_free", 1).await?;
         spent += 1;
     }
-    for eco_id in ["eco_pro", "eco_ent"] {
+    for eco_id in ["eco_pro", "eco_ent", "eco_capped"] {
         assert!(!check(&server, eco_id, 1).await?.admission.is_empty());
     }
     proxy.cut();
@@ -161,6 +170,14 @@ async fn while_the_database_is_away_what_is_held_is_served_and_then_the_plan_dec
         let open = check(&server, eco_id, 1_000_000).await?;
         assert!(open.admission.is_empty(), "of no lease: {open:?}");
     }
+    // The cap might be passed; that of an unlimited plan never is.
+    let closed = loop {
+        match check(&server, "eco_capped", 1).await {
+            Ok(held) => assert!(!held.admission.is_empty(), "{held:?}"),
+            refusal => break refusal,
+        }
+    };
+    refused(closed, Code::Unavailable, "DATABASE_UNAVAILABLE");
     // What its plan is nobody knows.
     refused(check(&server, "eco_new", 1).await, Code::Unavailable, "DATABASE_UNAVAILABLE");
     proxy.mend();
@@ -203,5 +220,86 @@ async fn a_period_that_ends_takes_its_units_with_it() -> Result<()> {
     // What was held of the old one went back to it.
     let in_the_old = "select (granted_units - returned_units) from eco_quota_usage where period_start < $1";
     while sqlx::query_scalar::<_, i64>(in_the_old).bind(admitted_in).fetch_one(&db.pool).await? != spent {}
+    Ok(())
+}
+
+/// Fills the server's memory: `eco_pro` and `eco_free` were checked, of `eco_recorded` an event was recorded.
+async fn known() -> Result<(TestDb, Proxy, Server)> {
+    let db = TestDb::new().await?;
+    for (eco_id, plan) in [("eco_free", Plan::Free), ("eco_pro", Plan::Pro), ("eco_recorded", Plan::Pro)] {
+        account(&db, eco_id, plan).await?;
+    }
+    let proxy = Proxy::before(&db).await?;
+    let server = Server::start(proxy.args(&db)?).await?;
+    hear(&db, 1).await?;
+    for eco_id in ["eco_free", "eco_pro"] {
+        check(&server, eco_id, 1).await?;
+    }
+    record(&server, event("eco_recorded")).await?;
+    Ok((db, proxy, server))
+}
+
+/// Nothing of the account is held, as the database knows it.
+async fn is_given_back(db: &TestDb, eco_id: &str) -> Result<()> {
+    let held = "select count(*) from eco_quota_leases where eco_id = $1 and settled_time is null";
+    eventually(async || Ok(sqlx::query_scalar::<_, i64>(held).bind(eco_id).fetch_one(&db.pool).await? == 0))
+        .await
+}
+
+/// While the database is away, an account whose plan refuses nobody is open; that of which it is not known, or that is
+/// limited, is closed.
+async fn plans_decide(server: &Server) -> Result<()> {
+    for eco_id in ["eco_pro", "eco_recorded"] {
+        let open = check(server, eco_id, 1).await?;
+        assert!(open.admission.is_empty(), "of no lease: {eco_id} {open:?}");
+        assert_eq!((open.limit_count, open.plan()), (100_000, nexus_proto::common::v1::Plan::Pro));
+    }
+    refused(check(server, "eco_free", 1).await, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plans_decide_in_an_outage_after_the_database_was_back_for_a_moment() -> Result<()> {
+    let (db, proxy, server) = known().await?;
+    // A connection of the feed that is made anew makes everything doubtful: what is held goes back.
+    proxy.cut();
+    proxy.mend();
+    for eco_id in ["eco_free", "eco_pro"] {
+        is_given_back(&db, eco_id).await?;
+    }
+    proxy.cut();
+    plans_decide(&server).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plans_decide_in_an_outage_after_the_plans_changed() -> Result<()> {
+    let (db, proxy, server) = known().await?;
+    sqlx::query("update eco_plans set included_units = 2000 where plan = 'free'").execute(&db.pool).await?;
+    for eco_id in ["eco_free", "eco_pro"] {
+        is_given_back(&db, eco_id).await?;
+    }
+    proxy.cut();
+    plans_decide(&server).await
+}
+
+/// An account that changed is read anew, so that no change between two outages goes unknown.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_changed_is_known_again_before_anybody_asks() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    let (stop, known, eco_id) =
+        (CancellationToken::new(), Arc::new(Known::default()), EcoId::parse("eco_a")?);
+    let (feed, _listening) = feed::start(&db.args(), stop.clone())?;
+    let pool = db::pool(&db.args(), Role::Usage)?;
+    let name = "a test".to_owned();
+    let (quota, _holding) = quota::start(pool, feed.clone(), known.clone(), name, TIMEOUT, stop.clone());
+    let _stop = stop.drop_guard();
+    until(|| feed.is_heard()).await?;
+    quota.admit(&eco_id, 1).await?;
+    for plan in [Plan::Pro, Plan::Free, Plan::Enterprise] {
+        let change = "update eco_subscriptions set plan = $1";
+        sqlx::query(change).bind(plan.as_str()).execute(&db.pool).await?;
+        until(|| known.terms(&eco_id).is_some_and(|(terms, ..)| terms.plan == plan)).await?;
+    }
     Ok(())
 }

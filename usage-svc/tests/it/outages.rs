@@ -14,7 +14,7 @@ use futures::{
 use nexus_core::plan::Plan;
 use nexus_kit::{
     config::{DbArgs, ServeArgs},
-    db::Role,
+    db::{Role, is_away, is_busy, is_unavailable},
 };
 use nexus_proto::usage::v1::{CheckQuotaRequest, EventOutcome, UsageEvent};
 use nexus_testkit::{db::TestDb, proxy::Proxy, settings};
@@ -265,25 +265,26 @@ async fn nothing_is_acknowledged_before_the_commit() -> Result<()> {
 }
 
 #[tokio::test]
-async fn errors_that_pass_by_themselves_mean_that_the_database_is_away() -> Result<()> {
+async fn errors_that_pass_by_themselves_mean_that_the_database_is_away_or_busy() -> Result<()> {
     let db = TestDb::new().await?;
-    for (code, passes) in [
-        ("08006", true),
-        ("25006", true), // the other one took over: this is a standby
-        ("25P03", true), // a transaction stood idle for too long
-        ("53300", true),
-        ("55P03", true),
-        ("57014", true),
-        ("57P01", true),
-        ("40001", true),
-        ("40P01", true),
-        ("25P02", false),
-        ("23505", false),
-        ("42501", false),
+    for (code, away, busy) in [
+        ("08006", true, false),
+        ("25006", true, false), // the other one took over: this is a standby
+        ("53300", true, false),
+        ("57P01", true, false),
+        ("25P03", false, true), // a transaction stood idle for too long
+        ("55P03", false, true),
+        ("57014", false, true),
+        ("40001", false, true),
+        ("40P01", false, true),
+        ("25P02", false, false),
+        ("23505", false, false),
+        ("42501", false, false),
     ] {
         let raise = format!("do $$ begin raise exception 'raised' using errcode = '{code}'; end $$");
         let error = sqlx::raw_sql(sqlx::AssertSqlSafe(raise)).execute(&db.pool).await.expect_err(code);
-        assert_eq!(nexus_kit::db::is_unavailable(&error), passes, "{error:?}");
+        assert_eq!((is_away(&error), is_busy(&error)), (away, busy), "{error:?}");
+        assert_eq!(is_unavailable(&error), away || busy, "{error:?}");
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ fn descriptor(entries: &[(&str, &str)]) -> RateLimitDescriptor {
     RateLimitDescriptor { entries: entries.collect(), ..RateLimitDescriptor::default() }
 }
 
-fn account_of(eco_id: &str) -> RateLimitDescriptor {
+pub(crate) fn account_of(eco_id: &str) -> RateLimitDescriptor {
     descriptor(&[("account", eco_id)])
 }
 
@@ -44,7 +44,7 @@ async fn ask(server: &Server, request: RateLimitRequest) -> Result<Result<RateLi
 }
 
 /// The verdict, and limit, units left and verdict of each descriptor.
-type Seen = (Verdict, Vec<(u32, u32, Verdict)>);
+pub(crate) type Seen = (Verdict, Vec<(u32, u32, Verdict)>);
 
 fn seen(response: &RateLimitResponse) -> Seen {
     let statuses = response.statuses.iter().map(|s| {
@@ -53,7 +53,7 @@ fn seen(response: &RateLimitResponse) -> Seen {
     (response.overall_code(), statuses.collect())
 }
 
-async fn verdict(server: &Server, descriptors: Vec<RateLimitDescriptor>) -> Result<Seen> {
+pub(crate) async fn verdict(server: &Server, descriptors: Vec<RateLimitDescriptor>) -> Result<Seen> {
     Ok(seen(&ask(server, about(descriptors)).await??))
 }
 
@@ -128,7 +128,8 @@ async fn the_limit_is_exact_over_two_servers() -> Result<()> {
     let resets: u64 = rest.rsplit_once("t=").context("a reset")?.1.parse()?;
     assert!((resets - 1..=resets + 61).contains(&after.parse()?), "{after} for a reset in {resets} s");
     let afters = (0..8).map(|_| ask(&one, about(vec![account_of("eco_a")])));
-    let afters: Vec<_> = futures::future::try_join_all(afters).await?.into_iter().collect::<Result<_, _>>()?;
+    let afters: Vec<_> =
+        futures::future::try_join_all(afters).await?.into_iter().collect::<Result<_, _>>()?;
     let distinct: HashSet<_> = afters.iter().map(|response| told(response)[2].1).collect();
     assert!(distinct.len() > 1, "{distinct:?}");
     Ok(())
@@ -232,6 +233,27 @@ async fn hits_are_units_and_limits_fit_into_32_bits() -> Result<()> {
     Ok(())
 }
 
+/// An error is what a proxy may be told to let pass.
+#[tokio::test]
+async fn more_hits_than_a_call_may_have_are_over_the_limit_of_any_plan() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Enterprise).await?;
+    account(&db, "eco_b", Plan::Pro).await?;
+    let most = RateLimitRequest { hits_addend: 1_000_000, ..about(vec![account_of("eco_a")]) };
+    assert_eq!(seen(&ask(&server, most.clone()).await??).0, Verdict::Ok);
+    let over = (1_000_000, 0, Verdict::OverLimit);
+    let more = RateLimitRequest { hits_addend: 1_000_001, ..most };
+    assert_eq!(seen(&ask(&server, more).await??), (Verdict::OverLimit, vec![over]));
+    let mut own = about(vec![account_of("eco_b"), account_of("eco_a")]);
+    own.descriptors[1].hits_addend = Some(UInt64Value { value: u64::MAX });
+    let (verdict, statuses) = seen(&ask(&server, own).await??);
+    assert_eq!((verdict, statuses[1]), (Verdict::OverLimit, over));
+    for (eco_id, units) in [("eco_a", 1_000_000), ("eco_b", 0)] {
+        assert_eq!(consumed(&server, eco_id).await?, units, "{eco_id}: all or none");
+    }
+    Ok(())
+}
+
 async fn set_included(db: &TestDb, units: i64) -> Result<()> {
     let set = "update eco_plans set included_units = $1 where plan = 'pro'";
     sqlx::query(set).bind(units).execute(&db.pool).await.context("the plan is changed")?;
@@ -247,11 +269,9 @@ async fn what_is_wrong_with_a_request_is_named() -> Result<()> {
     };
     assert_eq!(wrong(about(Vec::new())).await?, ["descriptors"]);
     assert_eq!(wrong(about(vec![account_of("eco_a"); 33])).await?, ["descriptors"]);
-    let mut bad = RateLimitRequest { hits_addend: 1_000_001, ..about(vec![account_of("eco_a"); 2]) };
-    bad.descriptors[1].hits_addend = Some(UInt64Value { value: u64::MAX });
+    let mut bad = about(vec![account_of("eco_a"); 2]);
     bad.descriptors[1].is_negative_hits = true;
-    let named = ["hits_addend", "descriptors[1].is_negative_hits", "descriptors[1].hits_addend"];
-    assert_eq!(wrong(bad).await?, named);
+    assert_eq!(wrong(bad).await?, ["descriptors[1].is_negative_hits"]);
     assert_eq!(consumed(&server, "eco_a").await?, 0);
     Ok(())
 }

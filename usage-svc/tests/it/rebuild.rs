@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use chrono::{NaiveDate, TimeDelta};
-use nexus_core::plan::Plan;
+use nexus_core::{method, plan::Plan};
 use nexus_kit::db::{self, Role};
 use nexus_proto::usage::v1::UsageEvent;
 use nexus_testkit::db::TestDb;
@@ -35,6 +35,40 @@ async fn a_day_is_rebuilt_from_the_raw_log() -> Result<()> {
     let pool = db::pool(&db.args(), Role::Usage)?;
     assert_eq!(rebuild_day::run(&pool, at.date_naive()).await?, 1);
     assert_eq!(rollups(&db).await?, right);
+    Ok(())
+}
+
+/// Each would make rows of its own, and there are more words than rows that anybody could pay for.
+#[tokio::test]
+async fn methods_that_are_made_up_are_one_in_the_rollups() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let at = now() - TimeDelta::hours(1);
+    let made_up = (0..50).map(|i| format!("M{}", "X".repeat(i % 15)));
+    let methods: Vec<String> = method::KNOWN.iter().map(|known| known.to_string()).chain(made_up).collect();
+    let events = methods.iter().map(|method| UsageEvent { method: method.clone(), ..event_at("eco_a", at) });
+    record_batch(&server, events.collect()).await?;
+    let counted = rollups(&db).await?;
+    let kept: Vec<String> = sqlx::query_scalar("select distinct method from eco_usage_hourly order by 1")
+        .fetch_all(&db.pool)
+        .await?;
+    let expected: Vec<&str> = method::KNOWN.into_iter().chain([method::OTHER]).collect();
+    assert_eq!(kept, expected);
+    let raw: i64 =
+        sqlx::query_scalar("select count(distinct method) from eco_api_usage").fetch_one(&db.pool).await?;
+    assert_eq!(raw, i64::try_from(method::KNOWN.len() + 15)?, "the raw log keeps what it was given");
+
+    let pool = db::pool(&db.args(), Role::Usage)?;
+    rebuild_day::run(&pool, at.date_naive()).await?;
+    assert_eq!(rollups(&db).await?, counted);
+    let sql: Vec<String> = sqlx::query_scalar(
+        "select nexus_rollup_method(m) from unnest($1::text[]) with ordinality as u (m, n) order by n",
+    )
+    .bind(&methods)
+    .fetch_all(&db.pool)
+    .await?;
+    let rust: Vec<&str> = methods.iter().map(|method| method::in_rollups(method)).collect();
+    assert_eq!(sql, rust);
     Ok(())
 }
 

@@ -37,7 +37,8 @@ impl Holder {
         let pool = db::pool(&db.args(), Role::Usage)?;
         let (keys, _following) =
             verify_api_key::start(pool.clone(), feed.clone(), Duration::from_secs(60), stop.clone());
-        let (quota, holding) = quota::start(pool, feed.clone(), "a test".to_owned(), TIMEOUT, stop.clone());
+        let (quota, holding) =
+            quota::start(pool, feed.clone(), Default::default(), "a test".to_owned(), TIMEOUT, stop.clone());
         until(|| feed.heard_within(Duration::from_secs(1))).await?;
         Ok(Self { db, quota, keys, holding, stop })
     }

@@ -1,6 +1,10 @@
 //! StreamUsage: batches up, acknowledgements down.
 
 use anyhow::{Context, Result};
+use futures::{
+    FutureExt,
+    future::{join_all, select_all},
+};
 use nexus_client::CallOptions;
 use nexus_core::plan::Plan;
 use nexus_proto::usage::v1::*;
@@ -10,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use crate::support::*;
+use crate::{outages::has_retry_info, support::*};
 
 /// A stream that is open.
 struct Open {
@@ -35,7 +39,9 @@ impl Open {
     }
 
     async fn next(&mut self) -> Result<StreamUsageResponse, Status> {
-        self.acknowledgements.message().await.transpose().expect("the stream goes on")
+        let next = self.acknowledgements.message().await.transpose().expect("the stream goes on")?;
+        assert!(next.server_time.is_some(), "{next:?}");
+        Ok(StreamUsageResponse { server_time: None, ..next })
     }
 }
 
@@ -151,6 +157,29 @@ async fn a_full_server_holds_a_stream_up_and_refuses_nothing_of_it() -> Result<(
         assert_eq!(stream.next().await?, accepted(id, 4_000));
     }
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(16_000));
+    Ok(())
+}
+
+/// What waits for room is in memory, too: of many streams not all may.
+#[tokio::test]
+async fn a_full_server_holds_up_as_many_events_as_it_takes_and_refuses_the_streams_beyond() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let server = Server::start_with(Config { ingest_queue: 100, ..config(db.args()) }).await?;
+    let held = hold_up(&db).await?;
+    let mut streams = Vec::new();
+    for id in 0..5 {
+        let stream = Open::at(&server).await?;
+        stream.send(id, events(50)).await?;
+        streams.push(stream);
+    }
+    let (first, _, others) = select_all(streams.iter_mut().map(|stream| stream.next().boxed())).await;
+    has_retry_info(&refused(first, Code::Unavailable, "OVERLOADED"))?;
+    held.commit().await?;
+    for answer in join_all(others).await {
+        assert_eq!(answer?.accepted_count, 50);
+    }
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(200));
     Ok(())
 }
 

@@ -24,7 +24,7 @@ use crate::{
     error::Error,
     payments::{Payments, pace::Pace},
     store::{
-        lease,
+        identity, lease,
         runs::{self, Begun},
     },
 };
@@ -84,14 +84,14 @@ impl Engine {
     pub fn new(
         pool: PgPool,
         payments: Arc<dyn Payments>,
-        pace: Pace,
+        pace: impl Into<Arc<Pace>>,
         concurrency: usize,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
             pool,
             payments,
-            pace: Arc::new(pace),
+            pace: pace.into(),
             concurrency,
             shutdown,
             killed: CancellationToken::new(),
@@ -136,6 +136,11 @@ impl Engine {
                 Some(run) => self.follow(run, wait_until).await,
                 None => Ok(Answer::AlreadyRunning),
             };
+        }
+        // A ledger that may have lost rows would be charged again.
+        if identity::remembered(&mut connection).await? != identity::current(&mut connection).await? {
+            lease::give_back(connection).await?;
+            return Err(Error::ReconcileRequired);
         }
         let orphans = runs::fail_orphans(&mut connection).await?;
         if orphans > 0 {

@@ -1,5 +1,6 @@
 //! [`Payments`] at Stripe, by async-stripe's requests over a client of ours.
 
+mod books;
 mod client;
 mod items;
 

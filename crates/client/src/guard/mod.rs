@@ -16,6 +16,7 @@ use tonic::{Code, Status, metadata::MetadataMap, transport::Channel};
 use tonic_types::StatusExt;
 
 use crate::{
+    clock::ServerClock,
     credentials::Credentials,
     headers::{self, Quota},
     is_transient, usage,
@@ -45,16 +46,46 @@ pub struct Admitted {
     pub quota: Quota,
 }
 
+/// What refuses calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalReason {
+    /// The units that the plan includes are used, and it allows no others.
+    PlanLimit,
+    /// The plan bills what is beyond the included units, and the account's spend cap is reached.
+    SpendCap,
+}
+
+impl RefusalReason {
+    /// The word in answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PlanLimit => "plan_limit_reached",
+            Self::SpendCap => "spend_cap_reached",
+        }
+    }
+
+    /// A server of before there were caps gives none.
+    fn of(word: Option<&String>) -> Self {
+        if word.is_some_and(|word| word == Self::SpendCap.as_str()) {
+            Self::SpendCap
+        } else {
+            Self::PlanLimit
+        }
+    }
+}
+
 /// A quota that is used up.
 #[derive(Debug, Clone)]
 pub struct Refused {
+    /// What refuses.
+    pub reason: RefusalReason,
     /// Nothing is left in it.
     pub quota: Quota,
     /// Units consumed.
     pub current_usage: i64,
     /// When to come back, where that may be before the reset.
     pub retry: Option<Duration>,
-    /// Where to upgrade.
+    /// Where to upgrade, or to raise the cap.
     pub upgrade_url: String,
     /// The whole answer, as a gRPC service passes it on.
     pub status: Status,
@@ -75,6 +106,7 @@ impl Refused {
             period_end: time("period_end")?,
         };
         Some(Self {
+            reason: RefusalReason::of(info.metadata.get("reason")),
             quota,
             current_usage: number("current_usage")?,
             retry: details.retry_info().and_then(|info| info.retry_delay),
@@ -108,6 +140,7 @@ pub struct Guard {
     credentials: Credentials,
     timeout: Duration,
     rests_until: Arc<Mutex<Option<Instant>>>,
+    clock: ServerClock,
     leases: Option<Leases>,
 }
 
@@ -116,7 +149,8 @@ impl Guard {
     /// A check takes 500 ms at most.
     pub fn new(channel: Channel, credentials: Credentials) -> Self {
         let timeout = Duration::from_millis(500);
-        Self { client: usage(channel), credentials, timeout, rests_until: Arc::default(), leases: None }
+        let (rests_until, clock) = (Arc::default(), ServerClock::default());
+        Self { client: usage(channel), credentials, timeout, rests_until, clock, leases: None }
     }
 
     /// Longest time that a check may take. A check holds up the call it is for.
@@ -133,8 +167,14 @@ impl Guard {
     /// [`Guard::shutdown`]: units that were not given back are lost to their account for the period.
     #[must_use]
     pub fn leased(mut self, max_accounts: usize) -> Self {
-        self.leases = Some(Leases::new(self.client.clone(), self.credentials.clone(), max_accounts));
+        let (client, credentials) = (self.client.clone(), self.credentials.clone());
+        self.leases = Some(Leases::new(client, credentials, self.clock.clone(), max_accounts));
         self
+    }
+
+    /// The server's clock, as the answers to checks tell it.
+    pub fn clock(&self) -> &ServerClock {
+        &self.clock
     }
 
     /// Gives back all units that are held, until the deadline. From then on every check asks. Clones hold nothing
@@ -173,8 +213,15 @@ impl Guard {
                 .await;
         let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
         let decided = match answer {
-            Ok(response) => admitted(response.into_inner()).map(Decision::Admitted),
-            Err(status) => refusal(status),
+            Ok(response) => {
+                let response = response.into_inner();
+                self.clock.note(response.server_time.as_ref());
+                admitted(response).map(Decision::Admitted)
+            }
+            Err(status) => {
+                self.clock.note_time(server_time(&status));
+                refusal(status)
+            }
         };
         if matches!(decided, Err(GuardError::Unavailable(_))) {
             *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + REST);
@@ -186,6 +233,11 @@ impl Guard {
         let until = *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
         until.is_some_and(|until| Instant::now() < until)
     }
+}
+
+/// The server's clock in a refusal.
+fn server_time(status: &Status) -> Option<DateTime<Utc>> {
+    status.get_error_details().error_info()?.metadata.get("server_time")?.parse().ok()
 }
 
 fn admitted(response: CheckQuotaResponse) -> Result<Admitted, GuardError> {

@@ -1,14 +1,15 @@
 //! The event of a call.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::extract::MatchedPath;
 use http::{HeaderMap, header::CONTENT_TYPE, request::Parts};
 use nexus_proto::usage::v1::UsageEvent;
+use prost_types::Timestamp;
 use tonic::{Code, Status};
 
-use super::Caller;
-use crate::tracker::Tracker;
+use super::{Caller, MeterLayer};
+use crate::{clock::ServerClock, tracker::Tracker};
 
 /// Longest response time an event may carry.
 const MAX_RESPONSE_TIME: Duration = Duration::from_secs(86_400);
@@ -20,12 +21,13 @@ const MAX_METHOD_LETTERS: usize = 16;
 /// A call until it is recorded.
 pub(super) struct Call {
     tracker: Tracker,
+    clock: ServerClock,
     started: Instant,
     event: UsageEvent,
 }
 
 impl Call {
-    pub(super) fn new(tracker: Tracker, started: Instant, caller: Caller, parts: &Parts) -> Self {
+    pub(super) fn new(layer: &MeterLayer, started: Instant, caller: Caller, parts: &Parts) -> Self {
         let (endpoint, method) = match is_grpc(&parts.headers) {
             true => (parts.uri.path(), "GRPC"),
             false => {
@@ -41,7 +43,7 @@ impl Call {
             api_key_id: caller.api_key_id,
             ..UsageEvent::default()
         };
-        Self { tracker, started, event }
+        Self { tracker: layer.tracker.clone(), clock: layer.clock().clone(), started, event }
     }
 
     pub(super) fn admitted(&mut self, admission: String) {
@@ -53,6 +55,7 @@ impl Call {
         let took = self.started.elapsed().min(MAX_RESPONSE_TIME);
         self.event.status_code = i32::from(status);
         self.event.response_time_ms = i32::try_from(took.as_millis()).unwrap_or(i32::MAX);
+        self.event.event_time = Some(Timestamp::from(SystemTime::from(self.clock.now())));
         // What is dropped is in the tracker's figures; the call is answered all the same.
         self.tracker.track(self.event).ok();
     }

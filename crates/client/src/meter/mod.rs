@@ -20,7 +20,7 @@ use std::{fmt, sync::Arc};
 use http::{HeaderName, request::Parts};
 use tower::Layer;
 
-use crate::{guard::Guard, tracker::Tracker};
+use crate::{clock::ServerClock, guard::Guard, tracker::Tracker};
 
 pub use body::MeteredBody;
 pub use service::MeterService;
@@ -118,6 +118,12 @@ impl MeterLayer {
     pub fn behind_envoy(mut self) -> Self {
         self.behind_envoy = true;
         self
+    }
+
+    /// The server's clock: as checks tell it, which come before what is recorded.
+    fn clock(&self) -> &ServerClock {
+        let own = self.tracker.clock();
+        self.guard.as_ref().map_or(own, |guard| guard.clock().or(own))
     }
 }
 

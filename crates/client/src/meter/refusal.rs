@@ -33,6 +33,7 @@ pub(super) fn over_limit<B: Body>(
         let body = json!({
             "error": "API limit exceeded",
             "message": refused.status.message(),
+            "reason": refused.reason.as_str(),
             "current_usage": refused.current_usage,
             "limit": quota.limit,
             "period_end": rfc3339(quota.period_end),

@@ -9,7 +9,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use chrono::Utc;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Body;
 use tower::Service;
@@ -78,7 +77,7 @@ where
         };
         let grpc = is_grpc(&parts.headers);
         let from_envoy = layer.behind_envoy.then(|| admission(&parts.headers, &caller.eco_id)).flatten();
-        let mut call = Call::new(layer.tracker.clone(), started, caller.clone(), &parts);
+        let mut call = Call::new(&layer, started, caller.clone(), &parts);
         Box::pin(async move {
             let quota = match layer.verdict(&caller, from_envoy).await {
                 Verdict::Serve { admission, quota } => {
@@ -86,7 +85,7 @@ where
                     quota
                 }
                 Verdict::OverLimit(refused) => {
-                    return Ok(refusal::over_limit(*refused, grpc, Utc::now(), &mut rand::rng()));
+                    return Ok(refusal::over_limit(*refused, grpc, layer.clock().now(), &mut rand::rng()));
                 }
                 Verdict::Unavailable => return Ok(refusal::unavailable(grpc)),
             };
@@ -99,7 +98,7 @@ where
                 }
             };
             if let Some(quota) = quota {
-                quota.set(response.headers_mut(), Utc::now());
+                quota.set(response.headers_mut(), layer.clock().now());
             }
             Ok(response)
         })

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     ClientError,
     backoff::Backoff,
+    clock::ServerClock,
     credentials::Credentials,
     spool::{Found, Spool, SpoolError},
     trusting_channel, usage,
@@ -67,6 +68,7 @@ pub struct Builder {
     in_flight: usize,
     call_timeout: Duration,
     backoff: Backoff,
+    clock: ServerClock,
     disk: Option<(PathBuf, u64)>,
 }
 
@@ -82,6 +84,7 @@ impl Builder {
             in_flight: 4,
             call_timeout: Duration::from_secs(10),
             backoff: Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(5) },
+            clock: ServerClock::default(),
             disk: None,
         }
     }
@@ -138,6 +141,14 @@ impl Builder {
         self
     }
 
+    /// A clock that others hear of, too, as a [`crate::Guard`] does before a call is recorded
+    /// ([`crate::Guard::clock`]). By it, events without a time are stamped. Default: one of its own, which shows what
+    /// this machine's does until the first events are acknowledged.
+    pub fn clock(mut self, clock: &ServerClock) -> Self {
+        self.clock = clock.clone();
+        self
+    }
+
     /// Keeps events in this file until they are acknowledged, `max_bytes` of them at most (the file may be some
     /// times as large). They survive outages longer than the queue, and the end of the process: every batch
     /// is synced before it is sent, so only what was tracked since the last flush can be lost in a crash. Where
@@ -176,13 +187,14 @@ impl Builder {
             in_flight: self.in_flight,
             call_timeout: self.call_timeout,
             backoff: self.backoff,
+            clock: self.clock.clone(),
         };
         let worker = Worker::new(settings, taken, stopped, counters.clone(), spool);
         runtime.spawn(async move {
             let report = worker.run().await;
             ended.send_replace(Some(report));
         });
-        Ok(Tracker { shared: Arc::new(Shared { items, stop, end, counters }) })
+        Ok(Tracker { shared: Arc::new(Shared { items, stop, end, counters, clock: self.clock }) })
     }
 
     fn check(&self) -> Result<(), BuildError> {

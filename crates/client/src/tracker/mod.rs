@@ -35,7 +35,7 @@ use tokio::{
 use tonic::metadata::MetadataMap;
 use uuid::Uuid;
 
-use crate::credentials::Credentials;
+use crate::{clock::ServerClock, credentials::Credentials};
 use builder::Builder;
 use stats::{Counters, Stats, add, subtract};
 
@@ -96,6 +96,7 @@ struct Shared {
     /// Set when the worker has ended.
     end: watch::Receiver<Option<Report>>,
     counters: Arc<Counters>,
+    clock: ServerClock,
 }
 
 impl Tracker {
@@ -106,10 +107,10 @@ impl Tracker {
 
     /// Takes an event, to be delivered in the background. It never waits, and never panics.
     ///
-    /// An event without an id gets one (UUIDv7), one without a time the time of its UUIDv7 or else now; both
-    /// are kept on every retry. What the server refuses for good is counted in [`Stats`] and logged.
+    /// An event without an id gets one (UUIDv7), one without a time the time of its UUIDv7 or else now, by the
+    /// server's clock; both are kept on every retry. What the server refuses for good is counted in [`Stats`] and logged.
     pub fn track(&self, mut event: UsageEvent) -> Result<(), Dropped> {
-        stamp(&mut event, SystemTime::now());
+        stamp(&mut event, self.shared.clock.now().into());
         let counters = &self.shared.counters;
         // Before it is sent, so that the worker never takes away what was not added yet.
         add(&counters.queued, 1);
@@ -130,8 +131,8 @@ impl Tracker {
     pub fn reserve(&self) -> Result<Place, Dropped> {
         match self.shared.items.clone().try_reserve_owned() {
             Ok(permit) => {
-                let counters = self.shared.counters.clone();
-                Ok(Place { permit, counters, metadata: MetadataMap::new() })
+                let (counters, clock) = (self.shared.counters.clone(), self.shared.clock.clone());
+                Ok(Place { permit, counters, clock, metadata: MetadataMap::new() })
             }
             Err(refused) => Err(self.dropped(&refused)),
         }
@@ -167,6 +168,11 @@ impl Tracker {
         ended.unwrap_or_else(|| report(&self.shared.counters))
     }
 
+    /// The server's clock, as far as it is known.
+    pub fn clock(&self) -> &ServerClock {
+        &self.shared.clock
+    }
+
     /// What became of everything so far.
     pub fn stats(&self) -> Stats {
         self.shared.counters.snapshot()
@@ -178,6 +184,7 @@ impl Tracker {
 pub struct Place {
     permit: mpsc::OwnedPermit<Item>,
     counters: Arc<Counters>,
+    clock: ServerClock,
     metadata: MetadataMap,
 }
 
@@ -191,7 +198,7 @@ impl Place {
 
     /// Takes an event, as [`Tracker::track`] does, and tells what becomes of it.
     pub fn track(self, mut event: UsageEvent) -> Delivery {
-        stamp(&mut event, SystemTime::now());
+        stamp(&mut event, self.clock.now().into());
         let (decided, outcome) = oneshot::channel();
         add(&self.counters.queued, 1);
         add(&self.counters.tracked, 1);

@@ -8,7 +8,7 @@ use nexus_proto::usage::v1::{
 use tonic::{Code, Status, metadata::MetadataMap, transport::Channel};
 use tonic_types::StatusExt;
 
-use crate::{credentials::Credentials, is_made_here};
+use crate::{clock::ServerClock, credentials::Credentials, is_made_here};
 
 /// What became of a batch.
 pub(super) enum Answer {
@@ -26,6 +26,7 @@ pub(super) enum Answer {
 pub(super) async fn send(
     mut client: UsageServiceClient<Channel>,
     credentials: Credentials,
+    clock: ServerClock,
     timeout: Duration,
     metadata: MetadataMap,
     events: Vec<UsageEvent>,
@@ -35,7 +36,11 @@ pub(super) async fn send(
         Err(status) => return failed(&status),
     };
     match tokio::time::timeout(timeout, client.batch_record_usage(request)).await {
-        Ok(Ok(response)) => Answer::Decided(response.into_inner().results),
+        Ok(Ok(response)) => {
+            let response = response.into_inner();
+            clock.note(response.server_time.as_ref());
+            Answer::Decided(response.results)
+        }
         Ok(Err(status)) => failed(&status),
         Err(_elapsed) => Answer::Later { why: format!("no answer within {timeout:?}"), told: None },
     }

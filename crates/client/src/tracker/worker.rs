@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
+    clock::ServerClock,
     credentials::Credentials,
     spool::{Appended, Found, Spool},
 };
@@ -44,6 +45,7 @@ pub(super) struct Settings {
     pub(super) in_flight: usize,
     pub(super) call_timeout: Duration,
     pub(super) backoff: Backoff,
+    pub(super) clock: ServerClock,
 }
 
 /// The task.
@@ -255,7 +257,8 @@ impl Worker {
             let client = self.settings.clients[replica].clone();
             let metadata = self.waiters.get(&first).map(|waiter| waiter.metadata.clone()).unwrap_or_default();
             let (credentials, timeout) = (self.settings.credentials.clone(), self.settings.call_timeout);
-            let call = send::send(client, credentials, timeout, metadata, events);
+            let clock = self.settings.clock.clone();
+            let call = send::send(client, credentials, clock, timeout, metadata, events);
             self.calls.push(call.map(move |answer| (first, replica, answer)).boxed());
         }
     }

@@ -113,6 +113,21 @@ async fn answered_calls_are_recorded_by_route_and_carry_the_quota() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_beyond_the_spend_cap_is_429_and_says_so() -> Result<()> {
+    let metered = Metered::new(Plan::Pro).await?;
+    sqlx::query("update eco_identities set spend_cap_micros = 10000").execute(&metered.db.pool).await?;
+    let url = serve(metered.layer()?).await?;
+    let call = async |units| call(&url, "/v1/things/42", &[("x-account", "eco_a"), ("x-units", units)]).await;
+    assert_eq!(call("100010").await?.status(), 200);
+    let over = call("1").await?;
+    assert_eq!((over.status().as_u16(), header(&over, "x-ratelimit-limit")?), (429, "100010"));
+    assert!(header(&over, "ratelimit-policy")?.starts_with("\"pro-monthly\";q=100010;w="));
+    let body: serde_json::Value = serde_json::from_str(&over.text().await?)?;
+    assert_eq!((&body["reason"], &body["limit"]), (&"spend_cap_reached".into(), &100_010.into()));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_over_the_limit_is_429_and_not_recorded() -> Result<()> {
     let metered = Metered::new(Plan::Free).await?;
     let url = serve(metered.layer()?).await?;
@@ -128,7 +143,7 @@ async fn a_call_over_the_limit_is_429_and_not_recorded() -> Result<()> {
     let reset = header(&over, "x-ratelimit-reset")?.to_owned();
     let body: serde_json::Value = serde_json::from_str(&over.text().await?)?;
     let expected = serde_json::json!({
-        "error": "API limit exceeded", "message": body["message"], "current_usage": 990, "limit": 1000,
+        "error": "API limit exceeded", "message": body["message"], "reason": "plan_limit_reached", "current_usage": 990, "limit": 1000,
         "period_end": reset, "upgrade_url": "/dashboard/billing",
     });
     assert_eq!(body, expected);

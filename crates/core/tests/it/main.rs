@@ -6,3 +6,4 @@ mod period;
 mod quota;
 mod route;
 mod sketch;
+mod spend_cap;

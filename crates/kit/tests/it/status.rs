@@ -54,6 +54,7 @@ fn a_used_up_quota_says_how_much_until_when_and_where_to_upgrade() {
         message: "1,000 of 1,000 calls used".into(),
         metadata: HashMap::from([("limit".into(), "1000".into())]),
         retry: Duration::from_secs(60),
+        help: "Upgrade the plan",
         upgrade_url: "/dashboard/billing",
     });
     let details = status.get_error_details();

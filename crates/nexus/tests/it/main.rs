@@ -9,4 +9,5 @@ mod e2e;
 mod import;
 mod maintenance;
 mod overage;
+mod reconcile;
 mod token;

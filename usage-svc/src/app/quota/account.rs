@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
 };
 
+use chrono::{DateTime, Utc};
 use nexus_core::period::Period;
 use tokio::sync::{Mutex, Notify};
 
@@ -130,6 +131,12 @@ impl View {
             resets: BootTime::now().after(left),
             consumed: standing.consumption.consumed(),
         }
+    }
+
+    /// By what is known while the database is away; what was consumed is not.
+    pub(super) fn known(terms: Terms, period: Period, now: DateTime<Utc>) -> Self {
+        let ends = BootTime::now().after((period.end - now).to_std().unwrap_or_default());
+        Self { terms, period, ends, resets: ends, consumed: 0 }
     }
 
     fn decision(&self, units: i64, verdict: Verdict, unspent: i64) -> Decision {
@@ -272,10 +279,12 @@ impl Slot {
         }
     }
 
-    /// Admits without a lease, where the plan refuses nobody.
-    pub(super) fn open(&self, units: i64) -> Option<Decision> {
-        let view = self.view.as_ref().filter(|view| view.terms.hard_limit().is_none())?;
-        Some(view.decision(units, Verdict::Open, self.unspent()))
+    /// Admits without a lease, where the plan refuses nobody. With the figures of the last answer, if it was about the
+    /// same period.
+    pub(super) fn open(&self, units: i64, known: View) -> Option<Decision> {
+        let last = self.view.filter(|view| view.period == known.period);
+        let view = last.unwrap_or(known);
+        view.terms.hard_limit().is_none().then(|| view.decision(units, Verdict::Open, self.unspent()))
     }
 
     /// Whether a claim ahead of need is due and none is under way.

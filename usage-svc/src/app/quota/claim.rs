@@ -202,8 +202,9 @@ impl Holder {
         account: &Arc<Account>,
         epoch: Epoch,
     ) -> Result<View, Error> {
-        let asked = BootTime::now();
+        let (asked, before) = (BootTime::now(), self.known.before());
         let standing = self.query_standing(eco_id).await?;
+        self.known.learn_standing(before, eco_id, &standing);
         let view = View::of(&standing, asked);
         self.with_slot(eco_id, account, view, |slot| {
             if self.epoch_of(account) == epoch {
@@ -233,7 +234,7 @@ impl Holder {
         eco_id: &EcoId,
         view: &View,
     ) -> Result<Grant, Error> {
-        let (period, terms) = (view.period, (view.terms.plan_epoch, view.terms.hard_limit()));
+        let (period, terms) = (view.period, (view.terms.epoch, view.terms.hard_limit()));
         let acquired = db::acquire(&self.pool).await;
         let granted = match acquired {
             Ok(mut connection) => {

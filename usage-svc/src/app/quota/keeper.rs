@@ -13,16 +13,23 @@ use nexus_core::id::EcoId;
 use nexus_kit::db;
 use sqlx::PgPool;
 use tokio::{
+    sync::Semaphore,
     task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use super::{Holder, Quota, account::Idle, metrics::QuotaMetrics, settle::Returns};
+use super::{
+    Holder, Quota,
+    account::{Account, Idle},
+    metrics::QuotaMetrics,
+    settle::Returns,
+};
 use crate::{
     app::{
         feed::{Change, Changes, Feed},
+        known::Known,
         outage::Outage,
     },
     clock::{BootTime, LaggingClock},
@@ -38,16 +45,20 @@ const NEVER: Idle = Idle { limited: u32::MAX, unlimited: u32::MAX };
 const FORGOTTEN: u32 = 600;
 /// Beyond so many accounts, the idle ones are forgotten as soon as their units are back.
 const MAX_ACCOUNTS: usize = 100_000;
+/// Accounts that changed and are read at once: checks are not to wait for many.
+const LEARN_AT_ONCE: usize = 2;
 /// How often a sign of life is given; without one for 10 s the database takes a holder for gone.
 const BEAT: Duration = Duration::from_secs(2);
 /// Longest time a sign of life may take.
 const BOUND: Duration = Duration::from_secs(5);
 
 /// Makes this replica a holder, until `stop`: then nothing is granted any more, and the task ends when
-/// everything is settled. With the feed unheard, clients may use what they hold for `stale_max`.
+/// everything is settled. While the database is away, what is `known` of an account decides. With the feed unheard,
+/// clients may use what they hold for `stale_max`.
 pub fn start(
     pool: PgPool,
     feed: Arc<Feed>,
+    known: Arc<Known>,
     name: String,
     stale_max: Duration,
     stop: CancellationToken,
@@ -59,6 +70,8 @@ pub fn start(
         pool,
         outage: Outage::new(feed.clone()),
         feed,
+        known,
+        learning: Semaphore::new(LEARN_AT_ONCE),
         accounts: DashMap::default(),
         clock: LaggingClock::new(),
         epoch: AtomicU64::new(0),
@@ -91,32 +104,52 @@ async fn keep(holder: Arc<Holder>, changes: Changes) {
 }
 
 impl Holder {
-    async fn listen(&self, mut changes: Changes, stop: CancellationToken) {
+    async fn listen(self: &Arc<Self>, mut changes: Changes, stop: CancellationToken) {
         loop {
             let change = tokio::select! {
                 () = stop.cancelled() => return,
                 change = changes.next() => change,
             };
+            let Some(change) = change else { return };
+            // First: what is read of an account because it changed is to be remembered.
+            self.known.forget(change.clone());
             match change {
-                None => return,
-                Some(Change::Key(key_id)) => self.clients.tell_key(&key_id),
-                Some(Change::Account(eco_id)) => self.note_changed(&eco_id),
-                Some(Change::Everything | Change::Plans) => self.note_all_changed(),
-                Some(Change::Recall(eco_id)) => self.answer_recall(&eco_id),
-                Some(Change::Returned(eco_id)) => self.note_returned(&eco_id),
+                Change::Key(key_id) => self.clients.tell_key(&key_id),
+                Change::Account(eco_id) => self.note_changed(&eco_id),
+                Change::Everything | Change::Plans => self.note_all_changed(),
+                Change::Recall(eco_id) => self.answer_recall(&eco_id),
+                Change::Returned(eco_id) => self.note_returned(&eco_id),
             }
         }
     }
 
     /// The account's terms are read anew; units that are held under the old ones go back.
-    fn note_changed(&self, eco_id: &EcoId) {
-        if let Some(mut slot) = self.accounts.get_mut(eco_id) {
+    fn note_changed(self: &Arc<Self>, eco_id: &EcoId) {
+        let changed = self.accounts.get_mut(eco_id).map(|mut slot| {
             let account = slot.account.clone();
             account.epoch.fetch_add(1, Ordering::AcqRel);
             self.give_back(eco_id, &account, slot.forget(), false);
             account.returned.notify_waiters();
-        }
+            account
+        });
         self.clients.tell(eco_id);
+        if let Some(account) = changed {
+            self.learn(eco_id, account);
+        }
+    }
+
+    /// Reads where the account stands, so that it is known also if the database goes away before the next check.
+    fn learn(self: &Arc<Self>, eco_id: &EcoId, account: Arc<Account>) {
+        let (holder, eco_id) = (self.clone(), eco_id.clone());
+        self.claims.spawn(async move {
+            let Ok(_turn) = holder.learning.acquire().await else { return };
+            if holder.closing.is_cancelled() {
+                return;
+            }
+            if let Err(error) = holder.read(&eco_id, &account, holder.epoch_of(&account)).await {
+                tracing::debug!(%error, "an account that changed could not be read");
+            }
+        });
     }
 
     fn note_all_changed(&self) {

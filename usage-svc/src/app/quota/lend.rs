@@ -156,7 +156,7 @@ impl Client {
                 self.place.line().forget_told();
             }
             let lent = match self.holder.lend(self.id, &self.eco_id, &account, lease_id, want).await {
-                Err(error) if error.is_outage() => return Ok(Lending::Nothing(COME_BACK)),
+                Err(error) if error.is_unanswered() => return Ok(Lending::Nothing(COME_BACK)),
                 Err(Error::Database(error)) if is_taken_id(&error) => {
                     return Err(Violations::one("want_lease_id", "was used before").into());
                 }

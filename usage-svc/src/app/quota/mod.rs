@@ -39,19 +39,22 @@ use nexus_core::{id::EcoId, period::Period};
 use nexus_kit::db;
 use prometheus_client::registry::Registry;
 use sqlx::PgPool;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use self::{
-    account::{Account, Slot, Step},
+    account::{Account, Slot, Step, View},
     claim::Ask,
     clients::Clients,
     metrics::QuotaMetrics,
     settle::Returns,
 };
 use crate::{
-    app::{feed::Feed, outage::Outage},
+    app::{feed::Feed, known::Known, outage::Outage},
     clock::{BootTime, LaggingClock},
     domain::quota::{Standing, Terms},
     error::Error,
@@ -107,6 +110,9 @@ struct Holder {
     name: String,
     pool: PgPool,
     feed: Arc<Feed>,
+    known: Arc<Known>,
+    /// Accounts that changed are read, not all at once.
+    learning: Semaphore,
     accounts: DashMap<EcoId, Slot, foldhash::fast::RandomState>,
     clock: LaggingClock,
     /// Counts the times at which everything changed.
@@ -178,10 +184,17 @@ impl Quota {
         F: Future<Output = Result<Standing, Error>>,
     {
         let account = self.0.accounts.get(eco_id).map(|slot| slot.account.clone());
-        let Some(account) = account else { return read.await };
         // No grant comes between what the database says and what is in memory.
-        let _turn = account.turn.lock().await;
+        let _turn = match &account {
+            Some(account) => Some(account.turn.lock().await),
+            None => None,
+        };
+        let before = self.0.known.before();
         let mut standing = read.await?;
+        self.0.known.learn_standing(before, eco_id, &standing);
+        if account.is_none() {
+            return Ok(standing);
+        }
         standing.consumption.returned += self.0.unspent(eco_id, standing.period);
         Ok(standing)
     }
@@ -204,7 +217,7 @@ impl Holder {
                 return open(Error::Database(sqlx::Error::PoolTimedOut));
             }
             let step = match self.claim(eco_id, &account, ask).await {
-                Err(error) if error.is_outage() => return open(error),
+                Err(error) if error.is_unanswered() => return open(error),
                 step => step?,
             };
             match step {
@@ -239,17 +252,19 @@ impl Holder {
             .map_or(0, |slot| slot.unspent_or_returning())
     }
 
-    /// Admits without a lease, where the plan refuses nobody; what is recorded then counts by itself.
+    /// Admits without a lease, where the plan refuses nobody, for all that is known; what is recorded then counts by
+    /// itself.
     fn open(self: &Arc<Self>, eco_id: &EcoId, units: i64) -> Option<Decision> {
+        let (terms, period, now) = self.known.terms(eco_id)?;
         let (decision, account) = {
             let slot = self.accounts.get(eco_id)?;
-            (slot.open(units)?, slot.account.clone())
+            (slot.open(units, View::known(terms, period, now))?, slot.account.clone())
         };
         self.refill(eco_id, account);
         Some(decision)
     }
 
     fn note_outcome<T>(&self, result: &Result<T, sqlx::Error>) {
-        self.outage.note(result.as_ref().is_err_and(db::is_unavailable));
+        self.outage.note(result.as_ref().is_err_and(db::is_away));
     }
 }

@@ -29,7 +29,7 @@ use tonic::transport::Channel;
 use uuid::Uuid;
 
 use super::Admitted;
-use crate::credentials::Credentials;
+use crate::{clock::ServerClock, credentials::Credentials};
 use held::Account;
 use task::Task;
 
@@ -61,6 +61,7 @@ struct Shared {
     /// As this guard calls itself: with it, it settles on a new stream what an earlier one left.
     client_id: String,
     credentials: Credentials,
+    clock: ServerClock,
     accounts: DashMap<String, Arc<Account>>,
     /// When accounts were last forgotten.
     forgot: Mutex<BootTime>,
@@ -80,12 +81,14 @@ impl Leases {
     pub(super) fn new(
         client: UsageServiceClient<Channel>,
         credentials: Credentials,
+        clock: ServerClock,
         max_accounts: usize,
     ) -> Self {
         Self(Arc::new(Shared {
             client,
             client_id: Uuid::new_v4().to_string(),
             credentials,
+            clock,
             accounts: DashMap::new(),
             forgot: Mutex::new(BootTime::START),
             places: Arc::new(Semaphore::new(max_accounts.min(MAX_STREAMS))),

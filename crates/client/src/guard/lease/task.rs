@@ -217,6 +217,7 @@ impl Task {
         }
         let asked = self.asked.as_ref().ok_or_else(|| unbelievable("it answers nothing"))?;
         let answer = answer::read(asked, message).map_err(unbelievable)?;
+        self.shared.clock.note(message.server_time.as_ref());
         let Some(asked) = self.asked.take() else { return Ok(false) };
         if asked.settles
             && let Some(settled) = self.due.pop_front()

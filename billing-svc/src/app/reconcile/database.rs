@@ -1,0 +1,221 @@
+//! Raw log, counters, segments, summary and ledger, compared at one snapshot.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
+use nexus_core::{money::Micros, text::thousands};
+use nexus_kit::db;
+use sqlx::PgConnection;
+
+use super::{repair, work::Context};
+use crate::{
+    domain::{
+        books::text,
+        overage::Facts,
+        period::PeriodKey,
+        reconciliation::{Difference, Kind},
+    },
+    error::Error,
+    store::{
+        counts::{self, SegmentCounts, Summary},
+        facts, reconciliations,
+    },
+};
+
+/// Periods looked at in one statement.
+const BATCH: i64 = 1_000;
+
+/// Compares; returns the time of the snapshot, by the database's clock.
+#[tracing::instrument(name = "reconcile.database", skip_all)]
+pub(super) async fn compare(context: &Context) -> Result<DateTime<Utc>, Error> {
+    let mut snapshot = db::snapshot(&context.pool).await?;
+    let now = reconciliations::take_time(&mut snapshot).await?;
+    let scope = &context.begun.scope;
+    let first_start = scope.first_start(now);
+    let mut periods = Periods { context, last: None };
+    let mut after: Option<PeriodKey> = None;
+    loop {
+        context.go_on()?;
+        let summaries = counts::summaries(&mut snapshot, scope, first_start, after.as_ref(), BATCH).await?;
+        let is_last = (summaries.len() as i64) < BATCH;
+        after = summaries.last().map(|summary| summary.key.clone());
+        periods.look_at(&mut snapshot, summaries).await?;
+        if is_last {
+            break;
+        }
+    }
+    for segment in counts::segments_counters(&mut snapshot, scope, first_start).await? {
+        report_counts(context, &mut snapshot, Kind::SegmentCountersDiffer, segment).await?;
+    }
+    let mut differing = Vec::new();
+    {
+        let mut events = std::pin::pin!(counts::events_counters(&mut snapshot, scope, first_start));
+        while let Some(segment) = events.try_next().await? {
+            // What is not told any more need not be kept.
+            if differing.len() < MAX_SEGMENTS {
+                differing.push(segment);
+            } else {
+                context.add(counts_difference(Kind::EventsCountersDiffer, &segment, "USD"));
+            }
+        }
+    }
+    for segment in differing {
+        report_counts(context, &mut snapshot, Kind::EventsCountersDiffer, segment).await?;
+    }
+    snapshot.rollback().await?;
+    Ok(now)
+}
+
+/// Segments that differ whose periods are looked up.
+const MAX_SEGMENTS: usize = 10_000;
+
+/// Tells of a segment, if its period is among those compared.
+async fn report_counts(
+    context: &Context,
+    db: &mut PgConnection,
+    kind: Kind,
+    segment: SegmentCounts,
+) -> Result<(), Error> {
+    let key = PeriodKey { eco_id: segment.eco_id.clone(), start: segment.period_start };
+    let facts = facts::read(db, &[key]).await?.pop();
+    let currency = facts.as_ref().map_or_else(|| "USD".to_owned(), |facts| facts.currency.to_string());
+    let scope = &context.begun.scope;
+    if facts.is_none_or(|facts| scope.has_period(facts.period.start, facts.period.end)) {
+        context.add(counts_difference(kind, &segment, &currency));
+    }
+    Ok(())
+}
+
+fn counts_difference(kind: Kind, segment: &SegmentCounts, currency: &str) -> Difference {
+    let sides = match kind {
+        Kind::SegmentCountersDiffer => ("The segment was closed with", "its counters have"),
+        _ => ("The raw log has", "the counters have"),
+    };
+    let count = |n: i64| thousands(n.unsigned_abs());
+    let test = match (segment.test_units, segment.other_test_units) {
+        (a, b) if a == b => String::new(),
+        (a, b) => format!(" Of test keys it is {} and {}.", count(a), count(b)),
+    };
+    Difference {
+        eco_id: segment.eco_id.clone(),
+        kind,
+        message: format!(
+            "{} {} units in segment {}, {} {}.{test}",
+            sides.0,
+            count(segment.units),
+            segment.segment,
+            sides.1,
+            count(segment.other_units)
+        ),
+        amount: Micros(0),
+        currency: currency.to_owned(),
+        period_start: Some(segment.period_start),
+        charge_id: String::new(),
+        item_id: String::new(),
+        repaired: false,
+    }
+}
+
+struct Periods<'a> {
+    context: &'a Context,
+    /// The account that was counted last: its periods follow each other.
+    last: Option<String>,
+}
+
+impl Periods<'_> {
+    async fn look_at(&mut self, db: &mut PgConnection, summaries: Vec<Summary>) -> Result<(), Error> {
+        let keys: Vec<PeriodKey> = summaries.iter().map(|summary| summary.key.clone()).collect();
+        let mut facts: BTreeMap<PeriodKey, Facts> = facts::read(db, &keys)
+            .await?
+            .into_iter()
+            .map(|facts| (PeriodKey { eco_id: facts.eco_id.clone(), start: facts.period.start }, facts))
+            .collect();
+        for summary in summaries {
+            let Some(facts) = facts.remove(&summary.key) else { continue };
+            if !self.context.begun.scope.has_period(facts.period.start, facts.period.end) {
+                continue;
+            }
+            let is_new = self.last.as_deref() != Some(&summary.key.eco_id);
+            self.context.count(|findings| {
+                findings.periods += 1;
+                findings.accounts += i64::from(is_new);
+            });
+            if is_new {
+                self.last = Some(summary.key.eco_id.clone());
+            }
+            for difference in differences(&summary, &facts)? {
+                self.report(&summary.key, difference).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn report(&self, key: &PeriodKey, mut difference: Difference) -> Result<(), Error> {
+        let is_computed = matches!(difference.kind, Kind::CountersSummaryDiffer | Kind::LedgerSumDiffers);
+        if self.context.begun.repair && is_computed {
+            repair::recompute(&self.context.pool, key).await?;
+            difference.repaired = true;
+        }
+        self.context.add(difference);
+        Ok(())
+    }
+}
+
+/// What the summary says otherwise than what it is made from.
+fn differences(summary: &Summary, facts: &Facts) -> Result<Vec<Difference>, Error> {
+    let mut found = Vec::new();
+    let currency = facts.currency.to_string();
+    let mut add = |kind, message: String, amount: i64| {
+        found.push(Difference {
+            eco_id: facts.eco_id.clone(),
+            kind,
+            message,
+            amount: Micros(amount),
+            currency: currency.clone(),
+            period_start: Some(facts.period.start),
+            charge_id: String::new(),
+            item_id: String::new(),
+            repaired: false,
+        });
+    };
+    let overage = facts.overage()?;
+    let kept = facts.summary.unwrap_or_default();
+    let calls = facts.api_calls();
+    // What is queued is not in the summary yet.
+    if !summary.queued && (summary.api_calls != Some(calls) || kept != overage) {
+        let message = match summary.api_calls {
+            None => {
+                format!("The counters have {} units, there is no summary.", thousands(calls.unsigned_abs()))
+            }
+            Some(said) => format!(
+                "The counters have {} units, {} of overage; the summary says {}, {} of overage.",
+                thousands(calls.unsigned_abs()),
+                thousands(overage.units.unsigned_abs()),
+                thousands(said.unsigned_abs()),
+                thousands(kept.units.unsigned_abs())
+            ),
+        };
+        add(Kind::CountersSummaryDiffer, message, kept.exact.0.saturating_sub(overage.exact.0));
+    }
+    let billed = facts.ledger.billed;
+    if summary.billed_micros != billed.0 {
+        let said = Micros(summary.billed_micros);
+        let message = format!(
+            "The ledger's charges are {}, the summary says {}.",
+            text(billed, &currency),
+            text(said, &currency)
+        );
+        add(Kind::LedgerSumDiffers, message, said.0.saturating_sub(billed.0));
+    }
+    let due = facts.due()?;
+    if summary.settled && !summary.queued && !facts.ledger.pending && due != billed {
+        let message = format!(
+            "The period was settled; it owes {}, the ledger's charges are {}.",
+            text(due, &currency),
+            text(billed, &currency)
+        );
+        add(Kind::SettledDiffers, message, billed.0.saturating_sub(due.0));
+    }
+    Ok(found)
+}

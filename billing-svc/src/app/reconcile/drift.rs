@@ -1,0 +1,78 @@
+//! The metrics: what the last reconciliation over all accounts has left, and when that was. Every replica shows
+//! it, whoever did the work.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use nexus_kit::db;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::{domain::reconciliation::Kind, error::Error, store::reconciliations};
+
+const EVERY: Duration = Duration::from_secs(15);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+/// The metrics.
+#[derive(Debug, Clone, Default)]
+pub struct Drift {
+    count: Family<KindLabel, Gauge>,
+    finished: Gauge,
+}
+
+impl Drift {
+    /// Adds them, each kind at 0.
+    pub fn register(registry: &mut Registry) -> Self {
+        let drift = Self::default();
+        registry.register(
+            "nexus_billing_drift_count",
+            "Differences that the last reconciliation of all accounts left, by kind",
+            drift.count.clone(),
+        );
+        registry.register(
+            "nexus_billing_reconciled_time_seconds",
+            "When the last reconciliation of all accounts ended, in seconds since 1970; 0: never",
+            drift.finished.clone(),
+        );
+        drift.show(&BTreeMap::new(), 0);
+        drift
+    }
+
+    fn show(&self, drift: &BTreeMap<Kind, i64>, finished: i64) {
+        for kind in Kind::ALL {
+            let left = drift.get(&kind).copied().unwrap_or_default();
+            self.count.get_or_create(&KindLabel { kind: kind.as_str() }).set(left);
+        }
+        self.finished.set(finished);
+    }
+
+    /// Reads them anew.
+    pub async fn refresh(&self, pool: &PgPool) -> Result<(), Error> {
+        let mut connection = db::acquire(pool).await?;
+        if let Some((drift, finished)) = reconciliations::last_drift(&mut connection).await? {
+            self.show(&drift, finished);
+        }
+        Ok(())
+    }
+
+    /// Keeps them up to date until `shutdown`.
+    pub async fn follow(self, pool: PgPool, shutdown: CancellationToken) {
+        loop {
+            if let Err(error) = self.refresh(&pool).await {
+                tracing::debug!(%error, "the drift could not be read");
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(EVERY) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The ledger and Stripe's books.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::future::BoxFuture;
+use nexus_kit::db;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{
+    repair::{self, Adoption},
+    work::Context,
+};
+use crate::{
+    domain::{
+        books::{self, BookItem, Finding, LedgerRow, Repair, text},
+        reconciliation::{CLOCK_MARGIN, Difference, Kind},
+    },
+    error::Error,
+    payments::{
+        Advice, Doubt,
+        books::{Listing, Page},
+        pace::{LONGEST_PAUSE, backoff},
+    },
+    store::{
+        reconciliations,
+        stripe_books::{self, Waiting},
+    },
+};
+
+/// Times one question is asked at most.
+const MAX_TRIES: u32 = 6;
+/// Charges that are looked at more closely, read together.
+const BATCH: usize = 100;
+/// How long a draft may have waited before an item was put on it.
+const OLDEST_DRAFT: TimeDelta = TimeDelta::days(35);
+
+/// Lists the books and compares. What the ledger had at `looked_at` was at Stripe before the listing began.
+/// `last_written`: only after a restore: when the ledger was last written as far as it knows, if it ever was.
+#[tracing::instrument(name = "reconcile.stripe", skip_all)]
+pub(super) async fn compare(
+    context: &Context,
+    lease: &mut PgConnection,
+    looked_at: DateTime<Utc>,
+    last_written: Option<Option<DateTime<Utc>>>,
+) -> Result<(), Error> {
+    let scope = &context.begun.scope;
+    let first_start = scope.first_start(looked_at);
+    let from = match (&scope.accounts, last_written) {
+        (Some(_), _) | (None, Some(None)) => None,
+        (None, None) => Some(first_start),
+        (None, Some(Some(last))) => Some(first_start.min(last)),
+    };
+    stripe_books::clear(lease).await?;
+    list(context, lease, from).await?;
+    let suspects = {
+        let mut transaction = db::begin(&context.pool).await?;
+        reconciliations::take_time(&mut transaction).await?;
+        let found = stripe_books::suspects(&mut transaction, scope, first_start, from, looked_at).await?;
+        transaction.rollback().await?;
+        found
+    };
+    let mut adoptions = Vec::new();
+    for charges in suspects.chunks(BATCH) {
+        look_at(context, charges, looked_at, &mut adoptions).await?;
+    }
+    for (adoption, mut difference) in repair::in_order(adoptions) {
+        context.go_on()?;
+        difference.repaired = repair::adopt(&context.pool, &adoption).await?;
+        context.add(difference);
+    }
+    waiting(context).await
+}
+
+/// Lists items and invoices into our tables.
+async fn list(context: &Context, db: &mut PgConnection, from: Option<DateTime<Utc>>) -> Result<(), Error> {
+    let customers: Vec<Option<String>> = match &context.begun.scope.accounts {
+        None => vec![None],
+        Some(accounts) => stripe_books::customers(db, accounts).await?.into_iter().map(Some).collect(),
+    };
+    for customer in customers {
+        let created_from = from.map(|from| from - CLOCK_MARGIN);
+        let mut listing = Listing { customer: customer.clone(), created_from, after: None };
+        loop {
+            let Page { entries, next } = ask(context, || context.books.items(&listing)).await?;
+            let new = stripe_books::insert_items(db, &entries).await?;
+            context.count(|findings| findings.items += i64::try_from(new).unwrap_or(i64::MAX));
+            let Some(next) = next else { break };
+            listing.after = Some(next);
+        }
+        let created_from = created_from.map(|from| from - OLDEST_DRAFT);
+        let mut listing = Listing { customer, created_from, after: None };
+        loop {
+            let Page { entries, next } = ask(context, || context.books.invoices(&listing)).await?;
+            stripe_books::insert_invoices(db, &entries).await?;
+            let Some(next) = next else { break };
+            listing.after = Some(next);
+        }
+    }
+    Ok(())
+}
+
+/// Looks at charges once more: the ledger first, then their items at Stripe, then the ledger again.
+async fn look_at(
+    context: &Context,
+    charges: &[Uuid],
+    now: DateTime<Utc>,
+    adoptions: &mut Vec<(Adoption, Difference)>,
+) -> Result<(), Error> {
+    let before = attempts(context, charges).await?;
+    for charge_id in charges {
+        let rows = before.get(charge_id).map(Vec::as_slice).unwrap_or_default();
+        let ids = {
+            let mut connection = db::acquire(&context.pool).await?;
+            stripe_books::items_of(&mut connection, *charge_id).await?
+        };
+        if books::is_in_flight(rows, now) {
+            continue;
+        }
+        let mut items = Vec::new();
+        for id in &ids {
+            items.extend(ask(context, || context.books.item(id)).await?);
+        }
+        let rows = attempts(context, &[*charge_id]).await?.remove(charge_id).unwrap_or_default();
+        for (difference, repair) in books::compare(*charge_id, &rows, &items, now) {
+            if is_in_scope(context, &rows, &items) {
+                report(context, &rows, (difference, repair), adoptions).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn attempts(
+    context: &Context,
+    charges: &[Uuid],
+) -> Result<std::collections::HashMap<Uuid, Vec<LedgerRow>>, Error> {
+    let mut connection = db::acquire(&context.pool).await?;
+    Ok(stripe_books::attempts(&mut connection, charges).await?)
+}
+
+/// An item that does not say which period it is of is always told.
+fn is_in_scope(context: &Context, rows: &[LedgerRow], items: &[BookItem]) -> bool {
+    let period = rows.first().map(|row| row.period);
+    let period = period.or_else(|| items.first().and_then(|item| books::period_of(&item.metadata)));
+    period.is_none_or(|period| context.begun.scope.has_period(period.start, period.end))
+}
+
+async fn report(
+    context: &Context,
+    rows: &[LedgerRow],
+    (mut difference, repair): Finding,
+    adoptions: &mut Vec<(Adoption, Difference)>,
+) -> Result<(), Error> {
+    if let Some(repair) = repair.filter(|_| context.begun.repair) {
+        match repair {
+            Repair::Adopt(item) => match Adoption::of(item) {
+                Some(adoption) => {
+                    adoptions.push((adoption, difference));
+                    return Ok(());
+                }
+                None => tracing::warn!(item_id = difference.item_id, "an item does not say whose it is"),
+            },
+            Repair::Succeed { attempt, item_id } => {
+                let row = rows.iter().find(|row| row.attempt == attempt);
+                if let (Some(row), Ok(charge_id)) = (row, difference.charge_id.parse()) {
+                    difference.repaired = repair::succeed(&context.pool, charge_id, row, &item_id).await?;
+                }
+            }
+            Repair::Delete { item_id } => {
+                context.pace.wait().await;
+                match context.payments.delete_item(&item_id).await {
+                    Ok(()) => difference.repaired = true,
+                    Err(doubt) => tracing::warn!(item_id, reason = doubt.message, "an item was not deleted"),
+                }
+            }
+        }
+    }
+    context.add(difference);
+    Ok(())
+}
+
+/// Asks until there is an answer, within bounds.
+async fn ask<'a, T>(
+    context: &'a Context,
+    call: impl Fn() -> BoxFuture<'a, Result<T, Doubt>>,
+) -> Result<T, Error> {
+    let mut tries = 0;
+    loop {
+        context.go_on()?;
+        context.pace.wait().await;
+        let doubt = match call().await {
+            Ok(answer) => return Ok(answer),
+            Err(doubt) => doubt,
+        };
+        if let Some(time) = doubt.retry_after {
+            context.pace.pause_all(time);
+        }
+        tries += 1;
+        let too_long = doubt.retry_after.is_some_and(|time| time > LONGEST_PAUSE);
+        if tries >= MAX_TRIES || too_long || doubt.advice != Advice::Again {
+            return Err(Error::BooksUnread(doubt.message));
+        }
+        let pause = backoff(tries, &mut rand::rng());
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = context.shutdown.cancelled() => {}
+        }
+    }
+}
+
+/// Names the items that should be on a finalised invoice by now.
+async fn waiting(context: &Context) -> Result<(), Error> {
+    let mut after: Option<String> = None;
+    loop {
+        context.go_on()?;
+        let items = {
+            let mut connection = db::acquire(&context.pool).await?;
+            stripe_books::waiting(&mut connection, &context.begun.scope, after.as_deref(), BATCH as i64)
+                .await?
+        };
+        let is_last = items.len() < BATCH;
+        after = items.last().map(|item| item.item_id.clone());
+        for item in items {
+            context.add(waits(item));
+        }
+        if is_last {
+            return Ok(());
+        }
+    }
+}
+
+fn waits(item: Waiting) -> Difference {
+    let place = match (&item.invoice_id, item.invoice_status.as_deref()) {
+        (None, _) => "has waited for an invoice".to_owned(),
+        (Some(invoice), Some("draft")) => format!("is on invoice {invoice}, which is still a draft"),
+        (Some(invoice), Some(_)) => format!("is on invoice {invoice}, which is void"),
+        (Some(invoice), None) => format!("is on invoice {invoice}, which Stripe does not list"),
+    };
+    Difference {
+        message: format!(
+            "Item {} over {} {place}; it was made on {}.",
+            item.item_id,
+            text(item.amount, &item.currency),
+            item.created.date_naive()
+        ),
+        eco_id: item.eco_id,
+        kind: Kind::ItemOnNoFinalisedInvoice,
+        amount: item.amount,
+        currency: item.currency,
+        period_start: Some(item.period_start),
+        charge_id: item.charge_id.to_string(),
+        item_id: item.item_id,
+        repaired: false,
+    }
+}

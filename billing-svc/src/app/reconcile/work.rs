@@ -1,0 +1,133 @@
+//! One reconciliation, from its beginning to its end.
+
+use std::{sync::Arc, time::Instant};
+
+use nexus_kit::db;
+use sqlx::{Connection, PgConnection, PgPool};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{database, stripe};
+use crate::{
+    domain::reconciliation::{Difference, Findings, Status},
+    error::Error,
+    payments::{Payments, books::Books, pace::Pace},
+    store::{
+        identity, lease,
+        reconciliations::{self, Begun},
+        stripe_books,
+    },
+};
+
+/// What is seen of a reconciliation while it is at work.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Live {
+    /// What it found so far.
+    pub(super) findings: Findings,
+    /// When and how it ended; `None`: it goes on.
+    pub(super) ended: Option<(Instant, Status)>,
+}
+
+/// What a reconciliation needs.
+pub(super) struct Context {
+    pub(super) pool: PgPool,
+    pub(super) payments: Arc<dyn Payments>,
+    pub(super) books: Arc<dyn Books>,
+    pub(super) pace: Arc<Pace>,
+    pub(super) shutdown: CancellationToken,
+    pub(super) begun: Begun,
+    pub(super) live: watch::Sender<Live>,
+}
+
+impl Context {
+    pub(super) fn add(&self, difference: Difference) {
+        tracing::warn!(
+            kind = difference.kind.as_str(),
+            eco_id = difference.eco_id,
+            charge_id = difference.charge_id,
+            item_id = difference.item_id,
+            amount_micros = difference.amount.0,
+            repaired = difference.repaired,
+            "{}",
+            difference.message
+        );
+        self.live.send_modify(|live| live.findings.add(difference));
+    }
+
+    pub(super) fn count(&self, add: impl FnOnce(&mut Findings)) {
+        self.live.send_modify(|live| add(&mut live.findings));
+    }
+
+    pub(super) fn go_on(&self) -> Result<(), Error> {
+        if self.shutdown.is_cancelled() { Err(Error::Stopping) } else { Ok(()) }
+    }
+}
+
+/// Works to the end, keeps it, and gives the lease back.
+pub(super) async fn work(context: &Context, mut lease: PgConnection) -> Status {
+    let result = compare(context, &mut lease).await;
+    let findings = context.live.borrow().findings.clone();
+    let status = match &result {
+        Ok(()) => Status::Finished,
+        Err(error) => {
+            tracing::error!(%error, "a reconciliation failed");
+            Status::Failed
+        }
+    };
+    if let Err(error) = keep_end(context, lease, &findings, status).await {
+        tracing::error!(%error, "the end of a reconciliation could not be kept");
+        return Status::Failed;
+    }
+    tracing::info!(
+        ?status,
+        accounts = findings.accounts,
+        periods = findings.periods,
+        items = findings.items,
+        differences = findings.total,
+        repaired = findings.repaired,
+        "a reconciliation ended"
+    );
+    status
+}
+
+async fn compare(context: &Context, lease: &mut PgConnection) -> Result<(), Error> {
+    let known = identity::remembered(lease).await?;
+    let current = identity::current(lease).await?;
+    let looked_at = database::compare(context).await?;
+    let last_written = if known == current { None } else { Some(stripe_books::last_written(lease).await?) };
+    stripe::compare(context, lease, looked_at, last_written).await?;
+    if known != current && context.begun.scope.is_whole() && context.live.borrow().findings.ledger_is_whole()
+    {
+        tracing::warn!(
+            system_identifier = current.system_identifier,
+            timeline_id = current.timeline_id,
+            "the ledger is whole on another server than before; it is charged again from now on"
+        );
+        // The lease is on the server that was looked at: on another one this connection is broken.
+        identity::remember(lease, current).await?;
+    }
+    Ok(())
+}
+
+/// Keeps the end and gives the lease back, in this order.
+async fn keep_end(
+    context: &Context,
+    mut lease: PgConnection,
+    findings: &Findings,
+    status: Status,
+) -> Result<(), Error> {
+    let id = context.begun.reconciliation_id;
+    let kept = async {
+        let mut transaction = lease.begin().await?;
+        stripe_books::clear(&mut transaction).await?;
+        reconciliations::finish(&mut transaction, id, findings, status).await?;
+        transaction.commit().await
+    };
+    if let Err(error) = kept.await {
+        tracing::warn!(%error, "a reconciliation has lost its lease");
+        let mut connection = db::acquire(&context.pool).await?;
+        reconciliations::finish(&mut connection, id, findings, Status::Failed).await?;
+        return Err(error.into());
+    }
+    Ok(lease::end_reconcile(lease).await?)
+}

@@ -1,0 +1,140 @@
+use chrono::TimeZone;
+use nexus_core::money::MICROS;
+
+use super::*;
+
+const CHARGE: Uuid = Uuid::from_u128(7);
+
+fn period() -> Period {
+    let day = |month| Utc.with_ymd_and_hms(2026, month, 5, 10, 0, 0).single().expect("a time");
+    Period { start: day(3), end: day(4) }
+}
+
+fn now() -> DateTime<Utc> {
+    period().start + TimeDelta::days(20)
+}
+
+fn row(status: ChargeStatus, item_id: Option<&str>) -> LedgerRow {
+    LedgerRow {
+        attempt: 1,
+        eco_id: "eco_a".to_owned(),
+        period: period(),
+        amount: Micros(5 * MICROS),
+        amount_minor: 500,
+        currency: "USD".to_owned(),
+        customer: "cus_a".to_owned(),
+        status,
+        item_id: item_id.map(str::to_owned),
+        recheck_time: None,
+    }
+}
+
+fn made(item_id: &str) -> LedgerRow {
+    row(ChargeStatus::Succeeded, Some(item_id))
+}
+
+fn item(item_id: &str) -> BookItem {
+    let metadata = [
+        ("eco_id", "eco_a".to_owned()),
+        ("billing_period_start", "2026-03-05T10:00:00Z".to_owned()),
+        ("billing_period_end", "2026-04-05T10:00:00Z".to_owned()),
+        (CHARGE_ID, CHARGE.to_string()),
+    ];
+    BookItem {
+        item_id: item_id.to_owned(),
+        customer: "cus_a".to_owned(),
+        subscription: None,
+        amount_minor: 500,
+        currency: "USD".to_owned(),
+        description: "API overage".to_owned(),
+        metadata: metadata.map(|(key, value)| (key.to_owned(), value)).into(),
+        invoice_id: None,
+        created: now(),
+    }
+}
+
+fn kinds(rows: &[LedgerRow], items: &[BookItem]) -> Vec<(Kind, i64, Option<Repair>)> {
+    let found = compare(CHARGE, rows, items, now());
+    found.into_iter().map(|(difference, repair)| (difference.kind, difference.amount.0, repair)).collect()
+}
+
+#[test]
+fn what_is_the_same_on_both_sides_is_no_difference() {
+    assert_eq!(kinds(&[made("ii_1")], &[item("ii_1")]), []);
+    let attempts = [row(ChargeStatus::Superseded, None), LedgerRow { attempt: 2, ..made("ii_1") }];
+    assert_eq!(kinds(&attempts, &[item("ii_1")]), []);
+    assert_eq!(kinds(&[row(ChargeStatus::Failed, None)], &[]), []);
+}
+
+#[test]
+fn each_way_of_being_altered_has_its_name() {
+    let altered = |alter: fn(&mut BookItem)| {
+        let mut item = item("ii_1");
+        alter(&mut item);
+        let found = kinds(&[made("ii_1")], &[item]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        (found[0].0, found[0].1)
+    };
+    assert_eq!(altered(|i| i.amount_minor = 501), (Kind::ItemAmountDiffers, 10_000));
+    assert_eq!(altered(|i| i.customer = "cus_b".to_owned()), (Kind::ItemWrongCustomer, 5 * MICROS));
+    assert_eq!(altered(|i| i.currency = "EUR".to_owned()), (Kind::ItemWrongCurrency, 0));
+    let set = |key: &'static str, value: &str| {
+        let mut item = item("ii_1");
+        item.metadata.insert(key.to_owned(), value.to_owned());
+        kinds(&[made("ii_1")], &[item])
+    };
+    assert_eq!(set("eco_id", "eco_b"), [(Kind::ItemWrongAccount, 0, None)]);
+    assert_eq!(set("billing_period_end", "2026-04-06T10:00:00Z"), [(Kind::ItemWrongPeriod, 0, None)]);
+    assert_eq!(set("billing_period_start", "soon"), [(Kind::ItemWrongPeriod, 0, None)]);
+    assert_eq!(set(CHARGE_ID, &Uuid::nil().to_string()), [(Kind::ItemWrongCharge, 0, None)]);
+}
+
+#[test]
+fn an_item_that_is_not_there_is_missing_unless_another_stands_for_it() {
+    assert_eq!(kinds(&[made("ii_1")], &[]), [(Kind::ItemMissing, -5 * MICROS, None)]);
+    assert_eq!(kinds(&[made("ii_1")], &[item("ii_2")]), [(Kind::ItemIdDiffers, 0, None)]);
+    let moved = BookItem { customer: "cus_b".to_owned(), ..item("ii_2") };
+    assert_eq!(kinds(&[made("ii_1")], &[moved]), [(Kind::ItemWrongCustomer, 5 * MICROS, None)]);
+}
+
+#[test]
+fn a_second_item_is_taken_away_only_while_nobody_was_invoiced_for_it() {
+    let delete = Repair::Delete { item_id: "ii_2".to_owned() };
+    let found = kinds(&[made("ii_1")], &[item("ii_1"), item("ii_2")]);
+    assert_eq!(found, [(Kind::ItemDuplicated, 5 * MICROS, Some(delete))]);
+    let invoiced = BookItem { invoice_id: Some("in_1".to_owned()), ..item("ii_2") };
+    let found = kinds(&[made("ii_1")], &[item("ii_1"), invoiced]);
+    assert_eq!(found, [(Kind::ItemDuplicated, 5 * MICROS, None)]);
+}
+
+#[test]
+fn an_item_that_the_ledger_does_not_know_is_extra_and_goes_into_it_once() {
+    let delete = Repair::Delete { item_id: "ii_2".to_owned() };
+    assert_eq!(
+        kinds(&[], &[item("ii_1"), item("ii_2")]),
+        [
+            (Kind::ItemExtra, 5 * MICROS, Some(Repair::Adopt(item("ii_1")))),
+            (Kind::ItemDuplicated, 5 * MICROS, Some(delete)),
+        ]
+    );
+    let succeed = Repair::Succeed { attempt: 1, item_id: "ii_1".to_owned() };
+    let failed = [row(ChargeStatus::Failed, None)];
+    assert_eq!(kinds(&failed, &[item("ii_1")]), [(Kind::ItemExtra, 5 * MICROS, Some(succeed))]);
+    // Not as another amount than was written down.
+    let other = BookItem { amount_minor: 700, ..item("ii_1") };
+    assert_eq!(kinds(&failed, &[other]), [(Kind::ItemExtra, 7 * MICROS, None)]);
+}
+
+#[test]
+fn what_a_run_has_in_hand_is_no_difference_unless_it_is_left_lying() {
+    assert_eq!(kinds(&[row(ChargeStatus::Pending, None)], &[item("ii_1")]), []);
+    assert_eq!(kinds(&[row(ChargeStatus::Pending, None)], &[]), []);
+    let replaced = |hours| {
+        let recheck_time = Some(now() - TimeDelta::hours(hours));
+        let old = LedgerRow { recheck_time, ..row(ChargeStatus::Superseded, None) };
+        kinds(&[old, LedgerRow { attempt: 2, ..made("ii_2") }], &[item("ii_1"), item("ii_2")])
+    };
+    assert_eq!(replaced(1), []);
+    let delete = Repair::Delete { item_id: "ii_1".to_owned() };
+    assert_eq!(replaced(27), [(Kind::ItemDuplicated, 5 * MICROS, Some(delete))]);
+}

@@ -1,0 +1,46 @@
+//! `eco_database_identity`: the server that the ledger is known to be whole on.
+
+use sqlx::PgConnection;
+
+/// A server, and its line of history: a restored backup, or a standby that takes over, begins another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster.
+    pub system_identifier: i64,
+    /// Its timeline.
+    pub timeline_id: i32,
+}
+
+/// The server that answers now. The timeline is that of what is written now: the control file says it only after
+/// the first checkpoint.
+#[tracing::instrument(name = "db.eco_database_identity.current", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn current(db: &mut PgConnection) -> sqlx::Result<Identity> {
+    sqlx::query_as!(
+        Identity,
+        r#"select system_identifier as "system_identifier!", nexus_timeline() as "timeline_id!"
+           from pg_control_system()"#
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// The server that is remembered.
+#[tracing::instrument(name = "db.eco_database_identity.remembered", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn remembered(db: &mut PgConnection) -> sqlx::Result<Identity> {
+    sqlx::query_as!(Identity, "select system_identifier, timeline_id from eco_database_identity")
+        .fetch_one(db)
+        .await
+}
+
+/// Remembers the server.
+#[tracing::instrument(name = "db.eco_database_identity.remember", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn remember(db: &mut PgConnection, identity: Identity) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_database_identity set system_identifier = $1, timeline_id = $2, noted_time = now()",
+        identity.system_identifier,
+        identity.timeline_id,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}

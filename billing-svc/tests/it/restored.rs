@@ -1,0 +1,54 @@
+//! A database that was restored, or failed over: nothing is charged before the ledger is known to be whole.
+
+use anyhow::{Context, Result, ensure};
+use nexus_kit::status::reason;
+use nexus_proto::billing::v1::{ProcessOverageRequest, ReconcileRequest};
+use nexus_testkit::db::TestDb;
+use tonic::Code;
+
+use crate::support::{Billing, Sim, meter, only, runner};
+
+async fn refused(billing: &Billing, request: ProcessOverageRequest) -> Result<()> {
+    let refused = billing.client.clone().process_overage(runner()?.request(request)).await;
+    let refused = refused.err().context("a run on a database that may have lost rows")?;
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "RECONCILE_REQUIRED"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_charged_until_all_accounts_were_reconciled_with_stripe() -> Result<()> {
+    for other in ["system_identifier = system_identifier + 1", "timeline_id = timeline_id + 1"] {
+        let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+        let billing = Billing::start(&db, &sim.base).await?;
+        for eco_id in ["eco_a", "eco_b"] {
+            sim.pro(&db, eco_id).await?;
+            meter(&db, eco_id, 100_100).await?;
+        }
+        assert_eq!(billing.run_all().await?.charged_count, 2);
+        // The backup is from before a charge, and of a server that is no more.
+        sqlx::query("delete from eco_overage_charges where eco_id = 'eco_a'").execute(&db.pool).await?;
+        sqlx::query("update eco_usage_records set billed_micros = 0 where eco_id = 'eco_a'")
+            .execute(&db.pool)
+            .await?;
+        let statement = format!("update eco_database_identity set {other}");
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&db.pool).await?;
+
+        refused(&billing, ProcessOverageRequest::default()).await?;
+        refused(&billing, only("eco_b")).await?;
+        let dry_run = ProcessOverageRequest { dry_run: true, ..Default::default() };
+        assert_eq!(billing.run(dry_run).await?.charged_count, 1);
+        // Neither some of the accounts, nor a ledger that lacks something.
+        let of_b = ReconcileRequest { account_ids: vec!["eco_b".to_owned()], ..Default::default() };
+        assert_eq!(billing.reconcile(of_b).await?.differences_count, 0);
+        refused(&billing, ProcessOverageRequest::default()).await?;
+        assert_eq!(billing.differences(false).await?.len(), 1);
+        refused(&billing, ProcessOverageRequest::default()).await?;
+        // What is not about the ledger holds up nothing.
+        sqlx::query("delete from eco_api_usage where eco_id = 'eco_b'").execute(&db.pool).await?;
+        assert_eq!(billing.differences(true).await?.len(), 2);
+        assert_eq!(billing.run_all().await?.charged_count, 0);
+        ensure!(sim.amounts().await? == [10, 10]);
+        billing.stop().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! `/api/usage/spend-cap`: what a user's overage may cost in a period.
+
+use axum::{Json, extract::State};
+use nexus_core::money::{Currency, Micros};
+use nexus_proto::billing::v1 as billing;
+use serde::Serialize;
+
+use crate::{App, auth::User, body::Body, convert, error::Error, format};
+
+#[derive(Serialize)]
+pub(super) struct SpendCap {
+    spend_cap_usd: Option<f64>,
+    spent_usd: f64,
+    left_usd: Option<f64>,
+    /// Calls of the period that the cap allows; -1: it refuses none.
+    limit: i64,
+    period_end: String,
+}
+
+pub(super) async fn show(State(app): State<App>, user: User) -> Result<Json<SpendCap>, Error> {
+    let overage = app.backend.overage(&user).await?;
+    Ok(Json(SpendCap::of(&overage)?))
+}
+
+pub(super) async fn set(State(app): State<App>, user: User, mut body: Body) -> Result<Json<SpendCap>, Error> {
+    let request = billing::SetSpendCapRequest {
+        eco_id: String::new(),
+        spend_cap_micros: body.amount("spend_cap_usd").map(|cap| cap.0),
+        currency_code: Currency::USD.to_string(),
+        request_id: body.text("request_id"),
+    };
+    body.finish()?;
+    app.backend.set_spend_cap(&user, request).await?;
+    let overage = app.backend.overage(&user).await?;
+    Ok(Json(SpendCap::of(&overage)?))
+}
+
+impl SpendCap {
+    fn of(overage: &billing::GetOverageResponse) -> Result<Self, Error> {
+        let amount = |micros| format::decimal(Micros(micros));
+        Ok(Self {
+            spend_cap_usd: overage.spend_cap_micros.map(amount),
+            spent_usd: amount(overage.overage_micros),
+            left_usd: overage.spend_cap_left_micros.map(amount),
+            limit: overage.spend_cap_limit_count,
+            period_end: format::time(convert::required_time("period_end", overage.period_end_time.as_ref())?),
+        })
+    }
+}

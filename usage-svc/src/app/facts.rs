@@ -1,0 +1,54 @@
+//! What the database says of the events of a flush.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::PgConnection;
+
+use super::locked::Locked;
+use crate::{
+    domain::{event::Event, judge::Facts},
+    store,
+};
+
+/// Reads what judging needs, and takes a slot. The plans are held first: the segments that are open then are so
+/// until the commit, and a change of plan adds up only what is committed.
+pub(super) async fn read(
+    connection: &mut PgConnection,
+    slot: &mut i16,
+    waits: bool,
+    events: &[&Event],
+) -> sqlx::Result<Result<Facts, Locked>> {
+    let mut now = None;
+    // With every slot taken the last one tried is shared.
+    for _ in 0..store::writer_slot::SLOTS {
+        let (clock, held) = store::writer_slot::try_hold(connection, *slot).await?;
+        now = Some(clock);
+        if held {
+            break;
+        }
+        *slot = (*slot + 1) % store::writer_slot::SLOTS;
+    }
+    let accounts: HashSet<&str> = events.iter().map(|e| e.eco_id.as_str()).collect();
+    let keys: HashSet<&str> = events.iter().filter_map(|e| e.payload.api_key_id.as_deref()).collect();
+    let accounts: Vec<&str> = accounts.into_iter().collect();
+    let keys: Vec<&str> = keys.into_iter().collect();
+    if waits {
+        store::plan_locks::hold_shared(connection, &accounts).await?;
+    } else {
+        let locked = store::plan_locks::try_hold_shared(connection, &accounts).await?;
+        if !locked.is_empty() {
+            let accounts = locked.into_iter().collect();
+            return Ok(Err(Locked { accounts, ..Locked::default() }));
+        }
+    }
+    Ok(Ok(Facts {
+        now: now.expect("there is at least one slot"),
+        accounts: store::accounts::for_recording(connection, &accounts).await?,
+        keys: if keys.is_empty() {
+            HashMap::new()
+        } else {
+            store::api_keys::for_recording(connection, &keys).await?
+        },
+        terms: HashMap::new(),
+    }))
+}
