@@ -12,10 +12,14 @@
 //! | [`reconciliation`] | what a reconciliation looks at, and what it finds |
 //! | [`books`] | a charge in the ledger beside the same charge in Stripe's books |
 //! | [`run`] | the figures of a run over many accounts |
+//! | [`threshold`] | which percentages of its limit an account's usage has reached |
+//! | [`webhook`] | customers' webhooks: what is sent, where to, when, and how it is signed |
+//! | [`notice`] | what operators are told |
 
 pub mod account;
 pub mod books;
 pub mod charge;
+pub mod notice;
 pub mod overage;
 pub mod period;
 pub mod plan;
@@ -23,3 +27,5 @@ pub mod plan_change;
 pub mod reconciliation;
 pub mod run;
 pub mod spend_cap;
+pub mod threshold;
+pub mod webhook;
