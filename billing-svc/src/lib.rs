@@ -18,6 +18,7 @@
 //! | [`app`] | one use case a file; owns the transaction |
 //! | [`domain`] | types and rules; pure |
 //! | [`payments`] | the port to Stripe, and Stripe over HTTP |
+//! | [`notify`], [`outgoing`] | the workers that notify customers and operators; requests to URLs of others |
 //! | [`store`] | the only SQL; one file a table; every function takes a connection |
 //! | [`error`] | what can go wrong, and the status each is |
 //! | [`config`] | flags and environment |
@@ -27,6 +28,8 @@ pub mod config;
 pub mod domain;
 pub mod error;
 pub mod grpc;
+pub mod notify;
+pub mod outgoing;
 pub mod payments;
 pub mod store;
 
@@ -78,6 +81,10 @@ pub async fn serve(
         shutdown.clone(),
     ));
     let _end_with_us = engine.kill_guard();
+    let notifier = notify::Notifier::new(&config.notify, pool.clone())?;
+    let webhook_policy = notifier.policy.clone();
+    let notifications = tokio::spawn(notifier.work(shutdown.clone()));
+    let mut notifications = AbortOnDrop(notifications);
     let metrics = Metrics::new();
     let drift = metrics.register(Drift::register);
     let _drift_with_us = AbortOnDrop(tokio::spawn(drift.clone().follow(pool.clone(), shutdown.clone())));
@@ -89,6 +96,7 @@ pub async fn serve(
         engine: engine.clone(),
         reconciler: reconciler.clone(),
         request_timeout: config.serve.request_timeout,
+        webhook_policy,
     };
     let grace = config.serve.shutdown_grace;
     let server = GrpcServer {
@@ -113,7 +121,13 @@ pub async fn serve(
     };
     let runs = async {
         shutdown.cancelled().await;
-        drained(futures::future::join(engine.finished(), reconciler.finished()), &shutdown, grace).await
+        let finished = async {
+            futures::future::join(engine.finished(), reconciler.finished()).await;
+            (&mut notifications.0).await
+        };
+        if let Some(Err(error)) = drained(finished, &shutdown, grace).await {
+            tracing::error!(%error, "a worker of notifications has ended");
+        }
     };
     Ok(tokio::join!(serving, runs).0?)
 }

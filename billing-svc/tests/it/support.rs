@@ -49,6 +49,7 @@ pub(crate) fn config(db: &TestDb, stripe: &str) -> Config {
         db: db.args(),
         stripe: stripe_args(stripe),
         overage_concurrency: 8,
+        notify: nexus_billing::config::NotifyArgs::default(),
     }
 }
 

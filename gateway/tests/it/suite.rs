@@ -306,6 +306,7 @@ async fn billing(db: DbArgs, stripe: String) -> Result<(SocketAddr, Running)> {
             stripe_timeout: TIMEOUT,
         },
         overage_concurrency: 4,
+        notify: nexus_billing::config::NotifyArgs::default(),
     };
     let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
     let address = listeners.main_addr()?;

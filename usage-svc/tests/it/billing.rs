@@ -36,6 +36,7 @@ impl Billing {
                 stripe_timeout: Duration::from_secs(20),
             },
             overage_concurrency: 1,
+            notify: nexus_billing::config::NotifyArgs::default(),
         };
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
         let address = listeners.main_addr()?;

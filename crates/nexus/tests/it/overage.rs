@@ -47,6 +47,7 @@ impl Billing {
                 stripe_timeout: std::time::Duration::from_secs(20),
             },
             overage_concurrency: 1,
+            notify: nexus_billing::config::NotifyArgs::default(),
         };
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
         let proxy = Proxy::before_tcp(listeners.main_addr()?).await?;
