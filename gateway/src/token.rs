@@ -10,9 +10,10 @@ use crate::error::Error;
 
 const NAME: &str = "gateway";
 const SCOPES: [Scope; 3] = [Scope::UsageWrite, Scope::UsageCheck, Scope::BillingRun];
-const LIFETIME: TimeDelta = TimeDelta::minutes(5);
-/// A token this close to its end is not sent any more: it must outlast the longest call.
-const RENEWED_BEFORE: TimeDelta = TimeDelta::minutes(2);
+/// The services see its end by their own clocks: a gateway whose clock is an hour behind is still let in.
+const LIFETIME: TimeDelta = TimeDelta::minutes(90);
+/// A token this close to its end is not sent any more: it must outlast the longest call, and the difference of clocks.
+const RENEWED_BEFORE: TimeDelta = TimeDelta::minutes(65);
 
 /// Makes short-lived service tokens and keeps the latest.
 pub struct ServiceTokens {
@@ -26,7 +27,7 @@ impl ServiceTokens {
         Self { secret, latest: Mutex::new(None) }
     }
 
-    /// A token that is good for some minutes.
+    /// A token that outlasts a call.
     pub fn get(&self, now: DateTime<Utc>) -> Result<String, Error> {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         match &*latest {
@@ -44,6 +45,8 @@ impl ServiceTokens {
 
 #[cfg(test)]
 mod tests {
+    use nexus_kit::auth::Authenticator;
+
     use super::*;
 
     #[test]
@@ -51,10 +54,23 @@ mod tests {
         let tokens = ServiceTokens::new("service-tokens-in-tests-0123456789abcdef".into());
         let start = DateTime::UNIX_EPOCH;
         let first = tokens.get(start)?;
-        assert_eq!(tokens.get(start + TimeDelta::seconds(179))?, first);
-        let second = tokens.get(start + TimeDelta::seconds(180))?;
+        assert_eq!(tokens.get(start + TimeDelta::minutes(24))?, first);
+        let second = tokens.get(start + TimeDelta::minutes(25))?;
         assert_ne!(second, first);
-        assert_eq!(tokens.get(start + TimeDelta::seconds(300))?, second);
+        assert_eq!(tokens.get(start + TimeDelta::minutes(49))?, second);
+        Ok(())
+    }
+
+    #[test]
+    fn services_let_in_a_gateway_whose_clock_is_an_hour_behind() -> anyhow::Result<()> {
+        let args = nexus_testkit::settings::auth_args();
+        let tokens = ServiceTokens::new(args.service_token_secret.clone());
+        let its_now = Utc::now() - TimeDelta::hours(1);
+        // Kept for so long by then.
+        tokens.get(its_now - TimeDelta::minutes(24))?;
+        let token = tokens.get(its_now)?;
+        let caller = Authenticator::new(&args)?.authenticate(Some(&format!("Bearer {token}")))?;
+        assert!(caller.has_scope(Scope::UsageCheck));
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     domain::{
         event::Event,
         judge::{Account, Facts, Refusal, judge_age},
-        quota::{Standing, Terms},
+        quota::{Outlook, Standing, Terms},
     },
 };
 
@@ -38,7 +38,7 @@ pub struct Known {
 /// An account that is there and open.
 #[derive(Debug, Clone, Copy)]
 struct KnownAccount {
-    terms: Terms,
+    outlook: Outlook,
     anchor: DateTime<Utc>,
     /// Of its terms: with an older one they are asked for again, and hold until they were.
     edition: u64,
@@ -108,11 +108,11 @@ impl Known {
         for (id, account) in &facts.accounts {
             if account.closed.is_some() {
                 self.accounts.invalidate(id);
-            } else if let Some(terms) = facts.terms.get(id)
+            } else if let Some(outlook) = facts.terms.get(id)
                 && (changed.is_empty() || !changed.contains(&Change::Account(id.clone())))
             {
-                let (terms, anchor) = (*terms, account.anchor);
-                self.accounts.insert(id.clone(), KnownAccount { terms, anchor, edition: before.edition });
+                let (outlook, anchor) = (*outlook, account.anchor);
+                self.accounts.insert(id.clone(), KnownAccount { outlook, anchor, edition: before.edition });
             }
         }
         for (id, key) in &facts.keys {
@@ -132,7 +132,7 @@ impl Known {
             self.accounts.invalidate(eco_id);
         } else {
             facts.accounts.insert(eco_id.clone(), account);
-            facts.terms.insert(eco_id.clone(), standing.terms);
+            facts.terms.insert(eco_id.clone(), Outlook { terms: standing.terms, next: standing.next });
         }
         self.learn(before, &facts);
     }
@@ -140,8 +140,13 @@ impl Known {
     /// The terms of an account, as far as they are known, and its period by the database's clock, with that.
     pub fn terms(&self, eco_id: &EcoId) -> Option<(Terms, Period, DateTime<Utc>)> {
         let now = self.clock.now()?;
-        let KnownAccount { terms, anchor, .. } = self.accounts.get(eco_id)?;
-        Some((terms, Period::containing(anchor, now.max(anchor)), now))
+        let KnownAccount { outlook, anchor, .. } = self.accounts.get(eco_id)?;
+        Some((outlook.at(now), Period::containing(anchor, now.max(anchor)), now))
+    }
+
+    /// Whether anything is known of an account.
+    pub fn knows(&self, eco_id: &EcoId) -> bool {
+        self.accounts.contains_key(eco_id)
     }
 
     /// The database's clock; `None`: it never answered.
@@ -191,6 +196,7 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
     use nexus_core::{period::MAX_EVENT_AGE, plan::Plan};
     use uuid::Uuid;
 
@@ -225,7 +231,7 @@ mod tests {
         Facts {
             now,
             accounts: [(EcoId::parse("eco_a").expect("an id"), account)].into(),
-            terms: [(EcoId::parse("eco_a").expect("an id"), TERMS)].into(),
+            terms: [(EcoId::parse("eco_a").expect("an id"), Outlook { terms: TERMS, next: None })].into(),
             keys: [("key".to_owned(), key)].into(),
         }
     }
@@ -308,6 +314,19 @@ mod tests {
     }
 
     #[test]
+    fn a_change_of_plan_that_waits_is_in_force_at_its_time() {
+        let (known, mut facts) = (Known::default(), facts(None));
+        let eco_id = EcoId::parse("eco_a").expect("an id");
+        let free = Terms { plan: Plan::Free, hard: true, priced: false, ..TERMS };
+        for (ahead, plan) in [(TimeDelta::hours(1), Plan::Pro), (TimeDelta::zero(), Plan::Free)] {
+            let next = Some((facts.now + ahead, free));
+            facts.terms.insert(eco_id.clone(), Outlook { terms: TERMS, next });
+            known.learn(known.before(), &facts);
+            assert_eq!(known.terms(&eco_id).map(|(terms, ..)| terms.plan), Some(plan), "{ahead}");
+        }
+    }
+
+    #[test]
     fn terms_hold_until_they_are_asked_for_again() {
         let (known, mut facts) = (Known::default(), facts(None));
         let eco_id = EcoId::parse("eco_a").expect("an id");
@@ -322,7 +341,7 @@ mod tests {
             assert_eq!(known.terms(&eco_id).map(|known| known.0), Some(TERMS));
             known.learn(before, &facts);
             assert_eq!(wanting(), 1, "they were read before");
-            facts.terms.insert(eco_id.clone(), TERMS);
+            facts.terms.insert(eco_id.clone(), Outlook { terms: TERMS, next: None });
             known.learn(known.before(), &facts);
         }
         known.forget(Change::Account(eco_id.clone()));

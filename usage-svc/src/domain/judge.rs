@@ -8,7 +8,7 @@ use nexus_core::{
     period::{MAX_EVENT_AGE, SETTLEMENT_GRACE, counting_period},
 };
 
-use super::{event::Event, quota::Terms};
+use super::{event::Event, quota::Outlook};
 
 /// Events further ahead of the database's clock than this are refused.
 pub const MAX_AHEAD: Duration = Duration::minutes(5);
@@ -38,7 +38,7 @@ pub struct Facts {
     /// API keys by id; one that is missing does not exist.
     pub keys: HashMap<String, Key>,
     /// Terms of those accounts of which they were asked.
-    pub terms: HashMap<EcoId, Terms>,
+    pub terms: HashMap<EcoId, Outlook>,
 }
 
 /// An account, as far as recording asks.

@@ -44,6 +44,22 @@ impl Terms {
     }
 }
 
+/// What holds for an account, and what a change of plan that waits is to bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outlook {
+    /// What holds.
+    pub terms: Terms,
+    /// What does from a time on.
+    pub next: Option<(DateTime<Utc>, Terms)>,
+}
+
+impl Outlook {
+    /// What holds at that time.
+    pub fn at(&self, now: DateTime<Utc>) -> Terms {
+        self.next.filter(|(from, _)| *from <= now).map_or(self.terms, |(_, terms)| terms)
+    }
+}
+
 /// The segments of a period that changes of plan have closed, together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClosedSegments {
@@ -62,6 +78,8 @@ pub struct Standing {
     pub closed: bool,
     /// What holds for it.
     pub terms: Terms,
+    /// What does from a time on that is still to come.
+    pub next: Option<(DateTime<Utc>, Terms)>,
     /// Begins its periods.
     pub anchor: DateTime<Utc>,
     /// The period.

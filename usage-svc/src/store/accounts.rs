@@ -7,14 +7,14 @@ use nexus_core::{
     money::{Micros, UnitPrice},
     period::Period,
     plan::{Plan, SubscriptionStatus},
-    quota::Consumption,
+    quota::{Consumption, Limit},
     spend_cap::{self, OpenSegment},
 };
 use sqlx::PgConnection;
 
 use crate::domain::{
     judge::Account,
-    quota::{ClosedSegments, Standing, Terms},
+    quota::{ClosedSegments, Outlook, Standing, Terms},
 };
 
 /// The accounts that exist of these, as recording needs them. A closed account's last subscription holds
@@ -73,6 +73,8 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                       case when s.next_plan_time <= now() then s.next_plan else s.plan end as plan,
                       case when s.next_plan_time <= now() then s.next_plan_version else s.plan_version end
                           as plan_version,
+                      case when s.next_plan_time > now() then s.next_plan end as next_plan,
+                      s.next_plan_version, s.next_plan_time,
                       nexus_period_start(s.anchor_time, now()) as period_start,
                       nexus_period_end(s.anchor_time, now()) as period_end
                from eco_identities i join eco_subscriptions s using (eco_id)
@@ -87,6 +89,8 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                   p.included_units, p.hard_limit, a.spend_cap_micros,
                   price.overage_micros as "price_micros?", price.overage_per_units as "price_per_units?",
                   free.included_units as free_included, free.hard_limit as free_hard,
+                  a.next_plan, a.next_plan_time, next.included_units as next_included, next.hard_limit as "next_hard?",
+                  coalesce(next_price.overage_micros, 0) > 0 as "next_priced!",
                   a.anchor_time, a.period_start as "period_start!", a.period_end as "period_end!",
                   coalesce(c.recorded, 0) as "recorded!", coalesce(c.unadmitted, 0) as "unadmitted!",
                   coalesce(z.recorded, 0) as "closed_recorded!", coalesce(z.overage, '{}') as "closed_overage!",
@@ -98,6 +102,10 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
            cross join free
            left join eco_plan_prices price on price.plan = a.plan and price.version = a.plan_version
                                           and price.currency_code = a.currency_code
+           left join eco_plans next on next.plan = a.next_plan and next.version = a.next_plan_version
+           left join eco_plan_prices next_price on next_price.plan = a.next_plan
+                                               and next_price.version = a.next_plan_version
+                                               and next_price.currency_code = a.currency_code
            left join eco_quota_usage q on q.eco_id = a.eco_id and q.period_start = a.period_start
            left join lateral (select sum(recorded_units)::bigint as recorded,
                                      sum(unadmitted_units)::bigint as unadmitted
@@ -125,23 +133,26 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
         let prices = micros.into_iter().zip(per_units).map(|(micros, per)| unit_price(micros, per));
         let overage: Vec<(UnitPrice, i64)> = prices.zip(row.closed_overage).collect();
         let open = OpenSegment { included: row.included_units, start_count: row.closed_recorded, price };
-        let terms = if status.grants_plan() {
-            Terms {
-                plan,
-                included: row.included_units,
-                hard: row.hard_limit,
-                priced: price.micros > 0,
-                capped: row.spend_cap_micros.and_then(|cap| spend_cap::limit(Micros(cap), &overage, &open)),
-                epoch,
+        let free = (row.free_included, row.free_hard);
+        let of_plan = |plan, (included, hard), priced, capped| {
+            terms_of(status, Terms { plan, included, hard, priced, capped, epoch }, free)
+        };
+        let capped = row.spend_cap_micros.and_then(|cap| spend_cap::limit(Micros(cap), &overage, &open));
+        let terms = of_plan(plan, (row.included_units, row.hard_limit), price.micros > 0, capped);
+        let next = match (row.next_plan, row.next_plan_time, row.next_hard) {
+            (Some(plan), Some(from), Some(hard)) => {
+                let plan = Plan::from_str(&plan).map_err(decode)?;
+                let (included, priced) = (row.next_included, row.next_priced);
+                let capped = capped_at_least(row.spend_cap_micros, included, priced);
+                Some((from, of_plan(plan, (included, hard), priced, capped)))
             }
-        } else {
-            let (included, hard) = (row.free_included, row.free_hard);
-            Terms { plan, included, hard, priced: false, capped: None, epoch }
+            _ => None,
         };
         Ok(Standing {
             now: row.now,
             closed: row.closed,
             terms,
+            next,
             anchor: row.anchor_time,
             period: Period { start: row.period_start, end: row.period_end },
             recorded: row.recorded,
@@ -163,49 +174,62 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
 /// The terms of these accounts, as far as they exist, and as far as they say who is limited: of what a spend cap allows
 /// the least.
 #[tracing::instrument(name = "db.eco_subscriptions.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn terms(connection: &mut PgConnection, ids: &[&str]) -> sqlx::Result<HashMap<EcoId, Terms>> {
-    // As in `standing`.
+pub async fn terms(connection: &mut PgConnection, ids: &[&str]) -> sqlx::Result<HashMap<EcoId, Outlook>> {
+    // Of each account first the plan that is recorded, then one that is to follow, if there is any.
     let rows = sqlx::query!(
         r#"with free as (
                select included_units, hard_limit from eco_plans
                where plan = 'free' order by version desc limit 1
            )
-           select i.eco_id, s.plan as "plan!", s.plan_epoch + i.spend_cap_epoch as "epoch!", s.status as "status!",
-                  p.included_units, p.hard_limit, i.spend_cap_micros, coalesce(price.overage_micros, 0) > 0 as "priced!",
+           select i.eco_id, s.plan_epoch + i.spend_cap_epoch as "epoch!", s.status as "status!", i.spend_cap_micros,
+                  t.plan as "plan!", t.from_time, p.included_units, p.hard_limit,
+                  coalesce(price.overage_micros, 0) > 0 as "priced!",
                   free.included_units as free_included, free.hard_limit as free_hard
            from unnest($1::text[]) as k (eco_id) join eco_identities i using (eco_id)
            cross join lateral (
-               select plan_epoch, status,
-                      case when next_plan_time <= now() then next_plan else plan end as plan,
-                      case when next_plan_time <= now() then next_plan_version else plan_version end as plan_version
-               from eco_subscriptions
+               select * from eco_subscriptions
                where eco_id = i.eco_id
                order by ended_time desc nulls first, subscription_id desc limit 1) s
-           join eco_plans p on p.plan = s.plan and p.version = s.plan_version
+           cross join lateral (values (s.plan, s.plan_version, null), (s.next_plan, s.next_plan_version, s.next_plan_time))
+               as t (plan, version, from_time)
+           join eco_plans p on p.plan = t.plan and p.version = t.version
            cross join free
-           left join eco_plan_prices price on price.plan = s.plan and price.version = s.plan_version
-                                          and price.currency_code = i.currency_code"#,
+           left join eco_plan_prices price on price.plan = t.plan and price.version = t.version
+                                          and price.currency_code = i.currency_code
+           order by t.from_time nulls first"#,
         ids as &[&str],
     )
     .fetch_all(connection)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let plan = Plan::from_str(&row.plan).map_err(decode)?;
-            let status = SubscriptionStatus::from_str(&row.status).map_err(decode)?;
-            let epoch = row.epoch;
-            let terms = if status.grants_plan() {
-                // At least the included units; how many more is not asked.
-                let capped = row.spend_cap_micros.filter(|_| row.priced).and(row.included_units);
-                let (included, hard, priced) = (row.included_units, row.hard_limit, row.priced);
-                Terms { plan, included, hard, priced, capped, epoch }
-            } else {
-                let (included, hard) = (row.free_included, row.free_hard);
-                Terms { plan, included, hard, priced: false, capped: None, epoch }
-            };
-            Ok((EcoId::parse(&row.eco_id).map_err(decode)?, terms))
-        })
-        .collect()
+    let mut outlooks = HashMap::<EcoId, Outlook>::new();
+    for row in rows {
+        let plan = Plan::from_str(&row.plan).map_err(decode)?;
+        let status = SubscriptionStatus::from_str(&row.status).map_err(decode)?;
+        let (included, hard, priced, epoch) = (row.included_units, row.hard_limit, row.priced, row.epoch);
+        let capped = capped_at_least(row.spend_cap_micros, included, priced);
+        let terms = Terms { plan, included, hard, priced, capped, epoch };
+        let terms = terms_of(status, terms, (row.free_included, row.free_hard));
+        let outlook = outlooks
+            .entry(EcoId::parse(&row.eco_id).map_err(decode)?)
+            .or_insert(Outlook { terms, next: None });
+        outlook.next = row.from_time.map(|from| (from, terms));
+    }
+    Ok(outlooks)
+}
+
+/// The terms of the plan, where the subscription grants it; else the limits of the newest free one, and nothing beyond
+/// them is billed.
+fn terms_of(status: SubscriptionStatus, of_plan: Terms, (included, hard): (Limit, bool)) -> Terms {
+    if status.grants_plan() {
+        of_plan
+    } else {
+        Terms { included, hard, priced: false, capped: None, ..of_plan }
+    }
+}
+
+/// What a spend cap allows at least: the included units. How many more is not asked.
+fn capped_at_least(cap_micros: Option<i64>, included: Limit, priced: bool) -> Limit {
+    cap_micros.filter(|_| priced).and(included)
 }
 
 /// A price; without one in the account's currency nothing is billed.

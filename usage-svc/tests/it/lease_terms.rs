@@ -4,11 +4,15 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Months, Utc};
 use nexus_core::{id::EcoId, plan::Plan};
 use nexus_kit::db::{self, Role};
 use nexus_testkit::{db::TestDb, proxy::Proxy, seed};
-use nexus_usage::app::{feed, known::Known, quota};
+use nexus_usage::{
+    app::{feed, known::Known, quota},
+    domain::judge::Facts,
+    store,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
@@ -274,6 +278,34 @@ async fn plans_decide_in_an_outage_after_the_database_was_back_for_a_moment() ->
     plans_decide(&server).await
 }
 
+/// Of a downgrade that waits for the period's end it is known, whether the account was checked or recorded for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_downgrade_whose_time_comes_in_an_outage_is_in_force() -> Result<()> {
+    let db = TestDb::new().await?;
+    let end: DateTime<Utc> =
+        sqlx::query_scalar("select now() + interval '5 seconds'").fetch_one(&db.pool).await?;
+    let accounts = ["eco_checked", "eco_recorded", "eco_stays"];
+    for eco_id in accounts {
+        // Four years ago, on a day that this year has as well.
+        seed::account(&db.pool, eco_id, Plan::Pro, end - Months::new(48)).await?;
+    }
+    let downgrade = "update eco_subscriptions
+                     set next_plan = 'free', next_plan_version = 1, next_plan_time = $1 where eco_id <> 'eco_stays'";
+    sqlx::query(downgrade).bind(end).execute(&db.pool).await?;
+    let proxy = Proxy::before(&db).await?;
+    let server = Server::start(proxy.args(&db)?).await?;
+    assert_eq!(check(&server, "eco_checked", 1).await?.plan(), nexus_proto::common::v1::Plan::Pro);
+    for eco_id in accounts {
+        record(&server, event(eco_id)).await?;
+    }
+    proxy.cut();
+    for eco_id in ["eco_checked", "eco_recorded"] {
+        becomes(&server, eco_id, Code::Unavailable).await?;
+    }
+    assert!(check(&server, "eco_stays", 1).await?.admission.is_empty());
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn plans_decide_in_an_outage_after_the_plans_changed() -> Result<()> {
     let (db, proxy, server) = known().await?;
@@ -285,24 +317,39 @@ async fn plans_decide_in_an_outage_after_the_plans_changed() -> Result<()> {
     plans_decide(&server).await
 }
 
-/// An account that changed is read anew, so that no change between two outages goes unknown.
+/// An account that changed is read anew, so that no change between two outages goes unknown: one that was checked, and
+/// one for which was only recorded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_account_that_changed_is_known_again_before_anybody_asks() -> Result<()> {
     let db = TestDb::new().await?;
-    account(&db, "eco_a", Plan::Free).await?;
-    let (stop, known, eco_id) =
-        (CancellationToken::new(), Arc::new(Known::default()), EcoId::parse("eco_a")?);
+    let (stop, known) = (CancellationToken::new(), Arc::new(Known::default()));
     let (feed, _listening) = feed::start(&db.args(), stop.clone())?;
     let pool = db::pool(&db.args(), Role::Usage)?;
     let name = "a test".to_owned();
-    let (quota, _holding) = quota::start(pool, feed.clone(), known.clone(), name, TIMEOUT, stop.clone());
+    let (quota, _holding) =
+        quota::start(pool.clone(), feed.clone(), known.clone(), name, TIMEOUT, stop.clone());
     let _stop = stop.drop_guard();
     until(|| feed.is_heard()).await?;
-    quota.admit(&eco_id, 1).await?;
-    for plan in [Plan::Pro, Plan::Free, Plan::Enterprise] {
-        let change = "update eco_subscriptions set plan = $1";
-        sqlx::query(change).bind(plan.as_str()).execute(&db.pool).await?;
-        until(|| known.terms(&eco_id).is_some_and(|(terms, ..)| terms.plan == plan)).await?;
+    let [checked, recorded] = [EcoId::parse("eco_checked")?, EcoId::parse("eco_recorded")?];
+    for eco_id in [&checked, &recorded] {
+        account(&db, eco_id.as_str(), Plan::Free).await?;
+    }
+    quota.admit(&checked, 1).await?;
+    // As a flush does.
+    let (mut connection, id) = (db::acquire(&pool).await?, [recorded.as_str()]);
+    let facts = Facts {
+        now: sqlx::query_scalar("select now()").fetch_one(&db.pool).await?,
+        accounts: store::accounts::for_recording(&mut connection, &id).await?,
+        terms: store::accounts::terms(&mut connection, &id).await?,
+        ..Facts::default()
+    };
+    known.learn(known.before(), &facts);
+    for eco_id in [&checked, &recorded] {
+        for plan in [Plan::Pro, Plan::Free, Plan::Enterprise] {
+            let change = "update eco_subscriptions set plan = $1 where eco_id = $2";
+            sqlx::query(change).bind(plan.as_str()).bind(eco_id.as_str()).execute(&db.pool).await?;
+            until(|| known.terms(eco_id).is_some_and(|(terms, ..)| terms.plan == plan)).await?;
+        }
     }
     Ok(())
 }

@@ -111,11 +111,12 @@ impl Holder {
                 change = changes.next() => change,
             };
             let Some(change) = change else { return };
+            let was_known = matches!(&change, Change::Account(eco_id) if self.known.knows(eco_id));
             // First: what is read of an account because it changed is to be remembered.
             self.known.forget(change.clone());
             match change {
                 Change::Key(key_id) => self.clients.tell_key(&key_id),
-                Change::Account(eco_id) => self.note_changed(&eco_id),
+                Change::Account(eco_id) => self.note_changed(&eco_id, was_known),
                 Change::Everything | Change::Plans => self.note_all_changed(),
                 Change::Recall(eco_id) => self.answer_recall(&eco_id),
                 Change::Returned(eco_id) => self.note_returned(&eco_id),
@@ -123,8 +124,8 @@ impl Holder {
         }
     }
 
-    /// The account's terms are read anew; units that are held under the old ones go back.
-    fn note_changed(self: &Arc<Self>, eco_id: &EcoId) {
+    /// The account's terms are read anew, where they were known; units that are held under the old ones go back.
+    fn note_changed(self: &Arc<Self>, eco_id: &EcoId, was_known: bool) {
         let changed = self.accounts.get_mut(eco_id).map(|mut slot| {
             let account = slot.account.clone();
             account.epoch.fetch_add(1, Ordering::AcqRel);
@@ -133,7 +134,8 @@ impl Holder {
             account
         });
         self.clients.tell(eco_id);
-        if let Some(account) = changed {
+        // One that was only recorded for is known as well.
+        if let Some(account) = changed.or_else(|| was_known.then(|| self.account(eco_id))) {
             self.learn(eco_id, account);
         }
     }
