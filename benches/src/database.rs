@@ -6,6 +6,9 @@ use nexus_kit::db::MIGRATOR;
 use nexus_pg::{Cluster, Options};
 use sqlx::{Connection, Executor, PgConnection};
 
+/// Days of a history.
+pub(crate) const HISTORY_DAYS: i32 = 90;
+
 /// A running, migrated database with accounts on the plan `pro`, which is limited but never refused.
 pub(crate) struct Database {
     cluster: Cluster,
@@ -51,6 +54,51 @@ impl Database {
         .execute(&mut self.connection)
         .await?;
         Ok(())
+    }
+
+    /// Writes so many events of the last days, dealt out among the first so many accounts, and the counters that they
+    /// add up to, as two writers would.
+    pub(crate) async fn fill_history(&mut self, accounts: u32, events: u32) -> Result<()> {
+        let ensured = "select nexus_ensure_usage_partitions((now() at time zone 'UTC')::date - $1, (now() at time zone 'UTC')::date)";
+        sqlx::query(ensured).bind(HISTORY_DAYS).execute(&mut self.connection).await?;
+        let (accounts, events) = (i64::from(accounts), i64::from(events));
+        sqlx::query(
+            "insert into eco_api_usage
+                 (event_id, eco_id, event_day, event_time, period_start, segment, units_count, endpoint, method,
+                  status_code, response_time_ms, test_mode, late)
+             select lpad(to_hex(n), 32, '0')::uuid, 'eco_bench_' || lpad((n % $1)::text, 6, '0'), day,
+                    at + (n % 86400) * interval '1 second', period_start, 0, 1, '/v1/orders', 'GET', 200, 20, false, false
+             from (select d, ((now() at time zone 'UTC')::date - $3 + d) as day from generate_series(1, $3) as d) as days
+             cross join lateral (select day::timestamp at time zone 'UTC' as at) as t
+             cross join lateral (select nexus_period_start(anchor_time, at) as period_start
+                                 from eco_subscriptions limit 1) as p
+             cross join lateral generate_series($2 * (d - 1) / $3 + 1, $2 * d / $3) as n",
+        )
+        .bind(accounts)
+        .bind(events)
+        .bind(HISTORY_DAYS)
+        .execute(&mut self.connection)
+        .await?;
+        self.connection
+            .execute(
+                "insert into eco_usage_counters
+                     (eco_id, period_start, segment, slot, recorded_units, unadmitted_units, test_units, last_event_time)
+                 select eco_id, period_start, 0, get_byte(uuid_send(event_id), 15) % 2, sum(units_count), sum(units_count), 0,
+                        max(event_time)
+                 from eco_api_usage group by 1, 2, 3, 4",
+            )
+            .await?;
+        for statement in ["vacuum analyze", "checkpoint"] {
+            self.connection.execute(statement).await?;
+        }
+        Ok(())
+    }
+
+    /// How often the raw log's partitions were read so far, by whomever.
+    pub(crate) async fn raw_log_scans(&mut self) -> Result<i64> {
+        let scans = "select coalesce(sum(seq_scan + idx_scan), 0)::bigint from pg_stat_user_tables
+                     where relname like 'eco_api_usage%'";
+        Ok(sqlx::query_scalar(scans).fetch_one(&mut self.connection).await?)
     }
 
     /// Start of the period that all accounts are in.

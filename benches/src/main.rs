@@ -42,6 +42,8 @@ enum Cli {
     Ingest(bench::ingest::Args),
     /// RecordUsage, unary, committed before the ack, against a bare echo and an fdatasync
     Record(bench::record::Args),
+    /// GetCurrentUsage, with a history of millions of events
+    CurrentUsage(bench::current_usage::Args),
     /// Everything at once for a while: memory and queue from beginning to end
     Soak(bench::soak::Args),
     /// What the benchmarks start this program as
@@ -58,6 +60,7 @@ async fn main() -> anyhow::Result<()> {
             Cli::RateLimit(args) => bench::rate_limit::run(args).await,
             Cli::Ingest(args) => bench::ingest::run(args).await,
             Cli::Record(args) => bench::record::run(args).await,
+            Cli::CurrentUsage(args) => bench::current_usage::run(args).await,
             Cli::Soak(args) => bench::soak::run(args).await,
             Cli::Child(child) => child.run().await,
         }

@@ -59,7 +59,7 @@ pub(crate) async fn run(Args { load }: Args) -> Result<()> {
 }
 
 /// A real answer of usage-svc, for the echoes to give.
-async fn answer(url: &str, token: &str) -> Result<String> {
+pub(super) async fn answer(url: &str, token: &str) -> Result<String> {
     let options = CallOptions::bearer(token, Duration::from_secs(10))?;
     let request = CheckQuotaRequest { eco_id: workload::account(0), ..Default::default() };
     let mut client = nexus_client::usage(nexus_client::channel(url)?);

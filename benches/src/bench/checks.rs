@@ -61,7 +61,7 @@ impl LoadArgs {
 
     pub(super) fn title(&self, of: &str, database_version: &str) -> String {
         format!(
-            "{of}: {} connections x {} in flight, {} accounts that hold leases, PostgreSQL {database_version}, \
+            "{of}: {} connections x {} in flight, {} accounts, PostgreSQL {database_version}, \
              median of {} round(s) of {} s",
             self.connections,
             self.in_flight,

@@ -2,6 +2,7 @@
 
 pub(crate) mod check_quota;
 mod checks;
+pub(crate) mod current_usage;
 pub(crate) mod decision;
 pub(crate) mod ingest;
 pub(crate) mod rate_limit;

@@ -14,7 +14,9 @@ use envoy_types::pb::envoy::{
     },
 };
 use nexus_client::CallOptions;
-use nexus_proto::usage::v1::{CheckQuotaRequest, usage_service_client::UsageServiceClient};
+use nexus_proto::usage::v1::{
+    CheckQuotaRequest, GetCurrentUsageRequest, usage_service_client::UsageServiceClient,
+};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
@@ -51,6 +53,7 @@ pub(crate) struct Args {
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum Rpc {
     CheckQuota,
+    GetCurrentUsage,
     ShouldRateLimit,
 }
 
@@ -59,6 +62,7 @@ impl Rpc {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Rpc::CheckQuota => "check-quota",
+            Rpc::GetCurrentUsage => "get-current-usage",
             Rpc::ShouldRateLimit => "should-rate-limit",
         }
     }
@@ -94,24 +98,29 @@ pub(super) async fn run(args: Args) -> Result<()> {
 
 /// A client of either service.
 enum Client {
-    Usage(UsageServiceClient<Channel>),
+    Checks(UsageServiceClient<Channel>),
+    Reads(UsageServiceClient<Channel>),
     RateLimit(RateLimitServiceClient<Channel>),
 }
 
 impl Client {
     fn new(rpc: Rpc, channel: Channel) -> Self {
         match rpc {
-            Rpc::CheckQuota => Self::Usage(nexus_client::usage(channel)),
+            Rpc::CheckQuota => Self::Checks(nexus_client::usage(channel)),
+            Rpc::GetCurrentUsage => Self::Reads(nexus_client::usage(channel)),
             Rpc::ShouldRateLimit => Self::RateLimit(RateLimitServiceClient::new(channel)),
         }
     }
 
-    /// Asks for a unit of an account; fails unless it is admitted.
+    /// Asks for a unit of an account, or where it stands; fails unless it is admitted.
     async fn ask(&mut self, options: &CallOptions, account: String) -> Result<()> {
         match self {
-            Self::Usage(client) => {
+            Self::Checks(client) => {
                 let request = CheckQuotaRequest { eco_id: account, ..Default::default() };
                 client.check_quota(options.request(request)).await?;
+            }
+            Self::Reads(client) => {
+                client.get_current_usage(options.request(GetCurrentUsageRequest { eco_id: account })).await?;
             }
             Self::RateLimit(client) => {
                 let answer = client.should_rate_limit(options.request(about(account))).await?.into_inner();

@@ -31,7 +31,7 @@ pub(crate) enum Child {
     LayeredRateLimitEcho(Box<server::LayeredRateLimitEcho>),
     /// Answers ShouldRateLimit by the `limitador` crate, on bare tonic
     Limitador(rate_limit::LimitadorArgs),
-    /// Calls CheckQuota or ShouldRateLimit
+    /// Calls CheckQuota, GetCurrentUsage or ShouldRateLimit
     CheckLoad(check_load::Args),
     /// Calls RecordUsage for some seconds
     RecordLoad(record_load::Args),
