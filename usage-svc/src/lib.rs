@@ -35,10 +35,13 @@ pub mod store;
 use std::{process, sync::Arc, time::Duration};
 
 use app::{
+    away::Away,
     drain::Drain,
     feed,
     known::Known,
-    maintenance, quota,
+    maintenance,
+    outage::Outage,
+    quota,
     spooling::{SpoolMetrics, Spooling},
     verify_api_key,
     writer::{self, Bounds, WriterMetrics},
@@ -85,22 +88,26 @@ pub async fn serve(
     let writer_metrics = metrics.register(WriterMetrics::register);
     let known = Arc::new(Known::default());
     let spooling = open_spool(&config, &known, &metrics).await?;
-    // One for what waits for locks, one for the drain.
+    // One for what is set aside, one for the drain.
     let connections = writers + 1 + u32::from(spooling.is_some());
     let writer_pool =
         db::pool(&DbArgs { database_max_connections: connections, ..config.db.clone() }, Role::Usage)?;
 
     let stop = CancellationToken::new();
+    let (feed, listening) = feed::start(&config.db, stop.clone())?;
+    let away = match &spooling {
+        Some(spooling) => Away::Spooled(spooling.clone()),
+        None => Away::Refused(Arc::new(Outage::new(feed.clone()))),
+    };
     let (recorder, writer) = writer::start(
         &writer_pool,
         Bounds { writers, one_try: config.flush_timeout, events: config.ingest_queue as usize },
         &writer_metrics,
         &known,
-        spooling.as_ref(),
+        &away,
         &stop,
     );
     metrics.register(|registry| recorder.register(registry));
-    let (feed, listening) = feed::start(&config.db, stop.clone())?;
     let draining = start_drain(spooling.as_ref(), writer_pool, config.flush_timeout, &stop);
     let (keys, following) =
         verify_api_key::start(pool.clone(), feed.clone(), config.key_stale_max, stop.clone());

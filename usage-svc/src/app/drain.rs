@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     drained::Drained,
     flush::{self, FlushError, Memory},
-    locked::Wait,
+    locked::{Flushed, Wait},
     spooling::Spooling,
 };
 use crate::{
@@ -190,8 +190,9 @@ impl Drain {
         let to = rest.behind(size);
         let drained =
             Drained { journal: journal.id, from: rest.from, to, numbers: &numbers, unfit: &quarantined };
-        let outcomes =
+        let flushed =
             flush::run(&self.pool, self.bound, &mut self.memory, Wait::Long, &events, Some(&drained)).await?;
+        let Flushed::Counted(outcomes) = flushed else { return Err(FlushError::Busy) };
         self.tell(&drained, &events, &outcomes);
         Ok(())
     }

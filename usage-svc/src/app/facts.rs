@@ -15,7 +15,6 @@ use crate::{
 pub(super) async fn read(
     connection: &mut PgConnection,
     slot: &mut i16,
-    waits: bool,
     events: &[&Event],
 ) -> sqlx::Result<Result<Facts, Locked>> {
     let mut now = None;
@@ -32,14 +31,10 @@ pub(super) async fn read(
     let keys: HashSet<&str> = events.iter().filter_map(|e| e.payload.api_key_id.as_deref()).collect();
     let accounts: Vec<&str> = accounts.into_iter().collect();
     let keys: Vec<&str> = keys.into_iter().collect();
-    if waits {
-        store::plan_locks::hold_shared(connection, &accounts).await?;
-    } else {
-        let locked = store::plan_locks::try_hold_shared(connection, &accounts).await?;
-        if !locked.is_empty() {
-            let accounts = locked.into_iter().collect();
-            return Ok(Err(Locked { accounts, ..Locked::default() }));
-        }
+    let locked = store::plan_locks::try_hold_shared(connection, &accounts).await?;
+    if !locked.is_empty() {
+        let accounts = locked.into_iter().collect();
+        return Ok(Err(Locked { accounts, ..Locked::default() }));
     }
     Ok(Ok(Facts {
         now: now.expect("there is at least one slot"),

@@ -87,38 +87,14 @@ enum Way {
     Stage,
 }
 
-/// Counts the events; returns an outcome for each, in their order, after the commit. A try takes `bound` at
-/// most: a connection that says nothing for so long is given up. Events that are drained bring what is committed
-/// with them.
+/// Counts the events; says an outcome for each, in their order, after the commit, or what of them is locked: for a
+/// day that is being rebuilt, or a plan that is being changed, it does not wait. A try takes `bound` at most: a
+/// connection that says nothing for so long is given up. Events that are drained bring what is committed with them.
 pub async fn run(
     pool: &PgPool,
     bound: Duration,
     memory: &mut Memory,
     wait: Wait,
-    events: &[&Event],
-    drained: Option<&Drained<'_>>,
-) -> Result<Vec<Outcome>, FlushError> {
-    match flush(pool, bound, memory, Some(wait), events, drained).await? {
-        Flushed::Counted(outcomes) => Ok(outcomes),
-        Flushed::Locked(_) => unreachable!("it waits for locks"),
-    }
-}
-
-/// The same, but where a day is being rebuilt or a plan changed, it says so instead of waiting.
-pub async fn run_promptly(
-    pool: &PgPool,
-    bound: Duration,
-    memory: &mut Memory,
-    events: &[&Event],
-) -> Result<Flushed, FlushError> {
-    flush(pool, bound, memory, None, events, None).await
-}
-
-async fn flush(
-    pool: &PgPool,
-    bound: Duration,
-    memory: &mut Memory,
-    wait: Option<Wait>,
     events: &[&Event],
     drained: Option<&Drained<'_>>,
 ) -> Result<Flushed, FlushError> {
@@ -192,17 +168,17 @@ async fn try_once(
     pool: &PgPool,
     bound: Duration,
     memory: &mut Memory,
-    (way, wait): (Way, Option<Wait>),
+    (way, wait): (Way, Wait),
     events: &[&Event],
     drained: Option<&Drained<'_>>,
 ) -> sqlx::Result<Flushed> {
     let mut connection = db::acquire(pool).await?;
     let counted = timeout(bound, async {
         let mut transaction = connection.begin().await?;
-        if wait == Some(Wait::Briefly) {
-            store::plan_locks::wait_briefly(&mut transaction).await?;
+        if wait == Wait::Briefly {
+            store::api_usage::wait_briefly(&mut transaction).await?;
         }
-        let flushed = count(&mut transaction, memory, (way, wait.is_some()), events).await?;
+        let flushed = count(&mut transaction, memory, way, events).await?;
         let Flushed::Counted(outcomes) = &flushed else {
             transaction.rollback().await?;
             return Ok(flushed);
@@ -220,11 +196,11 @@ async fn try_once(
 async fn count(
     connection: &mut PgConnection,
     memory: &mut Memory,
-    (way, waits): (Way, bool),
+    way: Way,
     events: &[&Event],
 ) -> sqlx::Result<Flushed> {
     let before = memory.known.before();
-    let mut facts = match facts::read(connection, &mut memory.slot, waits, events).await? {
+    let mut facts = match facts::read(connection, &mut memory.slot, events).await? {
         Ok(facts) => facts,
         Err(locked) => return Ok(Flushed::Locked(locked)),
     };
@@ -242,14 +218,10 @@ async fn count(
     let mut rows: Vec<Row<'_>> = groups.iter().map(|group| group[0].row(events)).collect();
     let mut days: Vec<_> = rows.iter().map(|row| row.event.day()).collect();
     days.dedup();
-    if waits {
-        store::usage_daily::lock_days_shared(connection, &days).await?;
-    } else {
-        let locked = store::usage_daily::try_lock_days_shared(connection, &days).await?;
-        if !locked.is_empty() {
-            let days = locked.into_iter().collect();
-            return Ok(Flushed::Locked(Locked { days, ..Locked::default() }));
-        }
+    let locked = store::usage_daily::try_lock_days_shared(connection, &days).await?;
+    if !locked.is_empty() {
+        let days = locked.into_iter().collect();
+        return Ok(Flushed::Locked(Locked { days, ..Locked::default() }));
     }
     cover(connection, &mut rows, &facts).await?;
     bound_routes::run(connection, &mut memory.routes, &mut rows).await?;

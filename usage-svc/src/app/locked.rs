@@ -1,4 +1,4 @@
-//! What a flush finds locked, and how long it waits.
+//! What a flush finds locked, which it does not wait for, and how long it waits for rows that somebody holds.
 
 use std::collections::HashSet;
 
@@ -6,12 +6,12 @@ use chrono::NaiveDate;
 
 use crate::domain::event::{Event, Outcome};
 
-/// How long a flush waits for locks.
+/// How long a flush waits for a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
     /// As long as the connection lets it.
     Long,
-    /// Hardly: it was waited for already.
+    /// Hardly: a group that has it was waited for already.
     Briefly,
 }
 

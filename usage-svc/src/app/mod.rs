@@ -6,7 +6,9 @@
 //! | [`writer`] | the tasks that write: group commit of what gathered meanwhile |
 //! | [`flush`] | the transaction that counts a group of events exactly once |
 //! | `facts` | what the database says of its events |
-//! | [`locked`] | what it finds locked, and how long it waits |
+//! | [`locked`] | what it finds locked, and how long it waits for rows |
+//! | `aside` | calls that need what is locked: tried again until it is free |
+//! | [`away`] | what becomes of events while the database is away |
 //! | [`spooling`] | takes events while the database is away, into the spool |
 //! | [`known`] | what the database last said of accounts and keys: decides then |
 //! | [`drain`] | counts what is in the spool when the database is back |
@@ -28,6 +30,8 @@
 //! | [`rebuild_day`] | rebuilds a day's rollups from the raw log |
 //! | [`maintenance`] | partitions made ahead and dropped, settled leases and gone holders deleted |
 
+mod aside;
+pub mod away;
 pub mod bound_routes;
 pub mod check_quota;
 pub mod create_api_key;

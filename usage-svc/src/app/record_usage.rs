@@ -17,10 +17,13 @@ use prometheus_client::{
     metrics::gauge::ConstGauge,
     registry::Registry,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::Instant,
+};
 use tracing::Span;
 
-use super::flush::FlushError;
+use super::{aside::Share, flush::FlushError};
 use crate::{
     domain::event::{Event, Outcome},
     error::Error,
@@ -33,8 +36,9 @@ pub(super) struct Submission {
     pub(super) answer: oneshot::Sender<Result<Vec<Outcome>, FlushError>>,
     /// The caller's span: the flush continues its trace.
     pub(super) span: Span,
-    /// Room in the queue, until the answer is out.
-    _room: OwnedSemaphorePermit,
+    pub(super) arrived: Instant,
+    /// Room in the queue, or among what is set aside, until the answer is out.
+    pub(super) room: OwnedSemaphorePermit,
 }
 
 /// A caller that went away does not hear its answer; its events are written all the same.
@@ -70,6 +74,8 @@ pub struct Recorder {
     /// For events that wait for room: as many again.
     waiting: Arc<Semaphore>,
     capacity: usize,
+    /// For events that are set aside: they have left the queues.
+    aside: Share,
 }
 
 impl Recorder {
@@ -79,7 +85,11 @@ impl Recorder {
         let (queues, far_ends): (Vec<_>, _) = (0..writers).map(|_| mpsc::channel(capacity)).unzip();
         let room = Arc::new(Semaphore::new(capacity));
         let waiting = Arc::new(Semaphore::new(capacity));
-        (Self { queues: queues.into(), room, waiting, capacity }, far_ends)
+        (Self { queues: queues.into(), room, waiting, capacity, aside: Share::of(capacity) }, far_ends)
+    }
+
+    pub(super) fn share(&self) -> Share {
+        self.aside.clone()
     }
 
     /// Registers how full the queues are.
@@ -129,7 +139,8 @@ impl Recorder {
             }
             let room = room.split(part.events.len()).expect("there is room for all of its parts");
             let (answer, answered) = oneshot::channel();
-            let submission = Submission { events: part.events, answer, span: Span::current(), _room: room };
+            let (span, arrived) = (Span::current(), Instant::now());
+            let submission = Submission { events: part.events, answer, span, arrived, room };
             queue.try_send(submission).map_err(|e| match e {
                 mpsc::error::TrySendError::Full(_) => Error::Overloaded,
                 mpsc::error::TrySendError::Closed(_) => Error::Stopping,
@@ -163,6 +174,12 @@ impl Collector for Recorder {
         for (name, help, value) in [
             ("nexus_usage_waiting_events", "Events that wait for their commit", waiting),
             ("nexus_usage_waiting_events_limit", "Events that may wait at most", self.capacity),
+            (
+                "nexus_usage_set_aside_events",
+                "Events that wait for a rebuild or a change of plan",
+                self.aside.taken(),
+            ),
+            ("nexus_usage_set_aside_events_limit", "Events that may at most", self.aside.capacity),
         ] {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;

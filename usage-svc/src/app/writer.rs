@@ -1,7 +1,7 @@
 //! The tasks that write, each the accounts that are its own. While a flush commits, the next one gathers: group
 //! commit without a linger, so that a lone event waits for nobody and a crowd shares the cost.
 
-use std::{sync::Arc, time::Duration};
+use std::{slice, sync::Arc, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, histogram::Histogram},
@@ -16,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
+    aside::Aside,
+    away::Away,
     flush::{self, FlushError, Memory},
     known::Known,
     locked::{Flushed, Wait},
     record_usage::{Recorder, Submission, answer},
-    spooling::Spooling,
 };
-use crate::domain::event::{Event, Outcome};
+use crate::domain::event::Event;
 
 /// Events a flush takes at most, unless a single call brings more. Large flushes are cheap ones: many events
 /// share a counter and a rollup.
@@ -54,7 +55,7 @@ impl WriterMetrics {
 /// How many writers there are, and what they may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Writers, beside the one that waits for locks.
+    /// Writers, beside the one of what is set aside.
     pub writers: u32,
     /// Longest time of one try.
     pub one_try: Duration,
@@ -62,56 +63,52 @@ pub struct Bounds {
     pub events: usize,
 }
 
-/// Starts the writers, and the one that waits for locks. `pool` is their own, with a connection for each, so that reads
-/// never keep them waiting for one; what the database says of accounts goes to `known`. With a spool, events go there
-/// while the database is away. After `stop` they write what is queued and end.
+/// Starts the writers, and the one of what is set aside. `pool` is their own, with a connection for each, so that reads
+/// never keep them waiting for one; what the database says of accounts goes to `known`, and events that it cannot take
+/// go where `away` says. After `stop` they write what is queued and end.
 pub fn start(
     pool: &PgPool,
     bounds: Bounds,
     metrics: &WriterMetrics,
     known: &Arc<Known>,
-    spooling: Option<&Spooling>,
+    away: &Away,
     stop: &CancellationToken,
 ) -> (Recorder, JoinHandle<()>) {
-    let Bounds { writers, one_try: bound, events: capacity } = bounds;
-    let (recorder, queues) = Recorder::new(writers as usize, capacity);
-    // What is set aside keeps its room in the recorder, so that this one is never full.
-    let (aside, set_aside) = mpsc::channel(capacity);
-    let writer = |queue, aside| {
-        let (pool, metrics, spooling) = (pool.clone(), metrics.clone(), spooling.cloned());
-        let memory = Memory::new(known.clone());
-        Writer { pool, bound, queue, next: None, aside, memory, metrics, spooling }
+    let (recorder, queues) = Recorder::new(bounds.writers as usize, bounds.events);
+    let (aside, held) = Aside::new(recorder.share());
+    let writer = || Writer {
+        pool: pool.clone(),
+        bound: bounds.one_try,
+        memory: Memory::new(known.clone()),
+        metrics: metrics.clone(),
+        away: away.clone(),
     };
     let mut tasks = JoinSet::new();
     for queue in queues {
-        tasks.spawn(writer(queue, Some(aside.clone())).run(stop.clone()));
+        let queue = Queue { queue, next: None, aside: aside.clone() };
+        tasks.spawn(queue.serve(writer(), stop.clone()));
     }
-    // It ends after the others.
-    tasks.spawn(writer(set_aside, None).run(CancellationToken::new()));
+    drop(aside);
+    tasks.spawn(held.serve(writer()));
     let all = async move {
         tasks.join_all().await;
     };
     (recorder, tokio::spawn(all))
 }
 
-struct Writer {
-    pool: PgPool,
-    bound: Duration,
+/// What comes to a writer.
+struct Queue {
     queue: mpsc::Receiver<Submission>,
     /// Taken from the queue, but too large for the flush at hand.
     next: Option<Submission>,
-    /// To the one that waits for locks; `None`: this is the one.
-    aside: Option<mpsc::Sender<Submission>>,
-    memory: Memory,
-    metrics: WriterMetrics,
-    spooling: Option<Spooling>,
+    aside: Aside,
 }
 
-impl Writer {
-    async fn run(mut self, stop: CancellationToken) {
+impl Queue {
+    async fn serve(mut self, mut writer: Writer, stop: CancellationToken) {
         while let Some(first) = self.first(&stop).await {
             let group = self.gather(first);
-            self.flush(group).await;
+            self.aside.put(writer.write(group).await);
         }
     }
 
@@ -143,95 +140,76 @@ impl Writer {
         }
         group
     }
+}
 
-    /// Writes a group and answers each of its calls.
-    async fn flush(&mut self, group: Vec<Submission>) {
-        if let Some(spooling) = self.spooling.as_ref().filter(|spooling| spooling.is_away()) {
-            return spooling.keep(group).await;
-        }
-        let locked = self.write_free(group).await;
-        if locked.is_empty() {
-            return;
-        }
-        match self.aside.clone() {
-            Some(aside) => {
-                for submission in locked {
-                    if let Err(error) = aside.try_send(submission) {
-                        let (mpsc::error::TrySendError::Full(submission)
-                        | mpsc::error::TrySendError::Closed(submission)) = error;
-                        answer(vec![submission], Err(FlushError::Busy));
-                    }
-                }
-            }
-            None => match self.write(&locked, Wait::Long).await {
-                // Of several locks some may be free by now.
-                Err(FlushError::Busy) => answer(self.write_free(locked).await, Err(FlushError::Busy)),
-                result => self.finish_each(locked, result).await,
-            },
-        }
-    }
+/// Writes groups of calls, with a connection at a time.
+pub(super) struct Writer {
+    pool: PgPool,
+    bound: Duration,
+    memory: Memory,
+    metrics: WriterMetrics,
+    away: Away,
+}
 
-    /// Writes what of a group needs nothing that is locked, and answers it; returns the rest.
-    async fn write_free(&mut self, mut group: Vec<Submission>) -> Vec<Submission> {
-        let mut aside = Vec::new();
+impl Writer {
+    /// Writes a group and answers its calls, but those that need what is locked: they come back.
+    pub(super) async fn write(&mut self, mut group: Vec<Submission>) -> Vec<Submission> {
+        use FlushError::{Busy, Failed, Rejected};
+        let mut locked = Vec::new();
         while !group.is_empty() {
-            match self.write_promptly(&group).await {
-                Ok(Flushed::Locked(locked)) => {
-                    let needs = |call: &Submission| call.events.iter().any(|event| locked.concerns(event));
+            match self.flush(&group, Wait::Long).await {
+                Ok(Flushed::Locked(what)) => {
+                    let needs = |call: &Submission| call.events.iter().any(|event| what.concerns(event));
                     let (waits, free) = group.into_iter().partition::<Vec<_>, _>(needs);
-                    aside.extend(waits);
+                    locked.extend(waits);
                     group = free;
                 }
                 Ok(Flushed::Counted(outcomes)) => {
-                    self.finish(group, Ok(outcomes)).await;
+                    answer(group, Ok(outcomes));
+                    break;
+                }
+                Err(Failed | Rejected | Busy) if group.len() > 1 => {
+                    locked.extend(self.write_each(group).await);
                     break;
                 }
                 Err(error) => {
-                    self.finish_each(group, Err(error)).await;
+                    self.fail(group, error).await;
                     break;
                 }
             }
         }
-        aside
+        locked
     }
 
-    /// Answers a group. Where it failed by a fault of ours, or by what some of it waited for, each call is written alone,
-    /// so that one that cannot be written does not fail the others.
-    async fn finish_each(&mut self, group: Vec<Submission>, result: Result<Vec<Outcome>, FlushError>) {
-        use FlushError::{Busy, Failed, Rejected};
-        if !matches!(result, Err(Failed | Rejected | Busy)) || group.len() == 1 {
-            return self.finish(group, result).await;
-        }
-        for alone in group {
-            let result = self.write(std::slice::from_ref(&alone), Wait::Briefly).await;
-            self.finish(vec![alone], result).await;
-        }
-    }
-
-    /// Answers a group; what the database could not take goes to the spool, if there is one. Whether it was counted
-    /// all the same, as where the answer to its commit was lost, the drain finds out.
-    async fn finish(&self, group: Vec<Submission>, result: Result<Vec<Outcome>, FlushError>) {
-        match &self.spooling {
-            Some(spooling) if result == Err(FlushError::Unavailable) => {
-                spooling.note_away();
-                spooling.keep(group).await;
+    /// The same, each call alone, so that one that cannot be written, by a fault of ours or for a row that somebody
+    /// holds, does not fail the others.
+    async fn write_each(&mut self, group: Vec<Submission>) -> Vec<Submission> {
+        let mut locked = Vec::new();
+        for call in group {
+            match self.flush(slice::from_ref(&call), Wait::Briefly).await {
+                Ok(Flushed::Locked(_)) => locked.push(call),
+                Ok(Flushed::Counted(outcomes)) => answer(vec![call], Ok(outcomes)),
+                Err(error) => self.fail(vec![call], error).await,
             }
-            _ => answer(group, result),
+        }
+        locked
+    }
+
+    async fn fail(&self, group: Vec<Submission>, error: FlushError) {
+        match error {
+            FlushError::Unavailable => self.away.take(group).await,
+            _ => answer(group, Err(error)),
         }
     }
 
-    async fn write(&mut self, group: &[Submission], wait: Wait) -> Result<Vec<Outcome>, FlushError> {
+    async fn flush(&mut self, group: &[Submission], wait: Wait) -> Result<Flushed, FlushError> {
+        if self.away.is_on() {
+            return Err(FlushError::Unavailable);
+        }
         let (span, events) = of(group);
         let flushed = flush::run(&self.pool, self.bound, &mut self.memory, wait, &events, None);
         let result = flushed.instrument(span).await;
-        self.count(events.len(), result.as_ref().map(Vec::len).ok());
-        result
-    }
-
-    async fn write_promptly(&mut self, group: &[Submission]) -> Result<Flushed, FlushError> {
-        let (span, events) = of(group);
-        let flushed = flush::run_promptly(&self.pool, self.bound, &mut self.memory, &events);
-        let result = flushed.instrument(span).await;
+        self.away.note(matches!(result, Err(FlushError::Unavailable)));
         match &result {
             Ok(Flushed::Counted(outcomes)) => self.count(events.len(), Some(outcomes.len())),
             Ok(Flushed::Locked(_)) => {}

@@ -46,6 +46,13 @@ const FEW: usize = 1_000;
 /// Encoded rows are sent in pieces of about so many bytes: the server works on one while the next is encoded.
 const PIECE_BYTES: usize = 128 * 1024;
 
+/// Waits for no row for long until the transaction ends.
+#[tracing::instrument(name = "db.eco_api_usage.wait", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn wait_briefly(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!("set local lock_timeout = '250ms'").execute(connection).await?;
+    Ok(())
+}
+
 /// Writes rows, which are in the order of day, id and account, straight into their days' partitions. Fails with
 /// a unique violation, and writes nothing, where one of them is stored already.
 #[tracing::instrument(name = "db.eco_api_usage.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = rows.len()))]

@@ -3,29 +3,9 @@
 
 use sqlx::PgConnection;
 
-/// Waits for no lock for long until the transaction ends.
-#[tracing::instrument(name = "db.plan_locks.wait", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn wait_briefly(connection: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::query!("set local lock_timeout = '250ms'").execute(connection).await?;
-    Ok(())
-}
-
 /// Keeps changes of these accounts' plans out until the transaction ends. What a later statement reads of them is
-/// true until then; what an earlier one read need not be.
-#[tracing::instrument(name = "db.plan_locks.hold", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn hold_shared(connection: &mut PgConnection, eco_ids: &[&str]) -> sqlx::Result<()> {
-    sqlx::query!(
-        "select pg_advisory_xact_lock_shared(hashtext('nexus_plan_range'), range)
-         from (select distinct nexus_plan_range(eco_id) as range from unnest($1::text[]) as eco_id order by 1) as ranges",
-        eco_ids as &[&str],
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// The same without waiting: returns those of the accounts whose plans are being changed, in whose range that is; of
-/// them nothing is held.
+/// true until then; what an earlier one read need not be. Waits for none: returns those of the accounts in whose range
+/// a plan is being changed, or is to be next; of them nothing is held.
 #[tracing::instrument(name = "db.plan_locks.hold", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn try_hold_shared(connection: &mut PgConnection, eco_ids: &[&str]) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(

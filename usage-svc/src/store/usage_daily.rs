@@ -6,22 +6,8 @@ use sqlx::PgConnection;
 use super::rollup_arrays::RollupArrays;
 use crate::domain::delta::Rollup;
 
-/// Keeps rebuilds of these days out until the transaction ends. `days` are in order, so that no two
-/// flushes and rebuilds wait for each other in a circle.
-#[tracing::instrument(name = "db.eco_usage_daily.lock", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn lock_days_shared(connection: &mut PgConnection, days: &[NaiveDate]) -> sqlx::Result<()> {
-    sqlx::query!(
-        "select pg_advisory_xact_lock_shared(hashtext('nexus_usage_day'), day - date '2000-01-01')
-         from unnest($1::date[]) as day",
-        days,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// The same without waiting: returns those of the days that are being rebuilt, or are to be next; of them nothing is
-/// held.
+/// Keeps rebuilds of these days out until the transaction ends. Waits for none: returns those of the days that are
+/// being rebuilt, or are to be next; of them nothing is held.
 #[tracing::instrument(name = "db.eco_usage_daily.lock", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn try_lock_days_shared(
     connection: &mut PgConnection,

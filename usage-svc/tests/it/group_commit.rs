@@ -1,5 +1,7 @@
 //! The writer: calls that gather share a transaction, and none spoils the others.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use futures::future::join_all;
 use nexus_core::{id::EcoId, plan::Plan};
@@ -8,7 +10,10 @@ use nexus_testkit::db::TestDb;
 use nexus_usage::{
     Error,
     app::{
+        away::Away,
+        feed,
         flush::FlushError,
+        outage::Outage,
         record_usage::Recorder,
         writer::{self, Bounds, WriterMetrics},
     },
@@ -30,7 +35,9 @@ fn start_many(db: &TestDb, writers: u32, stop: &CancellationToken) -> Result<(Re
     let pool = db::pool(&db.args(), Role::Usage)?;
     let metrics = WriterMetrics::register(&mut Registry::default());
     let bounds = Bounds { writers, one_try: TIMEOUT, events: 10_000 };
-    Ok(writer::start(&pool, bounds, &metrics, &Default::default(), None, stop))
+    let (feed, _) = feed::start(&db.args(), stop.clone())?;
+    let away = Away::Refused(Arc::new(Outage::new(feed)));
+    Ok(writer::start(&pool, bounds, &metrics, &Default::default(), &away, stop))
 }
 
 fn event_on(endpoint: &str) -> Result<Event> {

@@ -5,11 +5,12 @@ use anyhow::Result;
 use chrono::TimeDelta;
 use futures::future::{join_all, try_join_all};
 use nexus_core::plan::Plan;
-use nexus_proto::usage::v1::{EventOutcome, UsageEvent};
-use sqlx::PgPool;
-use tonic::Code;
+use nexus_proto::usage::v1::{EventOutcome, RecordUsageRequest, UsageEvent};
+use nexus_testkit::db::TestDb;
+use nexus_usage::Config;
+use tonic::{Code, Status};
 
-use crate::{outages::has_retry_info, spool::World, support::*};
+use crate::{billing::Billing, outages::has_retry_info, spool::World, support::*};
 
 /// Nothing was taken for an outage.
 async fn is_undisturbed(server: &Server) -> Result<()> {
@@ -22,11 +23,11 @@ async fn is_undisturbed(server: &Server) -> Result<()> {
 
 /// An event for a day that is being rebuilt, while events of other days come for the same account: these are counted
 /// while it waits. It is refused in the end, and counted when it is sent again.
-async fn late_event(server: &Server, pool: &PgPool) -> Result<()> {
+async fn late_event(server: &Server, db: &TestDb) -> Result<()> {
+    let pool = &db.pool;
     record(server, event("eco_a")).await?;
     let at = now() - TimeDelta::days(1);
-    let mut rebuild = nexus_kit::db::begin(pool).await?;
-    sqlx::query("select aggregate_daily_usage($1)").bind(at.date_naive()).execute(&mut *rebuild).await?;
+    let rebuild = hold_day(db, at).await?;
     let late = event_at("eco_a", at);
     let others = async {
         for _ in 0..3 {
@@ -63,7 +64,7 @@ fn new_id() -> String {
 async fn a_day_that_is_rebuilt_holds_up_its_own_events_alone() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Pro).await?;
-    late_event(&server, &db.pool).await
+    late_event(&server, &db).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -71,8 +72,7 @@ async fn a_day_that_is_rebuilt_is_no_outage() -> Result<()> {
     let world = World::new().await?;
     let server = &world.server;
     let at = now() - TimeDelta::days(1);
-    let mut rebuild = nexus_kit::db::begin(&world.db.pool).await?;
-    sqlx::query("select aggregate_daily_usage($1)").bind(at.date_naive()).execute(&mut *rebuild).await?;
+    let rebuild = hold_day(&world.db, at).await?;
     let late = event_at("eco_a", at);
     let (waited, others) = tokio::join!(
         record(server, late.clone()),
@@ -86,6 +86,119 @@ async fn a_day_that_is_rebuilt_is_no_outage() -> Result<()> {
     assert_eq!(record(server, late).await?.outcome(), EventOutcome::Accepted);
     assert_eq!(world.sums().await?, plain(10));
     is_undisturbed(server).await
+}
+
+/// It holds nothing meanwhile: neither the plan, nor, behind its change, whoever counts under it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_waits_for_its_day_holds_up_no_change_of_plan() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let billing = Billing::start(&db).await?;
+    let at = now() - TimeDelta::days(1);
+    let rebuild = hold_day(&db, at).await?;
+    let mut late = Box::pin(record(&server, event_at("eco_a", at)));
+    let others = async {
+        set_aside(&server, 1).await?;
+        billing.change("eco_a", Plan::Enterprise).await?;
+        anyhow::Ok(record(&server, event("eco_a")).await?)
+    };
+    tokio::select! {
+        early = &mut late => anyhow::bail!("the others waited as long: {early:?}"),
+        others = others => assert_eq!(others?.outcome(), EventOutcome::Accepted),
+    }
+    rebuild.commit().await?;
+    assert_eq!(late.await?.outcome(), EventOutcome::Accepted);
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(2));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_waits_for_its_day_does_not_wait_for_another() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let days = [now() - TimeDelta::days(1), now() - TimeDelta::days(2)];
+    let [first, second] = [hold_day(&db, days[0]).await?, hold_day(&db, days[1]).await?];
+    let mut of_first = Box::pin(record(&server, event_at("eco_a", days[0])));
+    tokio::select! {
+        early = &mut of_first => anyhow::bail!("its day is being rebuilt: {early:?}"),
+        waits = set_aside(&server, 1) => waits?,
+    }
+    let mut of_second = Box::pin(record(&server, event_at("eco_a", days[1])));
+    tokio::select! {
+        early = &mut of_second => anyhow::bail!("its day is being rebuilt: {early:?}"),
+        waits = set_aside(&server, 2) => waits?,
+    }
+    second.commit().await?;
+    tokio::select! {
+        early = &mut of_first => anyhow::bail!("the other waited for it: {early:?}"),
+        answer = of_second => assert_eq!(answer?.outcome(), EventOutcome::Accepted),
+    }
+    first.commit().await?;
+    assert_eq!(of_first.await?.outcome(), EventOutcome::Accepted);
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(2));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_wait_for_a_day_take_no_room_from_others() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    account(&db, "eco_b", Plan::Pro).await?;
+    let server = Server::start_with(Config { ingest_queue: 100, ..config(db.args()) }).await?;
+    assert_eq!(server.metric("nexus_usage_set_aside_events_limit").await?, 25);
+    let at = now() - TimeDelta::days(1);
+    let rebuild = hold_day(&db, at).await?;
+    let late = |count: usize| record_batch(&server, (0..count).map(|_| event_at("eco_a", at)).collect());
+    // More than there is room for: it takes all of it.
+    let mut taken = Box::pin(late(60));
+    tokio::select! {
+        early = &mut taken => anyhow::bail!("its day is being rebuilt: {early:?}"),
+        waits = set_aside(&server, 25) => waits?,
+    }
+    eventually(async || Ok(server.metric("nexus_usage_waiting_events").await? == 0)).await?;
+    let others = async {
+        let batch = record_batch(&server, (0..100).map(|_| event("eco_b")).collect()).await?;
+        assert_eq!(batch.accepted_count, 100);
+        has_retry_info(&refused(late(1).await, Code::Unavailable, "DATABASE_BUSY"))
+    };
+    tokio::select! {
+        early = &mut taken => anyhow::bail!("the others waited as long: {early:?}"),
+        others = others => others?,
+    }
+    rebuild.commit().await?;
+    assert_eq!(taken.await?.accepted_count, 60);
+    eventually(async || Ok(server.metric("nexus_usage_set_aside_events").await? == 0)).await?;
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(60));
+    Ok(())
+}
+
+/// A call of its own client, for a server that is to stop.
+fn call(
+    server: &Server,
+    event: UsageEvent,
+) -> Result<impl Future<Output = Result<EventOutcome, Status>> + use<>> {
+    let (mut client, options) = (server.client()?, service()?);
+    let request = options.request(RecordUsageRequest { event: Some(event) });
+    Ok(async move { Ok(client.record_usage(request).await?.into_inner().outcome()) })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_answers_what_waits_for_a_day() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let days = [now() - TimeDelta::days(1), now() - TimeDelta::days(2)];
+    let [first, second] = [hold_day(&db, days[0]).await?, hold_day(&db, days[1]).await?];
+    let of_first = tokio::spawn(call(&server, event_at("eco_a", days[0]))?);
+    let of_second = tokio::spawn(call(&server, event_at("eco_a", days[1]))?);
+    set_aside(&server, 2).await?;
+    let stop = tokio::spawn(server.stop());
+    second.commit().await?;
+    assert_eq!(of_second.await??, EventOutcome::Accepted);
+    has_retry_info(&refused(of_first.await?, Code::Unavailable, "DATABASE_BUSY"))?;
+    tokio::time::timeout(TIMEOUT, stop).await???;
+    first.commit().await?;
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(1));
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -106,7 +219,7 @@ async fn a_change_of_plan_holds_up_its_own_accounts_alone() -> Result<()> {
         .execute(&mut *change)
         .await?;
     let meanwhile = async {
-        service_waits(&db).await?;
+        set_aside(&server, 1).await?;
         for answer in join_all(others.iter().map(|other| record(&server, event(other)))).await {
             assert_eq!(answer?.outcome(), EventOutcome::Accepted);
         }

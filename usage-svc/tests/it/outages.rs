@@ -111,21 +111,49 @@ async fn a_database_that_is_away_is_unavailable_and_comes_back() -> Result<()> {
     Ok(())
 }
 
+/// Whoever asks for a connection waits for it, in vain; without a spool each call would.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_a_database_that_is_known_to_be_away() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let proxy = Proxy::before(&db).await?;
+    let server = Server::start(proxy.args(&db)?).await?;
+    hear(&db, 1).await?;
+    record(&server, event("eco_a")).await?;
+    let pool = nexus_kit::db::pool(&proxy.args(&db)?, Role::Usage)?;
+    proxy.silence();
+    let lost = event("eco_a");
+    refused(record(&server, lost.clone()).await, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    let calls = async {
+        for _ in 0..20 {
+            let status =
+                refused(record(&server, lost.clone()).await, Code::Unavailable, "DATABASE_UNAVAILABLE");
+            has_retry_info(&status)?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        connection = nexus_kit::db::acquire(&pool) => anyhow::bail!("calls wait as long as for {connection:?}"),
+        refused = calls => refused?,
+    }
+    proxy.mend();
+    insist(&server, lost).await?;
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(2));
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_is_unavailable_and_what_was_taken_is_written_before_the_end() -> Result<()> {
     let db = TestDb::new().await?;
     account(&db, "eco_a", Plan::Pro).await?;
     let server = Server::start_with(Config { ingest_queue: 10_000, ..config(db.args()) }).await?;
-    // A flush waits for the rebuild of its day; the queue fills behind it.
-    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
-    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
-        .execute(&mut *rebuild)
-        .await?;
+    // The queue fills behind a flush.
+    let flushes = hold_flushes(&db).await?;
     let batches = (0..4).map(|_| record_batch(&server, (0..4000).map(|_| event("eco_a")).collect()));
     let let_go = async {
         // Two of the four fit, and the first that does not is refused while the others wait.
         service_waits(&db).await?;
-        rebuild.commit().await?;
+        flushes.commit().await?;
         anyhow::Ok(())
     };
     let (answers, let_go) = tokio::join!(join_all(batches), let_go);
@@ -140,18 +168,15 @@ async fn a_full_queue_is_unavailable_and_what_was_taken_is_written_before_the_en
     Ok(())
 }
 
-/// Records an event whose flush loses its connection without a word, as in a failover: it waits for the
-/// rebuild of its day when the line goes silent and its backend ends.
+/// Records an event whose flush loses its connection without a word, as in a failover: it is at work when the line
+/// goes silent and its backend ends.
 async fn record_into_silence(
     db: &TestDb,
     proxy: &Proxy,
     server: &Server,
     event: UsageEvent,
 ) -> Result<Result<(), Status>> {
-    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
-    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
-        .execute(&mut *rebuild)
-        .await?;
+    let flushes = hold_flushes(db).await?;
     let go_silent = async {
         service_waits(db).await?;
         proxy.silence();
@@ -161,7 +186,7 @@ async fn record_into_silence(
         )
         .execute(&db.pool)
         .await?;
-        rebuild.commit().await?;
+        flushes.commit().await?;
         proxy.mend();
         anyhow::Ok(())
     };
@@ -225,17 +250,14 @@ async fn a_server_with_nothing_left_to_write_ends_at_once() -> Result<()> {
 async fn a_caller_that_goes_away_cancels_no_flush() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Pro).await?;
-    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
-    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
-        .execute(&mut *rebuild)
-        .await?;
+    let flushes = hold_flushes(&db).await?;
     let mut call = Box::pin(record(&server, event("eco_a")));
     tokio::select! {
         answer = &mut call => anyhow::bail!("answered before the commit: {answer:?}"),
         waited = service_waits(&db) => waited?,
     }
     drop(call);
-    rebuild.commit().await?;
+    flushes.commit().await?;
     // Written before the server ends.
     server.stop().await?;
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(1));

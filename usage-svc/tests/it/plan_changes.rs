@@ -20,7 +20,7 @@ async fn a_flush_that_meets_a_change_waits_for_it_and_counts_in_the_new_segment(
         .execute(&mut *change)
         .await?;
     let changed = async {
-        service_waits(&db).await?;
+        set_aside(&server, 1).await?;
         sqlx::query(
             "insert into eco_usage_segments
              select eco_id, nexus_period_start(anchor_time, now()), 0, plan, plan_version, now(), 1, 0

@@ -57,21 +57,12 @@ async fn raw_rows(db: &TestDb) -> Result<i64> {
     Ok(sqlx::query_scalar("select count(*) from eco_api_usage").fetch_one(&db.pool).await?)
 }
 
-/// Holds up every flush of today until it is committed.
-async fn hold_up(db: &TestDb) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
-    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
-    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
-        .execute(&mut *rebuild)
-        .await?;
-    Ok(rebuild)
-}
-
 #[tokio::test]
 async fn batches_are_acknowledged_in_their_order_after_their_commit() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Pro).await?;
     let mut stream = Open::at(&server).await?;
-    let held = hold_up(&db).await?;
+    let held = hold_flushes(&db).await?;
     // More than may be under way at once, under ids in no order.
     let sizes: Vec<i32> = (1..=12).collect();
     for size in &sizes {
@@ -147,7 +138,7 @@ async fn a_full_server_holds_a_stream_up_and_refuses_nothing_of_it() -> Result<(
     account(&db, "eco_a", Plan::Pro).await?;
     let server = Server::start_with(Config { ingest_queue: 10_000, ..config(db.args()) }).await?;
     let mut stream = Open::at(&server).await?;
-    let held = hold_up(&db).await?;
+    let held = hold_flushes(&db).await?;
     for id in 0..4 {
         stream.send(id, events(4_000)).await?;
     }
@@ -166,7 +157,7 @@ async fn a_full_server_holds_up_as_many_events_as_it_takes_and_refuses_the_strea
     let db = TestDb::new().await?;
     account(&db, "eco_a", Plan::Pro).await?;
     let server = Server::start_with(Config { ingest_queue: 100, ..config(db.args()) }).await?;
-    let held = hold_up(&db).await?;
+    let held = hold_flushes(&db).await?;
     let mut streams = Vec::new();
     for id in 0..5 {
         let stream = Open::at(&server).await?;
@@ -188,7 +179,7 @@ async fn a_server_that_stops_acknowledges_what_it_read_and_ends_the_stream() -> 
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Pro).await?;
     let (mut busy, mut idle) = (Open::at(&server).await?, Open::at(&server).await?);
-    let held = hold_up(&db).await?;
+    let held = hold_flushes(&db).await?;
     busy.send(1, events(5)).await?;
     service_waits(&db).await?;
     let stop = tokio::spawn(server.stop());
@@ -206,7 +197,7 @@ async fn what_a_caller_that_goes_away_had_sent_is_written() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Pro).await?;
     let stream = Open::at(&server).await?;
-    let held = hold_up(&db).await?;
+    let held = hold_flushes(&db).await?;
     stream.send(1, events(5)).await?;
     service_waits(&db).await?;
     drop(stream);

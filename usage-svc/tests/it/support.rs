@@ -283,6 +283,31 @@ async fn is_waited_for(db: &TestDb, which: &str) -> Result<()> {
     Ok(())
 }
 
+/// Keeps flushes at work until the transaction ends: they wait for the counters.
+pub(crate) async fn hold_flushes(db: &TestDb) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
+    let mut holder = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("lock table eco_usage_counters in share mode").execute(&mut *holder).await?;
+    Ok(holder)
+}
+
+/// Locks the day, as a rebuild does, until the transaction ends. (Maintenance, which would hold up another, is not.)
+pub(crate) async fn hold_day(
+    db: &TestDb,
+    at: DateTime<Utc>,
+) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
+    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("select pg_advisory_xact_lock(hashtext('nexus_usage_day'), $1 - date '2000-01-01')")
+        .bind(at.date_naive())
+        .execute(&mut *rebuild)
+        .await?;
+    Ok(rebuild)
+}
+
+/// Returns once so many events wait for a rebuild or a change of plan.
+pub(crate) async fn set_aside(server: &Server, events: i64) -> Result<()> {
+    eventually(async || Ok(server.metric("nexus_usage_set_aside_events").await? == events)).await
+}
+
 /// Checks of one unit each, all at once, in turn at these servers; the answers.
 pub(crate) async fn burst(
     servers: &[&Server],

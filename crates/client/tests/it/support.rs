@@ -174,17 +174,14 @@ pub(crate) async fn until(pool: &PgPool, query: &'static str) -> Result<()> {
     Ok(())
 }
 
-/// A flush waits for the rebuild of its day (maintenance, which may wait too, has another lock).
+/// A flush waits for the counters.
 pub(crate) const A_FLUSH_WAITS: &str = "select exists (
     select from pg_locks l join pg_database d on d.oid = l.database
-    where d.datname = current_database() and not l.granted and l.locktype = 'advisory'
-      and l.classid::bigint = hashtext('nexus_usage_day')::bigint & 4294967295)";
+    where d.datname = current_database() and not l.granted and l.relation = 'eco_usage_counters'::regclass)";
 
-/// Keeps flushes of today waiting until the transaction ends.
+/// Keeps flushes at work until the transaction ends.
 pub(crate) async fn hold_flushes(db: &TestDb) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
-    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
-    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)")
-        .execute(&mut *rebuild)
-        .await?;
-    Ok(rebuild)
+    let mut holder = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("lock table eco_usage_counters in share mode").execute(&mut *holder).await?;
+    Ok(holder)
 }

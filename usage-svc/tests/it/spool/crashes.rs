@@ -39,24 +39,16 @@ async fn a_server_that_stops_while_the_database_is_away_leaves_them_too() -> Res
     Ok(())
 }
 
-/// The day's flushes wait for it until it is committed.
-async fn rebuild(db: &TestDb) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
-    let mut rebuild = nexus_kit::db::begin(&db.pool).await?;
-    let statement = "select aggregate_daily_usage((now() at time zone 'UTC')::date)";
-    sqlx::query(statement).execute(&mut *rebuild).await?;
-    Ok(rebuild)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_while_it_drains_leaves_the_rest_to_the_next() -> Result<()> {
     let mut world = World::new().await?;
     world.spool(20).await?;
-    let rebuild = rebuild(&world.db).await?;
+    let flushes = hold_flushes(&world.db).await?;
     world.proxy.mend();
     service_waits(&world.db).await?;
     let server = std::mem::replace(&mut world.server, Server::start(world.db.args()).await?);
     server.kill().await?;
-    rebuild.commit().await?;
+    flushes.commit().await?;
     let world = world.restarted().await?;
     drained(&world.server).await?;
     assert_eq!(world.sums().await?, plain(21));
