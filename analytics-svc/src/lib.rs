@@ -61,6 +61,7 @@ pub async fn serve(
     let server = GrpcServer {
         routes: Routes::new(grpc::server(service)),
         services: &["nexus.analytics.v1.AnalyticsService"],
+        foreign_services: &[],
         auth,
         api_keys: None,
         metrics: Metrics::new(),

@@ -94,6 +94,7 @@ pub async fn serve(
     let server = GrpcServer {
         routes: Routes::new(grpc::server(service)),
         services: &["nexus.billing.v1.BillingService"],
+        foreign_services: &[],
         auth,
         api_keys: None,
         metrics,

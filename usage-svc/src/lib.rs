@@ -95,9 +95,10 @@ pub async fn serve(
 
     let stop = CancellationToken::new();
     let (feed, listening) = feed::start(&config.db, stop.clone())?;
+    let outage = Arc::new(Outage::new(feed));
     let away = match &spooling {
         Some(spooling) => Away::Spooled(spooling.clone()),
-        None => Away::Refused(Arc::new(Outage::new(feed.clone()))),
+        None => Away::Refused(outage.clone()),
     };
     let (recorder, writer) = writer::start(
         &writer_pool,
@@ -110,10 +111,10 @@ pub async fn serve(
     metrics.register(|registry| recorder.register(registry));
     let draining = start_drain(spooling.as_ref(), writer_pool, config.flush_timeout, &stop);
     let (keys, following) =
-        verify_api_key::start(pool.clone(), feed.clone(), config.key_stale_max, stop.clone());
+        verify_api_key::start(pool.clone(), outage.clone(), config.key_stale_max, stop.clone());
     let name = format!("{} of process {}", listeners.main_addr().map_err(ServeError::Io)?, process::id());
     let (quota, holding) =
-        quota::start(pool.clone(), feed, known.clone(), name, config.key_stale_max, stop.clone());
+        quota::start(pool.clone(), outage, known.clone(), name, config.key_stale_max, stop.clone());
     metrics.register(|registry| quota.register(registry));
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
     let rate_limit = grpc::envoy::RateLimit { quota: quota.clone(), keys: keys.clone() };
@@ -131,6 +132,7 @@ pub async fn serve(
     let server = GrpcServer {
         routes: Routes::new(grpc::server(service)).add_service(grpc::envoy::server(rate_limit)),
         services: &["nexus.usage.v1.UsageService"],
+        foreign_services: &["envoy.service.ratelimit.v3.RateLimitService"],
         auth,
         api_keys: Some(grpc::caller::key_verifier(keys.clone())),
         metrics,

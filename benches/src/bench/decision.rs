@@ -1,6 +1,6 @@
 use std::{
     num::NonZero,
-    sync::Barrier,
+    sync::{Arc, Barrier},
     thread,
     time::{Duration, Instant},
 };
@@ -15,6 +15,7 @@ use nexus_kit::{
 };
 use nexus_usage::app::{
     feed,
+    outage::Outage,
     quota::{self, Quota, Verdict},
 };
 use tokio::runtime::Handle;
@@ -51,7 +52,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     let pool = db::pool(&settings, Role::Usage)?;
     let (quota, holding) = quota::start(
         pool,
-        feed,
+        Arc::new(Outage::new(feed)),
         Default::default(),
         "nexus-bench".to_owned(),
         Duration::from_secs(60),

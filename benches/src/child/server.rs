@@ -93,6 +93,7 @@ impl Layers {
         let server = GrpcServer {
             routes,
             services: &["nexus.usage.v1.UsageService"],
+            foreign_services: &[],
             auth: Arc::new(Authenticator::new(&self.auth)?),
             api_keys: None,
             metrics: Metrics::new(),

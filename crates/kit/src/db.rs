@@ -304,6 +304,12 @@ pub fn is_away(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Whether an error means that the database has no connection left, or no memory or disk: who has a connection may be
+/// served all the same.
+pub fn is_full(error: &sqlx::Error) -> bool {
+    is_of(error, &["53"])
+}
+
 /// Whether an error means that others hold what this caller needs, or that it took too long: the database is there, and
 /// does what others ask.
 pub fn is_busy(error: &sqlx::Error) -> bool {

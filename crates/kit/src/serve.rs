@@ -121,8 +121,10 @@ pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<Ready, String>> +
 pub struct GrpcServer {
     /// Its services.
     pub routes: Routes,
-    /// Their full names, for health.
+    /// Their full names, for health and reflection.
     pub services: &'static [&'static str],
+    /// Those of another's protocol, for health: reflection has no descriptors of them.
+    pub foreign_services: &'static [&'static str],
     /// Verifies callers.
     pub auth: Arc<Authenticator>,
     /// Verifies API keys; `None`: it takes none.
@@ -149,9 +151,9 @@ impl GrpcServer {
             self.readiness.clone(),
             stop_operations.clone(),
         ));
-        set_health(&health, self.services, ServingStatus::NotServing).await;
-        let watch =
-            tokio::spawn(watch_readiness(health, self.services, self.readiness.clone(), shutdown.clone()));
+        let services = [self.services, self.foreign_services].concat();
+        set_health(&health, &services, ServingStatus::NotServing).await;
+        let watch = tokio::spawn(watch_readiness(health, services, self.readiness.clone(), shutdown.clone()));
 
         let mut reflection = tonic_reflection::server::Builder::configure();
         let mut reflection_alpha = tonic_reflection::server::Builder::configure();
@@ -256,7 +258,7 @@ async fn set_health(health: &HealthReporter, services: &[&str], status: ServingS
 /// Keeps health in step with readiness; not serving from the moment of shutdown.
 async fn watch_readiness(
     health: HealthReporter,
-    services: &'static [&'static str],
+    services: Vec<&'static str>,
     readiness: Readiness,
     shutdown: CancellationToken,
 ) {
@@ -267,11 +269,11 @@ async fn watch_readiness(
             match &is {
                 Ok(ready) => {
                     tracing::info!(?ready, "ready");
-                    set_health(&health, services, ServingStatus::Serving).await;
+                    set_health(&health, &services, ServingStatus::Serving).await;
                 }
                 Err(reason) => {
                     tracing::warn!(reason, "not ready");
-                    set_health(&health, services, ServingStatus::NotServing).await;
+                    set_health(&health, &services, ServingStatus::NotServing).await;
                 }
             }
             was = Some(is);
@@ -281,7 +283,7 @@ async fn watch_readiness(
             () = tokio::time::sleep(CHECK_EVERY) => {}
         }
     }
-    set_health(&health, services, ServingStatus::NotServing).await;
+    set_health(&health, &services, ServingStatus::NotServing).await;
 }
 
 async fn checked(readiness: &Readiness) -> Result<Ready, String> {

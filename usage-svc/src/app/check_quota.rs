@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use moka::future::Cache;
+use moka::{future::Cache, policy::EvictionPolicy};
 use nexus_core::id::EcoId;
 use nexus_kit::validate::Violations;
 use tracing::Instrument;
@@ -13,8 +13,8 @@ use crate::error::Error;
 
 /// How long an answer is remembered for a repeated request.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60);
-/// Answers remembered at most.
-const MAX_REMEMBERED: u64 = 100_000;
+/// Answers remembered at most; then the oldest go first.
+const MAX_REMEMBERED: u64 = 1_000_000;
 
 /// Answers of the last minute, by account and request.
 #[derive(Clone)]
@@ -22,11 +22,23 @@ pub struct Memory(Cache<(EcoId, Uuid), Decision>);
 
 impl Default for Memory {
     fn default() -> Self {
-        Self(Cache::builder().max_capacity(MAX_REMEMBERED).time_to_live(REMEMBERED_FOR).build())
+        Self::of(MAX_REMEMBERED)
     }
 }
 
 impl Memory {
+    /// Of so many answers.
+    fn of(capacity: u64) -> Self {
+        Self(
+            Cache::builder()
+                .max_capacity(capacity)
+                // Whoever repeats a request does so soon; by default new ones would be turned away from a full cache.
+                .eviction_policy(EvictionPolicy::lru())
+                .time_to_live(REMEMBERED_FOR)
+                .build(),
+        )
+    }
+
     /// Admits the units, once per request id; a repeat gets the first answer. Failures are not remembered.
     pub async fn run(
         &self,
@@ -47,5 +59,35 @@ impl Memory {
             return Err(Arc::new(Error::Invalid(Violations::one("request_id", message))));
         }
         Ok(decision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use nexus_core::{period::Period, plan::Plan};
+
+    use super::*;
+    use crate::{app::quota::Verdict, clock::BootTime, domain::quota::Terms};
+
+    fn decision() -> Decision {
+        let terms =
+            Terms { plan: Plan::Pro, included: None, hard: false, priced: false, capped: None, epoch: 0 };
+        let period = Period { start: DateTime::UNIX_EPOCH, end: DateTime::UNIX_EPOCH };
+        let (verdict, resets) = (Verdict::Open, BootTime::START);
+        Decision { units: 1, verdict, consumed: 1, terms, period, resets }
+    }
+
+    #[tokio::test]
+    async fn of_too_many_answers_the_newest_are_remembered() {
+        let memory = Memory::of(100).0;
+        let eco_id = EcoId::parse("eco_a").expect("an id");
+        let key = |n| (eco_id.clone(), Uuid::from_u128(n));
+        for n in 0..1_000 {
+            memory.insert(key(n), decision()).await;
+        }
+        memory.run_pending_tasks().await;
+        assert!((950..1_000).all(|n| memory.contains_key(&key(n))));
+        assert!((0..850).all(|n| !memory.contains_key(&key(n))));
     }
 }

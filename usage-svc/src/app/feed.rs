@@ -8,7 +8,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -84,6 +84,8 @@ pub struct Feed {
     changes: broadcast::Sender<Change>,
     /// When the newest notification to ourselves that came back was sent, in nanoseconds of [`BootTime`].
     heard: AtomicU64,
+    /// The last connection could not be made.
+    refused: AtomicBool,
 }
 
 impl Feed {
@@ -100,6 +102,11 @@ impl Feed {
     /// Whether every change that is older than this has been heard.
     pub fn heard_within(&self, duration: Duration) -> bool {
         self.unheard_for() <= duration
+    }
+
+    /// Whether the database takes no connections of the feed, though it has room for some.
+    pub fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// The changes from now on.
@@ -136,7 +143,11 @@ impl Changes {
 pub fn start(args: &DbArgs, stop: CancellationToken) -> Result<(Arc<Feed>, JoinHandle<()>), StartError> {
     let args = DbArgs { database_max_connections: 1, ..args.clone() };
     db::options(&args.database_url)?;
-    let feed = Arc::new(Feed { changes: broadcast::Sender::new(CAPACITY), heard: AtomicU64::new(0) });
+    let feed = Arc::new(Feed {
+        changes: broadcast::Sender::new(CAPACITY),
+        heard: AtomicU64::new(0),
+        refused: AtomicBool::new(false),
+    });
     let task = tokio::spawn(run(feed.clone(), args, stop));
     Ok((feed, task))
 }
@@ -149,9 +160,12 @@ async fn run(feed: Arc<Feed>, args: DbArgs, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             ended = listen(&feed, &args, &own, &mut down) => {
-                if let Err(reason) = ended && !down {
-                    tracing::warn!(%reason, "the change feed is not heard");
-                    down = true;
+                if let Err(reason) = ended {
+                    feed.refused.store(reason.is_outage(), Ordering::Relaxed);
+                    if !down {
+                        tracing::warn!(%reason, "the change feed is not heard");
+                        down = true;
+                    }
                 }
             }
         }
@@ -175,6 +189,13 @@ enum Ended {
     Silent,
 }
 
+impl Ended {
+    /// Whether nobody can reach the database. One that has no connection left answers those who have one.
+    fn is_outage(&self) -> bool {
+        matches!(self, Self::Database(error) if db::is_away(error) && !db::is_full(error))
+    }
+}
+
 /// Listens until the connection ends.
 async fn listen(feed: &Feed, args: &DbArgs, own: &str, down: &mut bool) -> Result<(), Ended> {
     // A pool of its own each time: a connection that went silent keeps its place in the old one.
@@ -184,6 +205,7 @@ async fn listen(feed: &Feed, args: &DbArgs, own: &str, down: &mut bool) -> Resul
     // A notification is no data: its commit need not wait for the disk.
     (&mut listener).execute("set synchronous_commit = off").await?;
     listener.listen_all([store::changes::CHANNEL, own]).await?;
+    feed.refused.store(false, Ordering::Relaxed);
     feed.publish(Change::Everything);
 
     let mut beat = interval(BEAT);

@@ -12,8 +12,8 @@ use std::{
 use super::feed::Feed;
 use crate::clock::BootTime;
 
-/// How long it is not asked again.
-const AWAY_FOR: Duration = Duration::from_secs(5);
+/// How long it is not asked again, if nobody finds it there. The holder's sign of life asks more often than that.
+const AWAY_FOR: Duration = Duration::from_secs(15);
 
 /// What is known of an outage.
 #[derive(Debug)]
@@ -29,9 +29,16 @@ impl Outage {
         Self { feed, until: AtomicU64::new(0) }
     }
 
+    /// The feed, whose silence is part of it.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
     /// Whether there is one.
     pub fn is_on(&self) -> bool {
-        BootTime::now().nanos() < self.until.load(Ordering::Relaxed) && !self.feed.is_heard()
+        let is_away =
+            || self.feed.is_refused() || BootTime::now().nanos() < self.until.load(Ordering::Relaxed);
+        !self.feed.is_heard() && is_away()
     }
 
     /// Notes whether the database was away when it was asked.

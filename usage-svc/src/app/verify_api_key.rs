@@ -46,7 +46,7 @@ struct Inner {
     known: Cache<String, Arc<Known>>,
     /// Counts the changes heard: what was read before one of them is not remembered after it.
     changes: AtomicU64,
-    outage: Outage,
+    outage: Arc<Outage>,
 }
 
 struct Known {
@@ -61,14 +61,15 @@ struct Known {
 /// keys are accepted for `stale_max`.
 pub fn start(
     pool: PgPool,
-    feed: Arc<Feed>,
+    outage: Arc<Outage>,
     stale_max: Duration,
     stop: CancellationToken,
 ) -> (Keys, JoinHandle<()>) {
+    let feed = outage.feed().clone();
     let changes = feed.subscribe();
     let keys = Keys(Arc::new(Inner {
         pool,
-        outage: Outage::new(feed.clone()),
+        outage,
         feed,
         stale_max,
         known: Cache::new(MAX_KEYS),

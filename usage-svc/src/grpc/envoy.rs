@@ -34,7 +34,7 @@ use nexus_kit::{
     validate::Violations,
 };
 use rand::Rng;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, codec::CompressionEncoding};
 use uuid::Uuid;
 
 use crate::{
@@ -63,7 +63,11 @@ pub struct RateLimit {
 
 /// The tonic server.
 pub fn server(service: RateLimit) -> RateLimitServiceServer<RateLimit> {
-    RateLimitServiceServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES)
+    RateLimitServiceServer::new(service)
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .accept_compressed(CompressionEncoding::Zstd)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .send_compressed(CompressionEncoding::Gzip)
 }
 
 #[tonic::async_trait]

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use chrono::{DateTime, Months, Utc};
+use futures::future::join_all;
 use nexus_core::{id::EcoId, plan::Plan};
 use nexus_kit::db::{self, Role};
 use nexus_testkit::{db::TestDb, proxy::Proxy, seed};
 use nexus_usage::{
-    app::{feed, known::Known, quota},
+    app::{feed, known::Known, outage::Outage, quota},
     domain::judge::Facts,
     store,
 };
@@ -317,6 +318,40 @@ async fn plans_decide_in_an_outage_after_the_plans_changed() -> Result<()> {
     plans_decide(&server).await
 }
 
+/// Those who ask at once do not wait for the database one after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_an_outage_nobody_waits_for_those_who_asked_before() -> Result<()> {
+    let (_db, proxy, server) = known().await?;
+    proxy.cut();
+    // More than the seconds that a connection is waited for would leave time for.
+    let asked = (0..24).map(|_| async { check(&server, "eco_recorded", 1).await });
+    for answer in tokio::time::timeout(TIMEOUT, join_all(asked)).await? {
+        assert!(answer?.admission.is_empty());
+    }
+    Ok(())
+}
+
+/// A replica that nobody asks finds out by itself, and as long as it lasts: whoever asks then waits for nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_is_known_before_anybody_asks() -> Result<()> {
+    let db = TestDb::new().await?;
+    let proxy = Proxy::before(&db).await?;
+    let stop = CancellationToken::new();
+    let (feed, _listening) = feed::start(&proxy.args(&db)?, stop.clone())?;
+    let pool = db::pool(&proxy.args(&db)?, Role::Usage)?;
+    let outage = Arc::new(Outage::new(feed.clone()));
+    let name = "a test".to_owned();
+    let (_quota, _holding) =
+        quota::start(pool, outage.clone(), Default::default(), name, TIMEOUT, stop.clone());
+    let _stop = stop.drop_guard();
+    until(|| feed.is_heard()).await?;
+    assert!(!outage.is_on());
+    proxy.cut();
+    until(|| outage.is_on()).await?;
+    proxy.mend();
+    until(|| feed.is_heard() && !outage.is_on()).await
+}
+
 /// An account that changed is read anew, so that no change between two outages goes unknown: one that was checked, and
 /// one for which was only recorded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -326,8 +361,8 @@ async fn an_account_that_changed_is_known_again_before_anybody_asks() -> Result<
     let (feed, _listening) = feed::start(&db.args(), stop.clone())?;
     let pool = db::pool(&db.args(), Role::Usage)?;
     let name = "a test".to_owned();
-    let (quota, _holding) =
-        quota::start(pool.clone(), feed.clone(), known.clone(), name, TIMEOUT, stop.clone());
+    let outage = Arc::new(Outage::new(feed.clone()));
+    let (quota, _holding) = quota::start(pool.clone(), outage, known.clone(), name, TIMEOUT, stop.clone());
     let _stop = stop.drop_guard();
     until(|| feed.is_heard()).await?;
     let [checked, recorded] = [EcoId::parse("eco_checked")?, EcoId::parse("eco_recorded")?];

@@ -19,9 +19,10 @@ use nexus_core::plan::Plan;
 use nexus_kit::auth::Scope;
 use nexus_proto::usage::v1::UsageEvent;
 use nexus_testkit::db::TestDb;
-use tonic::{Code, Status};
+use tonic::{Code, Status, codec::CompressionEncoding};
+use tonic_health::pb::health_check_response::ServingStatus;
 
-use crate::support::*;
+use crate::{spool::health_of, support::*};
 
 fn descriptor(entries: &[(&str, &str)]) -> RateLimitDescriptor {
     let entries =
@@ -67,6 +68,21 @@ fn told(response: &RateLimitResponse) -> Vec<(&str, &str)> {
 }
 
 const NONE: (u32, u32, Verdict) = (0, 0, Verdict::OverLimit);
+
+#[tokio::test]
+async fn it_has_a_health_and_takes_compressed_requests_as_every_server_does() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    let name = "envoy.service.ratelimit.v3.RateLimitService";
+    eventually(async || Ok(health_of(&server, name).await? == ServingStatus::Serving as i32)).await?;
+    for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Zstd] {
+        let client = RateLimitServiceClient::new(server.channel()?);
+        let mut client = client.send_compressed(encoding).accept_compressed(encoding);
+        let request = with_scopes(&[Scope::UsageCheck])?.request(about(vec![account_of("eco_a")]));
+        assert_eq!(client.should_rate_limit(request).await?.into_inner().overall_code(), Verdict::Ok);
+    }
+    Ok(())
+}
 
 #[tokio::test]
 async fn an_admitted_call_is_told_all_and_is_consumed_once() -> Result<()> {

@@ -1,6 +1,6 @@
 //! Units of several accounts at once, and units that come back.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use nexus_core::{id::EcoId, plan::Plan};
@@ -8,6 +8,7 @@ use nexus_kit::db::{self, Role};
 use nexus_testkit::db::TestDb;
 use nexus_usage::app::{
     feed,
+    outage::Outage,
     quota::{self, Quota},
     rate_limit::{self, Descriptor, Subject},
     verify_api_key::{self, Keys},
@@ -35,10 +36,11 @@ impl Holder {
         let stop = CancellationToken::new();
         let (feed, _task) = feed::start(&db.args(), stop.clone())?;
         let pool = db::pool(&db.args(), Role::Usage)?;
+        let outage = Arc::new(Outage::new(feed.clone()));
         let (keys, _following) =
-            verify_api_key::start(pool.clone(), feed.clone(), Duration::from_secs(60), stop.clone());
+            verify_api_key::start(pool.clone(), outage.clone(), Duration::from_secs(60), stop.clone());
         let (quota, holding) =
-            quota::start(pool, feed.clone(), Default::default(), "a test".to_owned(), TIMEOUT, stop.clone());
+            quota::start(pool, outage, Default::default(), "a test".to_owned(), TIMEOUT, stop.clone());
         until(|| feed.heard_within(Duration::from_secs(1))).await?;
         Ok(Self { db, quota, keys, holding, stop })
     }

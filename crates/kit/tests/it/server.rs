@@ -29,6 +29,7 @@ pub(crate) fn server(routes: Routes) -> GrpcServer {
     GrpcServer {
         routes,
         services: &["some.Service"],
+        foreign_services: &[],
         auth: Arc::new(Authenticator::new(&auth).expect("good settings")),
         api_keys: Some(Arc::new(|_| Box::pin(async { Err(status::unauthenticated("no key is good here")) }))),
         metrics: Metrics::new(),

@@ -139,6 +139,10 @@ impl Holder {
         {
             return Ok(step);
         }
+        // Found out by those whose turn was before.
+        if self.outage.is_on() {
+            return Err(Error::Database(sqlx::Error::PoolTimedOut));
+        }
         let epoch = self.epoch_of(account);
         let mut cached = self.cached_view(eco_id);
         loop {

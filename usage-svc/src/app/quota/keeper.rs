@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     app::{
-        feed::{Change, Changes, Feed},
+        feed::{Change, Changes},
         known::Known,
         outage::Outage,
     },
@@ -57,18 +57,19 @@ const BOUND: Duration = Duration::from_secs(5);
 /// clients may use what they hold for `stale_max`.
 pub fn start(
     pool: PgPool,
-    feed: Arc<Feed>,
+    outage: Arc<Outage>,
     known: Arc<Known>,
     name: String,
     stale_max: Duration,
     stop: CancellationToken,
 ) -> (Quota, JoinHandle<()>) {
+    let feed = outage.feed().clone();
     let changes = feed.subscribe();
     let holder = Arc::new(Holder {
         id: Uuid::new_v4(),
         name,
         pool,
-        outage: Outage::new(feed.clone()),
+        outage,
         feed,
         known,
         learning: Semaphore::new(LEARN_AT_ONCE),
@@ -225,9 +226,16 @@ impl Holder {
     }
 
     async fn beat(&self) -> sqlx::Result<()> {
-        let mut connection = db::acquire(&self.pool).await?;
-        let beaten = timeout(BOUND, store::quota_holders::beat(&mut connection, self.id, &self.name)).await;
-        db::in_time(beaten, connection)?;
+        let beaten = async {
+            let mut connection = db::acquire(&self.pool).await?;
+            let beaten =
+                timeout(BOUND, store::quota_holders::beat(&mut connection, self.id, &self.name)).await;
+            db::in_time(beaten, connection)
+        };
+        let beaten = beaten.await;
+        // So that an outage is known of before anybody asks for something.
+        self.note_outcome(&beaten);
+        beaten?;
         self.registered.store(true, Ordering::Release);
         Ok(())
     }

@@ -233,6 +233,9 @@ impl Holder {
         if self.closing.is_cancelled() {
             return Err(Error::Stopping);
         }
+        if self.outage.is_on() {
+            return Err(Error::Database(sqlx::Error::PoolTimedOut));
+        }
         let epoch = self.epoch_of(account);
         let mut cached = self.cached_view(eco_id);
         loop {

@@ -126,7 +126,7 @@ struct Holder {
     closing: CancellationToken,
     /// Whether the database knows this holder.
     registered: AtomicBool,
-    outage: Outage,
+    outage: Arc<Outage>,
     metrics: QuotaMetrics,
 }
 
@@ -183,6 +183,9 @@ impl Quota {
     where
         F: Future<Output = Result<Standing, Error>>,
     {
+        if self.0.outage.is_on() {
+            return Err(Error::Database(sqlx::Error::PoolTimedOut));
+        }
         let account = self.0.accounts.get(eco_id).map(|slot| slot.account.clone());
         // No grant comes between what the database says and what is in memory.
         let _turn = match &account {

@@ -89,7 +89,12 @@ pub(crate) async fn drained(server: &Server) -> Result<()> {
 
 /// The health that the server's gRPC port tells.
 pub(crate) async fn health(server: &Server) -> Result<i32> {
-    let request = HealthCheckRequest { service: "nexus.usage.v1.UsageService".to_owned() };
+    health_of(server, "nexus.usage.v1.UsageService").await
+}
+
+/// That of one of its services.
+pub(crate) async fn health_of(server: &Server, service: &str) -> Result<i32> {
+    let request = HealthCheckRequest { service: service.to_owned() };
     Ok(HealthClient::new(server.channel()?).check(request).await?.into_inner().status)
 }
 
