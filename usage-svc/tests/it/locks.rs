@@ -10,7 +10,12 @@ use nexus_testkit::db::TestDb;
 use nexus_usage::Config;
 use tonic::{Code, Status};
 
-use crate::{billing::Billing, outages::has_retry_info, spool::World, support::*};
+use crate::{
+    billing::Billing,
+    outages::has_retry_info,
+    spool::{World, drained},
+    support::*,
+};
 
 /// Nothing was taken for an outage.
 async fn is_undisturbed(server: &Server) -> Result<()> {
@@ -270,6 +275,24 @@ async fn a_row_that_somebody_holds_fails_its_own_calls_alone_and_is_no_outage() 
     holder.commit().await?;
     assert_eq!(record(server, admitted()).await?.outcome(), EventOutcome::Accepted);
     assert_eq!(world.sums().await?, Sums { unadmitted: 5, ..plain(6) });
+    Ok(())
+}
+
+/// The drain tries a day again, too, and keeps nobody from the database meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spool_that_cannot_be_drained_for_a_rebuild_is_no_outage() -> Result<()> {
+    let world = World::new().await?;
+    let events = world.spool(3).await?;
+    let rebuild = hold_day(&world.db, now()).await?;
+    world.proxy.mend();
+    eventually(async || Ok(world.server.metric("nexus_usage_degraded").await? == 0)).await?;
+    let late = record(&world.server, event_at("eco_a", now() - TimeDelta::days(1))).await?;
+    assert_eq!(late.outcome(), EventOutcome::Accepted);
+    assert_eq!(world.server.metric("nexus_usage_spool_events").await?, i64::try_from(events.len())?);
+    assert_eq!(world.sums().await?, plain(2));
+    rebuild.commit().await?;
+    drained(&world.server).await?;
+    assert_eq!(world.sums().await?, plain(5));
     Ok(())
 }
 
