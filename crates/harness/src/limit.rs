@@ -32,6 +32,8 @@ const INCLUDED: u32 = 400;
 const UNIT: u32 = 1_000;
 const AT_FIRST: u32 = 200;
 const REPLICAS: usize = 4;
+/// A replica is killed at one of so many answers of PostgreSQL: a sign of life, a grant and a settlement take fewer.
+const STEPS: u32 = 12;
 /// A seed that takes so long has come to a stop.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// How long units may take to come back, or to be reported as lost, once their holders are gone. A holder is
@@ -204,8 +206,8 @@ impl<'a> Trial<'a> {
             tally.note(Fault::KillReplica);
             return self.replicas[target].kill().await;
         }
-        let at = At::Any { skip: self.rng.random_range(0..12) };
-        self.script.plan(0, at, Fault::KillReplica);
+        let skip = self.rng.random_range(0..STEPS);
+        self.script.plan(0, At::Any { skip }, Fault::KillReplica);
         let due = tokio::select! {
             due = self.dues.recv() => due,
             // It is too late, unless it strikes just now.
@@ -219,6 +221,7 @@ impl<'a> Trial<'a> {
         };
         let due = due.context("the script is told as long as replicas run")?;
         tally.note(due.fault);
+        tally.add(format!("killed {skip:>2} answers of PostgreSQL later"), 1);
         self.replicas[due.replica].kill().await?;
         // Where nobody waits any more, its replica is gone.
         let _unheard = due.verdict.send(Verdict::Sever);

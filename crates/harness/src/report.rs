@@ -1,12 +1,12 @@
 //! What became of a seed, and of all of them.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use crate::script::Fault;
 
 /// How often each kind of fault struck.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Tally(BTreeMap<&'static str, u32>);
+pub(crate) struct Tally(BTreeMap<Cow<'static, str>, u32>);
 
 impl Tally {
     /// Counts a fault; that a fault ends is none.
@@ -27,14 +27,14 @@ impl Tally {
     }
 
     /// Counts something else.
-    pub(crate) fn add(&mut self, kind: &'static str, times: u32) {
+    pub(crate) fn add(&mut self, kind: impl Into<Cow<'static, str>>, times: u32) {
         if times > 0 {
-            *self.0.entry(kind).or_default() += times;
+            *self.0.entry(kind.into()).or_default() += times;
         }
     }
 
     fn merge(&mut self, other: &Tally) {
-        other.0.iter().for_each(|(kind, times)| self.add(kind, *times));
+        other.0.iter().for_each(|(kind, times)| self.add(kind.clone(), *times));
     }
 }
 
