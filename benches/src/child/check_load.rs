@@ -20,7 +20,7 @@ use nexus_proto::usage::v1::{
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use super::connect;
+use super::{answered, connect};
 use crate::{
     measure::{Latencies, Report},
     process::{self, TOKEN_VARIABLE},
@@ -116,11 +116,12 @@ impl Client {
     async fn ask(&mut self, options: &CallOptions, account: String) -> Result<()> {
         match self {
             Self::Checks(client) => {
-                let request = CheckQuotaRequest { eco_id: account, ..Default::default() };
-                client.check_quota(options.request(request)).await?;
+                let message = CheckQuotaRequest { eco_id: account, ..Default::default() };
+                answered(async || client.check_quota(options.request(message.clone())).await).await?;
             }
             Self::Reads(client) => {
-                client.get_current_usage(options.request(GetCurrentUsageRequest { eco_id: account })).await?;
+                let message = GetCurrentUsageRequest { eco_id: account };
+                answered(async || client.get_current_usage(options.request(message.clone())).await).await?;
             }
             Self::RateLimit(client) => {
                 let answer = client.should_rate_limit(options.request(about(account))).await?.into_inner();

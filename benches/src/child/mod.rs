@@ -64,6 +64,23 @@ impl Child {
     }
 }
 
+/// Tries of a call.
+const TRIES: u32 = 3;
+
+/// Calls until there is an answer: a server ends connections that are of age, and a call that meets that end is made
+/// again.
+async fn answered<T>(
+    mut call: impl AsyncFnMut() -> Result<tonic::Response<T>, tonic::Status>,
+) -> anyhow::Result<T> {
+    let mut tries = 1;
+    loop {
+        match call().await {
+            Err(status) if tries < TRIES && nexus_client::is_transient(&status) => tries += 1,
+            answer => return Ok(answer?.into_inner()),
+        }
+    }
+}
+
 /// A connection of its own.
 async fn connect(url: &str) -> anyhow::Result<Channel> {
     Ok(Endpoint::from_shared(url.to_owned())?.tcp_nodelay(true).connect().await?)

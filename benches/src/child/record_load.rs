@@ -8,7 +8,7 @@ use nexus_proto::usage::v1::{
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use super::connect;
+use super::{answered, connect};
 use crate::{
     measure::{Latencies, Report},
     process::{self, TOKEN_VARIABLE},
@@ -86,10 +86,13 @@ impl Caller {
     pub(super) async fn call(mut self, from: Instant, until: Instant) -> Result<(u64, Latencies)> {
         let (mut done, mut latencies) = (0, Latencies::new()?);
         loop {
-            let request = RecordUsageRequest { event: Some(usage_event(self.workload.event())) };
+            let message = RecordUsageRequest { event: Some(usage_event(self.workload.event())) };
             let started = Instant::now();
-            let answer = self.client.record_usage(self.options.request(request)).await?.into_inner();
-            ensure!(answer.outcome() == EventOutcome::Accepted, "an event was not accepted: {answer:?}");
+            let call = async || self.client.record_usage(self.options.request(message.clone())).await;
+            let answer = answered(call).await?;
+            // A repeat, where the call was made again.
+            let is_counted = matches!(answer.outcome(), EventOutcome::Accepted | EventOutcome::Duplicate);
+            ensure!(is_counted, "an event was not counted: {answer:?}");
             let ended = Instant::now();
             if ended >= until {
                 return Ok((done, latencies));
