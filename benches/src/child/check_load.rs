@@ -117,11 +117,19 @@ impl Client {
         match self {
             Self::Checks(client) => {
                 let message = CheckQuotaRequest { eco_id: account, ..Default::default() };
-                answered(async || client.check_quota(options.request(message.clone())).await).await?;
+                answered(|| {
+                    let (mut client, request) = (client.clone(), options.request(message.clone()));
+                    async move { client.check_quota(request).await }
+                })
+                .await?;
             }
             Self::Reads(client) => {
                 let message = GetCurrentUsageRequest { eco_id: account };
-                answered(async || client.get_current_usage(options.request(message.clone())).await).await?;
+                answered(|| {
+                    let (mut client, request) = (client.clone(), options.request(message.clone()));
+                    async move { client.get_current_usage(request).await }
+                })
+                .await?;
             }
             Self::RateLimit(client) => {
                 let answer = client.should_rate_limit(options.request(about(account))).await?.into_inner();

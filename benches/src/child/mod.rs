@@ -69,9 +69,10 @@ const TRIES: u32 = 3;
 
 /// Calls until there is an answer: a server ends connections that are of age, and a call that meets that end is made
 /// again.
-async fn answered<T>(
-    mut call: impl AsyncFnMut() -> Result<tonic::Response<T>, tonic::Status>,
-) -> anyhow::Result<T> {
+async fn answered<T, F>(mut call: impl FnMut() -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+{
     let mut tries = 1;
     loop {
         match call().await {

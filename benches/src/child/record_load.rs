@@ -88,8 +88,11 @@ impl Caller {
         loop {
             let message = RecordUsageRequest { event: Some(usage_event(self.workload.event())) };
             let started = Instant::now();
-            let call = async || self.client.record_usage(self.options.request(message.clone())).await;
-            let answer = answered(call).await?;
+            let answer = answered(|| {
+                let (mut client, request) = (self.client.clone(), self.options.request(message.clone()));
+                async move { client.record_usage(request).await }
+            })
+            .await?;
             // A repeat, where the call was made again.
             let is_counted = matches!(answer.outcome(), EventOutcome::Accepted | EventOutcome::Duplicate);
             ensure!(is_counted, "an event was not counted: {answer:?}");

@@ -107,14 +107,17 @@ async fn send_batches(
     mut workload: Workload,
     until: Instant,
 ) -> Result<(u64, Latencies)> {
-    let mut client = nexus_client::usage(channel);
+    let client = nexus_client::usage(channel);
     let (mut done, mut latencies) = (0, Latencies::new()?);
     while Instant::now() < until {
         let events = (0..BATCH).map(|_| usage_event(workload.event())).collect();
         let message = BatchRecordUsageRequest { events };
         let started = Instant::now();
-        let call = async || client.batch_record_usage(options.request(message.clone())).await;
-        let answer = answered(call).await?;
+        let answer = answered(|| {
+            let (mut client, request) = (client.clone(), options.request(message.clone()));
+            async move { client.batch_record_usage(request).await }
+        })
+        .await?;
         latencies.record(started.elapsed())?;
         // Repeats, where a call was made again.
         let counted = answer.accepted_count + answer.duplicate_count;
