@@ -19,7 +19,7 @@ use nexus_kit::{
     db::{self, Role},
 };
 use sqlx::{
-    Executor,
+    Connection, Executor, PgConnection,
     postgres::{PgListener, PgNotification},
 };
 use tokio::{
@@ -161,7 +161,7 @@ async fn run(feed: Arc<Feed>, args: DbArgs, stop: CancellationToken) {
             () = stop.cancelled() => return,
             ended = listen(&feed, &args, &own, &mut down) => {
                 if let Err(reason) = ended {
-                    feed.refused.store(reason.is_outage(), Ordering::Relaxed);
+                    feed.refused.store(reason.is_refusal(), Ordering::Relaxed);
                     if !down {
                         tracing::warn!(%reason, "the change feed is not heard");
                         down = true;
@@ -190,14 +190,17 @@ enum Ended {
 }
 
 impl Ended {
-    /// Whether nobody can reach the database. One that has no connection left answers those who have one.
-    fn is_outage(&self) -> bool {
+    /// Whether the database took no connection. One that has none left answers those who have one.
+    fn is_refusal(&self) -> bool {
         matches!(self, Self::Database(error) if db::is_away(error) && !db::is_full(error))
     }
 }
 
 /// Listens until the connection ends.
 async fn listen(feed: &Feed, args: &DbArgs, own: &str, down: &mut bool) -> Result<(), Ended> {
+    // First without a pool, which tries for seconds and does not say why in vain.
+    let probe = timeout(SILENCE, PgConnection::connect_with(&db::options(&args.database_url)?)).await;
+    probe.map_err(|_| Ended::Silent)??.close().await?;
     // A pool of its own each time: a connection that went silent keeps its place in the old one.
     let pool = db::pool(args, Role::Usage)?;
     let mut listener = PgListener::connect_with(&pool).await?;

@@ -99,6 +99,13 @@ impl Known {
         accounts.into_iter().filter(is_wanting).map(EcoId::as_str).collect()
     }
 
+    /// The accounts whose terms are to be asked for.
+    pub fn doubtful(&self) -> Vec<EcoId> {
+        let edition = self.before().edition;
+        let doubtful = self.accounts.iter().filter(|(_, account)| account.edition < edition);
+        doubtful.map(|(id, _)| EcoId::clone(&id)).collect()
+    }
+
     /// Remembers facts, but those that changed since.
     pub fn learn(&self, before: Before, facts: &Facts) {
         self.clock.set(facts.now);

@@ -7,14 +7,23 @@ use anyhow::Result;
 use chrono::{DateTime, Months, Utc};
 use futures::future::join_all;
 use nexus_core::{id::EcoId, plan::Plan};
-use nexus_kit::db::{self, Role};
+use nexus_kit::{
+    config::DbArgs,
+    db::{self, Role},
+};
 use nexus_testkit::{db::TestDb, proxy::Proxy, seed};
 use nexus_usage::{
-    app::{feed, known::Known, outage::Outage, quota},
+    app::{
+        feed::{self, Feed},
+        known::Known,
+        outage::Outage,
+        quota::{self, Quota, Verdict},
+    },
     domain::judge::Facts,
     store,
 };
-use tokio_util::sync::CancellationToken;
+use sqlx::PgPool;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status};
 
 use crate::support::*;
@@ -331,25 +340,96 @@ async fn in_an_outage_nobody_waits_for_those_who_asked_before() -> Result<()> {
     Ok(())
 }
 
+/// A replica without a server.
+struct Replica {
+    pool: PgPool,
+    feed: Arc<Feed>,
+    known: Arc<Known>,
+    outage: Arc<Outage>,
+    quota: Quota,
+    _stop: DropGuard,
+}
+
+impl Replica {
+    async fn start(args: &DbArgs) -> Result<Self> {
+        Self::start_apart(args, args).await
+    }
+
+    /// The feed has another way to the database.
+    async fn start_apart(feed: &DbArgs, args: &DbArgs) -> Result<Self> {
+        let (stop, known) = (CancellationToken::new(), Arc::new(Known::default()));
+        let (feed, _listening) = feed::start(feed, stop.clone())?;
+        let pool = db::pool(args, Role::Usage)?;
+        let outage = Arc::new(Outage::new(feed.clone()));
+        let name = "a test".to_owned();
+        let (quota, _holding) =
+            quota::start(pool.clone(), outage.clone(), known.clone(), name, TIMEOUT, stop.clone());
+        until(|| feed.is_heard()).await?;
+        Ok(Self { pool, feed, known, outage, quota, _stop: stop.drop_guard() })
+    }
+
+    /// Knows of an account as after a flush.
+    async fn learn(&self, eco_id: &EcoId) -> Result<()> {
+        let (mut connection, id) = (db::acquire(&self.pool).await?, [eco_id.as_str()]);
+        let facts = Facts {
+            now: now(),
+            accounts: store::accounts::for_recording(&mut connection, &id).await?,
+            terms: store::accounts::terms(&mut connection, &id).await?,
+            ..Facts::default()
+        };
+        self.known.learn(self.known.before(), &facts);
+        Ok(())
+    }
+
+    async fn knows(&self, eco_id: &EcoId, plan: Plan) -> Result<()> {
+        until(|| self.known.terms(eco_id).is_some_and(|(terms, ..)| terms.plan == plan)).await
+    }
+}
+
 /// A replica that nobody asks finds out by itself, and as long as it lasts: whoever asks then waits for nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_is_known_before_anybody_asks() -> Result<()> {
     let db = TestDb::new().await?;
     let proxy = Proxy::before(&db).await?;
-    let stop = CancellationToken::new();
-    let (feed, _listening) = feed::start(&proxy.args(&db)?, stop.clone())?;
-    let pool = db::pool(&proxy.args(&db)?, Role::Usage)?;
-    let outage = Arc::new(Outage::new(feed.clone()));
-    let name = "a test".to_owned();
-    let (_quota, _holding) =
-        quota::start(pool, outage.clone(), Default::default(), name, TIMEOUT, stop.clone());
-    let _stop = stop.drop_guard();
-    until(|| feed.is_heard()).await?;
-    assert!(!outage.is_on());
+    let replica = Replica::start(&proxy.args(&db)?).await?;
+    assert!(!replica.outage.is_on());
     proxy.cut();
-    until(|| outage.is_on()).await?;
+    until(|| replica.outage.is_on()).await?;
     proxy.mend();
-    until(|| feed.is_heard() && !outage.is_on()).await
+    until(|| replica.feed.is_heard() && !replica.outage.is_on()).await
+}
+
+/// What changed while the feed was not heard is asked for when it is, of accounts too that nobody asks about.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_was_not_heard_is_known_in_the_next_outage() -> Result<()> {
+    let db = TestDb::new().await?;
+    let eco_id = EcoId::parse("eco_a")?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let proxy = Proxy::before(&db).await?;
+    let replica = Replica::start(&proxy.args(&db)?).await?;
+    replica.learn(&eco_id).await?;
+    proxy.cut();
+    until(|| replica.outage.is_on()).await?;
+    sqlx::query("update eco_subscriptions set plan = 'free'").execute(&db.pool).await?;
+    replica.knows(&eco_id, Plan::Pro).await?;
+    proxy.mend();
+    replica.knows(&eco_id, Plan::Free).await
+}
+
+/// A database that takes no new connection serves those who have one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_feed_that_is_refused_is_no_outage_while_the_database_answers() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    let proxy = Proxy::before(&db).await?;
+    let replica = Replica::start_apart(&proxy.args(&db)?, &db.args()).await?;
+    proxy.cut();
+    until(|| replica.feed.is_refused() && !replica.feed.is_heard()).await?;
+    let eco_id = EcoId::parse("eco_a")?;
+    for _ in 0..1_000 {
+        assert!(matches!(replica.quota.admit(&eco_id, 1).await?.verdict, Verdict::Admitted(_)));
+    }
+    Ok(())
 }
 
 /// An account that changed is read anew, so that no change between two outages goes unknown: one that was checked, and
@@ -357,33 +437,18 @@ async fn an_outage_is_known_before_anybody_asks() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_account_that_changed_is_known_again_before_anybody_asks() -> Result<()> {
     let db = TestDb::new().await?;
-    let (stop, known) = (CancellationToken::new(), Arc::new(Known::default()));
-    let (feed, _listening) = feed::start(&db.args(), stop.clone())?;
-    let pool = db::pool(&db.args(), Role::Usage)?;
-    let name = "a test".to_owned();
-    let outage = Arc::new(Outage::new(feed.clone()));
-    let (quota, _holding) = quota::start(pool.clone(), outage, known.clone(), name, TIMEOUT, stop.clone());
-    let _stop = stop.drop_guard();
-    until(|| feed.is_heard()).await?;
+    let replica = Replica::start(&db.args()).await?;
     let [checked, recorded] = [EcoId::parse("eco_checked")?, EcoId::parse("eco_recorded")?];
     for eco_id in [&checked, &recorded] {
         account(&db, eco_id.as_str(), Plan::Free).await?;
     }
-    quota.admit(&checked, 1).await?;
-    // As a flush does.
-    let (mut connection, id) = (db::acquire(&pool).await?, [recorded.as_str()]);
-    let facts = Facts {
-        now: sqlx::query_scalar("select now()").fetch_one(&db.pool).await?,
-        accounts: store::accounts::for_recording(&mut connection, &id).await?,
-        terms: store::accounts::terms(&mut connection, &id).await?,
-        ..Facts::default()
-    };
-    known.learn(known.before(), &facts);
+    replica.quota.admit(&checked, 1).await?;
+    replica.learn(&recorded).await?;
     for eco_id in [&checked, &recorded] {
         for plan in [Plan::Pro, Plan::Free, Plan::Enterprise] {
             let change = "update eco_subscriptions set plan = $1 where eco_id = $2";
             sqlx::query(change).bind(plan.as_str()).bind(eco_id.as_str()).execute(&db.pool).await?;
-            until(|| known.terms(eco_id).is_some_and(|(terms, ..)| terms.plan == plan)).await?;
+            replica.knows(eco_id, plan).await?;
         }
     }
     Ok(())

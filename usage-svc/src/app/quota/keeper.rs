@@ -13,7 +13,7 @@ use nexus_core::id::EcoId;
 use nexus_kit::db;
 use sqlx::PgPool;
 use tokio::{
-    sync::Semaphore,
+    sync::{Notify, Semaphore},
     task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
 };
@@ -73,6 +73,7 @@ pub fn start(
         feed,
         known,
         learning: Semaphore::new(LEARN_AT_ONCE),
+        doubts: Notify::new(),
         accounts: DashMap::default(),
         clock: LaggingClock::new(),
         epoch: AtomicU64::new(0),
@@ -94,6 +95,7 @@ async fn keep(holder: Arc<Holder>, changes: Changes) {
         holder.listen(changes, stop.clone()),
         holder.sweep_until(stop.clone()),
         holder.beat_until(stop.clone()),
+        holder.refresh_until(stop.clone()),
         holder.settle_until(stop),
     );
     // What is being claimed arrives first.
@@ -164,6 +166,7 @@ impl Holder {
             account.returned.notify_waiters();
         }
         self.clients.tell_all();
+        self.doubts.notify_one();
     }
 
     /// Somebody is short of units: ours go back, and whoever asked hears of it also if there are none.

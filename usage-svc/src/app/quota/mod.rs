@@ -15,6 +15,7 @@
 //! | `lend` | lends units to clients, who admit from them in their own process |
 //! | `clients` | these clients: how many there may be, and that they are told to give back |
 //! | `metrics` | what is counted |
+//! | `refresh` | asks again about what is known, where it may not be true any more |
 //! | `keeper` | listens to changes, sweeps what is idle, gives signs of life, settles at the end |
 
 mod account;
@@ -24,6 +25,7 @@ mod held;
 mod keeper;
 mod lend;
 mod metrics;
+mod refresh;
 mod settle;
 
 use std::{
@@ -40,7 +42,7 @@ use nexus_kit::db;
 use prometheus_client::registry::Registry;
 use sqlx::PgPool;
 use tokio::{
-    sync::Semaphore,
+    sync::{Notify, Semaphore},
     time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -113,6 +115,8 @@ struct Holder {
     known: Arc<Known>,
     /// Accounts that changed are read, not all at once.
     learning: Semaphore,
+    /// What is known of accounts may not be true any more.
+    doubts: Notify,
     accounts: DashMap<EcoId, Slot, foldhash::fast::RandomState>,
     clock: LaggingClock,
     /// Counts the times at which everything changed.
