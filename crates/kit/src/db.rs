@@ -44,8 +44,7 @@ impl Role {
         // transaction that is forgotten end, rather than hold others up.
         match self {
             Role::Usage => {
-                // It looks up by keys. A plan that was made while a table was empty would read all of it for each.
-                "set role nexus_usage; set synchronous_commit = on; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'; set enable_seqscan = off"
+                "set role nexus_usage; set synchronous_commit = on; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'"
             }
             Role::Billing => {
                 "set role nexus_billing; set synchronous_commit = on; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'"

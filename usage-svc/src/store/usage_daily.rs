@@ -75,7 +75,5 @@ pub async fn add(connection: &mut PgConnection, rollups: &[Rollup<'_, NaiveDate>
 #[tracing::instrument(name = "db.eco_usage_daily.rebuild", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn rebuild(connection: &mut PgConnection, day: NaiveDate) -> sqlx::Result<i64> {
     sqlx::query!("set local statement_timeout = 0").execute(&mut *connection).await?;
-    // It reads the whole day.
-    sqlx::query!("set local enable_seqscan = on").execute(&mut *connection).await?;
     sqlx::query_scalar!(r#"select aggregate_daily_usage($1) as "rows!""#, day).fetch_one(connection).await
 }

@@ -263,6 +263,9 @@ async fn plans_decide_in_an_outage_after_the_database_was_back_for_a_moment() ->
     let (db, proxy, server) = known().await?;
     // A connection of the feed that is made anew makes everything doubtful: what is held goes back.
     proxy.cut();
+    let connections = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'nexus usage'";
+    eventually(async || Ok(sqlx::query_scalar::<_, i64>(connections).fetch_one(&db.pool).await? == 0))
+        .await?;
     proxy.mend();
     for eco_id in ["eco_free", "eco_pro"] {
         is_given_back(&db, eco_id).await?;
