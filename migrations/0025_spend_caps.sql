@@ -5,7 +5,7 @@
 
 alter table eco_identities
     add column spend_cap_micros bigint,                  -- of the account's currency; null: no cap
-    add column spend_cap_epoch  int not null default 0,  -- grows with every change of what the cap allows
+    add column spend_cap_epoch  int not null default 0,  -- grows with every change of the cap
     -- Not validated: the rows there are have none.
     add constraint eco_identities_spend_cap check (spend_cap_micros >= 0) not valid;
 
@@ -62,8 +62,3 @@ begin
     end if;
 end
 $$;
-
-drop trigger nexus_audit on eco_identities;
-create trigger nexus_audit after insert or update or delete on eco_identities for each row
-    execute function nexus_audit('account', 'eco_id',
-                                 'status,email,currency_code,stripe_customer_id,spend_cap_micros');

@@ -67,7 +67,8 @@ create trigger nexus_audit after insert or update or delete on eco_plan_prices f
     execute function nexus_audit('plan_price', 'plan,version,currency_code',
                                  'monthly_micros,overage_micros,overage_per_units');
 create trigger nexus_audit after insert or update or delete on eco_identities for each row
-    execute function nexus_audit('account', 'eco_id', 'status,email,currency_code,stripe_customer_id');
+    execute function nexus_audit('account', 'eco_id',
+                                 'status,email,currency_code,stripe_customer_id,spend_cap_micros');
 create trigger nexus_audit after insert or update or delete on eco_subscriptions for each row
     execute function nexus_audit('subscription', 'subscription_id',
         'plan,plan_version,status,next_plan,next_plan_version,next_plan_time,anchor_time,stripe_subscription_id,ended_time');
