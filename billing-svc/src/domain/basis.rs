@@ -8,7 +8,7 @@ use nexus_core::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::overage::{Facts, Price, exact_cost};
+use super::overage::{Facts, Price};
 
 /// Why a charge has its amount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,7 +122,7 @@ impl Reckoning {
 
     /// Cost of all overage, exact.
     pub fn exact(&self) -> Result<Micros, OutOfRange> {
-        exact_cost(self.segments.iter().map(|segment| (segment.price(), segment.overage_units)))
+        money::cost(self.segments.iter().map(|segment| (segment.price(), segment.overage_units)))
     }
 
     /// The part of the exact cost that each segment adds: they add up to it.

@@ -260,21 +260,6 @@ impl Facts {
     }
 }
 
-/// Exact cost of units at their prices. Units of one price are added up before they are multiplied, so that changes to
-/// and fro do not cost fractions of a micro.
-pub(super) fn exact_cost(units: impl Iterator<Item = (UnitPrice, i64)>) -> Result<Micros, OutOfRange> {
-    let mut priced: Vec<(UnitPrice, i64)> = Vec::new();
-    for (price, units) in units {
-        match priced.iter_mut().find(|(known, _)| *known == price) {
-            Some((_, sum)) => *sum += units,
-            None => priced.push((price, units)),
-        }
-    }
-    priced.into_iter().try_fold(Micros::default(), |sum, (price, units)| {
-        sum.0.checked_add(price.cost(units)?.0).map(Micros).ok_or(OutOfRange)
-    })
-}
-
 #[cfg(test)]
 #[path = "overage_tests.rs"]
 mod tests;

@@ -1,24 +1,20 @@
 //! [`Payments`] in memory, for tests of the engine: keys, items and refusals behave as at Stripe, and what
 //! goes wrong can be said beforehand.
 
+mod books;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
 use futures::{FutureExt, future::BoxFuture};
 use nexus_billing::{
     domain::{
-        books::{BookInvoice, BookItem, InvoiceStatus},
         charge::{CHARGE_ID, InvoiceItem},
         invoice::{NewInvoice, SETTLEMENT_ID},
     },
-    payments::{
-        Advice, Doubt, FoundInvoice, FoundItem, Outcome, Payments, Refusal,
-        books::{Books, Listing, Page, Place},
-        pace::Pace,
-    },
+    payments::{Advice, Doubt, FoundInvoice, FoundItem, Outcome, Payments, Refusal, pace::Pace},
 };
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -34,6 +30,8 @@ pub(crate) enum Fault {
     AnswerLost,
     /// It is done, an answer never comes.
     NoAnswer,
+    /// It is done, the answer comes once [`Memory::release`] lets it.
+    LateAnswer,
     /// An error of the other side's own, kept for the key; it is not done.
     StoredError,
     /// The same, but it is done.
@@ -45,6 +43,7 @@ pub(crate) enum Fault {
 pub(crate) struct Memory {
     state: Mutex<State>,
     unanswered: watch::Sender<usize>,
+    released: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -129,6 +128,11 @@ impl Memory {
         *self.unanswered.borrow()
     }
 
+    /// Lets late answers come.
+    pub(crate) fn release(&self) {
+        self.released.send_replace(true);
+    }
+
     /// Waits until there are that many.
     pub(crate) async fn until_unanswered(&self, at_least: usize) {
         // The sender lives in `self`, so waiting ends only when there are enough.
@@ -182,6 +186,9 @@ impl State {
             Change::Add { invoice_id, item_ids } => item_ids.iter().try_for_each(|id| {
                 let item = self.items.iter().find(|item| item.id == *id);
                 let item = item.ok_or_else(|| missing("invoiceitem", id))?;
+                if item_ids.len() > 250 {
+                    return Err(refusal("INVALID_REQUEST_ERROR", "too many lines".to_owned()));
+                }
                 if item.invoice.is_some() {
                     return Err(refusal("INVALID_REQUEST_ERROR", format!("{id} is on an invoice already")));
                 }
@@ -250,6 +257,12 @@ impl Memory {
             let answer = self.state().answer(change, &key, fault);
             match fault {
                 Some(Fault::AnswerLost) => unknown(Advice::Again, "the answer was lost"),
+                Some(Fault::LateAnswer) => {
+                    self.unanswered.send_modify(|n| *n += 1);
+                    // The sender lives in `self`.
+                    drop(self.released.subscribe().wait_for(|released| *released).await);
+                    answer
+                }
                 Some(Fault::NoAnswer) => {
                     self.unanswered.send_modify(|n| *n += 1);
                     futures::future::pending().await
@@ -363,90 +376,4 @@ fn refusal(reason: &str, message: String) -> Refusal {
 
 fn unknown(advice: Advice, message: &str) -> Outcome {
     Outcome::Unknown(Doubt { advice, retry_after: None, message: message.to_owned() })
-}
-
-/// Entries a page of a listing has at most.
-const PAGE: usize = 100;
-
-impl State {
-    fn book_item(&self, item_id: &str, item: &InvoiceItem) -> BookItem {
-        BookItem {
-            item_id: item_id.to_owned(),
-            customer: item.customer.clone(),
-            subscription: item.subscription.clone(),
-            amount_minor: item.amount_minor,
-            currency: item.currency.clone(),
-            description: item.description.clone(),
-            metadata: item.metadata.clone(),
-            invoice_id: self.invoiced.contains(item_id).then(|| format!("in_{}", item.customer)),
-            created: made_at(item_id),
-        }
-    }
-}
-
-/// The first item is made in the first second.
-fn made_at(item_id: &str) -> DateTime<Utc> {
-    let number = item_id.trim_start_matches("ii_").parse().unwrap_or_default();
-    DateTime::UNIX_EPOCH + TimeDelta::seconds(number)
-}
-
-fn page<T>(
-    mut entries: Vec<(Place, T)>,
-    listing: &Listing,
-    is_behind: impl Fn(&Place, &Place) -> bool,
-) -> Page<T> {
-    entries.retain(|(place, _)| {
-        listing.created_from.is_none_or(|from| place.created >= from)
-            && listing.after.as_ref().is_none_or(|after| is_behind(place, after))
-    });
-    let more = entries.len() > PAGE;
-    entries.truncate(PAGE);
-    let next = entries.last().map(|(place, _)| place.clone()).filter(|_| more);
-    Page { entries: entries.into_iter().map(|(_, entry)| entry).collect(), next }
-}
-
-impl Books for Memory {
-    fn items<'a>(&'a self, listing: &'a Listing) -> BoxFuture<'a, Result<Page<BookItem>, Doubt>> {
-        let state = self.state();
-        let entries = state
-            .items
-            .iter()
-            .rev()
-            .filter(|(_, item)| listing.customer.as_ref().is_none_or(|c| item.customer == *c))
-            .map(|(id, item)| (Place { id: id.clone(), created: made_at(id) }, state.book_item(id, item)))
-            .collect();
-        futures::future::ready(Ok(page(entries, listing, |place, after| place.created < after.created)))
-            .boxed()
-    }
-
-    fn invoices<'a>(&'a self, listing: &'a Listing) -> BoxFuture<'a, Result<Page<BookInvoice>, Doubt>> {
-        let state = self.state();
-        let mut customers: Vec<&str> = state
-            .items
-            .iter()
-            .filter(|(id, _)| state.invoiced.contains(id))
-            .map(|(_, item)| item.customer.as_str())
-            .filter(|customer| listing.customer.as_ref().is_none_or(|c| c == customer))
-            .collect();
-        customers.sort_unstable();
-        customers.dedup();
-        let created = DateTime::UNIX_EPOCH;
-        let entries = customers
-            .into_iter()
-            .map(|customer| {
-                let invoice_id = format!("in_{customer}");
-                let invoice =
-                    BookInvoice { invoice_id: invoice_id.clone(), status: InvoiceStatus::Finalised, created };
-                (Place { id: invoice_id, created }, invoice)
-            })
-            .collect();
-        futures::future::ready(Ok(page(entries, listing, |place, after| place.id > after.id))).boxed()
-    }
-
-    fn item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<Option<BookItem>, Doubt>> {
-        let state = self.state();
-        let found = state.items.iter().find(|(id, _)| id == item_id);
-        let found = found.map(|(id, item)| state.book_item(id, item));
-        futures::future::ready(Ok(found)).boxed()
-    }
 }

@@ -36,7 +36,8 @@ pub async fn for_recording(
                                       array_agg(ended_time order by ended_time, subscription_id) as ends
                                from eco_subscriptions
                                where eco_id = i.eco_id
-                                 and (ended_time is null or started_time < ended_time)) s
+                                 and (ended_time is null or started_time < ended_time)
+                               having count(*) > 0) s
            cross join lateral (select coalesce(array_agg(period_start), '{}') as closed_segments
                                from eco_usage_segments
                                where eco_id = i.eco_id and recorded_units is not null

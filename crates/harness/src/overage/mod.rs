@@ -94,7 +94,7 @@ pub(crate) async fn run(seed: &Seed, args: &Args) -> Result<Outcome> {
     ensure!(args.poisoned <= args.accounts, "there cannot be more poisoned accounts than there are");
     let mut tally = Tally::default();
     Ok(match trial(seed, args, &mut tally).await {
-        Ok((done, failures)) => Outcome { tally, done, failures },
+        Ok((done, failures)) => Outcome::done(tally, done, failures),
         Err(error) => Outcome::failed(tally, format!("{error:#}")),
     })
 }
