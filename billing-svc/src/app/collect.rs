@@ -176,6 +176,10 @@ async fn fill(context: &ChargeContext, settlement: &Settlement) -> Result<Step, 
         Err(doubt) => return Ok(Step::Unknown(doubt)),
     };
     let was_sent = !settlement.item_ids.is_empty();
+    if pending.is_empty() && !was_sent {
+        // Nobody gets an empty invoice: the draft stays one.
+        return finish(context, settlement).await;
+    }
     if pending.is_empty() || (was_sent && settlement.item_ids.iter().all(|id| !pending.contains(id))) {
         return keep(context, settlement, filled).await;
     }

@@ -1,14 +1,17 @@
 //! `eco_settlements`: invoices made for what an account owes after its subscription at Stripe has ended.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
 use crate::domain::{
     charge::KEY_LIFE,
     invoice::NewInvoice,
-    settlement::{self, Settlement},
+    settlement::{self, MAX_ITEMS, Settlement},
 };
+
+/// How long a charge may take to be seen after its time: longer than any statement.
+const UNSEEN: TimeDelta = TimeDelta::minutes(1);
 
 /// An account whose charges no invoice takes any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,8 +71,8 @@ pub async fn open(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<Se
     Ok(row.map(Settlement::from))
 }
 
-/// What an account without a subscription at Stripe, which had one, was charged since charges were last looked at and
-/// that names no draft: of the customer that was charged last.
+/// What an account without a subscription at Stripe, which had one, was charged since charges of that customer were
+/// last looked at, all of them, and that names no draft: of the customer that was charged last.
 #[tracing::instrument(name = "db.eco_settlements.stranded", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn stranded(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<Stranded>> {
     sqlx::query_as!(
@@ -80,7 +83,9 @@ pub async fn stranded(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Optio
                    order by s.ended_time desc, s.subscription_id desc limit 1) as subscription
            from eco_overage_charges h
            where h.eco_id = $1 and h.status = 'succeeded' and h.payload ->> 'invoice' is null
-             and h.finished_time > coalesce((select max(x.listed_time) from eco_settlements x where x.eco_id = $1),
+             and h.finished_time > coalesce((select max(x.listed_time) - $2::interval from eco_settlements x
+                                             where x.eco_id = $1 and cardinality(x.item_ids) < $3
+                                               and x.invoice ->> 'customer' = h.payload ->> 'customer'),
                                             '-infinity')
              and exists (select from eco_subscriptions s
                          where s.eco_id = $1 and s.stripe_subscription_id is not null and s.ended_time is not null)
@@ -89,6 +94,8 @@ pub async fn stranded(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Optio
            order by h.finished_time desc
            limit 1"#,
         eco_id,
+        UNSEEN as _,
+        MAX_ITEMS as i32,
     )
     .fetch_optional(db)
     .await
@@ -113,14 +120,18 @@ pub async fn accounts(
                                  and c.stripe_subscription_id is not null and c.ended_time is null)
                  and exists (select from eco_overage_charges h
                              where h.eco_id = s.eco_id and h.status = 'succeeded' and h.payload ->> 'invoice' is null
-                               and h.finished_time > coalesce((select max(y.listed_time) from eco_settlements y
-                                                               where y.eco_id = s.eco_id), '-infinity'))) u
+                               and h.finished_time > coalesce(
+                                   (select max(y.listed_time) - $4::interval from eco_settlements y
+                                    where y.eco_id = s.eco_id and cardinality(y.item_ids) < $5
+                                      and y.invoice ->> 'customer' = h.payload ->> 'customer'), '-infinity'))) u
            where ($1::text[] is null or u.eco_id = any ($1)) and u.eco_id collate "C" > $2
            order by u.eco_id collate "C"
            limit $3"#,
         accounts as Option<&[String]>,
         after,
         limit,
+        UNSEEN as _,
+        MAX_ITEMS as i32,
     )
     .fetch_all(db)
     .await

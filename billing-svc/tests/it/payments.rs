@@ -323,7 +323,7 @@ async fn at_stripe() -> Result<()> {
             Fault::AnswerLost => json!({ "kind": "drop" }),
             Fault::StoredError => json!({ "kind": "stored_error" }),
             Fault::StoredErrorAfterEffect => json!({ "kind": "stored_error", "effect": true }),
-            Fault::None | Fault::NoAnswer => anyhow::bail!("not in this test"),
+            Fault::None | Fault::NoAnswer | Fault::LateAnswer => anyhow::bail!("not in this test"),
         };
         sim.fault(json!({ "outcome": outcome })).await
     };

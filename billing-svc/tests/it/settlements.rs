@@ -7,11 +7,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use hyper::Method;
 use nexus_billing::{
     app::{
-        process_overage::{ChargeContext, Engine},
+        process_overage::{ChargeContext, Engine, charge_account},
         settle_draft::{self, Draft},
         settle_ended,
     },
-    domain::charge::InvoiceItem,
+    domain::{charge::InvoiceItem, period::PeriodKey},
     payments::{Payments, pace::Pace, stripe::Stripe},
 };
 use nexus_core::plan::Plan;
@@ -254,4 +254,62 @@ async fn a_settlement_that_is_killed_goes_on_where_it_was() -> Result<()> {
         assert_eq!(memory.finalised(), [ids], "{nth}");
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn two_that_meet_in_one_charge_both_end_well() -> Result<()> {
+    let (db, memory) = (TestDb::new().await?, Arc::new(Memory::new()));
+    memory.add_customer("cus_1");
+    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
+    seed::stripe_ids(&db.pool, "eco_a", "cus_1", Some("sub_1")).await?;
+    record(&db, "eco_a", 105_000).await?;
+    let (one, other) = (charging(&db, memory.clone())?, charging(&db, memory.clone())?);
+    nexus_billing::app::refresh::drain(&one.pool).await?;
+    let ended = end_subscription(&db, 5_000).await?;
+    memory.fail_next(Fault::LateAnswer);
+    let first = settle_ended::run(&one, "eco_a", ended);
+    let second = async {
+        memory.until_unanswered(1).await;
+        let settled = settle_ended::run(&other, "eco_a", ended).await;
+        memory.release();
+        settled
+    };
+    let (first, second) = tokio::join!(first, second);
+    for settled in [first?, second?] {
+        ensure!(settled.error.is_none(), "{settled:?}");
+    }
+    let ids: Vec<String> = memory.items().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(ids.len(), 1);
+    assert_eq!(memory.finalised(), [ids]);
+    Ok(())
+}
+
+/// An invoice takes 250 items.
+#[tokio::test]
+async fn as_many_invoices_are_made_as_the_items_need() -> Result<()> {
+    let (db, memory) = (TestDb::new().await?, Arc::new(Memory::new()));
+    memory.add_customer("cus_1");
+    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
+    seed::stripe_ids(&db.pool, "eco_a", "cus_1", Some("sub_1")).await?;
+    let context = charging(&db, memory.clone())?;
+    record(&db, "eco_a", 100_000).await?;
+    for _ in 0..251 {
+        record(&db, "eco_a", 10).await?;
+        nexus_billing::app::refresh::drain(&context.pool).await?;
+        let periods = periods(&db).await?;
+        let charged = charge_account(&context, &periods).await;
+        ensure!(charged.charged && charged.error.is_none(), "{charged:?}");
+    }
+    let ended = end_subscription(&db, 2_510).await?;
+    let settled = settle_ended::run(&context, "eco_a", ended).await?;
+    ensure!(settled.error.is_none(), "{settled:?}");
+    let items = |invoice: Vec<String>| invoice.len();
+    assert_eq!(memory.finalised().into_iter().map(items).collect::<Vec<_>>(), [250, 1]);
+    Ok(())
+}
+
+async fn periods(db: &TestDb) -> Result<Vec<PeriodKey>> {
+    let rows: Vec<(String, DateTime<Utc>)> =
+        sqlx::query_as("select eco_id, period_start from eco_usage_records").fetch_all(&db.pool).await?;
+    Ok(rows.into_iter().map(|(eco_id, start)| PeriodKey { eco_id, start }).collect())
 }

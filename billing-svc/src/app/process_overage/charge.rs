@@ -93,6 +93,8 @@ enum Sent {
 enum ChargeOutcome {
     /// Stripe has it.
     Charged,
+    /// Another has it in hand, or has brought it to its end: a run and a settlement may meet.
+    Elsewhere,
     /// It went no further.
     Not(AccountError),
 }
@@ -132,6 +134,7 @@ async fn charge_period(
     mut first: Option<Step>,
     result: &mut AccountResult,
 ) -> Result<(), Error> {
+    let mut elsewhere = 0;
     loop {
         let step = match first.take() {
             Some(step) => step,
@@ -153,6 +156,15 @@ async fn charge_period(
                 if intent.item.currency == Currency::USD.as_str() {
                     result.total = Micros(result.total.0.saturating_add(intent.difference.amount.0));
                 }
+            }
+            // What it has left of it is seen by looking once more.
+            ChargeOutcome::Elsewhere if elsewhere < MAX_TRIES => {
+                elsewhere += 1;
+                continue;
+            }
+            ChargeOutcome::Elsewhere => {
+                result.error = Some(in_doubt(&intent, "another has it in hand"));
+                return Ok(());
             }
             ChargeOutcome::Not(error) => {
                 result.error = Some(error);
@@ -282,9 +294,7 @@ async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> 
         let ready = context.together.ready(&context.pool, intent.charge_id, intent.attempt, context.run_id);
         let readiness = ready.await?;
         let doubt = match readiness {
-            Readiness::Gone => {
-                return Ok(ChargeOutcome::Not(in_doubt(&intent, "another run has taken it over")));
-            }
+            Readiness::Gone => return Ok(ChargeOutcome::Elsewhere),
             Readiness::Send if !look => {
                 sent = Sent::Perhaps;
                 match context.payments.create_invoice_item(&intent.item, &intent.key()).await {
@@ -351,7 +361,7 @@ async fn look_for(context: &ChargeContext, intent: &Intent, next: Intent) -> Res
         Ok([item, ..]) => Looked::Is(altered(intent, &item.item_id)),
         Ok([]) => match replace(context, intent, &next).await? {
             true => Looked::Replaced(next),
-            false => Looked::Is(ChargeOutcome::Not(in_doubt(intent, "another run has taken it over"))),
+            false => Looked::Is(ChargeOutcome::Elsewhere),
         },
         Err(doubt) => Looked::Unknown(doubt.clone()),
     })
@@ -382,12 +392,17 @@ pub(in crate::app) async fn back_off(context: &ChargeContext, doubt: &Doubt, tri
 async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> Result<ChargeOutcome, Error> {
     let made = Made { charge_id: intent.charge_id, attempt: intent.attempt, item_id: item_id.to_owned() };
     if context.together.succeed(&context.pool, made).await? {
-        Ok(ChargeOutcome::Charged)
-    } else {
+        return Ok(ChargeOutcome::Charged);
+    }
+    let known = {
+        let mut connection = db::acquire(&context.pool).await?;
+        charges::items(&mut connection, intent.charge_id).await?
+    };
+    if known.iter().all(|id| id != item_id) {
         // The recheck of what was replaced finds this item.
         tracing::error!(charge_id = %intent.charge_id, item_id, "an attempt that was replaced has an item at Stripe");
-        Ok(ChargeOutcome::Not(in_doubt(intent, "another run has taken it over")))
     }
+    Ok(ChargeOutcome::Elsewhere)
 }
 
 async fn refused(context: &ChargeContext, intent: &Intent, refusal: Refusal) -> Result<ChargeOutcome, Error> {
