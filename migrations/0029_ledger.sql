@@ -50,6 +50,21 @@ create table eco_settlements (
 create unique index eco_settlements_open on eco_settlements (eco_id) where finished_time is null;
 grant select, insert, update on eco_settlements to nexus_billing;
 
+-- Charges that no invoice of a cycle takes any more, unless one took them before: the subscription at Stripe that they
+-- are of has ended, whether or not the account has another by now. Those of no subscription go with the account's last
+-- one; while it has one that goes on, that one takes them.
+create view eco_stranded_charges as
+select h.eco_id, h.charge_id, h.attempt, h.payload ->> 'customer' as customer, s.stripe_subscription_id,
+       h.currency_code, h.stripe_invoice_item_id, h.created_time, h.finished_time
+from eco_overage_charges h
+join eco_subscriptions s on s.eco_id = h.eco_id and s.ended_time is not null and s.stripe_subscription_id
+    = coalesce(h.payload ->> 'subscription',
+               (select l.stripe_subscription_id from eco_subscriptions l
+                where l.eco_id = h.eco_id and l.stripe_subscription_id is not null
+                order by l.ended_time desc nulls first, l.subscription_id desc limit 1))
+where h.status = 'succeeded' and h.payload ->> 'invoice' is null;
+grant select on eco_stranded_charges to nexus_billing;
+
 -- Answers to requests, for repeats.
 create table eco_billing_requests (
     method       text        not null,

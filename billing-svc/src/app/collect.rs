@@ -60,7 +60,7 @@ async fn next(context: &ChargeContext, eco_id: &str) -> Result<Option<Settlement
     let Some(stranded) = stranded else { return Ok(None) };
     context.pace.wait().await;
     // Where Stripe cannot be asked it is written down all the same, and filled when it can be.
-    let pending = pending(context, eco_id, &stranded.customer).await?;
+    let pending = pending(context, eco_id, &stranded.customer, &stranded.subscription).await?;
     let is_nothing = pending.is_ok_and(|pending| pending.is_empty());
     let mut connection = db::acquire(&context.pool).await?;
     let mut transaction = connection.begin().await?;
@@ -70,18 +70,19 @@ async fn next(context: &ChargeContext, eco_id: &str) -> Result<Option<Settlement
     Ok(open)
 }
 
-/// Items of ours that are pending, in the order of their charges.
+/// Stranded items that are pending, in the order of their charges.
 async fn pending(
     context: &ChargeContext,
     eco_id: &str,
     customer: &str,
+    subscription: &str,
 ) -> Result<Result<Vec<String>, Doubt>, Error> {
     let at_stripe = match context.payments.pending_items(customer, &context.pace).await {
         Ok(at_stripe) => at_stripe,
         Err(doubt) => return Ok(Err(doubt)),
     };
     let mut connection = db::acquire(&context.pool).await?;
-    let ours = settlements::items(&mut connection, eco_id, customer).await?;
+    let ours = settlements::items(&mut connection, eco_id, customer, subscription).await?;
     Ok(Ok(ours.into_iter().filter(|id| at_stripe.contains(id)).collect()))
 }
 
@@ -171,7 +172,8 @@ async fn fill(context: &ChargeContext, settlement: &Settlement) -> Result<Step, 
         return Ok(Step::Stuck("it has no invoice".to_owned()));
     };
     let filled = Settlement { is_filled: true, ..again(settlement) };
-    let mut pending = match pending(context, &settlement.eco_id, &settlement.invoice.customer).await? {
+    let customer = &settlement.invoice.customer;
+    let mut pending = match pending(context, &settlement.eco_id, customer, settlement.subscription()).await? {
         Ok(pending) => pending,
         Err(doubt) => return Ok(Step::Unknown(doubt)),
     };

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// Metadata key that names the settlement an invoice was made for.
 pub const SETTLEMENT_ID: &str = "settlement_id";
 
+/// Metadata key that names the subscription at Stripe whose items are on it.
+pub const SUBSCRIPTION_ID: &str = "subscription_id";
+
 /// An invoice, exactly as it is sent: every attempt of a key sends the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewInvoice {

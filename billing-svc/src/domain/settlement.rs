@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::invoice::{NewInvoice, SETTLEMENT_ID};
+use super::invoice::{NewInvoice, SETTLEMENT_ID, SUBSCRIPTION_ID};
 
 /// Names of settlements are made within this namespace.
 const NAMESPACE: Uuid = Uuid::from_u128(0x2f0a_93c4_61d7_4b0e_8a57_c3de_19b6_0e44);
@@ -60,24 +60,25 @@ pub fn settlement_id(eco_id: &str, number: i32) -> Uuid {
 }
 
 /// The invoice of a settlement.
-pub fn invoice(
-    eco_id: &str,
-    number: i32,
-    customer: &str,
-    subscription: Option<&str>,
-    currency: &str,
-) -> NewInvoice {
+pub fn invoice(eco_id: &str, number: i32, customer: &str, subscription: &str, currency: &str) -> NewInvoice {
     let id = settlement_id(eco_id, number).to_string();
     NewInvoice {
         customer: customer.to_owned(),
-        subscription: subscription.map(str::to_owned),
+        subscription: Some(subscription.to_owned()),
         currency: currency.to_owned(),
         description: "API overage after the end of the subscription".to_owned(),
-        metadata: [("eco_id".to_owned(), eco_id.to_owned()), (SETTLEMENT_ID.to_owned(), id)].into(),
+        metadata: [("eco_id", eco_id), (SETTLEMENT_ID, &id), (SUBSCRIPTION_ID, subscription)]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
     }
 }
 
 impl Settlement {
+    /// The subscription whose items are put on it.
+    pub fn subscription(&self) -> &str {
+        self.invoice.metadata.get(SUBSCRIPTION_ID).map_or("", String::as_str)
+    }
+
     /// What is to be sent next.
     pub fn stage(&self) -> Stage {
         match (&self.invoice_id, self.is_filled) {
@@ -106,7 +107,7 @@ mod tests {
             number: 2,
             attempt: 1,
             is_young: true,
-            invoice: invoice("eco_a", 2, "cus_1", Some("sub_1"), "USD"),
+            invoice: invoice("eco_a", 2, "cus_1", "sub_1", "USD"),
             invoice_id: None,
             item_ids: vec![],
             is_filled: false,

@@ -18,8 +18,8 @@ const UNSEEN: TimeDelta = TimeDelta::minutes(1);
 pub struct Stranded {
     /// Customer that was charged.
     pub customer: String,
-    /// The subscription at Stripe that ended last.
-    pub subscription: Option<String>,
+    /// The subscription at Stripe that they are of, and that has ended.
+    pub subscription: String,
     /// ISO 4217, of the charges.
     pub currency: String,
     /// Database time before anything was looked at.
@@ -71,26 +71,21 @@ pub async fn open(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<Se
     Ok(row.map(Settlement::from))
 }
 
-/// What an account without a subscription at Stripe, which had one, was charged since charges of that customer were
-/// last looked at, all of them, and that names no draft: of the customer that was charged last.
+/// What an account was charged that no invoice of a cycle takes any more, since such charges of that customer and
+/// subscription were last looked at, all of them: of those that were charged last.
 #[tracing::instrument(name = "db.eco_settlements.stranded", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn stranded(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<Stranded>> {
     sqlx::query_as!(
         Stranded,
-        r#"select h.payload ->> 'customer' as "customer!", h.currency_code as currency, now() as "now!",
-                  (select s.stripe_subscription_id from eco_subscriptions s
-                   where s.eco_id = $1 and s.stripe_subscription_id is not null
-                   order by s.ended_time desc, s.subscription_id desc limit 1) as subscription
-           from eco_overage_charges h
-           where h.eco_id = $1 and h.status = 'succeeded' and h.payload ->> 'invoice' is null
+        r#"select h.customer as "customer!", h.stripe_subscription_id as "subscription!", h.currency_code as "currency!",
+                  now() as "now!"
+           from eco_stranded_charges h
+           where h.eco_id = $1
              and h.finished_time > coalesce((select max(x.listed_time) - $2::interval from eco_settlements x
                                              where x.eco_id = $1 and cardinality(x.item_ids) < $3
-                                               and x.invoice ->> 'customer' = h.payload ->> 'customer'),
+                                               and x.invoice ->> 'customer' = h.customer
+                                               and x.invoice #>> '{metadata,subscription_id}' = h.stripe_subscription_id),
                                             '-infinity')
-             and exists (select from eco_subscriptions s
-                         where s.eco_id = $1 and s.stripe_subscription_id is not null and s.ended_time is not null)
-             and not exists (select from eco_subscriptions s
-                             where s.eco_id = $1 and s.stripe_subscription_id is not null and s.ended_time is null)
            order by h.finished_time desc
            limit 1"#,
         eco_id,
@@ -116,14 +111,14 @@ pub async fn accounts(
                union
                select s.eco_id from eco_subscriptions s
                where s.stripe_subscription_id is not null and s.ended_time is not null
-                 and not exists (select from eco_subscriptions c where c.eco_id = s.eco_id
-                                 and c.stripe_subscription_id is not null and c.ended_time is null)
-                 and exists (select from eco_overage_charges h
-                             where h.eco_id = s.eco_id and h.status = 'succeeded' and h.payload ->> 'invoice' is null
+                 and exists (select from eco_stranded_charges h
+                             where h.eco_id = s.eco_id and h.stripe_subscription_id = s.stripe_subscription_id
                                and h.finished_time > coalesce(
                                    (select max(y.listed_time) - $4::interval from eco_settlements y
-                                    where y.eco_id = s.eco_id and cardinality(y.item_ids) < $5
-                                      and y.invoice ->> 'customer' = h.payload ->> 'customer'), '-infinity'))) u
+                                    where y.eco_id = h.eco_id and cardinality(y.item_ids) < $5
+                                      and y.invoice ->> 'customer' = h.customer
+                                      and y.invoice #>> '{metadata,subscription_id}' = h.stripe_subscription_id),
+                                   '-infinity'))) u
            where ($1::text[] is null or u.eco_id = any ($1)) and u.eco_id collate "C" > $2
            order by u.eco_id collate "C"
            limit $3"#,
@@ -137,15 +132,22 @@ pub async fn accounts(
     .await
 }
 
-/// Items that the ledger has of an account at a customer, in the order of their charges.
+/// Items that the ledger has of an account at a customer and that no invoice of a cycle of a subscription takes any
+/// more, in the order of their charges.
 #[tracing::instrument(name = "db.eco_overage_charges.items_of_customer", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn items(db: &mut PgConnection, eco_id: &str, customer: &str) -> sqlx::Result<Vec<String>> {
+pub async fn items(
+    db: &mut PgConnection,
+    eco_id: &str,
+    customer: &str,
+    subscription: &str,
+) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
-        r#"select stripe_invoice_item_id as "id!" from eco_overage_charges
-           where eco_id = $1 and status = 'succeeded' and payload ->> 'customer' = $2
+        r#"select stripe_invoice_item_id as "id!" from eco_stranded_charges
+           where eco_id = $1 and customer = $2 and stripe_subscription_id = $3
            order by created_time, charge_id, attempt"#,
         eco_id,
         customer,
+        subscription,
     )
     .fetch_all(db)
     .await
@@ -166,13 +168,8 @@ pub async fn insert(
     )
     .fetch_one(&mut *db)
     .await?;
-    let invoice = settlement::invoice(
-        eco_id,
-        number,
-        &stranded.customer,
-        stranded.subscription.as_deref(),
-        &stranded.currency,
-    );
+    let invoice =
+        settlement::invoice(eco_id, number, &stranded.customer, &stranded.subscription, &stranded.currency);
     let done = sqlx::query!(
         "insert into eco_settlements (settlement_id, eco_id, number, invoice, listed_time, finished_time)
          values ($1, $2, $3, $4, $5, case when $6 then now() end)

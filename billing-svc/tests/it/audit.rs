@@ -185,7 +185,10 @@ async fn no_service_can_write_alter_or_delete_an_entry() -> Result<()> {
     for role in [Role::Usage, Role::Billing, Role::Analytics] {
         let pool = db::pool(&db.args(), role)?;
         for statement in statements {
-            let denied = sqlx::query(statement).execute(&pool).await;
+            // Also once it lets itself write.
+            let mut session = pool.acquire().await?;
+            sqlx::query("set default_transaction_read_only = off").execute(&mut *session).await?;
+            let denied = sqlx::query(statement).execute(&mut *session).await;
             let code = denied
                 .err()
                 .and_then(|e| e.as_database_error().and_then(|e| e.code().map(|c| c.into_owned())));

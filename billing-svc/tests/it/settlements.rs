@@ -313,3 +313,35 @@ async fn periods(db: &TestDb) -> Result<Vec<PeriodKey>> {
         sqlx::query_as("select eco_id, period_start from eco_usage_records").fetch_all(&db.pool).await?;
     Ok(rows.into_iter().map(|(eco_id, start)| PeriodKey { eco_id, start }).collect())
 }
+
+#[tokio::test]
+async fn what_was_charged_on_a_subscription_before_the_present_one_is_collected() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let customer = sim.customer().await?;
+    let (old, new) = (sim.subscription(&customer).await?, sim.subscription(&customer).await?);
+    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
+    seed::stripe_ids(&db.pool, "eco_a", &customer, Some(&old)).await?;
+    let billing = Billing::start(&db, &sim.base).await?;
+    record(&db, "eco_a", 102_000).await?;
+    billing.run_all().await?;
+    assert_eq!(invoices(&sim).await?, []);
+
+    end_subscription(&db, 2_000).await?;
+    sqlx::query(
+        "update eco_subscriptions set stripe_subscription_id = $1, plan = 'pro' where ended_time is null",
+    )
+    .bind(&new)
+    .execute(&db.pool)
+    .await?;
+    billing.run_all().await?;
+    let collected = [("open".to_owned(), vec![200])];
+    assert_eq!(invoices(&sim).await?, collected);
+    // The present one's next invoice takes its own.
+    record(&db, "eco_a", 100_100).await?;
+    billing.run_all().await?;
+    let items = sim.items().await?;
+    assert_eq!((&items[1]["amount"], &items[1]["invoice"]), (&json!(10), &Value::Null));
+    billing.run_all().await?;
+    assert_eq!(invoices(&sim).await?, collected);
+    Ok(())
+}

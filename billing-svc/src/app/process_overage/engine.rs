@@ -151,8 +151,7 @@ impl Engine {
                 None => self.already_running().await,
             };
         }
-        // A ledger that may have lost rows would be charged again.
-        if identity::remembered(&mut connection).await? != identity::current(&mut connection).await? {
+        if !identity::is_known(&mut connection).await? {
             lease::give_back(connection).await?;
             return Err(Error::ReconcileRequired);
         }

@@ -12,7 +12,7 @@ use sqlx::Acquire;
 
 use super::{
     ChargeContext,
-    charge::{MAX_TRIES, back_off},
+    send::{MAX_TRIES, back_off},
 };
 use crate::{
     domain::{

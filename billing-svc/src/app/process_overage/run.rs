@@ -24,7 +24,7 @@ use tracing::Instrument;
 
 use super::{
     ChargeContext,
-    charge::{Step, charge_account_from, next_steps},
+    charge::{RECONCILE_REQUIRED, Step, charge_account_from, next_steps},
     pages::{Pages, Reader, Todo},
     recheck,
 };
@@ -187,7 +187,16 @@ impl Run {
                 if !self.goes_on() {
                     return Ok(());
                 }
-                if let Some(error) = collect::run(&self.context, &eco_id).await? {
+                let failed = match collect::run(&self.context, &eco_id).await {
+                    Ok(error) => error,
+                    Err(error) => {
+                        tracing::error!(%error, eco_id, "an account's charges could not be collected");
+                        let message =
+                            "An invoice could not be made by a fault of ours; the next run goes on with it.";
+                        Some(AccountError::new(&eco_id, "INTERNAL", message))
+                    }
+                };
+                if let Some(error) = failed {
                     let mut connection = db::acquire(&self.context.pool).await?;
                     run_accounts::fail(&mut connection, self.begun.run_id, &error).await?;
                 }
@@ -246,6 +255,7 @@ impl Run {
                     jobs[place].first = Some(step);
                 }
             }
+            Err(error @ Error::ReconcileRequired) => return Err(error),
             // One of them is at fault, or another has one of them: each by itself.
             Err(error) => tracing::info!(%error, accounts = firsts.len(), "writing down one by one"),
         }
@@ -293,6 +303,9 @@ impl Run {
             }
         }
         let mut result = charge_account_from(&self.context, &todo.periods, first).await;
+        if result.error.as_ref().is_some_and(|error| error.reason == RECONCILE_REQUIRED) {
+            self.context.halt.cancel();
+        }
         result.error = result.error.or(rechecked);
         if let Err(error) = self.keep(&eco_id, &result).await {
             tracing::error!(%error, eco_id, "what became of an account could not be kept");

@@ -8,7 +8,7 @@ use nexus_kit::db;
 use super::Failure;
 use crate::{
     app::{
-        process_overage::ChargeContext,
+        process_overage::{ChargeContext, RECONCILE_REQUIRED},
         settle_draft::{self, Draft},
         settle_ended,
     },
@@ -49,9 +49,8 @@ impl From<Outcome> for Applied {
 /// Settles. Repeated, it goes on where it was cut off.
 pub(super) async fn settle(context: &ChargeContext, settlement: &Settlement) -> Result<(), Failure> {
     {
-        // A ledger that may have lost rows would be charged again.
         let mut connection = db::acquire(&context.pool).await?;
-        if identity::remembered(&mut connection).await? != identity::current(&mut connection).await? {
+        if !identity::is_known(&mut connection).await? {
             return Err(Error::ReconcileRequired.into());
         }
     }
@@ -72,5 +71,5 @@ pub(super) async fn settle(context: &ChargeContext, settlement: &Settlement) -> 
 
 /// Whether a repeat may help.
 fn passes(error: &AccountError) -> bool {
-    matches!(error.reason.as_str(), "IN_DOUBT" | "NOT_SENT" | "INTERNAL")
+    matches!(error.reason.as_str(), "IN_DOUBT" | "NOT_SENT" | "INTERNAL" | RECONCILE_REQUIRED)
 }
