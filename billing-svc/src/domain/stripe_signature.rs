@@ -65,8 +65,11 @@ pub fn check_time(signed: DateTime<Utc>, now: DateTime<Utc>) -> Result<(), Signa
     if (now - signed).abs() <= TOLERANCE { Ok(()) } else { Err(SignatureError::OutOfTolerance) }
 }
 
-/// The time as it is written, as it is meant, and the signatures. One that is no hex matches nothing.
-fn parse(header: &str) -> Result<(&str, DateTime<Utc>, Vec<Vec<u8>>), SignatureError> {
+/// The time as it is written, as it is meant, and the signatures.
+type Parts<'h> = (&'h str, DateTime<Utc>, Vec<Vec<u8>>);
+
+/// Reads a header. A signature that is no hex matches nothing.
+fn parse(header: &str) -> Result<Parts<'_>, SignatureError> {
     let (mut seconds, mut given) = (None, Vec::new());
     for part in header.split(',') {
         let (scheme, value) = part.trim().split_once('=').ok_or(SignatureError::Malformed)?;

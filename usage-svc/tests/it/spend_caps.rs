@@ -233,8 +233,8 @@ async fn a_correction_of_usage_takes_of_the_cap_or_gives_back() -> Result<()> {
         eventually(async || Ok(check(server, "eco_a", 1).await.is_err())).await?;
         capped(check(server, "eco_a", 1).await, 120);
     }
-    billing.cap("eco_a", Some(55 * UNIT)).await?;
-    assert_eq!(use_up(&db, &servers, 135).await?.len(), 5);
+    billing.cap("eco_a", Some(60 * UNIT)).await?;
+    assert_eq!(use_up(&db, &servers, 140).await?.len(), 10);
     Ok(())
 }
 

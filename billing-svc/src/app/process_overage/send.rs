@@ -69,7 +69,7 @@ pub(super) async fn carry_out(
                         match look_for(context, &intent, intent.without_draft()).await? {
                             Looked::Is(outcome) => return Ok(outcome),
                             Looked::Replaced(next) => {
-                                intent = next;
+                                intent = *next;
                                 continue;
                             }
                             Looked::Unknown(doubt) => doubt,
@@ -83,7 +83,7 @@ pub(super) async fn carry_out(
                 match look_for(context, &intent, intent.next_attempt()).await? {
                     Looked::Is(outcome) => return Ok(outcome),
                     Looked::Replaced(next) => {
-                        intent = next;
+                        intent = *next;
                         look = false;
                         continue;
                     }
@@ -109,7 +109,7 @@ enum Looked {
     /// It is known what became of it.
     Is(ChargeOutcome),
     /// Stripe does not have it: this is to be sent instead.
-    Replaced(Intent),
+    Replaced(Box<Intent>),
     /// It is still not known.
     Unknown(Doubt),
 }
@@ -124,7 +124,7 @@ async fn look_for(context: &ChargeContext, intent: &Intent, next: Intent) -> Res
         }
         Ok([item, ..]) => Looked::Is(altered(intent, &item.item_id)),
         Ok([]) => match replace(context, intent, &next).await? {
-            true => Looked::Replaced(next),
+            true => Looked::Replaced(Box::new(next)),
             false => Looked::Is(ChargeOutcome::Elsewhere),
         },
         Err(doubt) => Looked::Unknown(doubt.clone()),
