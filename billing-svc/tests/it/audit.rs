@@ -186,7 +186,7 @@ async fn no_service_can_write_alter_or_delete_an_entry() -> Result<()> {
         let pool = db::pool(&db.args(), role)?;
         for statement in statements {
             // Also once it lets itself write.
-            let mut session = pool.acquire().await?;
+            let mut session = db::acquire(&pool).await?;
             sqlx::query("set default_transaction_read_only = off").execute(&mut *session).await?;
             let denied = sqlx::query(statement).execute(&mut *session).await;
             let code = denied

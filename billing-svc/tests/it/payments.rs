@@ -208,7 +208,7 @@ async fn invoices(payments: &dyn Payments, customer: &str, other: &str) -> Resul
     assert_eq!(payments.find_invoices(customer, settlement, &pace()).await, found(false));
     assert_eq!(refused(payments.finalize_invoice(&invoice, "fin2").await)?, "INVOICE_NOT_EDITABLE");
     assert_eq!(refused(payments.create_invoice_item(&on_draft, "i5").await)?, "INVOICE_NOT_EDITABLE");
-    refused(payments.add_items(&invoice, &[stays.clone()], "add3").await)?;
+    refused(payments.add_items(&invoice, std::slice::from_ref(&stays), "add3").await)?;
     ensure!(is_pending(&stays).await?);
     assert_eq!(payments.delete_item(&named).await.map_err(|doubt| doubt.advice), Err(Advice::Later));
     Ok(())

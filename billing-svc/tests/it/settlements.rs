@@ -102,7 +102,7 @@ async fn a_draft_gets_what_its_period_owes_and_what_comes_later_is_on_the_next_i
 
 /// Ends the subscription of `eco_a` in our tables, as its event does: its period is cut, and the account goes on for free.
 async fn end_subscription(db: &TestDb, overage_units: i64) -> Result<DateTime<Utc>> {
-    let mut transaction = db.pool.begin().await?;
+    let mut transaction = db::begin(&db.pool).await?;
     let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *transaction).await?;
     for statement in [
         "insert into eco_usage_segments

@@ -18,7 +18,7 @@ async fn changes_of_keys_are_kept_with_whoever_made_them_and_no_secret() -> Resu
     verify(&server, &made.key).await??;
     let rotate = RotateApiKeyRequest { key_id: key_id(&made), ..RotateApiKeyRequest::default() };
     server.client()?.rotate_api_key(user("eco_a")?.request(rotate)).await?;
-    let revoke = RevokeApiKeyRequest { key_id: key_id(&made), ..RevokeApiKeyRequest::default() };
+    let revoke = RevokeApiKeyRequest { key_id: key_id(&made) };
     server.client()?.revoke_api_key(user(settings::ADMIN)?.request(revoke)).await?;
 
     let entries: Vec<Entry> = sqlx::query_as(
