@@ -56,6 +56,50 @@ impl Database {
         Ok(())
     }
 
+    /// Has each of the first accounts owe the price of so many units beyond its plan, and be a customer at Stripe.
+    pub(crate) async fn let_owe(&mut self, customers: &[String], units: i64) -> Result<()> {
+        self.ensure_accounts(u32::try_from(customers.len())?).await?;
+        sqlx::query(
+            "update eco_identities i set stripe_customer_id = c.customer
+             from unnest($1::text[]) with ordinality as c (customer, n)
+             where i.eco_id = 'eco_bench_' || lpad((c.n - 1)::text, 6, '0')",
+        )
+        .bind(customers)
+        .execute(&mut self.connection)
+        .await?;
+        sqlx::query(
+            "select increment_api_calls(array_agg(eco_id), array_agg(start), array_agg(0), 1::smallint,
+                        array_agg(units), array_agg(units), array_agg(0::bigint), array_agg(now()))
+             from (select s.eco_id, nexus_period_start(s.anchor_time, now()) as start, 100000 + $1 as units
+                   from eco_subscriptions s) u",
+        )
+        .bind(units)
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Accounts whose charges are at Stripe, and Σ of them in micros.
+    pub(crate) async fn charged(&mut self) -> Result<(i64, i64)> {
+        let query = "select count(distinct eco_id), coalesce(sum(amount_micros), 0)::bigint
+                     from eco_overage_charges where status = 'succeeded'";
+        Ok(sqlx::query_as(query).fetch_one(&mut self.connection).await?)
+    }
+
+    /// Waits until the queue of changed periods is empty, and has the planner know the tables.
+    pub(crate) async fn settle_down(&mut self) -> Result<()> {
+        while sqlx::query_scalar("select exists (select from eco_usage_changes)")
+            .fetch_one(&mut self.connection)
+            .await?
+        {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        for statement in ["vacuum analyze", "checkpoint"] {
+            self.connection.execute(statement).await?;
+        }
+        Ok(())
+    }
+
     /// Writes so many events of the last days, dealt out among the first so many accounts, and the counters that they
     /// add up to, as two writers would.
     pub(crate) async fn fill_history(&mut self, accounts: u32, events: u32) -> Result<()> {

@@ -46,6 +46,8 @@ enum Cli {
     CurrentUsage(bench::current_usage::Args),
     /// Everything at once for a while: memory and queue from beginning to end
     Soak(bench::soak::Args),
+    /// ProcessOverage over many accounts, against the same invoice items without a ledger
+    ProcessOverage(bench::process_overage::Args),
     /// What the benchmarks start this program as
     #[command(subcommand, hide = true)]
     Child(child::Child),
@@ -53,6 +55,10 @@ enum Cli {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    // reqwest asks for a TLS provider, also where there is no TLS.
+    if tokio_rustls::rustls::crypto::ring::default_provider().install_default().is_err() {
+        unreachable!("nothing has run before");
+    }
     let work = async {
         match Cli::parse() {
             Cli::CheckQuota(args) => bench::check_quota::run(args).await,
@@ -62,6 +68,7 @@ async fn main() -> anyhow::Result<()> {
             Cli::Record(args) => bench::record::run(args).await,
             Cli::CurrentUsage(args) => bench::current_usage::run(args).await,
             Cli::Soak(args) => bench::soak::run(args).await,
+            Cli::ProcessOverage(args) => bench::process_overage::run(args).await,
             Cli::Child(child) => child.run().await,
         }
     };

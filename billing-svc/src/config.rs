@@ -31,8 +31,12 @@ pub struct Config {
     pub db: DbArgs,
     #[command(flatten)]
     pub stripe: StripeArgs,
-    /// Accounts a run of ProcessOverage works on at once
-    #[arg(long, env = "OVERAGE_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "N")]
+    /// Signing secret of Stripe's webhook endpoint, or several separated by commas while one is rolled; unset: webhooks
+    /// are refused
+    #[arg(long, env = "STRIPE_WEBHOOK_SECRET", hide_env_values = true, value_name = "SECRETS")]
+    pub stripe_webhook_secret: Option<SecretString>,
+    /// Accounts a run of ProcessOverage works on at once; at least the rate, times the seconds that Stripe takes
+    #[arg(long, env = "OVERAGE_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "N")]
     pub overage_concurrency: u32,
 }
 

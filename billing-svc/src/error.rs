@@ -5,7 +5,7 @@ use nexus_kit::{auth::AuthConfigError, db, serve::ServeError, status, validate::
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::payments::stripe::StripeConfigError;
+use crate::{domain::stripe_signature::SignatureError, payments::stripe::StripeConfigError};
 
 /// Why the service could not start or serve.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +49,22 @@ pub enum Error {
     ReconciliationFailed(Uuid),
     #[error("Stripe's books could not be read: {0}")]
     BooksUnread(String),
+    #[error("run {0} does not exist")]
+    RunNotFound(Uuid),
     #[error("the server is stopping")]
     Stopping,
+    #[error("STRIPE_WEBHOOK_SECRET is not configured")]
+    NoWebhookSecret,
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    #[error("charge {0} does not exist")]
+    ChargeNotFound(Uuid),
+    #[error("charge {0} was written down by a version that did not keep what it follows from")]
+    BasisNotKept(Uuid),
+    #[error("charge {0} is not one that Stripe refused and that its period is parked for")]
+    ChargeNotParked(Uuid),
+    #[error("the segment that is open has {open_units} units: no more than these can be taken away")]
+    BelowZero { open_units: i64 },
     #[error(transparent)]
     OutOfRange(#[from] OutOfRange),
     #[error("database: {0}")]
@@ -83,6 +97,24 @@ impl From<Error> for Status {
             }
             Error::BooksUnread(_) => {
                 status::unavailable("STRIPE_UNAVAILABLE", error.to_string(), status::RETRY_SOON)
+            }
+            Error::ChargeNotFound(_) => status::not_found("CHARGE_NOT_FOUND", error.to_string()),
+            Error::BasisNotKept(_) => {
+                status::with_reason(Code::FailedPrecondition, "BASIS_NOT_KEPT", error.to_string())
+            }
+            Error::ChargeNotParked(_) => {
+                status::with_reason(Code::FailedPrecondition, "CHARGE_NOT_PARKED", error.to_string())
+            }
+            Error::BelowZero { .. } => {
+                status::with_reason(Code::FailedPrecondition, "USAGE_BELOW_ZERO", error.to_string())
+            }
+            Error::RunNotFound(_) => status::not_found("RUN_NOT_FOUND", error.to_string()),
+            Error::NoWebhookSecret => {
+                tracing::error!("a webhook cannot be verified: STRIPE_WEBHOOK_SECRET is not configured");
+                status::with_reason(Code::FailedPrecondition, "NO_WEBHOOK_SECRET", error.to_string())
+            }
+            Error::Signature(_) => {
+                status::with_reason(Code::InvalidArgument, "BAD_SIGNATURE", error.to_string())
             }
             Error::Stopping => status::unavailable("STOPPING", error.to_string(), status::RETRY_SOON),
             Error::OutOfRange(e) => {

@@ -8,6 +8,8 @@
 //!   a failure: it is resolved before anything else is charged for its period.
 //! * One run at a time, over all replicas, by a lease ([`store::lease`]); two at once would charge once all the
 //!   same, for each period's row is locked.
+//! * An event of Stripe's is stored and committed before it is answered, and applied from how things stand at Stripe
+//!   when it is ([`app::stripe_events`]): doubled, late and in any order they come to the same.
 //! * The database's clock decides ages, periods and settlement; money is integer micros.
 //!
 //! The way of a request is a straight line:
@@ -17,9 +19,10 @@
 //! | [`grpc`] | the tonic trait: who is calling, parse (all violations at once), one use case, the answer |
 //! | [`app`] | one use case a file; owns the transaction |
 //! | [`domain`] | types and rules; pure |
-//! | [`payments`] | the port to Stripe, and Stripe over HTTP |
+//! | [`payments`] | the ports to Stripe, and Stripe over HTTP |
 //! | [`store`] | the only SQL; one file a table; every function takes a connection |
 //! | [`error`] | what can go wrong, and the status each is |
+//! | [`metrics`] | metrics of its own |
 //! | [`config`] | flags and environment |
 
 pub mod app;
@@ -27,6 +30,7 @@ pub mod config;
 pub mod domain;
 pub mod error;
 pub mod grpc;
+pub mod metrics;
 pub mod payments;
 pub mod store;
 
@@ -39,13 +43,16 @@ use nexus_kit::{
     serve::{CONNECTION_AGE, GrpcServer, Listeners, Ready, ServeError, drained},
     tls,
 };
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use app::{
     process_overage::Engine,
     reconcile::{Drift, Reconciler},
+    stripe_events::{self, worker::Worker},
 };
+use domain::stripe_signature::Secrets;
 use payments::{pace::Pace, stripe::Stripe};
 
 pub use config::Config;
@@ -69,6 +76,7 @@ pub async fn serve(
     let refresher = tokio::spawn(app::refresh::refresher(pool.clone(), shutdown.clone()));
     let _stop_with_us = AbortOnDrop(refresher);
     let stripe = Arc::new(Stripe::new(&config.stripe)?);
+    let metrics = Metrics::new();
     let pace = Arc::new(Pace::new(config.stripe.stripe_rate_per_second));
     let engine = Arc::new(Engine::new(
         pool.clone(),
@@ -78,7 +86,20 @@ pub async fn serve(
         shutdown.clone(),
     ));
     let _end_with_us = engine.kill_guard();
-    let metrics = Metrics::new();
+    let event_stored = Arc::new(Notify::new());
+    let worker = Worker::new(
+        pool.clone(),
+        stripe_events::Context {
+            subscriptions: stripe.clone(),
+            // Stripe's limit is one per endpoint.
+            pace: Arc::new(Pace::new(config.stripe.stripe_rate_per_second)),
+        },
+        engine.outside_runs(),
+        event_stored.clone(),
+        &metrics,
+        shutdown.clone(),
+    );
+    let mut events = AbortOnDrop(tokio::spawn(worker.run()));
     let drift = metrics.register(Drift::register);
     let _drift_with_us = AbortOnDrop(tokio::spawn(drift.clone().follow(pool.clone(), shutdown.clone())));
     let reconciler =
@@ -88,6 +109,8 @@ pub async fn serve(
         pool: pool.clone(),
         engine: engine.clone(),
         reconciler: reconciler.clone(),
+        webhook_secrets: config.stripe_webhook_secret.as_ref().map(Secrets::parse).unwrap_or_default(),
+        event_stored,
         request_timeout: config.serve.request_timeout,
     };
     let grace = config.serve.shutdown_grace;
@@ -114,7 +137,13 @@ pub async fn serve(
     };
     let runs = async {
         shutdown.cancelled().await;
-        drained(futures::future::join(engine.finished(), reconciler.finished()), &shutdown, grace).await
+        let events = async {
+            if let Err(error) = (&mut events.0).await {
+                tracing::error!(%error, "whoever applies events failed");
+            }
+        };
+        drained(async { tokio::join!(engine.finished(), reconciler.finished(), events) }, &shutdown, grace)
+            .await
     };
     Ok(tokio::join!(serving, runs).0?)
 }

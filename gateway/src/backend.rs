@@ -3,6 +3,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use axum::body::Bytes;
 use chrono::Utc;
 use nexus_client::CallOptions;
 use nexus_core::id::ApiKeyText;
@@ -227,6 +228,21 @@ impl Backend {
         call("BillingService.ProcessOverage", self.own(OVERAGE_TIMEOUT)?, OVERAGE_TIMEOUT, request, send)
             .await
             .map_err(|s| status::rest(&s, Credentials::Gateway, "Not found"))
+    }
+
+    /// Hands an event of Stripe's on, and returns once it is stored.
+    pub async fn handle_stripe_event(
+        &self,
+        payload: Bytes,
+        signature: &str,
+    ) -> Result<billing::HandleStripeEventResponse, Error> {
+        let mut client = self.billing.clone();
+        let send = |r| async move { client.handle_stripe_event(r).await };
+        let request =
+            billing::HandleStripeEventRequest { payload: payload.into(), signature: signature.to_owned() };
+        call("BillingService.HandleStripeEvent", self.own(self.timeout)?, self.timeout, request, send)
+            .await
+            .map_err(|s| status::of_webhook(&s))
     }
 
     /// Whose API key this is.

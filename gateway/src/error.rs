@@ -79,6 +79,8 @@ pub enum Error {
     InvalidApiKey,
     #[error("CRON_SECRET is not configured")]
     NoCronSecret,
+    #[error("STRIPE_WEBHOOK_SECRET is not configured")]
+    NoWebhookSecret,
     #[error("not an admin")]
     Forbidden,
     #[error("the account is closed")]
@@ -119,6 +121,9 @@ impl Error {
             Error::MissingApiKey => (StatusCode::UNAUTHORIZED, "Missing API key"),
             Error::InvalidApiKey => (StatusCode::UNAUTHORIZED, "Invalid API key"),
             Error::NoCronSecret => (StatusCode::INTERNAL_SERVER_ERROR, "CRON_SECRET not configured"),
+            Error::NoWebhookSecret => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "STRIPE_WEBHOOK_SECRET not configured")
+            }
             Error::Forbidden => (StatusCode::FORBIDDEN, "Forbidden"),
             Error::AccountClosed => (StatusCode::FORBIDDEN, "Account closed"),
             Error::ApiKeyRevoked => (StatusCode::CONFLICT, "API key revoked"),

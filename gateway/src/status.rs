@@ -29,13 +29,14 @@ pub enum Credentials {
 }
 
 /// Names of fields over REST that are called otherwise over gRPC.
-const FIELDS: [(&str, &str); 6] = [
+const FIELDS: [(&str, &str); 7] = [
     ("days_count", "days"),
     ("page_size", "limit"),
     ("skip_count", "page"),
     ("query", "q"),
     ("spend_cap_micros", "spend_cap_usd"),
     ("currency_code", "spend_cap_usd"),
+    ("payload", "body"),
 ];
 
 /// The meaning of a status; `not_found` is the text for an unknown thing.
@@ -64,6 +65,20 @@ pub fn of_api_key(status: &Status) -> Error {
     match reason(status).as_str() {
         "INVALID_API_KEY" => Error::InvalidApiKey,
         _ => rest(status, Credentials::Gateway, "Account not found"),
+    }
+}
+
+/// The meaning of a refusal of `HandleStripeEvent`: the call is ours, what is in it is the sender's.
+pub fn of_webhook(status: &Status) -> Error {
+    match (status.code(), reason(status).as_str()) {
+        (Code::InvalidArgument, "BAD_SIGNATURE") => {
+            let message =
+                "must be that of this body, by the endpoint's secret, made within the last five minutes";
+            Violations::one("Stripe-Signature", message).into()
+        }
+        (Code::InvalidArgument, _) => bad_request(status),
+        (Code::FailedPrecondition, "NO_WEBHOOK_SECRET") => Error::NoWebhookSecret,
+        _ => rest(status, Credentials::Gateway, "Not found"),
     }
 }
 

@@ -5,6 +5,7 @@ mod checks;
 pub(crate) mod current_usage;
 pub(crate) mod decision;
 pub(crate) mod ingest;
+pub(crate) mod process_overage;
 pub(crate) mod rate_limit;
 pub(crate) mod record;
 pub(crate) mod soak;

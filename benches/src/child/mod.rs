@@ -10,6 +10,7 @@ mod rate_limit;
 mod record_load;
 mod server;
 mod soak_load;
+mod stripe;
 
 pub(crate) use batches::Loaded;
 pub(crate) use check_load::{Rpc, about};
@@ -43,6 +44,14 @@ pub(crate) enum Child {
     CopyLoad(copy_load::Args),
     /// Inserts the same rows and calls the counter function
     ClassicLoad(classic_load::Args),
+    /// billing-svc, as it is deployed
+    Billing(Box<stripe::Billing>),
+    /// The stand-in Stripe
+    StripeSim(stripe::Sim),
+    /// Makes customers at the stand-in Stripe
+    Customers(stripe::Customers),
+    /// Makes invoice items there, without a ledger
+    ItemLoad(stripe::ItemLoad),
 }
 
 impl Child {
@@ -60,6 +69,10 @@ impl Child {
             Child::BatchLoad(args) => batch_load::run(args).await,
             Child::CopyLoad(args) => copy_load::run(args).await,
             Child::ClassicLoad(args) => classic_load::run(args).await,
+            Child::Billing(billing) => billing.run().await,
+            Child::StripeSim(sim) => sim.run().await,
+            Child::Customers(customers) => customers.run().await,
+            Child::ItemLoad(load) => load.run().await,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! current period is added up and closed, in one transaction with the change, while nobody counts calls of the
 //! account. Usage-svc hears of the change by the trigger on the subscription.
 
+use nexus_core::{id::EcoId, plan::Plan};
 use nexus_kit::{db, validate::Violations};
 use sqlx::{PgConnection, PgPool};
 
@@ -16,9 +17,10 @@ use crate::{
 };
 
 /// A repeat of a request returns the first answer.
-pub async fn run(pool: &PgPool, change: &PlanChange) -> Result<PlanChanged, Error> {
+pub async fn run(pool: &PgPool, change: &PlanChange, actor: &str) -> Result<PlanChanged, Error> {
     let mut transaction = db::begin(pool).await?;
     subscriptions::seize(&mut transaction, &change.eco_id).await?;
+    db::set_actor(&mut transaction, actor).await?;
     if let Some(answer) = answered_before(&mut transaction, change).await? {
         return Ok(answer);
     }
@@ -63,7 +65,10 @@ async fn changeable(db: &mut PgConnection, change: &PlanChange) -> Result<Subscr
 }
 
 /// Applies what has waited for a period's end that is over by now.
-async fn without_due(db: &mut PgConnection, subscription: Subscription) -> Result<Subscription, Error> {
+pub(super) async fn without_due(
+    db: &mut PgConnection,
+    subscription: Subscription,
+) -> Result<Subscription, Error> {
     let Some(due) = subscription.due() else { return Ok(subscription) };
     segments::end_with_period(db, subscription.subscription_id).await?;
     subscriptions::apply_waiting(db, subscription.subscription_id).await?;
@@ -79,7 +84,11 @@ async fn take(
     let id = subscription.subscription_id;
     match step {
         Step::Nothing => {}
-        Step::Keep => subscriptions::set_waiting(db, id, None).await?,
+        Step::Keep => {
+            subscriptions::set_waiting(db, id, None).await?;
+            // A newer version of the plan, if there is one.
+            plans::hand_out(db, None, Some(id)).await?;
+        }
         Step::AtPeriodEnd => {
             let version = newest_version(db, subscription, change).await?;
             let waiting = (change.plan, version, subscription.period.end);
@@ -87,8 +96,7 @@ async fn take(
         }
         Step::Now => {
             let version = newest_version(db, subscription, change).await?;
-            close_segment(db, subscription, change).await?;
-            subscriptions::set_plan(db, id, change.plan, version).await?;
+            move_to(db, &change.eco_id, subscription, change.plan, version).await?;
         }
     }
     Ok(())
@@ -107,14 +115,27 @@ async fn newest_version(
     Ok(newest.version)
 }
 
-async fn close_segment(
+/// Moves a subscription to a plan, now.
+pub(super) async fn move_to(
     db: &mut PgConnection,
+    eco_id: &EcoId,
     subscription: &Subscription,
-    change: &PlanChange,
+    plan: Plan,
+    version: i32,
 ) -> Result<(), Error> {
-    let period = PeriodKey { eco_id: change.eco_id.to_string(), start: subscription.period.start };
+    close_segment(db, eco_id, subscription).await?;
+    Ok(subscriptions::set_plan(db, subscription.subscription_id, plan, version).await?)
+}
+
+/// Adds up and closes the open segment of the subscription's period, by the terms that hold so far.
+pub(super) async fn close_segment(
+    db: &mut PgConnection,
+    eco_id: &EcoId,
+    subscription: &Subscription,
+) -> Result<(), Error> {
+    let period = PeriodKey { eco_id: eco_id.to_string(), start: subscription.period.start };
     let facts = facts::read(db, std::slice::from_ref(&period)).await?.pop();
-    let facts = facts.ok_or_else(|| Error::AccountNotFound(change.eco_id.clone()))?;
+    let facts = facts.ok_or_else(|| Error::AccountNotFound(eco_id.clone()))?;
     segments::close(db, &facts, subscription.now).await?;
     // The summary names the plan.
     Ok(changes::add(db, &period).await?)

@@ -10,12 +10,12 @@ use crate::{
 };
 
 /// A repeat of a request returns the account it created.
-pub async fn run(pool: &PgPool, new: &NewAccount) -> Result<Account, Error> {
+pub async fn run(pool: &PgPool, new: &NewAccount, actor: &str) -> Result<Account, Error> {
     let mut connection = db::acquire(pool).await?;
     if let Some(account) = created_before(&mut connection, new).await? {
         return Ok(account);
     }
-    match create(&mut connection, new).await {
+    match create(&mut connection, new, actor).await {
         // The same request at the same moment was quicker.
         Err(Error::Database(e)) if db::violates(&e, "eco_identities_create_request_id_key") => {
             created_before(&mut connection, new).await?.ok_or(Error::Database(e))
@@ -36,8 +36,9 @@ async fn created_before(db: &mut PgConnection, new: &NewAccount) -> Result<Optio
     }
 }
 
-async fn create(connection: &mut PgConnection, new: &NewAccount) -> Result<Account, Error> {
+async fn create(connection: &mut PgConnection, new: &NewAccount, actor: &str) -> Result<Account, Error> {
     let mut transaction = connection.begin().await?;
+    db::set_actor(&mut transaction, actor).await?;
     let plan = plans::newest(&mut transaction, new.plan, new.currency).await?;
     let mut violations = Violations::new();
     violations.require(

@@ -6,19 +6,40 @@
 //! | [`list_plans`] | plans |
 //! | [`change_plan`] | moves an account to another plan, now or at its period's end |
 //! | [`set_spend_cap`] | says what an account's overage may cost |
+//! | [`close_account`] | ends an account |
+//! | [`upsert_plan`] | makes a version of a plan, which accounts get with their next period |
+//! | [`adjust_usage`] | corrects an account's usage |
+//! | [`explain_charge`], [`retry_charge`] | what a charge follows from; lets one that was refused be attempted again |
+//! | [`list_audit_log`] | who changed what |
 //! | [`get_overage`], [`list_charges`] | what an account owes and was charged |
 //! | [`refresh`] | keeps the summary `eco_usage_records` in step with the counters |
 //! | [`reconcile`] | compares every record of the same fact, and repairs when told to |
+//! | [`handle_stripe_event`], [`stripe_events`] | stores Stripe's events; applies them |
+//! | [`settle_draft`] | charges on a draft of a billing cycle what its period owes |
+//! | [`settle_ended`], [`collect`] | charges what is owed after a subscription's end, and makes an invoice for it |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
+//! | [`list_runs`] | the runs there were, and whom they could not charge |
 
+pub mod adjust_usage;
 pub mod change_plan;
+pub mod close_account;
+pub mod collect;
 pub mod create_account;
+pub mod explain_charge;
 pub mod get_account;
 pub mod get_overage;
+pub mod handle_stripe_event;
 pub mod list_accounts;
+pub mod list_audit_log;
 pub mod list_charges;
 pub mod list_plans;
+pub mod list_runs;
 pub mod process_overage;
 pub mod reconcile;
 pub mod refresh;
+pub mod retry_charge;
 pub mod set_spend_cap;
+pub mod settle_draft;
+pub mod settle_ended;
+pub mod stripe_events;
+pub mod upsert_plan;

@@ -12,8 +12,9 @@ use crate::{
 };
 
 /// A repeat of a request returns the first answer.
-pub async fn run(pool: &PgPool, change: &SpendCapChange) -> Result<Account, Error> {
+pub async fn run(pool: &PgPool, change: &SpendCapChange, actor: &str) -> Result<Account, Error> {
     let mut transaction = db::begin(pool).await?;
+    db::set_actor(&mut transaction, actor).await?;
     accounts::lock(&mut transaction, &change.eco_id).await?;
     let found = accounts::get(&mut transaction, change.eco_id.as_str()).await?;
     let account = found.ok_or_else(|| Error::AccountNotFound(change.eco_id.clone()))?;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
+    basis::{Basis, Reckoning},
     overage::{Difference, Facts},
     period::PeriodKey,
 };
@@ -50,6 +51,20 @@ pub struct Intent {
     pub difference: Difference,
     /// What is sent.
     pub item: InvoiceItem,
+    /// What the amount follows from; `None`: it was not kept.
+    pub basis: Option<Basis>,
+}
+
+/// Where a charge is put.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Target {
+    /// It waits for the customer's next invoice.
+    #[default]
+    Upcoming,
+    /// On this draft.
+    Draft(String),
+    /// It waits for an invoice that is made for it.
+    Own,
 }
 
 /// An invoice item, exactly as it is sent: every attempt of a key sends the same.
@@ -59,6 +74,9 @@ pub struct InvoiceItem {
     pub customer: String,
     /// Subscription at Stripe; none: the item is on the customer alone.
     pub subscription: Option<String>,
+    /// Draft it is put on; none: it is pending.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invoice: Option<String>,
     /// Amount in minor units; negative: a credit.
     pub amount_minor: i64,
     /// ISO 4217, in capitals.
@@ -130,9 +148,12 @@ pub struct Charge {
 /// Metadata key that names the charge an item stands for.
 pub const CHARGE_ID: &str = "charge_id";
 
+/// Metadata key of a charge for a period whose invoice was made before it.
+pub const LATE: &str = "late";
+
 impl Intent {
     /// The next charge of a period.
-    pub fn new(facts: &Facts, customer: &str, difference: Difference) -> Self {
+    pub fn new(facts: &Facts, customer: &str, difference: Difference, target: &Target) -> Self {
         let sequence = facts.ledger.last_sequence + 1;
         let charge_id = charge_id(&facts.eco_id, facts.period, sequence);
         let calls = difference.units_to - difference.units_from;
@@ -146,12 +167,16 @@ impl Intent {
         let item = InvoiceItem {
             customer: customer.to_owned(),
             subscription: facts.stripe_subscription_id.clone(),
+            invoice: match target {
+                Target::Draft(invoice) => Some(invoice.clone()),
+                Target::Upcoming | Target::Own => None,
+            },
             amount_minor: facts.currency.minor_unit().to_minor(difference.amount),
             currency: facts.currency.to_string(),
             description: description(difference, facts.exceeded_limit()),
             metadata: metadata.map(|(key, value)| (key.to_owned(), value)).into(),
         };
-        Self {
+        let mut intent = Self {
             charge_id,
             attempt: 1,
             eco_id: facts.eco_id.clone(),
@@ -159,12 +184,34 @@ impl Intent {
             sequence,
             difference,
             item,
+            basis: Some(Basis::Difference(Reckoning::of(facts))),
+        };
+        // Without a subscription there is no invoice of the period that it could be too late for.
+        if *target == Target::Upcoming && intent.item.subscription.is_some() && facts.now >= facts.period.end
+        {
+            intent.mark_late();
         }
+        intent
     }
 
     /// The same charge under a new key.
     pub fn next_attempt(&self) -> Self {
         Self { attempt: self.attempt + 1, ..self.clone() }
+    }
+
+    /// The same charge under a new key, for the next invoice: the draft it names does not take it any more.
+    pub fn without_draft(&self) -> Self {
+        let mut next = self.next_attempt();
+        next.item.invoice = None;
+        next.mark_late();
+        next
+    }
+
+    /// It is on a later invoice than that of its period.
+    fn mark_late(&mut self) {
+        let end = self.period.end.format("%-d %b %Y");
+        self.item.description = format!("{} (late, of the period until {end})", self.item.description);
+        self.item.metadata.insert(LATE.to_owned(), "true".to_owned());
     }
 
     /// The period it belongs to.
@@ -176,8 +223,10 @@ impl Intent {
     pub fn correction(facts: &Facts, wrong: &Self) -> Self {
         let amount = Micros(-wrong.difference.amount.0);
         let units = facts.ledger.units;
-        let mut intent =
-            Self::new(facts, &wrong.item.customer, Difference { amount, units_from: units, units_to: units });
+        let difference = Difference { amount, units_from: units, units_to: units };
+        let mut intent = Self::new(facts, &wrong.item.customer, difference, &Target::Own);
+        intent.basis =
+            Some(Basis::Correction { of: wrong.charge_id, item_micros: wrong.difference.amount.0 });
         if facts.stripe_customer_id.as_deref() != Some(&wrong.item.customer) {
             intent.item.subscription = None;
         }

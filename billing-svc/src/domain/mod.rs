@@ -11,15 +11,29 @@
 //! | [`charge`] | an entry of the ledger: its key, its exact payload, the text on the invoice |
 //! | [`reconciliation`] | what a reconciliation looks at, and what it finds |
 //! | [`books`] | a charge in the ledger beside the same charge in Stripe's books |
+//! | [`adjustment`] | a correction of usage |
+//! | [`basis`] | what a charge follows from, kept with it |
+//! | [`settlement`] | an invoice after the end of a subscription, step by step |
+//! | [`invoice`] | an invoice made for charges |
 //! | [`run`] | the figures of a run over many accounts |
+//! | [`stripe_signature`], [`stripe_event`] | whether a webhook is Stripe's; what is kept of it, and when it is tried again |
+//! | [`stripe_objects`], [`stripe_subscription`] | what is read at Stripe; what a subscription there means for ours |
 
 pub mod account;
+pub mod adjustment;
+pub mod basis;
 pub mod books;
 pub mod charge;
+pub mod invoice;
 pub mod overage;
 pub mod period;
 pub mod plan;
 pub mod plan_change;
 pub mod reconciliation;
 pub mod run;
+pub mod settlement;
 pub mod spend_cap;
+pub mod stripe_event;
+pub mod stripe_objects;
+pub mod stripe_signature;
+pub mod stripe_subscription;

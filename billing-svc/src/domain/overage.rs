@@ -30,7 +30,7 @@ pub struct Facts {
     pub terms: Terms,
     /// The segments that changes of plan have closed, in order.
     pub closed: Vec<ClosedSegment>,
-    /// Units recorded in the segment after them, which is open.
+    /// Units recorded in the segment after them, which is open; adjustments count as recorded.
     pub open_units: i64,
     /// Newest event.
     pub last_event_time: Option<DateTime<Utc>>,
@@ -44,13 +44,19 @@ pub struct Facts {
     pub stripe_subscription_id: Option<String>,
     /// What the ledger holds.
     pub ledger: Ledger,
+    /// From when on the period takes no more usage, and is rounded for good.
+    pub settle_time: DateTime<Utc>,
     /// Database time of the reading.
     pub now: DateTime<Utc>,
 }
 
-/// A segment that a change of plan has closed: its counts do not alter any more, nor do its terms.
+/// A segment, as a rule one that a change of plan has closed: its counts do not alter any more, nor do its terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClosedSegment {
+    /// Its plan.
+    pub plan: Plan,
+    /// Version of the plan.
+    pub plan_version: i32,
     /// Units recorded in it.
     pub units: i64,
     /// Of these, beyond the included ones.
@@ -192,10 +198,20 @@ impl Facts {
         }
     }
 
+    /// All segments in order, the open one last.
+    pub fn segments(&self) -> impl Iterator<Item = ClosedSegment> + use<'_> {
+        self.closed.iter().copied().chain(iter::once(ClosedSegment {
+            plan: self.plan,
+            plan_version: self.plan_version,
+            units: self.open_units,
+            overage_units: self.open_overage(),
+            terms: self.terms,
+        }))
+    }
+
     /// Each segment's overage units, with the terms they are counted by.
     fn overage_by_segment(&self) -> impl Iterator<Item = (Terms, i64)> + use<'_> {
-        let closed = self.closed.iter().map(|segment| (segment.terms, segment.overage_units));
-        closed.chain(iter::once((self.terms, self.open_overage()))).filter(|(_, units)| *units > 0)
+        self.segments().map(|segment| (segment.terms, segment.overage_units)).filter(|(_, units)| *units > 0)
     }
 
     /// Overage to date: the sum over the segments.
@@ -222,7 +238,7 @@ impl Facts {
 
     /// Whether the period takes no more events, so that it is rounded for good.
     pub fn is_settling(&self) -> bool {
-        self.period.is_settled(self.now)
+        self.now >= self.settle_time
     }
 
     /// What is due now: whole cents, rounded down until final settlement.

@@ -21,6 +21,7 @@ fn facts(price: UnitPrice, included: i64) -> Facts {
         stripe_customer_id: None,
         stripe_subscription_id: None,
         ledger: Ledger::default(),
+        settle_time: start + TimeDelta::days(32),
         now: start,
     }
 }
@@ -38,7 +39,8 @@ fn charge(facts: &mut Facts) -> Result<i64, OutOfRange> {
 /// Closes the open segment, as a change of plan does.
 fn close(facts: &mut Facts, next: Terms) {
     let (units, overage_units) = (facts.open_units, facts.open_overage());
-    facts.closed.push(ClosedSegment { units, overage_units, terms: facts.terms });
+    let (plan, plan_version, terms) = (facts.plan, facts.plan_version, facts.terms);
+    facts.closed.push(ClosedSegment { plan, plan_version, units, overage_units, terms });
     (facts.open_units, facts.terms) = (0, next);
 }
 

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use nexus_core::money::{self, Currency, Micros, OutOfRange};
 
 /// An account's period, by its start.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeriodKey {
     /// Account.
     pub eco_id: String,

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use nexus_core::plan::Plan;
+use serde::{Deserialize, Serialize};
 
 /// A version of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +21,29 @@ pub struct PlanVersion {
     pub prices: Vec<PlanPrice>,
 }
 
+/// A version to be made, every field valid in itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewPlanVersion {
+    /// The plan.
+    pub plan: Plan,
+    /// Units included in a period; `None`: unlimited.
+    pub included_units: Option<i64>,
+    /// Whether calls beyond the included ones are refused.
+    pub hard_limit: bool,
+    /// Prices, one per currency, by its code.
+    pub prices: Vec<PlanPrice>,
+}
+
+impl NewPlanVersion {
+    /// Whether a version says the same.
+    pub fn is(&self, version: &PlanVersion) -> bool {
+        let own = (self.plan, self.included_units, self.hard_limit, &self.prices);
+        own == (version.plan, version.included_units, version.hard_limit, &version.prices)
+    }
+}
+
 /// Prices of a plan version in one currency, in micros of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanPrice {
     /// ISO 4217.
     pub currency_code: String,

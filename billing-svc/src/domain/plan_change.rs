@@ -82,7 +82,8 @@ impl Subscription {
     pub fn step(&self, plan: Plan, apply_now: bool) -> Step {
         let waiting = self.waiting.map(|waiting| waiting.plan);
         if plan == self.plan {
-            if waiting.is_some() { Step::Keep } else { Step::Nothing }
+            // A newer version of the plan goes on waiting.
+            if waiting.is_some_and(|waiting| waiting != plan) { Step::Keep } else { Step::Nothing }
         } else if plan > self.plan || apply_now {
             Step::Now
         } else if waiting == Some(plan) {
@@ -96,7 +97,10 @@ impl Subscription {
     pub fn apply_time(&self, step: Step) -> DateTime<Utc> {
         match step {
             Step::AtPeriodEnd => self.period.end,
-            Step::Nothing => self.waiting.map_or(self.now, |waiting| waiting.time),
+            Step::Nothing => match self.waiting {
+                Some(waiting) if waiting.plan != self.plan => waiting.time,
+                _ => self.now,
+            },
             Step::Keep | Step::Now => self.now,
         }
     }
@@ -133,6 +137,9 @@ mod tests {
             (Some(Free), Free, true, Step::Now, now),
             (Some(Free), Pro, false, Step::Keep, now),
             (Some(Free), Enterprise, false, Step::Now, now),
+            // A newer version of the own plan waits.
+            (Some(Pro), Pro, false, Step::Nothing, now),
+            (Some(Pro), Free, false, Step::AtPeriodEnd, period.end),
         ] {
             subscription.waiting = waiting.map(|plan| WaitingPlan { plan, time: period.end });
             let case = format!("{waiting:?} {wanted} {apply_now}");

@@ -2,11 +2,15 @@
 
 use std::str::FromStr;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::money::Micros;
-use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-/// Errors that are kept and told.
+/// Errors that an answer tells; the rest is listed.
 pub const MAX_ERRORS: usize = 1_000;
+
+/// A run at work gives a sign of life every few seconds; one that was silent for so long was cut off.
+pub const LONGEST_SILENCE: TimeDelta = TimeDelta::seconds(30);
 
 /// How far a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +50,41 @@ impl FromStr for RunStatus {
     }
 }
 
+/// A run as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Id.
+    pub run_id: Uuid,
+    /// How far it is.
+    pub status: RunStatus,
+    /// Its figures.
+    pub figures: Figures,
+    /// Whether it was limited to some accounts.
+    pub limited: bool,
+    /// When it was last begun.
+    pub started_time: DateTime<Utc>,
+    /// Its last sign of life.
+    pub heartbeat_time: DateTime<Utc>,
+    /// When it ended.
+    pub finished_time: Option<DateTime<Utc>>,
+    /// Database time of the reading.
+    pub now: DateTime<Utc>,
+}
+
+impl Run {
+    /// How long it has taken, or took, since it was last begun.
+    pub fn duration_ms(&self) -> i64 {
+        (self.finished_time.unwrap_or(self.now) - self.started_time).num_milliseconds()
+    }
+
+    /// Whether its process ended without a word.
+    pub fn is_cut_off(&self) -> bool {
+        self.status == RunStatus::Running && self.now - self.heartbeat_time > LONGEST_SILENCE
+    }
+}
+
 /// Why an account could not be charged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountError {
     /// Account.
     pub eco_id: String,
@@ -65,8 +102,10 @@ impl AccountError {
 }
 
 /// What a run has done so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
+    /// Accounts with something to do, as far as is known: those when it began, or more.
+    pub accounts: i32,
     /// Accounts done with, failed ones included.
     pub processed: i32,
     /// Accounts charged.
@@ -75,8 +114,6 @@ pub struct Figures {
     pub failed: i32,
     /// Sum charged in US dollars; charges in other currencies are in the ledger only.
     pub total: Micros,
-    /// The first of the failures.
-    pub errors: Vec<AccountError>,
 }
 
 /// What became of one account in a run.
@@ -92,15 +129,21 @@ pub struct AccountResult {
 
 impl Figures {
     /// Adds an account.
-    pub fn add(&mut self, result: AccountResult) {
+    pub fn add(&mut self, result: &AccountResult) {
         self.processed += 1;
         self.charged += i32::from(result.charged);
+        self.failed += i32::from(result.error.is_some());
         self.total.0 = self.total.0.saturating_add(result.total.0);
-        if let Some(error) = result.error {
-            self.failed += 1;
-            if self.errors.len() < MAX_ERRORS {
-                self.errors.push(error);
-            }
-        }
+    }
+
+    /// Takes an account back that is looked at again.
+    pub fn take_back(&mut self, had_failed: bool) {
+        self.processed -= 1;
+        self.failed -= i32::from(had_failed);
+    }
+
+    /// All accounts that are known of: some may have begun to owe since the run began.
+    pub fn known(&self) -> i32 {
+        self.accounts.max(self.processed)
     }
 }

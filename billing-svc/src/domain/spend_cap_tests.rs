@@ -27,6 +27,7 @@ fn facts(terms: Terms) -> Facts {
         stripe_customer_id: None,
         stripe_subscription_id: None,
         ledger: Ledger::default(),
+        settle_time: start + TimeDelta::days(32),
         now: start,
     }
 }
@@ -61,8 +62,8 @@ proptest! {
         let mut facts = facts(terms);
         for (closed, units) in segments {
             (facts.terms, facts.open_units) = (closed, units);
-            let overage_units = facts.open_overage();
-            facts.closed.push(ClosedSegment { units, overage_units, terms: closed });
+            let (plan, plan_version, overage_units) = (facts.plan, facts.plan_version, facts.open_overage());
+            facts.closed.push(ClosedSegment { plan, plan_version, units, overage_units, terms: closed });
         }
         (facts.terms, facts.open_units) = (terms, 0);
         let spent_before = facts.overage()?.exact;

@@ -15,12 +15,13 @@ use nexus_kit::{
 use nexus_proto::billing::v1 as pb;
 use rand::RngCore;
 use tonic::Status;
+use uuid::Uuid;
 
 use crate::{
     app::list_accounts::Cursor,
     domain::{
         account::{Account, NewAccount, check_email, check_stripe_id},
-        plan::PlanVersion,
+        plan::{NewPlanVersion, PlanPrice, PlanVersion},
         plan_change::{PlanChange, PlanChanged},
         spend_cap::SpendCapChange,
     },
@@ -117,6 +118,14 @@ pub(super) fn account(account: Account) -> pb::Account {
     }
 }
 
+/// Reads a request to close an account. A repeat has the same answer whatever its id, which must be one all the same.
+pub(super) fn to_close(request: &pb::CloseAccountRequest) -> Result<EcoId, Violations> {
+    let mut v = Violations::new();
+    let eco_id = v.eco_id("eco_id", &request.eco_id);
+    v.optional_uuid("request_id", &request.request_id);
+    eco_id.filter(|_| v.0.is_empty()).ok_or(v)
+}
+
 /// Reads a request to change a plan.
 pub(super) fn plan_change(caller: &Caller, request: &pb::ChangePlanRequest) -> Result<PlanChange, Status> {
     let mut v = Violations::new();
@@ -181,4 +190,48 @@ pub(super) fn plan_version(version: PlanVersion) -> pb::PlanVersion {
         prices: prices.collect(),
         create_time: Some(timestamp(version.created_time)),
     }
+}
+
+/// Micros of a price, and units it is for, at most: their products stay within range.
+const MAX_PRICE: i64 = 1_000_000_000_000;
+
+/// Reads a new version of a plan, and the request's id.
+pub(super) fn new_version(request: pb::UpsertPlanRequest) -> Result<(NewPlanVersion, Uuid), Violations> {
+    let mut v = Violations::new();
+    let new = request.plan.unwrap_or_default();
+    let plan = plan_from_proto(new.plan).and_then(|plan| plan.ok_or("is required"));
+    let plan = v.take("plan.plan", plan);
+    let included = new.included_count;
+    v.require(included >= -1, "plan.included_count", "must be -1 (unlimited) or more");
+    v.require(!(new.hard_limit && included == -1), "plan.hard_limit", "needs an included_count");
+    v.require(!new.prices.is_empty(), "plan.prices", "must have at least one");
+    let mut prices: Vec<PlanPrice> = Vec::new();
+    for (i, price) in new.prices.into_iter().enumerate() {
+        let field = |name: &str| format!("plan.prices[{i}].{name}");
+        let code = v.take(&field("currency_code"), price.currency_code.parse::<Currency>());
+        for (name, micros) in
+            [("monthly_micros", price.monthly_micros), ("overage_micros", price.overage_micros)]
+        {
+            let in_range = (0..=MAX_PRICE).contains(&micros);
+            v.require(in_range, &field(name), format!("must be 0 to {MAX_PRICE}"));
+        }
+        let in_range = (1..=MAX_PRICE).contains(&price.overage_per_count);
+        v.require(in_range, &field("overage_per_count"), format!("must be 1 to {MAX_PRICE}"));
+        let Some(currency) = code else { continue };
+        let is_new = prices.iter().all(|known| known.currency_code != currency.as_str());
+        v.require(is_new, &field("currency_code"), "must not be there twice");
+        prices.push(PlanPrice {
+            currency_code: currency.to_string(),
+            monthly_micros: price.monthly_micros,
+            overage_micros: price.overage_micros,
+            overage_per_units: price.overage_per_count,
+        });
+    }
+    prices.sort_by(|a, b| a.currency_code.cmp(&b.currency_code));
+    v.require(!request.request_id.is_empty(), "request_id", "is required");
+    let request_id = v.optional_uuid("request_id", &request.request_id);
+    let (Some(plan), Some(request_id)) = (plan, request_id) else { return Err(v) };
+    v.finish()?;
+    let included_units = (included >= 0).then_some(included);
+    Ok((NewPlanVersion { plan, included_units, hard_limit: new.hard_limit, prices }, request_id))
 }

@@ -2,28 +2,31 @@
 
 mod accounts;
 mod deadline;
+mod ledger;
 mod overage;
 mod reconcile;
+mod runs;
 
 use std::{sync::Arc, time::Duration};
 
+use futures::{StreamExt, stream::BoxStream};
 use nexus_kit::{
     auth::{Caller, Scope},
     page,
     serve::MAX_REQUEST_BYTES,
-    status,
 };
 use nexus_proto::billing::v1::{
     billing_service_server::{BillingService, BillingServiceServer},
     *,
 };
 use sqlx::PgPool;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
 use uuid::Uuid;
 
 use crate::{
     app::{self, process_overage::Engine, reconcile::Reconciler},
+    domain::stripe_signature::Secrets,
     error::Error,
 };
 
@@ -35,6 +38,10 @@ pub struct Service {
     pub engine: Arc<Engine>,
     /// Runs Reconcile.
     pub reconciler: Arc<Reconciler>,
+    /// Under which Stripe signs its webhooks.
+    pub webhook_secrets: Secrets,
+    /// Wakes who applies events.
+    pub event_stored: Arc<Notify>,
     /// Longest time one call may take.
     pub request_timeout: Duration,
 }
@@ -92,9 +99,16 @@ impl BillingService for Service {
 
     async fn explain_charge(
         &self,
-        _request: Request<ExplainChargeRequest>,
+        request: Request<ExplainChargeRequest>,
     ) -> Result<Response<ExplainChargeResponse>, Status> {
-        Err(status::not_implemented("ExplainCharge"))
+        let caller = Caller::of(&request)?;
+        let charge_id = ledger::charge_id(&request.get_ref().charge_id).map_err(Error::from)?;
+        let (charge, basis) = app::explain_charge::run(&self.pool, charge_id).await?;
+        // Whether another's charge exists is nobody's business.
+        if caller.account(&charge.eco_id, &[Scope::BillingRun]).is_err() {
+            return Err(Error::ChargeNotFound(charge_id).into());
+        }
+        Ok(Response::new(ledger::explanation(charge, &basis)?))
     }
 
     async fn reconcile(
@@ -110,25 +124,38 @@ impl BillingService for Service {
 
     async fn retry_charge(
         &self,
-        _request: Request<RetryChargeRequest>,
+        request: Request<RetryChargeRequest>,
     ) -> Result<Response<RetryChargeResponse>, Status> {
-        Err(status::not_implemented("RetryCharge"))
+        let caller = Caller::of(&request)?;
+        caller.require_scope(Scope::BillingRun)?;
+        let (charge_id, request_id) = ledger::retry(request.get_ref()).map_err(Error::from)?;
+        let charge = app::retry_charge::run(&self.pool, charge_id, request_id, &caller.subject()).await?;
+        Ok(Response::new(RetryChargeResponse { charge: Some(overage::charge(charge)) }))
     }
 
     async fn handle_stripe_event(
         &self,
-        _request: Request<HandleStripeEventRequest>,
+        request: Request<HandleStripeEventRequest>,
     ) -> Result<Response<HandleStripeEventResponse>, Status> {
-        Err(status::not_implemented("HandleStripeEvent"))
+        Caller::of(&request)?.require_scope(Scope::BillingRun)?;
+        let HandleStripeEventRequest { payload, signature } = request.into_inner();
+        let stored =
+            app::handle_stripe_event::run(&self.pool, &self.webhook_secrets, &signature, &payload).await?;
+        self.event_stored.notify_one();
+        Ok(Response::new(HandleStripeEventResponse {
+            stripe_event_id: stored.event_id,
+            duplicate: stored.duplicate,
+        }))
     }
 
     async fn create_account(
         &self,
         request: Request<CreateAccountRequest>,
     ) -> Result<Response<CreateAccountResponse>, Status> {
-        Caller::of(&request)?.require_admin_or(&[Scope::AccountsWrite])?;
+        let caller = Caller::of(&request)?;
+        caller.require_admin_or(&[Scope::AccountsWrite])?;
         let new = accounts::new_account(request.get_ref(), &mut rand::rng()).map_err(Error::from)?;
-        let account = app::create_account::run(&self.pool, &new).await?;
+        let account = app::create_account::run(&self.pool, &new, &caller.subject()).await?;
         Ok(Response::new(CreateAccountResponse { account: Some(accounts::account(account)) }))
     }
 
@@ -155,19 +182,38 @@ impl BillingService for Service {
         }))
     }
 
+    async fn list_audit_log(
+        &self,
+        request: Request<ListAuditLogRequest>,
+    ) -> Result<Response<ListAuditLogResponse>, Status> {
+        Caller::of(&request)?.require_admin_or(&[])?;
+        let asked = ledger::audit_page(request.get_ref()).map_err(Error::from)?;
+        let (entries, next) =
+            app::list_audit_log::run(&self.pool, asked.eco_id.as_ref(), asked.before, asked.size).await?;
+        Ok(Response::new(ListAuditLogResponse {
+            entries: entries.into_iter().map(ledger::audit_entry).collect(),
+            next_page_token: next.map(|before| page::encode(&asked.eco_id, &before)).unwrap_or_default(),
+        }))
+    }
+
     async fn close_account(
         &self,
-        _request: Request<CloseAccountRequest>,
+        request: Request<CloseAccountRequest>,
     ) -> Result<Response<CloseAccountResponse>, Status> {
-        Err(status::not_implemented("CloseAccount"))
+        let caller = Caller::of(&request)?;
+        caller.require_admin_or(&[Scope::AccountsWrite])?;
+        let eco_id = accounts::to_close(request.get_ref()).map_err(Error::from)?;
+        let account = app::close_account::run(&self.pool, &eco_id, &caller.subject()).await?;
+        Ok(Response::new(CloseAccountResponse { account: Some(accounts::account(account)) }))
     }
 
     async fn change_plan(
         &self,
         request: Request<ChangePlanRequest>,
     ) -> Result<Response<ChangePlanResponse>, Status> {
-        let change = accounts::plan_change(&Caller::of(&request)?, request.get_ref())?;
-        let changed = app::change_plan::run(&self.pool, &change).await?;
+        let caller = Caller::of(&request)?;
+        let change = accounts::plan_change(&caller, request.get_ref())?;
+        let changed = app::change_plan::run(&self.pool, &change, &caller.subject()).await?;
         Ok(Response::new(accounts::plan_changed(changed)))
     }
 
@@ -175,16 +221,21 @@ impl BillingService for Service {
         &self,
         request: Request<SetSpendCapRequest>,
     ) -> Result<Response<SetSpendCapResponse>, Status> {
-        let change = accounts::spend_cap_change(&Caller::of(&request)?, request.get_ref())?;
-        let account = app::set_spend_cap::run(&self.pool, &change).await?;
+        let caller = Caller::of(&request)?;
+        let change = accounts::spend_cap_change(&caller, request.get_ref())?;
+        let account = app::set_spend_cap::run(&self.pool, &change, &caller.subject()).await?;
         Ok(Response::new(SetSpendCapResponse { account: Some(accounts::account(account)) }))
     }
 
     async fn adjust_usage(
         &self,
-        _request: Request<AdjustUsageRequest>,
+        request: Request<AdjustUsageRequest>,
     ) -> Result<Response<AdjustUsageResponse>, Status> {
-        Err(status::not_implemented("AdjustUsage"))
+        let caller = Caller::of(&request)?;
+        caller.require_admin_or(&[])?;
+        let adjustment = ledger::adjustment(request.into_inner()).map_err(Error::from)?;
+        let api_calls_count = app::adjust_usage::run(&self.pool, &adjustment, &caller.subject()).await?;
+        Ok(Response::new(AdjustUsageResponse { api_calls_count }))
     }
 
     async fn list_plans(
@@ -201,17 +252,61 @@ impl BillingService for Service {
 
     async fn upsert_plan(
         &self,
-        _request: Request<UpsertPlanRequest>,
+        request: Request<UpsertPlanRequest>,
     ) -> Result<Response<UpsertPlanResponse>, Status> {
-        Err(status::not_implemented("UpsertPlan"))
+        let caller = Caller::of(&request)?;
+        caller.require_admin_or(&[])?;
+        let (new, request_id) = accounts::new_version(request.into_inner()).map_err(Error::from)?;
+        let version = app::upsert_plan::run(&self.pool, &new, request_id, &caller.subject()).await?;
+        Ok(Response::new(UpsertPlanResponse { plan: Some(accounts::plan_version(version)) }))
     }
 
-    type WatchOverageRunStream = tokio_stream::Empty<Result<WatchOverageRunResponse, Status>>;
+    type WatchOverageRunStream = BoxStream<'static, Result<WatchOverageRunResponse, Status>>;
 
     async fn watch_overage_run(
         &self,
-        _request: Request<WatchOverageRunRequest>,
+        request: Request<WatchOverageRunRequest>,
     ) -> Result<Response<Self::WatchOverageRunStream>, Status> {
-        Err(status::not_implemented("WatchOverageRun"))
+        Caller::of(&request)?.require_admin_or(&[Scope::BillingRun])?;
+        let run_id = runs::run_id(&request.get_ref().run_id).map_err(Error::from)?;
+        let looks = self.engine.clone().watch(run_id).await?;
+        Ok(Response::new(looks.map(|look| look.map(runs::watched).map_err(Status::from)).boxed()))
+    }
+
+    async fn get_overage_run(
+        &self,
+        request: Request<GetOverageRunRequest>,
+    ) -> Result<Response<GetOverageRunResponse>, Status> {
+        Caller::of(&request)?.require_admin_or(&[Scope::BillingRun])?;
+        let run_id = runs::run_id(&request.get_ref().run_id).map_err(Error::from)?;
+        let run = app::list_runs::get(&self.pool, run_id).await?;
+        Ok(Response::new(GetOverageRunResponse { run: Some(runs::run(&run)) }))
+    }
+
+    async fn list_overage_runs(
+        &self,
+        request: Request<ListOverageRunsRequest>,
+    ) -> Result<Response<ListOverageRunsResponse>, Status> {
+        Caller::of(&request)?.require_admin_or(&[Scope::BillingRun])?;
+        let (size, after) = runs::page(request.get_ref()).map_err(Error::from)?;
+        let (found, next) = app::list_runs::run(&self.pool, after, size).await?;
+        Ok(Response::new(ListOverageRunsResponse {
+            runs: found.iter().map(runs::run).collect(),
+            next_page_token: next.map(|run_id| page::encode(&runs::LIST, &run_id)).unwrap_or_default(),
+        }))
+    }
+
+    async fn list_overage_run_errors(
+        &self,
+        request: Request<ListOverageRunErrorsRequest>,
+    ) -> Result<Response<ListOverageRunErrorsResponse>, Status> {
+        Caller::of(&request)?.require_admin_or(&[Scope::BillingRun])?;
+        let asked = runs::errors_page(request.get_ref()).map_err(Error::from)?;
+        let (errors, next) =
+            app::list_runs::errors(&self.pool, asked.run_id, asked.after.as_deref(), asked.size).await?;
+        Ok(Response::new(ListOverageRunErrorsResponse {
+            errors: errors.into_iter().map(overage::error).collect(),
+            next_page_token: next.map(|eco_id| page::encode(&asked.run_id, &eco_id)).unwrap_or_default(),
+        }))
     }
 }

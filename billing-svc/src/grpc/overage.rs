@@ -17,7 +17,7 @@ use crate::{
     domain::{
         charge::{Charge, ChargeStatus},
         overage::Facts,
-        run::{Figures, RunStatus},
+        run::{AccountError, Figures, RunStatus},
         spend_cap::SpendCap,
     },
     error::Error,
@@ -111,20 +111,23 @@ pub(super) fn process_request(request: pb::ProcessOverageRequest) -> Result<Aske
     }
     v.finish()?;
     let accounts = (!request.account_ids.is_empty()).then_some(request.account_ids);
-    Ok(Asked { run: app::Request { request_id, accounts }, dry_run: request.dry_run })
+    let run = app::Request { request_id, accounts, return_at_once: request.return_at_once };
+    Ok(Asked { run, dry_run: request.dry_run })
 }
 
 /// The answer to a run.
 pub(super) fn processed(answer: app::Answer) -> pb::ProcessOverageResponse {
     match answer {
-        app::Answer::AlreadyRunning => {
-            pb::ProcessOverageResponse { already_running: true, ..figures(Figures::default()) }
-        }
-        app::Answer::Run(run) => pb::ProcessOverageResponse {
+        app::Answer::AlreadyRunning(other) => pb::ProcessOverageResponse {
+            already_running: true,
+            other_run_id: other.map(|run_id| run_id.to_string()).unwrap_or_default(),
+            ..figures(&Figures::default(), Vec::new())
+        },
+        app::Answer::Run(run, errors) => pb::ProcessOverageResponse {
             run_id: run.run_id.to_string(),
             running: run.status == RunStatus::Running,
             duration_ms: run.duration_ms,
-            ..figures(run.figures)
+            ..figures(&run.figures, errors)
         },
     }
 }
@@ -134,24 +137,26 @@ pub(super) fn planned(dry_run: app::DryRun, took: Duration) -> pb::ProcessOverag
     pb::ProcessOverageResponse {
         duration_ms: i64::try_from(took.as_millis()).unwrap_or(i64::MAX),
         planned_charges: dry_run.charges.into_iter().map(planned_charge).collect(),
-        ..figures(dry_run.figures)
+        planned_charges_count: dry_run.charges_count,
+        ..figures(&dry_run.figures, dry_run.errors)
     }
 }
 
-fn figures(figures: Figures) -> pb::ProcessOverageResponse {
-    let errors = figures.errors.into_iter().map(|e| pb::OverageError {
-        eco_id: e.eco_id,
-        reason: e.reason,
-        message: e.message,
-    });
+fn figures(figures: &Figures, errors: Vec<AccountError>) -> pb::ProcessOverageResponse {
     pb::ProcessOverageResponse {
         processed_count: figures.processed,
         charged_count: figures.charged,
+        failed_count: figures.failed,
         total_micros: figures.total.0,
         currency_code: money::Currency::USD.to_string(),
-        errors: errors.collect(),
+        errors: errors.into_iter().map(error).collect(),
         ..Default::default()
     }
+}
+
+/// Why an account could not be charged, for the wire.
+pub(super) fn error(error: AccountError) -> pb::OverageError {
+    pb::OverageError { eco_id: error.eco_id, reason: error.reason, message: error.message }
 }
 
 fn planned_charge(charge: app::PlannedCharge) -> pb::PlannedCharge {

@@ -1,24 +1,26 @@
-//! The port to whoever holds the customers' invoices, and [`stripe`], which does it over HTTP. The engine's
-//! tests have a second implementation, in memory; one contract test holds the two together.
+//! The ports to whoever holds the customers' invoices ([`Payments`]) and [`subscriptions`], and [`stripe`], which does
+//! both over HTTP. The tests have a second implementation of each, in memory; one contract test holds the two together.
 
 pub mod books;
 pub mod pace;
 pub mod stripe;
+pub mod subscriptions;
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use futures::future::BoxFuture;
 use uuid::Uuid;
 
-use crate::domain::charge::InvoiceItem;
+use crate::domain::{charge::InvoiceItem, invoice::NewInvoice};
 use pace::Pace;
 
-/// Invoice items of customers.
+/// Invoice items of customers, and invoices made for such items.
 ///
-/// All calls end; none tries again by itself. A call that is dropped may still take effect.
+/// All calls end; none tries again by itself. A call that is dropped may still take effect. With the same key, what
+/// is asked for must be the same, and never happens twice.
 pub trait Payments: Send + Sync {
-    /// Creates a pending invoice item. The same key never creates two; with the same key the item must be
-    /// the same.
+    /// Creates an invoice item: on the draft it names, else pending until the customer's next invoice takes it. One
+    /// that names an invoice which is no draft any more is refused.
     fn create_invoice_item<'a>(&'a self, item: &'a InvoiceItem, key: &'a str) -> BoxFuture<'a, Outcome>;
 
     /// All of a customer's invoice items of a charge: more than one, where a request took effect after it
@@ -33,6 +35,45 @@ pub trait Payments: Send + Sync {
 
     /// Deletes an item that is on no finalised invoice. One that is not there counts as deleted.
     fn delete_item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<(), Doubt>>;
+
+    /// Ids of a customer's items that are on no invoice; paced and bounded as [`Self::find_items`] is.
+    fn pending_items<'a>(
+        &'a self,
+        customer: &'a str,
+        pace: &'a Pace,
+    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>>;
+
+    /// Creates an empty draft, which takes no pending items and is not finalised before it is told to: one that is
+    /// left half done must not be closed without its items.
+    fn create_invoice<'a>(&'a self, invoice: &'a NewInvoice, key: &'a str) -> BoxFuture<'a, Outcome>;
+
+    /// All of a customer's invoices of a settlement; paced and bounded as [`Self::find_items`] is.
+    fn find_invoices<'a>(
+        &'a self,
+        customer: &'a str,
+        settlement_id: Uuid,
+        pace: &'a Pace,
+    ) -> BoxFuture<'a, Result<Vec<FoundInvoice>, Doubt>>;
+
+    /// Puts pending items on a draft, all or none.
+    fn add_items<'a>(
+        &'a self,
+        invoice_id: &'a str,
+        item_ids: &'a [String],
+        key: &'a str,
+    ) -> BoxFuture<'a, Outcome>;
+
+    /// Finalises a draft, to be collected from then on.
+    fn finalize_invoice<'a>(&'a self, invoice_id: &'a str, key: &'a str) -> BoxFuture<'a, Outcome>;
+}
+
+/// An invoice of a settlement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundInvoice {
+    /// Its id.
+    pub invoice_id: String,
+    /// Whether it takes items and can be finalised.
+    pub is_draft: bool,
 }
 
 /// An item of a charge.
@@ -46,21 +87,21 @@ pub struct FoundItem {
     pub is_invoiced: bool,
 }
 
-/// What became of creating an item.
+/// What became of a request that changes something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is there.
+    /// It is done.
     Succeeded {
-        /// Its id.
-        item_id: String,
+        /// Id of what was made or changed.
+        id: String,
     },
-    /// It is not there, and sending it again would not change that.
+    /// It is not done, and sending it again would not change that.
     FailedForGood(Refusal),
-    /// It may or may not be there.
+    /// It may or may not be done.
     Unknown(Doubt),
 }
 
-/// Why an item was refused.
+/// Why a request was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// As a word, e.g. `CARD_DECLINED`.

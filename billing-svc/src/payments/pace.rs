@@ -19,6 +19,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Pace {
     limiter: DefaultDirectRateLimiter,
+    /// Had by the one who waits for the next call; the others wait in the order in which they came.
+    turn: tokio::sync::Mutex<()>,
     paused_until: Mutex<Option<Instant>>,
 }
 
@@ -28,20 +30,29 @@ impl Pace {
         let burst = NonZeroU32::new(per_second.get() / 10).unwrap_or(NonZeroU32::MIN);
         Self {
             limiter: RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)),
+            turn: tokio::sync::Mutex::default(),
             paused_until: Mutex::default(),
         }
     }
 
     /// Waits until a call may be made.
     pub async fn wait(&self) {
+        let _turn = self.turn.lock().await;
         loop {
-            let paused = *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
-            match paused.filter(|until| *until > Instant::now()) {
-                Some(until) => tokio::time::sleep_until(until).await,
-                None => break,
+            while let Some(until) = self.paused_until() {
+                tokio::time::sleep_until(until).await;
+            }
+            self.limiter.until_ready().await;
+            // A pause may have begun meanwhile.
+            if self.paused_until().is_none() {
+                return;
             }
         }
-        self.limiter.until_ready().await;
+    }
+
+    fn paused_until(&self) -> Option<Instant> {
+        let until = *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.filter(|until| *until > Instant::now())
     }
 
     /// Makes all callers wait for so long.
@@ -56,4 +67,41 @@ impl Pace {
 pub fn backoff(tries: u32, rng: &mut impl Rng) -> Duration {
     let full = FIRST_BACKOFF.saturating_mul(1 << tries.min(10)).min(LONGEST_BACKOFF);
     full / 2 + (full / 2).mul_f64(rng.random())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pause_holds_up_who_waits_already() {
+        let pace = Arc::new(Pace::new(NonZeroU32::new(20).expect("not zero")));
+        // The burst.
+        pace.wait().await;
+        pace.wait().await;
+        let waiting = tokio::spawn({
+            let pace = pace.clone();
+            async move { pace.wait().await }
+        });
+        tokio::task::yield_now().await;
+        let (begun, pause) = (Instant::now(), Duration::from_millis(400));
+        pace.pause_all(pause);
+        assert!(waiting.await.is_ok());
+        assert!(begun.elapsed() >= pause, "a call was made within the pause");
+    }
+
+    #[test]
+    fn a_backoff_is_between_half_and_all_of_twice_the_last() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for (tries, full) in [(0, 200), (1, 400), (4, 3_200), (5, 5_000), (40, 5_000)] {
+            let full = Duration::from_millis(full);
+            let waits: Vec<_> = (0..100).map(|_| backoff(tries, &mut rng)).collect();
+            assert!(waits.iter().all(|wait| (full / 2..=full).contains(wait)), "{tries}: {waits:?}");
+            assert!(waits.iter().any(|wait| *wait != waits[0]), "no jitter");
+        }
+    }
 }

@@ -115,6 +115,19 @@ pub async fn set_spend_cap(db: &mut PgConnection, eco_id: &EcoId, cap: Option<Mi
     Ok(())
 }
 
+/// Has the units that the account's spend cap allows computed anew: nothing is granted by those of before. To be called
+/// whether there is a cap or not, as one may be set meanwhile.
+#[tracing::instrument(name = "db.eco_identities.renew_spend_cap", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn renew_spend_cap(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_identities set spend_cap_epoch = spend_cap_epoch + 1 where eco_id = $1",
+        eco_id.as_str(),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
 /// The account's spend cap, and whether this version of its plan refuses overage by itself.
 #[tracing::instrument(name = "db.eco_identities.spend_cap", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn spend_cap(
@@ -180,4 +193,17 @@ pub async fn list(
     .into_iter()
     .map(Account::try_from)
     .collect()
+}
+
+/// Closes an account.
+#[tracing::instrument(name = "db.eco_identities.close", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn close(db: &mut PgConnection, eco_id: &EcoId, at: DateTime<Utc>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_identities set status = 'closed', closed_time = $2 where eco_id = $1 and closed_time is null",
+        eco_id.as_str(),
+        at,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }

@@ -36,10 +36,25 @@ pub async fn add(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// The periods the queue names now, each once.
+/// The periods the queue names now, each once, by account and in order, after an account.
 #[tracing::instrument(name = "db.eco_usage_changes.peek", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn peek(db: &mut PgConnection) -> sqlx::Result<Vec<PeriodKey>> {
-    sqlx::query_as!(PeriodKey, "select distinct eco_id, period_start as start from eco_usage_changes")
-        .fetch_all(db)
-        .await
+pub async fn peek(
+    db: &mut PgConnection,
+    accounts: Option<&[String]>,
+    after: &str,
+    limit: i64,
+) -> sqlx::Result<Vec<PeriodKey>> {
+    sqlx::query_as!(
+        PeriodKey,
+        r#"select q.eco_id as "eco_id!", q.period_start as "start!"
+           from (select distinct eco_id collate "C" as eco_id, period_start from eco_usage_changes
+                 where eco_id collate "C" > $2 and ($1::text[] is null or eco_id = any ($1))) q
+           order by q.eco_id, q.period_start
+           limit $3"#,
+        accounts as Option<&[String]>,
+        after,
+        limit,
+    )
+    .fetch_all(db)
+    .await
 }

@@ -1,6 +1,8 @@
 //! `eco_overage_charges`: the ledger, and which of its charges are to be rechecked: those of which an attempt
 //! was replaced whose request may have taken effect after all.
 
+use std::collections::{HashMap, HashSet};
+
 use chrono::{DateTime, Utc};
 use nexus_core::{id::EcoId, money::Micros, period::Period};
 use sqlx::{PgConnection, types::Json};
@@ -8,6 +10,7 @@ use uuid::Uuid;
 
 use super::unknown_word;
 use crate::domain::{
+    basis::Basis,
     charge::{Charge, Intent, InvoiceItem, KEY_LIFE, RECHECK_AFTER, Readiness},
     overage::Difference,
     period::PeriodKey,
@@ -24,6 +27,7 @@ struct Row {
     units_to: i64,
     amount_micros: i64,
     payload: Json<InvoiceItem>,
+    basis: Option<Json<Basis>>,
 }
 
 impl From<Row> for Intent {
@@ -40,32 +44,55 @@ impl From<Row> for Intent {
                 units_to: row.units_to,
             },
             item: row.payload.0,
+            basis: row.basis.map(|basis| basis.0),
         }
     }
 }
 
 /// Writes an intent down.
+pub async fn insert(db: &mut PgConnection, intent: &Intent, run_id: Option<Uuid>) -> sqlx::Result<()> {
+    insert_all(db, std::slice::from_ref(intent), run_id).await
+}
+
+/// Writes intents down.
 #[tracing::instrument(name = "db.eco_overage_charges.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn insert(db: &mut PgConnection, intent: &Intent, run_id: Uuid) -> sqlx::Result<()> {
+pub async fn insert_all(db: &mut PgConnection, intents: &[Intent], run_id: Option<Uuid>) -> sqlx::Result<()> {
+    let of = |column: fn(&Intent) -> i64| intents.iter().map(column).collect::<Vec<_>>();
+    let times = |column: fn(&Intent) -> DateTime<Utc>| intents.iter().map(column).collect::<Vec<_>>();
+    let texts = |column: fn(&Intent) -> &str| intents.iter().map(column).collect::<Vec<_>>();
+    let charge_ids: Vec<Uuid> = intents.iter().map(|intent| intent.charge_id).collect();
+    let attempts: Vec<i32> = intents.iter().map(|intent| intent.attempt).collect();
+    let sequences: Vec<i32> = intents.iter().map(|intent| intent.sequence).collect();
+    let keys: Vec<String> = intents.iter().map(Intent::key).collect();
+    let payloads: Vec<Json<&InvoiceItem>> = intents.iter().map(|intent| Json(&intent.item)).collect();
+    let bases: Vec<Option<Json<&Basis>>> =
+        intents.iter().map(|intent| intent.basis.as_ref().map(Json)).collect();
     sqlx::query!(
         "insert into eco_overage_charges
              (charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to, amount_micros,
-              amount_minor, currency_code, status, idempotency_key, payload, run_id)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'pending', $12, $13, $14)",
-        intent.charge_id,
-        intent.attempt,
-        intent.eco_id,
-        intent.period.start,
-        intent.period.end,
-        intent.sequence,
-        intent.difference.units_from,
-        intent.difference.units_to,
-        intent.difference.amount.0,
-        intent.item.amount_minor,
-        intent.item.currency,
-        intent.key(),
-        Json(&intent.item) as _,
+              amount_minor, currency_code, status, idempotency_key, payload, run_id, basis)
+         select u.charge_id, u.attempt, u.eco_id, u.period_start, u.period_end, u.sequence, u.units_from, u.units_to,
+                u.amount_micros, u.amount_minor, u.currency_code, 'pending', u.idempotency_key, u.payload, $14,
+                u.basis
+         from unnest($1::uuid[], $2::int[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::int[], $7::bigint[],
+                     $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[], $13::jsonb[], $15::jsonb[])
+              as u (charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to,
+                    amount_micros, amount_minor, currency_code, idempotency_key, payload, basis)",
+        &charge_ids,
+        &attempts,
+        &texts(|intent| &intent.eco_id) as &[&str],
+        &times(|intent| intent.period.start),
+        &times(|intent| intent.period.end),
+        &sequences,
+        &of(|intent| intent.difference.units_from),
+        &of(|intent| intent.difference.units_to),
+        &of(|intent| intent.difference.amount.0),
+        &of(|intent| intent.item.amount_minor),
+        &texts(|intent| &intent.item.currency) as &[&str],
+        &keys,
+        &payloads as &[Json<&InvoiceItem>],
         run_id,
+        &bases as &[Option<Json<&Basis>>],
     )
     .execute(db)
     .await?;
@@ -78,7 +105,7 @@ pub async fn pending(db: &mut PgConnection, period: &PeriodKey) -> sqlx::Result<
     let row = sqlx::query_as!(
         Row,
         r#"select charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to,
-                  amount_micros, payload as "payload: Json<InvoiceItem>"
+                  amount_micros, payload as "payload: Json<InvoiceItem>", basis as "basis: Json<Basis>"
            from eco_overage_charges
            where eco_id = $1 and period_start = $2 and status = 'pending'"#,
         period.eco_id,
@@ -89,43 +116,86 @@ pub async fn pending(db: &mut PgConnection, period: &PeriodKey) -> sqlx::Result<
     Ok(row.map(Intent::from))
 }
 
-/// Reads an attempt again, right before it is sent: its state, and its age by database time.
+/// Reads attempts again, right before they are sent by a run: their state, and their age by database time.
 #[tracing::instrument(name = "db.eco_overage_charges.ready", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn ready(db: &mut PgConnection, charge_id: Uuid, attempt: i32) -> sqlx::Result<Readiness> {
-    let young = sqlx::query_scalar!(
-        r#"update eco_overage_charges
-           set sent_time = case when created_time > now() - $3::interval then now() else sent_time end
-           where charge_id = $1 and attempt = $2 and status = 'pending'
-           returning created_time > now() - $3::interval as "young!""#,
-        charge_id,
-        attempt,
+pub async fn ready(
+    db: &mut PgConnection,
+    attempts: &[(Uuid, i32)],
+    run_id: Option<Uuid>,
+) -> sqlx::Result<Vec<Readiness>> {
+    let (charge_ids, numbers): (Vec<Uuid>, Vec<i32>) = attempts.iter().copied().unzip();
+    let found = sqlx::query!(
+        r#"update eco_overage_charges h
+           set sent_time = case when h.created_time > now() - $3::interval then now() else h.sent_time end,
+               run_id = $4
+           from unnest($1::uuid[], $2::int[]) as k (charge_id, attempt)
+           where h.charge_id = k.charge_id and h.attempt = k.attempt and h.status = 'pending'
+           returning h.charge_id, h.attempt, h.created_time > now() - $3::interval as "young!""#,
+        &charge_ids,
+        &numbers,
         KEY_LIFE as _,
+        run_id,
     )
-    .fetch_optional(db)
+    .fetch_all(db)
     .await?;
-    Ok(young.map_or(Readiness::Gone, |young| if young { Readiness::Send } else { Readiness::Old }))
+    let young: HashMap<_, _> =
+        found.into_iter().map(|row| ((row.charge_id, row.attempt), row.young)).collect();
+    let readiness = |attempt| match young.get(attempt) {
+        Some(true) => Readiness::Send,
+        Some(false) => Readiness::Old,
+        None => Readiness::Gone,
+    };
+    Ok(attempts.iter().map(readiness).collect())
 }
 
-/// Records that Stripe has the item, and lets the attempts before it be rechecked later; false: the attempt was no longer in doubt.
-#[tracing::instrument(name = "db.eco_overage_charges.succeed", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+/// An item that came to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// Charge.
+    pub charge_id: Uuid,
+    /// Attempt.
+    pub attempt: i32,
+    /// Item.
+    pub item_id: String,
+}
+
+/// Records that Stripe has the item, and lets the attempts before it be rechecked later; false: the attempt was no
+/// longer in doubt.
 pub async fn succeed(
     db: &mut PgConnection,
     charge_id: Uuid,
     attempt: i32,
     item_id: &str,
 ) -> sqlx::Result<bool> {
-    postpone_recheck(db, charge_id).await?;
-    let done = sqlx::query!(
-        "update eco_overage_charges
-         set status = 'succeeded', stripe_invoice_item_id = $3, finished_time = now()
-         where charge_id = $1 and attempt = $2 and status = 'pending'",
-        charge_id,
-        attempt,
-        item_id,
+    let made = Made { charge_id, attempt, item_id: item_id.to_owned() };
+    Ok(succeed_all(db, &[made]).await? == [true])
+}
+
+/// The same for items of several charges.
+#[tracing::instrument(name = "db.eco_overage_charges.succeed", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn succeed_all(db: &mut PgConnection, made: &[Made]) -> sqlx::Result<Vec<bool>> {
+    let charge_ids: Vec<Uuid> = made.iter().map(|made| made.charge_id).collect();
+    let attempts: Vec<i32> = made.iter().map(|made| made.attempt).collect();
+    let item_ids: Vec<&str> = made.iter().map(|made| made.item_id.as_str()).collect();
+    let done: HashSet<Uuid> = sqlx::query_scalar!(
+        "with postponed as (
+             update eco_overage_charges set recheck_time = now() + $4::interval
+             where charge_id = any ($1) and recheck_time is not null)
+         update eco_overage_charges h
+         set status = 'succeeded', stripe_invoice_item_id = k.item_id, finished_time = now()
+         from unnest($1::uuid[], $2::int[], $3::text[]) as k (charge_id, attempt, item_id)
+         where h.charge_id = k.charge_id and h.attempt = k.attempt and h.status = 'pending'
+         returning h.charge_id",
+        &charge_ids,
+        &attempts,
+        &item_ids as &[&str],
+        RECHECK_AFTER as _,
     )
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected() == 1)
+    .fetch_all(db)
+    .await?
+    .into_iter()
+    .collect();
+    Ok(made.iter().map(|made| done.contains(&made.charge_id)).collect())
 }
 
 /// Records that Stripe refused the attempt for good, and lets the attempts before it be rechecked later;
@@ -146,10 +216,15 @@ pub async fn fail(db: &mut PgConnection, charge_id: Uuid, attempt: i32, reason: 
     Ok(done.rows_affected() == 1)
 }
 
-/// Replaces an attempt in doubt by the next one: the same charge and payload under a new key; its own request
-/// may still take effect, so it is rechecked later. `None`: it was no longer in doubt.
+/// Replaces an attempt by the next one: the same charge under a new key; its own request may still take effect, so it
+/// is rechecked later. False: it was no longer in doubt.
 #[tracing::instrument(name = "db.eco_overage_charges.replace", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn replace(db: &mut PgConnection, intent: &Intent, run_id: Uuid) -> sqlx::Result<Option<Intent>> {
+pub async fn replace(
+    db: &mut PgConnection,
+    intent: &Intent,
+    next: &Intent,
+    run_id: Option<Uuid>,
+) -> sqlx::Result<bool> {
     let done = sqlx::query!(
         "update eco_overage_charges
          set status = 'superseded', finished_time = now(), recheck_time = now() + $3::interval
@@ -161,29 +236,54 @@ pub async fn replace(db: &mut PgConnection, intent: &Intent, run_id: Uuid) -> sq
     .execute(&mut *db)
     .await?;
     if done.rows_affected() == 0 {
-        return Ok(None);
+        return Ok(false);
     }
-    let next = intent.next_attempt();
-    insert(db, &next, run_id).await?;
-    Ok(Some(next))
+    insert(db, next, run_id).await?;
+    Ok(true)
 }
 
-/// Charges that are to be rechecked now, each as its last attempt that was replaced, in the order of their
-/// accounts. A period with a charge in doubt comes after that is resolved.
+/// Accounts with charges that are to be rechecked now, after one of them. A period with a charge in doubt comes
+/// after that is resolved.
+#[tracing::instrument(name = "db.eco_overage_charges.accounts_to_recheck", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn accounts_to_recheck(
+    db: &mut PgConnection,
+    accounts: Option<&[String]>,
+    after: &str,
+    limit: i64,
+) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"select h.eco_id as "eco_id!" from (
+               select distinct h.eco_id collate "C" as eco_id
+               from eco_overage_charges h
+               where h.recheck_time <= now() and h.eco_id collate "C" > $2
+                 and ($1::text[] is null or h.eco_id = any ($1))
+                 and not exists (select from eco_overage_charges p where p.eco_id = h.eco_id
+                                 and p.period_start = h.period_start and p.status = 'pending')) h
+           order by h.eco_id
+           limit $3"#,
+        accounts as Option<&[String]>,
+        after,
+        limit,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Charges of an account that are to be rechecked now, each as its last attempt that was replaced.
 #[tracing::instrument(name = "db.eco_overage_charges.due_rechecks", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn due_rechecks(db: &mut PgConnection, accounts: Option<&[String]>) -> sqlx::Result<Vec<Intent>> {
+pub async fn due_rechecks(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Vec<Intent>> {
     let rows = sqlx::query_as!(
         Row,
-        r#"select distinct on (h.eco_id, h.charge_id)
+        r#"select distinct on (h.charge_id)
                   h.charge_id, h.attempt, h.eco_id, h.period_start, h.period_end, h.sequence, h.units_from,
-                  h.units_to, h.amount_micros, h.payload as "payload: Json<InvoiceItem>"
+                  h.units_to, h.amount_micros, h.payload as "payload: Json<InvoiceItem>",
+                  h.basis as "basis: Json<Basis>"
            from eco_overage_charges h
-           where h.recheck_time <= now()
-             and ($1::text[] is null or h.eco_id = any ($1))
+           where h.recheck_time <= now() and h.eco_id = $1
              and not exists (select from eco_overage_charges p where p.eco_id = h.eco_id
                              and p.period_start = h.period_start and p.status = 'pending')
-           order by h.eco_id, h.charge_id, h.attempt desc"#,
-        accounts as Option<&[String]>,
+           order by h.charge_id, h.attempt desc"#,
+        eco_id,
     )
     .fetch_all(db)
     .await?;
@@ -239,6 +339,48 @@ pub async fn clear_recheck(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Resu
     Ok(())
 }
 
+struct Entry {
+    charge_id: Uuid,
+    attempt: i32,
+    eco_id: String,
+    period_start: DateTime<Utc>,
+    period_end: DateTime<Utc>,
+    sequence: i32,
+    units_from: i64,
+    units_to: i64,
+    amount_micros: i64,
+    currency_code: String,
+    status: String,
+    stripe_invoice_item_id: Option<String>,
+    failure_reason: Option<String>,
+    created_time: DateTime<Utc>,
+    basis: Option<Json<Basis>>,
+}
+
+impl TryFrom<Entry> for (Charge, Option<Basis>) {
+    type Error = sqlx::Error;
+    fn try_from(row: Entry) -> Result<Self, sqlx::Error> {
+        let charge = Charge {
+            charge_id: row.charge_id,
+            attempt: row.attempt,
+            eco_id: row.eco_id,
+            period: Period { start: row.period_start, end: row.period_end },
+            sequence: row.sequence,
+            difference: Difference {
+                amount: Micros(row.amount_micros),
+                units_from: row.units_from,
+                units_to: row.units_to,
+            },
+            currency_code: row.currency_code,
+            status: row.status.parse().map_err(unknown_word)?,
+            stripe_invoice_item_id: row.stripe_invoice_item_id,
+            failure_reason: row.failure_reason,
+            created_time: row.created_time,
+        };
+        Ok((charge, row.basis.map(|basis| basis.0)))
+    }
+}
+
 /// Charges of an account, newest first, after a place in that order.
 #[tracing::instrument(name = "db.eco_overage_charges.list", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn list(
@@ -247,14 +389,16 @@ pub async fn list(
     after: Option<&(DateTime<Utc>, Uuid, i32)>,
     limit: i64,
 ) -> sqlx::Result<Vec<Charge>> {
-    let rows = sqlx::query!(
-        "select charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to, amount_micros,
-                currency_code, status, stripe_invoice_item_id, failure_reason, created_time
-         from eco_overage_charges
-         where eco_id = $1
-           and ($2::timestamptz is null or (created_time, charge_id, attempt) < ($2, $3, $4))
-         order by created_time desc, charge_id desc, attempt desc
-         limit $5",
+    let rows = sqlx::query_as!(
+        Entry,
+        r#"select charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to, amount_micros,
+                  currency_code, status, stripe_invoice_item_id, failure_reason, created_time,
+                  basis as "basis: Json<Basis>"
+           from eco_overage_charges
+           where eco_id = $1
+             and ($2::timestamptz is null or (created_time, charge_id, attempt) < ($2, $3, $4))
+           order by created_time desc, charge_id desc, attempt desc
+           limit $5"#,
         eco_id.as_str(),
         after.map(|a| a.0),
         after.map(|a| a.1),
@@ -263,27 +407,27 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(Charge {
-                charge_id: row.charge_id,
-                attempt: row.attempt,
-                eco_id: row.eco_id,
-                period: Period { start: row.period_start, end: row.period_end },
-                sequence: row.sequence,
-                difference: Difference {
-                    amount: Micros(row.amount_micros),
-                    units_from: row.units_from,
-                    units_to: row.units_to,
-                },
-                currency_code: row.currency_code,
-                status: row.status.parse().map_err(unknown_word)?,
-                stripe_invoice_item_id: row.stripe_invoice_item_id,
-                failure_reason: row.failure_reason,
-                created_time: row.created_time,
-            })
-        })
-        .collect()
+    rows.into_iter().map(|row| Ok(<(Charge, Option<Basis>)>::try_from(row)?.0)).collect()
+}
+
+/// A charge with what it follows from: the first attempt of it that is in force, else the last.
+#[tracing::instrument(name = "db.eco_overage_charges.find", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn find(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<Option<(Charge, Option<Basis>)>> {
+    let row = sqlx::query_as!(
+        Entry,
+        r#"select charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to, amount_micros,
+                  currency_code, status, stripe_invoice_item_id, failure_reason, created_time,
+                  basis as "basis: Json<Basis>"
+           from eco_overage_charges
+           where charge_id = $1
+           order by status not in ('pending', 'succeeded'),
+                    case when status in ('pending', 'succeeded') then attempt else -attempt end
+           limit 1"#,
+        charge_id,
+    )
+    .fetch_optional(db)
+    .await?;
+    row.map(TryFrom::try_from).transpose()
 }
 
 /// Takes an item that is at Stripe into the ledger, as an attempt that succeeded when the item was made; false: the

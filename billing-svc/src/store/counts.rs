@@ -69,7 +69,7 @@ pub fn events_counters<'a>(
     .fetch(db)
 }
 
-/// Segments that a change of plan has closed, whose counters are not what they were closed with.
+/// Segments that a change of plan has closed, whose counters with their adjustments are not what they were closed with.
 #[tracing::instrument(name = "db.eco_usage_segments.differing", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn segments_counters(
     db: &mut PgConnection,
@@ -79,14 +79,17 @@ pub async fn segments_counters(
     sqlx::query_as!(
         SegmentCounts,
         r#"select g.eco_id, g.period_start, g.segment, g.recorded_units as "units!",
-                  c.units as "other_units!", 0::bigint as "test_units!", 0::bigint as "other_test_units!"
+                  c.units + j.units as "other_units!", 0::bigint as "test_units!", 0::bigint as "other_test_units!"
            from eco_usage_segments g
            cross join lateral (
                select coalesce(sum(u.recorded_units), 0)::bigint as units from eco_usage_counters u
                where u.eco_id = g.eco_id and u.period_start = g.period_start and u.segment = g.segment) c
+           cross join lateral (
+               select coalesce(sum(a.units), 0)::bigint as units from eco_usage_adjustments a
+               where a.eco_id = g.eco_id and a.period_start = g.period_start and a.segment = g.segment) j
            where g.period_start >= $1 and ($2::timestamptz is null or g.period_start <= $2)
              and ($3::text[] is null or g.eco_id = any ($3))
-             and g.recorded_units <> c.units
+             and g.recorded_units <> c.units + j.units
            order by 1, 2, 3"#,
         first_start,
         scope.period_time,

@@ -4,7 +4,7 @@
 use chrono::{DateTime, Utc};
 use nexus_core::{
     money::{Micros, UnitPrice},
-    period::Period,
+    period::{Period, SETTLEMENT_GRACE},
 };
 use sqlx::PgConnection;
 
@@ -26,6 +26,8 @@ struct Row {
     price_micros: Option<i64>,
     price_per_units: Option<i64>,
     recorded_units: i64,
+    closed_plans: Vec<String>,
+    closed_versions: Vec<i32>,
     closed_units: Vec<i64>,
     closed_overage: Vec<i64>,
     closed_included: Vec<Option<i64>>,
@@ -41,12 +43,14 @@ struct Row {
     billed_units: i64,
     last_sequence: i32,
     pending: bool,
+    settle_time: DateTime<Utc>,
     now: DateTime<Utc>,
 }
 
 /// The facts of these periods; periods of unknown accounts are left out. The plan of a period's open segment is
 /// that in force at the period's end, as far as is known: that of the account's first segment that was closed
-/// then or later, else the subscription's. Before its first change of plan, an account's period that has ended
+/// then or later, else the subscription's. A period that has no summary ends with the subscription that was in force
+/// when it began, at the latest. Before its first change of plan, an account's period that has ended
 /// keeps the plan that its summary was made with.
 #[tracing::instrument(name = "db.eco_usage_counters.facts", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec<Facts>> {
@@ -59,17 +63,18 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
                   t.plan as "plan!", t.plan_version as "plan_version!", s.status as "status!",
                   e.currency_code as "currency_code!", p.included_units,
                   pr.overage_micros as "price_micros?", pr.overage_per_units as "price_per_units?",
-                  coalesce(c.recorded_units, 0) as "recorded_units!", c.last_event_time,
+                  coalesce(c.recorded_units, 0) + coalesce(j.units, 0) as "recorded_units!", c.last_event_time,
+                  coalesce(z.plans, '{}') as "closed_plans!", coalesce(z.versions, '{}') as "closed_versions!",
                   coalesce(z.units, '{}') as "closed_units!", coalesce(z.overage, '{}') as "closed_overage!",
                   coalesce(z.included, '{}') as "closed_included!: Vec<Option<i64>>",
                   coalesce(z.price_micros, '{}') as "closed_price_micros!: Vec<Option<i64>>",
                   coalesce(z.price_per_units, '{}') as "closed_price_per_units!: Vec<Option<i64>>",
                   r.overage_units as "summary_units?", r.overage_micros as "summary_micros?",
                   r.parked_reason as "parked_reason?",
-                  i.stripe_customer_id, s.stripe_subscription_id as "stripe_subscription_id?",
+                  i.stripe_customer_id, case when s.ended_time is null then s.stripe_subscription_id end as "stripe_subscription_id?",
                   coalesce(l.billed_micros, 0) as "billed_micros!", coalesce(l.billed_units, 0) as "billed_units!",
                   coalesce(l.last_sequence, 0) as "last_sequence!", coalesce(l.pending, false) as "pending!",
-                  now() as "now!"
+                  coalesce(r.settle_time, e.period_end + $3::interval) as "settle_time!", now() as "now!"
            from unnest($1::text[], $2::timestamptz[]) as k (eco_id, period_start)
            join eco_identities i on i.eco_id = k.eco_id
            cross join lateral (
@@ -77,7 +82,13 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
                order by s.ended_time desc nulls first, s.subscription_id desc limit 1) s
            left join eco_usage_records r on r.eco_id = k.eco_id and r.period_start = k.period_start
            cross join lateral (
-               select coalesce(r.period_end, nexus_period_end(s.anchor_time, k.period_start)) as period_end,
+               select coalesce(r.period_end,
+                               (select least(nexus_period_end(x.anchor_time, k.period_start), x.ended_time)
+                                from eco_subscriptions x
+                                where x.eco_id = k.eco_id and x.ended_time > k.period_start
+                                  and x.started_time < x.ended_time
+                                order by x.ended_time limit 1),
+                               nexus_period_end(s.anchor_time, k.period_start)) as period_end,
                       coalesce(r.currency_code, i.currency_code) as currency_code,
                       s.plan_epoch = 0 and r.period_end <= now() as keeps_plan,
                       s.next_plan_time < coalesce(r.period_end, nexus_period_end(s.anchor_time, k.period_start))
@@ -85,7 +96,7 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
            left join lateral (
                select g.plan, g.plan_version from eco_usage_segments g
                where g.eco_id = k.eco_id and g.closed_time >= e.period_end
-               order by g.closed_time limit 1) f on true
+               order by g.closed_time, g.period_start, g.segment limit 1) f on true
            cross join lateral (
                select coalesce(f.plan, case when e.keeps_plan then r.plan
                                             when e.has_next then s.next_plan else s.plan end) as plan,
@@ -101,7 +112,12 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
                from eco_usage_counters u
                where u.eco_id = k.eco_id and u.period_start = k.period_start) c on true
            left join lateral (
-               select array_agg(g.recorded_units order by g.segment) as units,
+               select sum(a.units)::bigint as units from eco_usage_adjustments a
+               where a.eco_id = k.eco_id and a.period_start = k.period_start) j on true
+           left join lateral (
+               select array_agg(g.plan order by g.segment) as plans,
+                      array_agg(g.plan_version order by g.segment) as versions,
+                      array_agg(g.recorded_units order by g.segment) as units,
                       array_agg(g.overage_units order by g.segment) as overage,
                       array_agg(gp.included_units order by g.segment) as included,
                       array_agg(gr.overage_micros order by g.segment) as price_micros,
@@ -122,6 +138,7 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
            order by 1, 2"#,
         &eco_ids as &[&str],
         &starts,
+        SETTLEMENT_GRACE as _,
     )
     .fetch_all(db)
     .await?
@@ -149,7 +166,7 @@ pub async fn current_period(db: &mut PgConnection, eco_id: &str) -> sqlx::Result
 impl TryFrom<Row> for Facts {
     type Error = sqlx::Error;
     fn try_from(row: Row) -> Result<Self, sqlx::Error> {
-        let closed = row.closed_segments();
+        let closed = row.closed_segments()?;
         let summary = row.summary_units.zip(row.summary_micros);
         Ok(Self {
             plan: row.plan.parse().map_err(unknown_word)?,
@@ -172,19 +189,30 @@ impl TryFrom<Row> for Facts {
                 last_sequence: row.last_sequence,
                 pending: row.pending,
             },
+            settle_time: row.settle_time,
             now: row.now,
         })
     }
 }
 
 impl Row {
-    fn closed_segments(&self) -> Vec<ClosedSegment> {
+    fn closed_segments(&self) -> sqlx::Result<Vec<ClosedSegment>> {
+        let plans = self.closed_plans.iter().zip(&self.closed_versions);
         let prices = self.closed_price_micros.iter().zip(&self.closed_price_per_units);
         let terms = self.closed_included.iter().zip(prices).map(|(i, (m, n))| terms(*i, *m, *n));
         let units = self.closed_units.iter().zip(&self.closed_overage);
-        units
+        plans
+            .zip(units)
             .zip(terms)
-            .map(|((u, o), terms)| ClosedSegment { units: *u, overage_units: *o, terms })
+            .map(|(((plan, plan_version), (units, overage_units)), terms)| {
+                Ok(ClosedSegment {
+                    plan: plan.parse().map_err(unknown_word)?,
+                    plan_version: *plan_version,
+                    units: *units,
+                    overage_units: *overage_units,
+                    terms,
+                })
+            })
             .collect()
     }
 }

@@ -32,6 +32,12 @@ pub async fn remembered(db: &mut PgConnection) -> sqlx::Result<Identity> {
         .await
 }
 
+/// Whether the server that answers is the one that is remembered: on another the ledger may lack rows, and what they
+/// stand for would be charged again.
+pub async fn is_known(db: &mut PgConnection) -> sqlx::Result<bool> {
+    Ok(remembered(db).await? == current(db).await?)
+}
+
 /// Remembers the server.
 #[tracing::instrument(name = "db.eco_database_identity.remember", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn remember(db: &mut PgConnection, identity: Identity) -> sqlx::Result<()> {

@@ -1,4 +1,5 @@
-//! Advisory locks: who refreshes the summary, who runs the billing, who reconciles.
+//! Advisory locks: who refreshes the summary, who runs the billing, who reconciles, who is at work on an object of
+//! Stripe's.
 
 use sqlx::{Connection, Executor, PgConnection};
 
@@ -21,6 +22,18 @@ pub async fn try_refresh(db: &mut PgConnection) -> sqlx::Result<bool> {
 pub async fn refresh(db: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!("select pg_advisory_xact_lock($1, $2)", CLASS, REFRESH).execute(db).await?;
     Ok(())
+}
+
+/// Takes an object of Stripe's until the transaction ends, if nobody has it: whoever reads it at Stripe and writes down
+/// how it stands has it alone, so that what was read earlier is never written later.
+#[tracing::instrument(name = "db.lease.try_stripe_object", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn try_stripe_object(db: &mut PgConnection, id: &str) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select pg_try_advisory_xact_lock(hashtext('nexus_stripe_object'), hashtext($1)) as "taken!""#,
+        id,
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// Takes the lease of a run for as long as the connection lives, if nobody has it. A holder whose machine

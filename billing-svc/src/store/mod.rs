@@ -1,6 +1,8 @@
 //! The only SQL; one file a table. Every function takes a connection: the use case owns the transaction.
 
 pub mod accounts;
+pub mod adjustments;
+pub mod audit;
 pub mod changes;
 pub mod charges;
 pub mod counts;
@@ -11,10 +13,16 @@ pub mod plan_requests;
 pub mod plans;
 pub mod reconciliations;
 pub mod records;
+pub mod requests;
+pub mod run_accounts;
 pub mod runs;
 pub mod segments;
+pub mod settlements;
 pub mod spend_cap_requests;
 pub mod stripe_books;
+pub mod stripe_events;
+pub mod stripe_prices;
+pub mod stripe_subscriptions;
 pub mod subscriptions;
 
 /// A word of the database that the code does not know.

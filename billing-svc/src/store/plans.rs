@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use nexus_core::{money::Currency, plan::Plan};
 use sqlx::PgConnection;
 
-use super::unknown_word;
-use crate::domain::plan::{PlanPrice, PlanVersion};
+use super::{segments, subscriptions, unknown_word};
+use crate::domain::plan::{NewPlanVersion, PlanPrice, PlanVersion};
 
 /// What a new account needs to know of its plan, and the database's time.
 #[derive(Debug, Clone, Copy)]
@@ -37,10 +37,23 @@ pub async fn newest(db: &mut PgConnection, plan: Plan, currency: Currency) -> sq
     .await
 }
 
+struct Row {
+    plan: String,
+    version: i32,
+    included_units: Option<i64>,
+    hard_limit: bool,
+    created_time: DateTime<Utc>,
+    currency_code: Option<String>,
+    monthly_micros: Option<i64>,
+    overage_micros: Option<i64>,
+    overage_per_units: Option<i64>,
+}
+
 /// Every plan with its newest version and prices, in the order of [`Plan::ALL`].
 #[tracing::instrument(name = "db.eco_plans.list", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn list_newest(db: &mut PgConnection) -> sqlx::Result<Vec<PlanVersion>> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        Row,
         r#"select p.plan, p.version, p.included_units, p.hard_limit, p.created_time,
                   r.currency_code as "currency_code?", r.monthly_micros as "monthly_micros?",
                   r.overage_micros as "overage_micros?", r.overage_per_units as "overage_per_units?"
@@ -50,6 +63,33 @@ pub async fn list_newest(db: &mut PgConnection) -> sqlx::Result<Vec<PlanVersion>
     )
     .fetch_all(db)
     .await?;
+    let mut plans = versions(rows)?;
+    plans.sort_by_key(|version| version.plan);
+    Ok(plans)
+}
+
+/// A version of a plan.
+#[tracing::instrument(name = "db.eco_plans.get", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn get(db: &mut PgConnection, plan: Plan, version: i32) -> sqlx::Result<Option<PlanVersion>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select p.plan, p.version, p.included_units, p.hard_limit, p.created_time,
+                  r.currency_code as "currency_code?", r.monthly_micros as "monthly_micros?",
+                  r.overage_micros as "overage_micros?", r.overage_per_units as "overage_per_units?"
+           from eco_plans p
+           left join eco_plan_prices r on r.plan = p.plan and r.version = p.version
+           where p.plan = $1 and p.version = $2
+           order by r.currency_code"#,
+        plan.as_str(),
+        version,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(versions(rows)?.pop())
+}
+
+/// One version of several rows, one a price.
+fn versions(rows: Vec<Row>) -> sqlx::Result<Vec<PlanVersion>> {
     let mut plans: Vec<PlanVersion> = Vec::new();
     for row in rows {
         let plan: Plan = row.plan.parse().map_err(unknown_word)?;
@@ -76,6 +116,108 @@ pub async fn list_newest(db: &mut PgConnection) -> sqlx::Result<Vec<PlanVersion>
             });
         }
     }
-    plans.sort_by_key(|version| version.plan);
     Ok(plans)
+}
+
+/// Has whoever makes versions come one after the other, until the transaction ends.
+#[tracing::instrument(name = "db.plan_locks.lock", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn lock(db: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!("select pg_advisory_xact_lock(hashtext('nexus_plan_versions'))").execute(db).await?;
+    Ok(())
+}
+
+/// Makes the next version of a plan, and returns its number.
+#[tracing::instrument(name = "db.eco_plans.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn insert(db: &mut PgConnection, new: &NewPlanVersion) -> sqlx::Result<i32> {
+    let version = sqlx::query_scalar!(
+        "insert into eco_plans (plan, version, included_units, hard_limit)
+         select $1, coalesce(max(version), 0) + 1, $2::bigint, $3::boolean from eco_plans where plan = $1
+         returning version",
+        new.plan.as_str(),
+        new.included_units,
+        new.hard_limit,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    for price in &new.prices {
+        sqlx::query!(
+            "insert into eco_plan_prices
+                 (plan, version, currency_code, monthly_micros, overage_micros, overage_per_units)
+             values ($1, $2, $3, $4, $5, $6)",
+            new.plan.as_str(),
+            version,
+            price.currency_code,
+            price.monthly_micros,
+            price.overage_micros,
+            price.overage_per_units,
+        )
+        .execute(&mut *db)
+        .await?;
+    }
+    Ok(version)
+}
+
+/// Currencies of the accounts that have a plan, or get it at their period's end.
+#[tracing::instrument(name = "db.eco_subscriptions.currencies", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn currencies_of_accounts(db: &mut PgConnection, plan: Plan) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        "select distinct i.currency_code from eco_subscriptions s join eco_identities i on i.eco_id = s.eco_id
+         where s.ended_time is null and (s.plan = $1 or s.next_plan = $1)
+         order by i.currency_code",
+        plan.as_str(),
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Ranges that accounts are divided into, each with a lock.
+pub const RANGES: i32 = 64;
+
+/// Keeps everybody out who counts calls of a range of accounts, until the transaction ends.
+#[tracing::instrument(name = "db.plan_locks.seize_range", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn seize_range(db: &mut PgConnection, range: i32) -> sqlx::Result<()> {
+    sqlx::query!("select pg_advisory_xact_lock(hashtext('nexus_plan_range'), $1)", range).execute(db).await?;
+    Ok(())
+}
+
+/// Has subscriptions wait for the newest version of their plan, which comes with their next period, or of the plan that
+/// they wait for: those of a range of accounts, or one. What waited and is due is applied before.
+#[tracing::instrument(name = "db.eco_subscriptions.hand_out", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn hand_out(
+    db: &mut PgConnection,
+    range: Option<i32>,
+    subscription_id: Option<i64>,
+) -> sqlx::Result<()> {
+    let due = sqlx::query_scalar!(
+        "select s.subscription_id from eco_subscriptions s
+         where s.ended_time is null and s.next_plan_time <= clock_timestamp()
+           and ($1::int is null or nexus_plan_range(s.eco_id) = $1)
+           and ($2::bigint is null or s.subscription_id = $2)
+           and s.next_plan_version < (select max(p.version) from eco_plans p where p.plan = s.next_plan)",
+        range,
+        subscription_id,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    for id in due {
+        segments::end_with_period(db, id).await?;
+        subscriptions::apply_waiting(db, id).await?;
+    }
+    sqlx::query!(
+        "update eco_subscriptions s
+         set next_plan = n.plan, next_plan_version = n.version,
+             next_plan_time = coalesce(s.next_plan_time, nexus_period_end(s.anchor_time, clock_timestamp()))
+         from (select plan, max(version) as version from eco_plans group by plan) n
+         where n.plan = coalesce(s.next_plan, s.plan)
+           and n.version > coalesce(s.next_plan_version, s.plan_version)
+           and s.ended_time is null
+           and (s.next_plan_time is null or s.next_plan_time > clock_timestamp())
+           and ($1::int is null or nexus_plan_range(s.eco_id) = $1)
+           and ($2::bigint is null or s.subscription_id = $2)",
+        range,
+        subscription_id,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }

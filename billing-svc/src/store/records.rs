@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use nexus_core::{
     money::{Micros, OutOfRange},
     period::SETTLEMENT_GRACE,
+    plan::Plan,
 };
 use sqlx::PgConnection;
 
@@ -89,31 +90,51 @@ impl Columns {
 }
 
 /// Locks the row of a period until the transaction ends: who charges it has it alone.
-#[tracing::instrument(name = "db.eco_usage_records.lock", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn lock(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<bool> {
-    let row = sqlx::query_scalar!(
-        "select eco_id from eco_usage_records where eco_id = $1 and period_start = $2 for update",
-        key.eco_id,
-        key.start,
+    Ok(!lock_all(db, std::slice::from_ref(key)).await?.is_empty())
+}
+
+/// Locks the rows of periods, in the order in which they are written, too; returns those that are there.
+#[tracing::instrument(name = "db.eco_usage_records.lock", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn lock_all(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec<PeriodKey>> {
+    let (eco_ids, starts) = columns_of(keys);
+    sqlx::query_as!(
+        PeriodKey,
+        "select r.eco_id, r.period_start as start
+         from unnest($1::text[], $2::timestamptz[]) as k (eco_id, period_start)
+         join eco_usage_records r on r.eco_id = k.eco_id and r.period_start = k.period_start
+         order by r.eco_id, r.period_start
+         for update of r",
+        &eco_ids as &[&str],
+        &starts,
     )
-    .fetch_optional(db)
-    .await?;
-    Ok(row.is_some())
+    .fetch_all(db)
+    .await
+}
+
+fn columns_of(keys: &[PeriodKey]) -> (Vec<&str>, Vec<DateTime<Utc>>) {
+    keys.iter().map(|key| (key.eco_id.as_str(), key.start)).unzip()
 }
 
 /// Periods that are neither settled nor parked (a period parked for want of a customer comes back once
-/// there is one, for want of a price likewise), or that have a charge in doubt; by account and in order.
+/// there is one, for want of a price likewise), or that have a charge in doubt; by account and in order, after an
+/// account.
 #[tracing::instrument(name = "db.eco_usage_records.candidates", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn candidates(db: &mut PgConnection, accounts: Option<&[String]>) -> sqlx::Result<Vec<Candidate>> {
+pub async fn candidates(
+    db: &mut PgConnection,
+    accounts: Option<&[String]>,
+    after: &str,
+    limit: i64,
+) -> sqlx::Result<Vec<Candidate>> {
     let rows = sqlx::query!(
         r#"select r.eco_id, r.period_start, r.currency_code, r.overage_micros, r.billed_micros,
-                  r.period_end + $2::interval <= now() as "settling!",
+                  coalesce(r.settle_time, r.period_end + $2::interval) <= now() as "settling!",
                   exists (select from eco_overage_charges h where h.eco_id = r.eco_id
                           and h.period_start = r.period_start and h.status = 'pending') as "pending!",
                   r.overage_units > 0 and r.overage_micros = 0 as "unpriced!"
            from eco_usage_records r
            join eco_identities i on i.eco_id = r.eco_id
-           where r.settled_time is null
+           where r.settled_time is null and r.eco_id collate "C" > $5
              and ($1::text[] is null or r.eco_id = any ($1))
              and (r.parked_reason is null
                   or exists (select from eco_overage_charges h where h.eco_id = r.eco_id
@@ -122,11 +143,14 @@ pub async fn candidates(db: &mut PgConnection, accounts: Option<&[String]>) -> s
                   or (r.parked_reason = $4
                       and exists (select from eco_plan_prices p where p.plan = r.plan
                                   and p.version = r.plan_version and p.currency_code = r.currency_code)))
-           order by r.eco_id, r.period_start"#,
+           order by r.eco_id collate "C", r.period_start
+           limit $6"#,
         accounts as Option<&[String]>,
         SETTLEMENT_GRACE as _,
         ParkReason::NoStripeCustomer.as_str(),
         ParkReason::NoPriceInCurrency.as_str(),
+        after,
+        limit,
     )
     .fetch_all(db)
     .await?;
@@ -152,7 +176,7 @@ pub async fn settle_empty(db: &mut PgConnection, accounts: Option<&[String]>) ->
     let done = sqlx::query!(
         "update eco_usage_records r
          set settled_time = now(), parked_reason = null, parked_time = null
-         where settled_time is null and period_end + $1::interval <= now()
+         where settled_time is null and coalesce(settle_time, period_end + $1::interval) <= now()
            and overage_units = 0 and billed_micros = 0
            and ($2::text[] is null or r.eco_id = any ($2))
            and not exists (select from eco_overage_charges h where h.eco_id = r.eco_id
@@ -163,6 +187,21 @@ pub async fn settle_empty(db: &mut PgConnection, accounts: Option<&[String]>) ->
     .execute(db)
     .await?;
     Ok(done.rows_affected())
+}
+
+/// Has an account's periods that ended by a time rounded for good from now on.
+#[tracing::instrument(name = "db.eco_usage_records.settle_early", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn settle_early(db: &mut PgConnection, eco_id: &str, ended: DateTime<Utc>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_usage_records set settle_time = least(coalesce(settle_time, period_end + $3::interval), now())
+         where eco_id = $1 and settled_time is null and period_end <= least($2::timestamptz + interval '1 second', now())",
+        eco_id,
+        ended,
+        SETTLEMENT_GRACE as _,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// Marks a period as settled for good.
@@ -207,16 +246,40 @@ pub async fn park(db: &mut PgConnection, key: &PeriodKey, reason: Option<&ParkRe
     Ok(())
 }
 
-/// Brings the row's copy of the ledger's sum up to date.
-#[tracing::instrument(name = "db.eco_usage_records.set_billed", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn set_billed(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> {
-    sqlx::query!(
-        "update eco_usage_records
-         set billed_micros = (select coalesce(sum(h.amount_micros), 0) from eco_overage_charges h
-                              where h.eco_id = $1 and h.period_start = $2 and h.status in ('pending', 'succeeded'))
-         where eco_id = $1 and period_start = $2",
+/// Takes a period out of the park that is there because Stripe refused a charge; false: it is not.
+#[tracing::instrument(name = "db.eco_usage_records.unpark_refused", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn unpark_refused(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "update eco_usage_records set parked_reason = null, parked_time = null
+         where eco_id = $1 and period_start = $2 and parked_reason not in ($3, $4)",
         key.eco_id,
         key.start,
+        ParkReason::NoStripeCustomer.as_str(),
+        ParkReason::NoPriceInCurrency.as_str(),
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Brings the row's copy of the ledger's sum up to date.
+pub async fn set_billed(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> {
+    set_billed_all(db, std::slice::from_ref(key)).await
+}
+
+/// Brings the rows' copies of the ledger's sums up to date.
+#[tracing::instrument(name = "db.eco_usage_records.set_billed", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn set_billed_all(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<()> {
+    let (eco_ids, starts) = columns_of(keys);
+    sqlx::query!(
+        "update eco_usage_records r
+         set billed_micros = (select coalesce(sum(h.amount_micros), 0) from eco_overage_charges h
+                              where h.eco_id = r.eco_id and h.period_start = r.period_start
+                                and h.status in ('pending', 'succeeded'))
+         from unnest($1::text[], $2::timestamptz[]) as k (eco_id, period_start)
+         where r.eco_id = k.eco_id and r.period_start = k.period_start",
+        &eco_ids as &[&str],
+        &starts,
     )
     .execute(db)
     .await?;
@@ -234,4 +297,43 @@ pub async fn waits_for_customer(db: &mut PgConnection, eco_id: &str) -> sqlx::Re
     )
     .fetch_one(db)
     .await
+}
+
+/// Ends a period early, where it would have ended later.
+#[tracing::instrument(name = "db.eco_usage_records.cut", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn cut(db: &mut PgConnection, key: &PeriodKey, end: DateTime<Utc>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_usage_records set period_end = $3
+         where eco_id = $1 and period_start = $2 and period_start < $3 and period_end > $3",
+        key.eco_id,
+        key.start,
+        end,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Has a period end at `end`, from now on: one that is new, or one that was cut and goes on after all.
+#[tracing::instrument(name = "db.eco_usage_records.open", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn open(
+    db: &mut PgConnection,
+    key: &PeriodKey,
+    end: DateTime<Utc>,
+    (plan, version): (Plan, i32),
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into eco_usage_records as r (eco_id, period_start, period_end, plan, plan_version, currency_code)
+         select i.eco_id, $2::timestamptz, $3::timestamptz, $4, $5::int, i.currency_code from eco_identities i where i.eco_id = $1
+         on conflict (eco_id, period_start) do update set period_end = excluded.period_end, settle_time = null, settled_time = null
+         where r.period_end < excluded.period_end",
+        key.eco_id,
+        key.start,
+        end,
+        plan.as_str(),
+        version,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }

@@ -25,6 +25,7 @@ fn item(customer: &str, n: i64) -> InvoiceItem {
     InvoiceItem {
         customer: customer.to_owned(),
         subscription: None,
+        invoice: None,
         amount_minor: n,
         currency: "USD".to_owned(),
         description: format!("API overage: {n} calls"),
@@ -73,7 +74,7 @@ async fn contract<T: Books + Payments>(
     for n in 1..=230 {
         let customer = if n % 2 == 0 { one } else { two };
         match stripe.create_invoice_item(&item(customer, n), &format!("k{n}")).await {
-            Outcome::Succeeded { item_id } => made.push(item_id),
+            Outcome::Succeeded { id } => made.push(id),
             other => anyhow::bail!("{other:?}"),
         }
     }

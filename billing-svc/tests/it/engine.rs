@@ -4,8 +4,8 @@ use std::{collections::HashSet, num::NonZeroU32, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use nexus_billing::{
-    app::process_overage::{Answer, ChargeContext, Engine, Request, charge_account},
-    domain::period::PeriodKey,
+    app::process_overage::{Answer, ChargeContext, Engine, Request, Together, charge_account},
+    domain::{charge::Target, period::PeriodKey},
     payments::pace::Pace,
 };
 use nexus_core::plan::Plan;
@@ -137,7 +137,7 @@ async fn history(seed: u64) -> Result<()> {
 #[tokio::test]
 async fn a_charge_that_was_never_sent_is_not_said_to_be_in_doubt() -> Result<()> {
     let world = World::new().await?;
-    let Answer::Run(run) = world.run(&world.engine()?).await? else { bail!("another run") };
+    let Answer::Run(run, _) = world.run(&world.engine()?).await? else { bail!("another run") };
     record(&world.db, "eco_a", 10).await?;
     let start = sqlx::query_scalar("select period_start from eco_usage_records where eco_id = 'eco_a'");
     let periods = [PeriodKey { eco_id: "eco_a".to_owned(), start: start.fetch_one(&world.db.pool).await? }];
@@ -146,9 +146,11 @@ async fn a_charge_that_was_never_sent_is_not_said_to_be_in_doubt() -> Result<()>
         pool: db::pool(&world.db.args(), Role::Billing)?,
         payments: world.memory.clone(),
         pace: Arc::new(Pace::new(rate)),
-        run_id: run.run_id,
+        run_id: Some(run.run_id),
+        target: Target::Upcoming,
         halt: CancellationToken::new(),
         shutdown: CancellationToken::new(),
+        together: Arc::new(Together::default()),
     };
     // The lease is lost between writing down and sending.
     context.halt.cancel();

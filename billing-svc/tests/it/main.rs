@@ -1,13 +1,20 @@
 //! billing-svc over gRPC, with a database of its own and a stand-in Stripe where one is needed.
 
 mod accounts;
+mod audit;
 mod books;
 mod change_plan;
 mod dry_run;
 mod engine;
+mod histories;
+mod ledger;
+mod life;
+mod many;
 mod memory;
+mod memory_subscriptions;
 mod overage;
 mod payments;
+mod plans;
 mod process_overage;
 mod proxy;
 mod rechecks;
@@ -15,5 +22,10 @@ mod reconcile;
 mod reconcile_at_scale;
 mod restored;
 mod runs;
+mod settlements;
 mod spend_cap;
+mod stripe_events;
+mod subscriptions;
 mod support;
+mod watch;
+mod webhooks;

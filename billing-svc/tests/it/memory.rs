@@ -1,39 +1,40 @@
 //! [`Payments`] in memory, for tests of the engine: keys, items and refusals behave as at Stripe, and what
 //! goes wrong can be said beforehand.
 
+mod books;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
 use futures::{FutureExt, future::BoxFuture};
 use nexus_billing::{
     domain::{
-        books::{BookInvoice, BookItem, InvoiceStatus},
         charge::{CHARGE_ID, InvoiceItem},
+        invoice::{NewInvoice, SETTLEMENT_ID},
     },
-    payments::{
-        Advice, Doubt, FoundItem, Outcome, Payments, Refusal,
-        books::{Books, Listing, Page, Place},
-        pace::Pace,
-    },
+    payments::{Advice, Doubt, FoundInvoice, FoundItem, Outcome, Payments, Refusal, pace::Pace},
 };
 use tokio::sync::watch;
 use uuid::Uuid;
 
-/// What goes wrong with a call that creates an item.
+/// What goes wrong with a call that changes something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
+    /// Nothing.
+    None,
     /// The request is lost on its way.
     Lost,
-    /// The item is made, the answer is lost.
+    /// It is done, the answer is lost.
     AnswerLost,
-    /// The item is made, an answer never comes.
+    /// It is done, an answer never comes.
     NoAnswer,
-    /// An error of the other side's own, kept for the key; the item is not made.
+    /// It is done, the answer comes once [`Memory::release`] lets it.
+    LateAnswer,
+    /// An error of the other side's own, kept for the key; it is not done.
     StoredError,
-    /// The same, but the item is made.
+    /// The same, but it is done.
     StoredErrorAfterEffect,
 }
 
@@ -42,16 +43,41 @@ pub(crate) enum Fault {
 pub(crate) struct Memory {
     state: Mutex<State>,
     unanswered: watch::Sender<usize>,
+    released: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     customers: HashSet<String>,
-    items: Vec<(String, InvoiceItem)>,
+    items: Vec<Item>,
+    invoices: Vec<Invoice>,
     made: usize,
-    invoiced: HashSet<String>,
-    answers: HashMap<String, (InvoiceItem, Outcome)>,
+    answers: HashMap<String, (Change, Outcome)>,
     faults: VecDeque<Fault>,
+}
+
+#[derive(Debug, Clone)]
+struct Item {
+    id: String,
+    item: InvoiceItem,
+    /// Invoice it is on.
+    invoice: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Invoice {
+    id: String,
+    invoice: NewInvoice,
+    is_draft: bool,
+}
+
+/// What is asked for, to be compared with what a key was used for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Change {
+    Item(InvoiceItem),
+    Invoice(NewInvoice),
+    Add { invoice_id: String, item_ids: Vec<String> },
+    Finalize { invoice_id: String },
 }
 
 impl Memory {
@@ -65,26 +91,46 @@ impl Memory {
         self.state().customers.insert(customer.to_owned());
     }
 
-    /// Lets the next call that creates an item go wrong.
+    /// Lets the next call that changes something go wrong.
     pub(crate) fn fail_next(&self, fault: Fault) {
         self.state().faults.push_back(fault);
     }
 
     /// All items, with their ids.
     pub(crate) fn items(&self) -> Vec<(String, InvoiceItem)> {
-        self.state().items.clone()
+        self.state().items.iter().map(|item| (item.id.clone(), item.item.clone())).collect()
     }
 
-    /// Puts all items of a customer on a finalised invoice.
+    /// Items of every invoice that was made and finalised.
+    pub(crate) fn finalised(&self) -> Vec<Vec<String>> {
+        let state = self.state();
+        let finalised = state.invoices.iter().filter(|invoice| !invoice.is_draft);
+        let items = finalised.map(|invoice| {
+            let own = state.items.iter().filter(|item| item.invoice.as_ref() == Some(&invoice.id));
+            own.map(|item| item.id.clone()).collect()
+        });
+        items.collect()
+    }
+
+    /// Puts all pending items of a customer on a finalised invoice.
     pub(crate) fn invoice(&self, customer: &str) {
         let mut state = self.state();
-        let State { items, invoiced, .. } = &mut *state;
-        invoiced.extend(items.iter().filter(|(_, item)| item.customer == customer).map(|(id, _)| id.clone()));
+        let id = state.next_id("in");
+        for item in &mut state.items {
+            if item.item.customer == customer && item.invoice.is_none() {
+                item.invoice = Some(id.clone());
+            }
+        }
     }
 
     /// Calls that never got an answer so far.
     pub(crate) fn unanswered(&self) -> usize {
         *self.unanswered.borrow()
+    }
+
+    /// Lets late answers come.
+    pub(crate) fn release(&self) {
+        self.released.send_replace(true);
     }
 
     /// Waits until there are that many.
@@ -101,46 +147,122 @@ impl Memory {
 }
 
 impl State {
-    fn create(&mut self, item: &InvoiceItem, key: &str, fault: Option<Fault>) -> Outcome {
+    fn next_id(&mut self, prefix: &str) -> String {
+        self.made += 1;
+        format!("{prefix}_{}", self.made)
+    }
+
+    fn answer(&mut self, change: Change, key: &str, fault: Option<Fault>) -> Outcome {
         if let Some((sent, answer)) = self.answers.get(key) {
             return match answer {
-                _ if sent != item => unknown(Advice::Look, "the key was used with other parameters"),
+                _ if *sent != change => unknown(Advice::Look, "the key was used with other parameters"),
                 Outcome::Unknown(doubt) => Outcome::Unknown(Doubt { advice: Advice::Look, ..doubt.clone() }),
                 answer => answer.clone(),
             };
         }
-        if !self.customers.contains(&item.customer) {
-            return Outcome::FailedForGood(Refusal {
-                reason: "RESOURCE_MISSING".to_owned(),
-                message: format!("no such customer: {}", item.customer),
-            });
-        }
-        self.made += 1;
-        let item_id = format!("ii_{}", self.made);
-        if fault != Some(Fault::StoredError) {
-            self.items.push((item_id.clone(), item.clone()));
+        // What is refused is not kept for the key.
+        if let Err(refusal) = self.check(&change) {
+            return Outcome::FailedForGood(refusal);
         }
         let answer = match fault {
-            Some(Fault::StoredError | Fault::StoredErrorAfterEffect) => {
+            Some(Fault::StoredError) => unknown(Advice::Again, "an error of the other side's own"),
+            Some(Fault::StoredErrorAfterEffect) => {
+                self.apply(&change);
                 unknown(Advice::Again, "an error of the other side's own")
             }
-            _ => Outcome::Succeeded { item_id },
+            _ => Outcome::Succeeded { id: self.apply(&change) },
         };
-        self.answers.insert(key.to_owned(), (item.clone(), answer.clone()));
+        self.answers.insert(key.to_owned(), (change, answer.clone()));
         answer
+    }
+
+    fn check(&self, change: &Change) -> Result<(), Refusal> {
+        match change {
+            Change::Item(item) => {
+                self.check_customer(&item.customer)?;
+                item.invoice.iter().try_for_each(|invoice| self.check_draft(invoice, &item.customer))
+            }
+            Change::Invoice(invoice) => self.check_customer(&invoice.customer),
+            Change::Add { invoice_id, item_ids } => item_ids.iter().try_for_each(|id| {
+                let item = self.items.iter().find(|item| item.id == *id);
+                let item = item.ok_or_else(|| missing("invoiceitem", id))?;
+                if item_ids.len() > 250 {
+                    return Err(refusal("INVALID_REQUEST_ERROR", "too many lines".to_owned()));
+                }
+                if item.invoice.is_some() {
+                    return Err(refusal("INVALID_REQUEST_ERROR", format!("{id} is on an invoice already")));
+                }
+                self.check_draft(invoice_id, &item.item.customer)
+            }),
+            Change::Finalize { invoice_id } => {
+                let invoice = self.invoices.iter().find(|invoice| invoice.id == *invoice_id);
+                let invoice = invoice.ok_or_else(|| missing("invoice", invoice_id))?;
+                self.check_draft(invoice_id, &invoice.invoice.customer)
+            }
+        }
+    }
+
+    fn check_customer(&self, customer: &str) -> Result<(), Refusal> {
+        if self.customers.contains(customer) { Ok(()) } else { Err(missing("customer", customer)) }
+    }
+
+    fn check_draft(&self, invoice_id: &str, customer: &str) -> Result<(), Refusal> {
+        match self.invoices.iter().find(|invoice| invoice.id == invoice_id) {
+            Some(invoice) if invoice.invoice.customer != customer => {
+                Err(refusal("INVALID_REQUEST_ERROR", format!("{invoice_id} is another customer's")))
+            }
+            Some(invoice) if invoice.is_draft => Ok(()),
+            Some(_) => Err(refusal("INVOICE_NOT_EDITABLE", format!("{invoice_id} is finalised"))),
+            None => Err(missing("invoice", invoice_id)),
+        }
+    }
+
+    fn apply(&mut self, change: &Change) -> String {
+        match change {
+            Change::Item(item) => {
+                let id = self.next_id("ii");
+                let invoice = item.invoice.clone();
+                self.items.push(Item { id: id.clone(), item: item.clone(), invoice });
+                id
+            }
+            Change::Invoice(invoice) => {
+                let id = self.next_id("in");
+                self.invoices.push(Invoice { id: id.clone(), invoice: invoice.clone(), is_draft: true });
+                id
+            }
+            Change::Add { invoice_id, item_ids } => {
+                for item in self.items.iter_mut().filter(|item| item_ids.contains(&item.id)) {
+                    item.invoice = Some(invoice_id.clone());
+                }
+                invoice_id.clone()
+            }
+            Change::Finalize { invoice_id } => {
+                for invoice in self.invoices.iter_mut().filter(|invoice| invoice.id == *invoice_id) {
+                    invoice.is_draft = false;
+                }
+                invoice_id.clone()
+            }
+        }
     }
 }
 
-impl Payments for Memory {
-    fn create_invoice_item<'a>(&'a self, item: &'a InvoiceItem, key: &'a str) -> BoxFuture<'a, Outcome> {
+impl Memory {
+    fn change(&self, change: Change, key: &str) -> BoxFuture<'_, Outcome> {
+        let key = key.to_owned();
         let call = async move {
             let fault = self.state().faults.pop_front();
             if fault == Some(Fault::Lost) {
                 return unknown(Advice::Again, "the request was lost");
             }
-            let answer = self.state().create(item, key, fault);
+            let answer = self.state().answer(change, &key, fault);
             match fault {
                 Some(Fault::AnswerLost) => unknown(Advice::Again, "the answer was lost"),
+                Some(Fault::LateAnswer) => {
+                    self.unanswered.send_modify(|n| *n += 1);
+                    // The sender lives in `self`.
+                    drop(self.released.subscribe().wait_for(|released| *released).await);
+                    answer
+                }
                 Some(Fault::NoAnswer) => {
                     self.unanswered.send_modify(|n| *n += 1);
                     futures::future::pending().await
@@ -149,6 +271,57 @@ impl Payments for Memory {
             }
         };
         call.boxed()
+    }
+}
+
+impl Payments for Memory {
+    fn create_invoice_item<'a>(&'a self, item: &'a InvoiceItem, key: &'a str) -> BoxFuture<'a, Outcome> {
+        self.change(Change::Item(item.clone()), key)
+    }
+
+    fn create_invoice<'a>(&'a self, invoice: &'a NewInvoice, key: &'a str) -> BoxFuture<'a, Outcome> {
+        self.change(Change::Invoice(invoice.clone()), key)
+    }
+
+    fn add_items<'a>(
+        &'a self,
+        invoice_id: &'a str,
+        item_ids: &'a [String],
+        key: &'a str,
+    ) -> BoxFuture<'a, Outcome> {
+        self.change(Change::Add { invoice_id: invoice_id.to_owned(), item_ids: item_ids.to_vec() }, key)
+    }
+
+    fn finalize_invoice<'a>(&'a self, invoice_id: &'a str, key: &'a str) -> BoxFuture<'a, Outcome> {
+        self.change(Change::Finalize { invoice_id: invoice_id.to_owned() }, key)
+    }
+
+    fn pending_items<'a>(
+        &'a self,
+        customer: &'a str,
+        _: &'a Pace,
+    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>> {
+        let state = self.state();
+        let pending = state.items.iter().filter(|i| i.item.customer == customer && i.invoice.is_none());
+        futures::future::ready(Ok(pending.map(|item| item.id.clone()).collect())).boxed()
+    }
+
+    fn find_invoices<'a>(
+        &'a self,
+        customer: &'a str,
+        settlement_id: Uuid,
+        _: &'a Pace,
+    ) -> BoxFuture<'a, Result<Vec<FoundInvoice>, Doubt>> {
+        let wanted = settlement_id.to_string();
+        let state = self.state();
+        let found = state
+            .invoices
+            .iter()
+            .filter(|i| i.invoice.customer == customer)
+            .filter(|i| i.invoice.metadata.get(SETTLEMENT_ID) == Some(&wanted))
+            .map(|i| FoundInvoice { invoice_id: i.id.clone(), is_draft: i.is_draft })
+            .collect();
+        futures::future::ready(Ok(found)).boxed()
     }
 
     fn find_items<'a>(
@@ -162,11 +335,11 @@ impl Payments for Memory {
         let found = state
             .items
             .iter()
-            .filter(|(_, item)| item.customer == customer && item.metadata.get(CHARGE_ID) == Some(&wanted))
-            .map(|(item_id, item)| FoundItem {
-                item_id: item_id.clone(),
-                amount_minor: item.amount_minor,
-                is_invoiced: state.invoiced.contains(item_id),
+            .filter(|i| i.item.customer == customer && i.item.metadata.get(CHARGE_ID) == Some(&wanted))
+            .map(|i| FoundItem {
+                item_id: i.id.clone(),
+                amount_minor: i.item.amount_minor,
+                is_invoiced: i.invoice.is_some(),
             })
             .collect();
         futures::future::ready(Ok(found)).boxed()
@@ -174,106 +347,33 @@ impl Payments for Memory {
 
     fn delete_item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<(), Doubt>> {
         let mut state = self.state();
-        let deleted = if state.invoiced.contains(item_id) {
+        let State { items, invoices, .. } = &mut *state;
+        let is_draft = |id: &String| invoices.iter().any(|invoice| invoice.id == *id && invoice.is_draft);
+        let is_final = items
+            .iter()
+            .any(|item| item.id == item_id && item.invoice.as_ref().is_some_and(|id| !is_draft(id)));
+        let deleted = if is_final {
             Err(Doubt {
                 advice: Advice::Later,
                 retry_after: None,
                 message: "the item is on a finalised invoice".to_owned(),
             })
         } else {
-            state.items.retain(|(id, _)| id != item_id);
+            items.retain(|item| item.id != item_id);
             Ok(())
         };
         futures::future::ready(deleted).boxed()
     }
 }
 
+fn missing(what: &str, id: &str) -> Refusal {
+    refusal("RESOURCE_MISSING", format!("no such {what}: {id}"))
+}
+
+fn refusal(reason: &str, message: String) -> Refusal {
+    Refusal { reason: reason.to_owned(), message }
+}
+
 fn unknown(advice: Advice, message: &str) -> Outcome {
     Outcome::Unknown(Doubt { advice, retry_after: None, message: message.to_owned() })
-}
-
-/// Entries a page of a listing has at most.
-const PAGE: usize = 100;
-
-impl State {
-    fn book_item(&self, item_id: &str, item: &InvoiceItem) -> BookItem {
-        BookItem {
-            item_id: item_id.to_owned(),
-            customer: item.customer.clone(),
-            subscription: item.subscription.clone(),
-            amount_minor: item.amount_minor,
-            currency: item.currency.clone(),
-            description: item.description.clone(),
-            metadata: item.metadata.clone(),
-            invoice_id: self.invoiced.contains(item_id).then(|| format!("in_{}", item.customer)),
-            created: made_at(item_id),
-        }
-    }
-}
-
-/// The first item is made in the first second.
-fn made_at(item_id: &str) -> DateTime<Utc> {
-    let number = item_id.trim_start_matches("ii_").parse().unwrap_or_default();
-    DateTime::UNIX_EPOCH + TimeDelta::seconds(number)
-}
-
-fn page<T>(
-    mut entries: Vec<(Place, T)>,
-    listing: &Listing,
-    is_behind: impl Fn(&Place, &Place) -> bool,
-) -> Page<T> {
-    entries.retain(|(place, _)| {
-        listing.created_from.is_none_or(|from| place.created >= from)
-            && listing.after.as_ref().is_none_or(|after| is_behind(place, after))
-    });
-    let more = entries.len() > PAGE;
-    entries.truncate(PAGE);
-    let next = entries.last().map(|(place, _)| place.clone()).filter(|_| more);
-    Page { entries: entries.into_iter().map(|(_, entry)| entry).collect(), next }
-}
-
-impl Books for Memory {
-    fn items<'a>(&'a self, listing: &'a Listing) -> BoxFuture<'a, Result<Page<BookItem>, Doubt>> {
-        let state = self.state();
-        let entries = state
-            .items
-            .iter()
-            .rev()
-            .filter(|(_, item)| listing.customer.as_ref().is_none_or(|c| item.customer == *c))
-            .map(|(id, item)| (Place { id: id.clone(), created: made_at(id) }, state.book_item(id, item)))
-            .collect();
-        futures::future::ready(Ok(page(entries, listing, |place, after| place.created < after.created)))
-            .boxed()
-    }
-
-    fn invoices<'a>(&'a self, listing: &'a Listing) -> BoxFuture<'a, Result<Page<BookInvoice>, Doubt>> {
-        let state = self.state();
-        let mut customers: Vec<&str> = state
-            .items
-            .iter()
-            .filter(|(id, _)| state.invoiced.contains(id))
-            .map(|(_, item)| item.customer.as_str())
-            .filter(|customer| listing.customer.as_ref().is_none_or(|c| c == customer))
-            .collect();
-        customers.sort_unstable();
-        customers.dedup();
-        let created = DateTime::UNIX_EPOCH;
-        let entries = customers
-            .into_iter()
-            .map(|customer| {
-                let invoice_id = format!("in_{customer}");
-                let invoice =
-                    BookInvoice { invoice_id: invoice_id.clone(), status: InvoiceStatus::Finalised, created };
-                (Place { id: invoice_id, created }, invoice)
-            })
-            .collect();
-        futures::future::ready(Ok(page(entries, listing, |place, after| place.id > after.id))).boxed()
-    }
-
-    fn item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<Option<BookItem>, Doubt>> {
-        let state = self.state();
-        let found = state.items.iter().find(|(id, _)| id == item_id);
-        let found = found.map(|(id, item)| state.book_item(id, item));
-        futures::future::ready(Ok(found)).boxed()
-    }
 }

@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use nexus_billing::{
     config::StripeArgs,
-    domain::charge::InvoiceItem,
+    domain::{charge::InvoiceItem, invoice::NewInvoice},
     payments::{
-        Advice, FoundItem, Outcome, Payments,
+        Advice, FoundInvoice, FoundItem, Outcome, Payments,
         pace::Pace,
         stripe::{Stripe, StripeConfigError},
     },
@@ -29,6 +29,7 @@ fn item(customer: &str, charge_id: Uuid, amount_minor: i64) -> InvoiceItem {
     InvoiceItem {
         customer: customer.to_owned(),
         subscription: None,
+        invoice: None,
         amount_minor,
         currency: "USD".to_owned(),
         description: "API overage: 5,000 calls beyond 100k limit".to_owned(),
@@ -46,8 +47,19 @@ fn pace() -> Pace {
 }
 
 async fn create(payments: &dyn Payments, item: &InvoiceItem, key: &str) -> Result<String> {
-    match payments.create_invoice_item(item, key).await {
-        Outcome::Succeeded { item_id } => Ok(item_id),
+    done(payments.create_invoice_item(item, key).await)
+}
+
+fn done(outcome: Outcome) -> Result<String> {
+    match outcome {
+        Outcome::Succeeded { id } => Ok(id),
+        other => anyhow::bail!("{other:?}"),
+    }
+}
+
+fn refused(outcome: Outcome) -> Result<String> {
+    match outcome {
+        Outcome::FailedForGood(refusal) => Ok(refusal.reason),
         other => anyhow::bail!("{other:?}"),
     }
 }
@@ -134,6 +146,103 @@ async fn extra_items(
     Ok(())
 }
 
+fn new_invoice(customer: &str, settlement_id: Uuid) -> NewInvoice {
+    NewInvoice {
+        customer: customer.to_owned(),
+        subscription: None,
+        currency: "USD".to_owned(),
+        description: "Final settlement".to_owned(),
+        metadata: [("settlement_id".to_owned(), settlement_id.to_string())].into(),
+    }
+}
+
+/// An invoice is made for given items alone, and takes nothing once it is finalised.
+async fn invoices(payments: &dyn Payments, customer: &str, other: &str) -> Result<()> {
+    let [settlement, another] = [21, 22].map(Uuid::from_u128);
+    let [first, second, third] = [31, 32, 33].map(Uuid::from_u128);
+    let pending = create(payments, &item(customer, first, 500), "i1").await?;
+    let stays = create(payments, &item(customer, second, 20), "i2").await?;
+    let foreign = create(payments, &item(other, first, 9), "i3").await?;
+    let is_pending = async |id: &String| {
+        Ok::<_, Error>(
+            payments.pending_items(customer, &pace()).await.map_err(|e| anyhow!("{e:?}"))?.contains(id),
+        )
+    };
+    ensure!(is_pending(&pending).await? && is_pending(&stays).await? && !is_pending(&foreign).await?);
+
+    // The same key: the same draft. It has taken nothing.
+    let new = new_invoice(customer, settlement);
+    let invoice = done(payments.create_invoice(&new, "in1").await)?;
+    assert_eq!(done(payments.create_invoice(&new, "in1").await)?, invoice);
+    ensure!(is_pending(&pending).await? && is_pending(&stays).await?);
+    let found = |is_draft| Ok(vec![FoundInvoice { invoice_id: invoice.clone(), is_draft }]);
+    assert_eq!(payments.find_invoices(customer, settlement, &pace()).await, found(true));
+    assert_eq!(payments.find_invoices(customer, another, &pace()).await, Ok(vec![]));
+    assert_eq!(payments.find_invoices(other, settlement, &pace()).await, Ok(vec![]));
+    match payments.create_invoice(&new_invoice(customer, another), "in1").await {
+        Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Look),
+        other => anyhow::bail!("{other:?}"),
+    }
+    assert_eq!(
+        refused(payments.create_invoice(&new_invoice("cus_nobody", another), "in2").await)?,
+        "RESOURCE_MISSING"
+    );
+
+    // Items that wait are put on it, all or none; a new one may name it.
+    refused(payments.add_items(&invoice, &[pending.clone(), foreign], "add0").await)?;
+    ensure!(is_pending(&pending).await?);
+    let items = [pending.clone()];
+    for _ in 0..2 {
+        assert_eq!(done(payments.add_items(&invoice, &items, "add1").await)?, invoice);
+    }
+    refused(payments.add_items(&invoice, &items, "add2").await)?;
+    let on_draft = InvoiceItem { invoice: Some(invoice.clone()), ..item(customer, third, 7) };
+    let named = create(payments, &on_draft, "i4").await?;
+    ensure!(!is_pending(&pending).await? && is_pending(&stays).await? && !is_pending(&named).await?);
+    let is_invoiced = FoundItem { item_id: named.clone(), amount_minor: 7, is_invoiced: true };
+    assert_eq!(payments.find_items(customer, third, &pace()).await, Ok(vec![is_invoiced]));
+
+    for _ in 0..2 {
+        assert_eq!(done(payments.finalize_invoice(&invoice, "fin1").await)?, invoice);
+    }
+    assert_eq!(payments.find_invoices(customer, settlement, &pace()).await, found(false));
+    assert_eq!(refused(payments.finalize_invoice(&invoice, "fin2").await)?, "INVOICE_NOT_EDITABLE");
+    assert_eq!(refused(payments.create_invoice_item(&on_draft, "i5").await)?, "INVOICE_NOT_EDITABLE");
+    refused(payments.add_items(&invoice, std::slice::from_ref(&stays), "add3").await)?;
+    ensure!(is_pending(&stays).await?);
+    assert_eq!(payments.delete_item(&named).await.map_err(|doubt| doubt.advice), Err(Advice::Later));
+    Ok(())
+}
+
+/// What changes an invoice is in doubt as an item is: `fault` lets the next such request lose its answer.
+async fn invoices_in_doubt(
+    payments: &dyn Payments,
+    customer: &str,
+    lose_answer: impl AsyncFn(&str) -> Result<()>,
+) -> Result<()> {
+    let settlement = Uuid::from_u128(41);
+    let doubt = |outcome: Outcome| match outcome {
+        Outcome::Unknown(doubt) => Ok(doubt.advice),
+        other => Err(anyhow!("{other:?}")),
+    };
+    let new = new_invoice(customer, settlement);
+    lose_answer("/v1/invoices").await?;
+    assert_eq!(doubt(payments.create_invoice(&new, "d1").await)?, Advice::Again);
+    let invoice = done(payments.create_invoice(&new, "d1").await)?;
+    let found = payments.find_invoices(customer, settlement, &pace()).await;
+    assert_eq!(found, Ok(vec![FoundInvoice { invoice_id: invoice.clone(), is_draft: true }]));
+
+    let items = [create(payments, &item(customer, Uuid::from_u128(42), 5), "d2").await?];
+    lose_answer(&format!("/v1/invoices/{invoice}/add_lines")).await?;
+    assert_eq!(doubt(payments.add_items(&invoice, &items, "d3").await)?, Advice::Again);
+    assert_eq!(done(payments.add_items(&invoice, &items, "d3").await)?, invoice);
+
+    lose_answer(&format!("/v1/invoices/{invoice}/finalize")).await?;
+    assert_eq!(doubt(payments.finalize_invoice(&invoice, "d4").await)?, Advice::Again);
+    assert_eq!(done(payments.finalize_invoice(&invoice, "d4").await)?, invoice);
+    Ok(())
+}
+
 /// An answer is lost after the effect, a request is lost before it, an error is stored for its key.
 async fn faults(
     payments: &dyn Payments,
@@ -192,7 +301,14 @@ async fn in_memory() -> Result<()> {
         memory.invoice("cus_3");
         Ok(())
     };
-    extra_items(&memory, "cus_3", invoice).await
+    extra_items(&memory, "cus_3", invoice).await?;
+    memory.add_customer("cus_4");
+    invoices(&memory, "cus_4", "cus_1").await?;
+    let lose_answer = async |_: &str| {
+        memory.fail_next(Fault::AnswerLost);
+        Ok(())
+    };
+    invoices_in_doubt(&memory, "cus_4", lose_answer).await
 }
 
 #[tokio::test]
@@ -207,13 +323,20 @@ async fn at_stripe() -> Result<()> {
             Fault::AnswerLost => json!({ "kind": "drop" }),
             Fault::StoredError => json!({ "kind": "stored_error" }),
             Fault::StoredErrorAfterEffect => json!({ "kind": "stored_error", "effect": true }),
-            Fault::NoAnswer => anyhow::bail!("not in this test"),
+            Fault::None | Fault::NoAnswer | Fault::LateAnswer => anyhow::bail!("not in this test"),
         };
         sim.fault(json!({ "outcome": outcome })).await
     };
     faults(&stripe, &customer, fault).await?;
     let customer = sim.customer().await?;
-    extra_items(&stripe, &customer, async || sim.invoice(&customer).await).await
+    extra_items(&stripe, &customer, async || sim.invoice(&customer).await).await?;
+    let customer = sim.customer().await?;
+    invoices(&stripe, &customer, &other).await?;
+    let lose_answer = async |path: &str| {
+        let fault = json!({ "method": "POST", "path": path, "outcome": { "kind": "drop" } });
+        sim.admin("/faults", fault).await.map(drop)
+    };
+    invoices_in_doubt(&stripe, &customer, lose_answer).await
 }
 
 #[tokio::test]

@@ -6,7 +6,10 @@ use nexus_billing::{domain::reconciliation::Scope, store::stripe_books};
 use nexus_client::CallOptions;
 use nexus_core::plan::Plan;
 use nexus_kit::{auth::Scope as TokenScope, status::reason};
-use nexus_proto::billing::v1::{ListChargesRequest, ReconcileRequest};
+use nexus_proto::{
+    billing::v1::{AdjustUsageRequest, ChangePlanRequest, ListChargesRequest, ReconcileRequest},
+    common::v1::Plan as PlanName,
+};
 use nexus_testkit::{db::TestDb, seed, settings};
 use serde_json::json;
 use sqlx::AssertSqlSafe;
@@ -149,6 +152,36 @@ async fn usage_that_goes_on_meanwhile_raises_no_alarm() -> Result<()> {
         anyhow::Ok(())
     };
     futures::future::try_join3(flushes, runs, reconciliations).await?;
+    billing.stop().await
+}
+
+#[tokio::test]
+async fn corrections_of_usage_raise_no_alarm_and_count_with_their_segment() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = charged(&db, &sim, &["eco_a"]).await?;
+    let adjust = AdjustUsageRequest {
+        eco_id: "eco_a".to_owned(),
+        delta_count: -60,
+        reason: "counted twice".to_owned(),
+        request_id: "00000000-0000-4000-8000-000000000001".to_owned(),
+    };
+    billing.client.clone().adjust_usage(user(settings::ADMIN)?.request(adjust)).await?;
+    ensure!(billing.run_all().await?.charged_count == 1);
+    ensure!(billing.differences(false).await?.is_empty());
+    let change = ChangePlanRequest {
+        eco_id: "eco_a".to_owned(),
+        plan: PlanName::Enterprise.into(),
+        ..ChangePlanRequest::default()
+    };
+    billing.change(change).await??;
+    // The next refreshes the summary.
+    billing.run_all().await?;
+    ensure!(billing.differences(false).await?.is_empty());
+    sql(&db, "update eco_usage_adjustments set units = units + 1").await?;
+    assert_eq!(
+        billing.differences(false).await?,
+        pairs(&[("eco_a", "COUNTERS_SUMMARY_DIFFER"), ("eco_a", "SEGMENT_COUNTERS_DIFFER")])
+    );
     billing.stop().await
 }
 

@@ -1,12 +1,27 @@
 //! A database that was restored, or failed over: nothing is charged before the ledger is known to be whole.
 
+use std::{num::NonZeroU32, sync::Arc};
+
 use anyhow::{Context, Result, ensure};
-use nexus_kit::status::reason;
+use nexus_billing::{
+    app::process_overage::{Engine, charge_account},
+    domain::period::PeriodKey,
+    payments::pace::Pace,
+};
+use nexus_core::plan::Plan;
+use nexus_kit::{
+    db::{self, Role},
+    status::reason,
+};
 use nexus_proto::billing::v1::{ProcessOverageRequest, ReconcileRequest};
-use nexus_testkit::db::TestDb;
+use nexus_testkit::{db::TestDb, seed};
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::support::{Billing, Sim, meter, only, runner};
+use crate::{
+    memory::Memory,
+    support::{Billing, Sim, anchor, meter, only, record, runner},
+};
 
 async fn refused(billing: &Billing, request: ProcessOverageRequest) -> Result<()> {
     let refused = billing.client.clone().process_overage(runner()?.request(request)).await;
@@ -50,5 +65,29 @@ async fn nothing_is_charged_until_all_accounts_were_reconciled_with_stripe() -> 
         ensure!(sim.amounts().await? == [10, 10]);
         billing.stop().await?;
     }
+    Ok(())
+}
+
+/// A server takes over while a run, or a settlement, is under way.
+#[tokio::test]
+async fn what_is_under_way_charges_nothing_more_on_another_server() -> Result<()> {
+    let (db, memory) = (TestDb::new().await?, Arc::new(Memory::new()));
+    memory.add_customer("cus_1");
+    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
+    seed::stripe_ids(&db.pool, "eco_a", "cus_1", None).await?;
+    record(&db, "eco_a", 105_000).await?;
+    let pool = db::pool(&db.args(), Role::Billing)?;
+    nexus_billing::app::refresh::drain(&pool).await?;
+    let rate = NonZeroU32::new(1_000).context("not zero")?;
+    let engine = Engine::new(pool, memory.clone(), Pace::new(rate), 1, CancellationToken::new());
+    let start = sqlx::query_scalar("select period_start from eco_usage_records").fetch_one(&db.pool).await?;
+    let period = PeriodKey { eco_id: "eco_a".to_owned(), start };
+    sqlx::query("update eco_database_identity set timeline_id = timeline_id + 1").execute(&db.pool).await?;
+    let charged = charge_account(&engine.outside_runs(), std::slice::from_ref(&period)).await;
+    let error = charged.error.context("an error")?;
+    assert_eq!(error.reason, "RECONCILE_REQUIRED");
+    ensure!(memory.items().is_empty());
+    sqlx::query("update eco_database_identity set timeline_id = timeline_id - 1").execute(&db.pool).await?;
+    ensure!(charge_account(&engine.outside_runs(), &[period]).await.charged);
     Ok(())
 }

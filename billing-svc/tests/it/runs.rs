@@ -239,12 +239,43 @@ async fn a_stopping_server_finishes_what_it_has_in_hand_and_takes_no_more() -> R
     let error = call.await?.err().context("a run that was cut short is no success")?;
     let error = error.downcast_ref::<tonic::Status>().context("a status")?;
     assert_eq!((error.code(), reason(error).as_str()), (Code::Unavailable, "RUN_FAILED"));
-    let left: Vec<(String, String)> =
-        sqlx::query_as("select eco_id, status from eco_overage_charges").fetch_all(&db.pool).await?;
-    assert_eq!(left, [("eco_0".to_owned(), "succeeded".to_owned())]);
+    // The next one may be written down; it is not sent.
+    let sent: Vec<(String, String)> =
+        sqlx::query_as("select eco_id, status from eco_overage_charges where sent_time is not null")
+            .fetch_all(&db.pool)
+            .await?;
+    assert_eq!(sent, [("eco_0".to_owned(), "succeeded".to_owned())]);
     let run: String = sqlx::query_scalar("select status from eco_overage_runs").fetch_one(&db.pool).await?;
     assert_eq!(run, "failed", "a run that was cut short does not pass for a whole one");
-    Ok(())
+    assert_eq!(sim.amounts().await?, [10]);
+    let billing = Billing::start(&db, &sim.base).await?;
+    assert_eq!(billing.run_all().await?.charged_count, 1);
+    assert_eq!(sim.amounts().await?, [10, 10]);
+    billing.stop().await
+}
+
+#[tokio::test]
+async fn an_account_is_looked_at_once_in_a_run() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let mut settings = config(&db, &sim.base);
+    settings.overage_concurrency = 1;
+    let billing = Billing::start_with(settings).await?;
+    for eco_id in ["eco_0", "eco_1"] {
+        sim.pro(&db, eco_id).await?;
+        record(&db, eco_id, 100_100).await?;
+    }
+    sim.fault(json!({ "times": 1 })).await?;
+    sim.fault(json!({ "hold": true })).await?;
+    let run = begin(&billing);
+    sim.read("/held").await?;
+    // It has been charged in this run, and begins to owe again.
+    record(&db, "eco_0", 100).await?;
+    until(&db, "select not exists (select from eco_usage_changes)").await?;
+    sim.admin("/release", json!({})).await?;
+    let run = run.await??;
+    assert_eq!((run.processed_count, run.charged_count, run.total_micros), (2, 2, 200_000));
+    assert_eq!(billing.run_all().await?.total_micros, 100_000);
+    billing.stop().await
 }
 
 #[tokio::test]

@@ -15,14 +15,15 @@ use nexus_client::CallOptions;
 use nexus_kit::{auth::Scope, convert::datetime, serve::Listeners};
 use nexus_proto::{
     billing::v1::{
-        ChangePlanRequest, ChangePlanResponse, GetOverageRequest, GetOverageResponse, ProcessOverageRequest,
-        ProcessOverageResponse, ReconcileRequest, ReconcileResponse,
-        billing_service_client::BillingServiceClient,
+        ChangePlanRequest, ChangePlanResponse, GetOverageRequest, GetOverageResponse,
+        HandleStripeEventRequest, HandleStripeEventResponse, ProcessOverageRequest, ProcessOverageResponse,
+        ReconcileRequest, ReconcileResponse, billing_service_client::BillingServiceClient,
     },
     common::v1::Plan,
 };
 use nexus_testkit::{db::TestDb, seed, settings};
-use serde_json::Value;
+use serde_json::{Value, json};
+use stripe_webhook::Webhook;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
@@ -30,6 +31,7 @@ use tonic_types::StatusExt;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(25);
 pub(crate) const STRIPE_KEY: &str = "sk_test_billing";
+pub(crate) const WEBHOOK_SECRET: &str = "whsec_billing";
 
 /// A running billing-svc.
 pub(crate) struct Billing {
@@ -48,6 +50,7 @@ pub(crate) fn config(db: &TestDb, stripe: &str) -> Config {
         serve: settings::serve_args(),
         db: db.args(),
         stripe: stripe_args(stripe),
+        stripe_webhook_secret: Some(WEBHOOK_SECRET.into()),
         overage_concurrency: 8,
     }
 }
@@ -123,6 +126,14 @@ impl Billing {
 }
 
 impl Billing {
+    /// Sends an event as Stripe does, signed.
+    pub(crate) async fn event(&self, event: &Value) -> Result<HandleStripeEventResponse> {
+        let payload = event.to_string();
+        let signature = signed(&payload);
+        let request = HandleStripeEventRequest { payload: payload.into(), signature };
+        Ok(self.client.clone().handle_stripe_event(runner()?.request(request)).await?.into_inner())
+    }
+
     /// Asks for a change of an account's plan.
     pub(crate) async fn change(&self, request: ChangePlanRequest) -> Result<Result<PlanAnswer, Status>> {
         let answer = self.client.clone().change_plan(manager()?.request(request)).await;
@@ -152,6 +163,16 @@ pub(crate) fn fields(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     let violations = details.bad_request().map(|b| b.field_violations.clone()).unwrap_or_default();
     violations.into_iter().map(|violation| violation.field).collect()
+}
+
+/// An event of Stripe's.
+pub(crate) fn event(id: &str, kind: &str, object: Value) -> Value {
+    json!({ "id": id, "object": "event", "type": kind, "created": Utc::now().timestamp(), "data": { "object": object } })
+}
+
+/// The header that Stripe sends with a body.
+pub(crate) fn signed(body: &str) -> String {
+    Webhook::generate_test_header(body, WEBHOOK_SECRET, None)
 }
 
 /// The scheduler.

@@ -173,6 +173,13 @@ impl CallOptions {
         self.request_with(MetadataMap::new(), message)
     }
 
+    /// A request with the credentials alone, for a stream whose end is not known.
+    pub fn endless<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("authorization", self.authorization.clone());
+        request
+    }
+
     /// A request with both and this beside, e.g. the trace that it belongs to.
     pub(crate) fn request_with<T>(&self, metadata: MetadataMap, message: T) -> Request<T> {
         let mut request = Request::from_parts(metadata, Extensions::new(), message);

@@ -39,3 +39,9 @@ pub fn limit(cap: Micros, closed: &[(UnitPrice, i64)], open: &OpenSegment) -> Li
     let limit = (i128::from(unbilled) + billed.max(0)).min(MOST);
     Some(i64::try_from(limit).unwrap_or(i64::MAX).max(unbilled))
 }
+
+/// Of the units that a cap allows, those to admit: a correction of the period's usage counts on the bill like calls, and
+/// was never admitted.
+pub fn admitted(limit: i64, adjusted: i64) -> i64 {
+    limit.saturating_sub(adjusted).clamp(0, i64::MAX >> 2)
+}

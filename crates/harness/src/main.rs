@@ -1,13 +1,14 @@
-//! Shows that the two promises hold whatever is killed: an acknowledged event is counted exactly once, a hard
-//! limit is exact. Real processes, and faults that come after so much work and not after so much time, so that
+//! Shows that the promises hold whatever is killed: an acknowledged event is counted exactly once, a hard limit is
+//! exact, what is owed is charged once. Real processes, and faults that come after so much work and not after so much time, so that
 //! a seed meets much the same again.
 //!
 //! The process that a person starts conducts: it runs a private PostgreSQL, and starts itself again as replicas
-//! of usage-svc and as clients.
+//! of usage-svc, as billing-svc and as clients.
 //!
 //! | module | what it does |
 //! |---|---|
 //! | [`faults`] | the fault harness: which faults a seed has, carrying them out |
+//! | [`overage`] | many accounts charged in one run, some of them poisoned, billing-svc killed |
 //! | [`limit`], [`storm`] | the limit harness: its variants; the checks, all at once |
 //! | [`check`] | what must hold after a seed of faults |
 //! | [`script`] | faults to come, and the places where they strike |
@@ -23,6 +24,7 @@ mod client;
 mod faults;
 mod front;
 mod limit;
+mod overage;
 mod process;
 mod proxy;
 mod report;
@@ -55,6 +57,8 @@ enum Command {
     Faults(faults::Args),
     /// Checks a hard limit, or a spend cap, from four replicas at once; it must be met exactly
     Limit(limit::Args),
+    /// Charges many accounts in one run, some of them poisoned, while billing-svc is killed; each is charged once
+    Overage(overage::Args),
     /// What the harness starts this program as
     #[command(subcommand, hide = true)]
     Child(child::Child),
@@ -72,6 +76,10 @@ async fn main() -> Result<ExitCode> {
         Command::Limit(args) => {
             let run = async |_: &mut Stage, seed: &Seed| limit::run(seed, &args).await;
             conduct("limit", args.first, args.seeds, run, |seed| args.of_seed(seed)).await
+        }
+        Command::Overage(args) => {
+            let run = async |_: &mut Stage, seed: &Seed| overage::run(seed, &args).await;
+            conduct("overage", args.first, args.seeds, run, |seed| args.of_seed(seed)).await
         }
     }
 }

@@ -228,7 +228,8 @@ fn spawn_client(
     Ok((child, stdin))
 }
 
-fn command(arguments: &[&str], environment: &Environment, log: &Path) -> Result<Command> {
+/// This program again, with a log of its own.
+pub(crate) fn command(arguments: &[&str], environment: &Environment, log: &Path) -> Result<Command> {
     let log = OpenOptions::new().create(true).append(true).open(log)?;
     let program = std::env::current_exe()?;
     let mut command = Command::new(&program);

@@ -19,13 +19,17 @@ use tokio::io::AsyncWriteExt;
 /// The migrated database that those of the seeds are copied from.
 const TEMPLATE: &str = "nexus_template";
 /// What is written to a failed seed's folder.
-const TABLES: [&str; 6] = [
+const TABLES: [&str; 10] = [
     "eco_api_usage",
     "eco_usage_counters",
     "eco_usage_hourly",
     "eco_usage_daily",
     "eco_quota_usage",
     "eco_quota_leases",
+    "eco_usage_records",
+    "eco_overage_charges",
+    "eco_overage_runs",
+    "eco_overage_run_accounts",
 ];
 /// Secrets of the replicas of one run, which listen on loopback.
 const JWT_SECRET: &str = "users-of-the-harness-0123456789abcdef";
@@ -88,7 +92,7 @@ pub(crate) fn secrets() -> [(&'static str, String); 2] {
 /// A token that replicas accept, also those whose clock is an hour ahead or behind.
 pub(crate) fn token() -> Result<String> {
     let secret = SecretString::from(SERVICE_TOKEN_SECRET);
-    let scopes = [Scope::UsageWrite, Scope::UsageCheck];
+    let scopes = [Scope::UsageWrite, Scope::UsageCheck, Scope::BillingRun];
     Ok(auth::service_token(&secret, "nexus-harness", &scopes, Utc::now() + TimeDelta::days(1))?)
 }
 
@@ -104,6 +108,11 @@ impl Seed {
     /// A session as superuser, straight to the server.
     pub(crate) async fn connect(&self) -> Result<PgConnection> {
         Ok(PgConnection::connect(&self.url).await?)
+    }
+
+    /// URL of the database, as superuser: a service takes its own role from there.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
     }
 
     /// PostgreSQL's socket.

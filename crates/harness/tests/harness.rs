@@ -68,6 +68,14 @@ fn a_hard_limit_is_exact_whatever_is_stopped_and_killed() -> Result<()> {
 }
 
 #[test]
+fn everybody_who_owes_is_charged_once_and_the_poisoned_are_parked_whoever_is_killed() -> Result<()> {
+    let printed = run("overage --accounts 2000 --poisoned 20 --kills 2 --speed 20")?;
+    ensure!(printed.contains("1980 charged and 20 parked") && printed.contains("0 failures"), "{printed}");
+    assert_eq!(number(&printed, "billing-svc killed")?, 2);
+    Ok(())
+}
+
+#[test]
 fn seeds_that_failed_once_hold() -> Result<()> {
     for arguments in KEPT.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         run(&format!("{arguments} --seeds 1"))?;

@@ -149,6 +149,15 @@ impl Caller {
             .ok_or_else(|| status::unauthenticated("credentials are missing"))
     }
 
+    /// Who it is, for the audit log.
+    pub fn subject(&self) -> String {
+        match self {
+            Caller::User { eco_id, .. } => format!("user:{eco_id}"),
+            Caller::Service { name, .. } => format!("service:{name}"),
+            Caller::ApiKey(text) => format!("api_key:{}", text.key_id()),
+        }
+    }
+
     /// Whether the caller sees every account: an admin, or a service with the scope `admin`.
     pub fn is_admin(&self) -> bool {
         match self {

@@ -120,6 +120,13 @@ pub async fn acquire(pool: &PgPool) -> sqlx::Result<PoolConnection<Postgres>> {
     }
 }
 
+/// Tells the audit log on whose behalf the transaction changes things (see [`crate::auth::Caller::subject`]).
+#[tracing::instrument(name = "db.eco_audit_log.set_actor", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn set_actor(connection: &mut PgConnection, actor: &str) -> sqlx::Result<()> {
+    sqlx::query("select set_config('nexus.actor', $1, true)").bind(actor).execute(connection).await?;
+    Ok(())
+}
+
 /// A transaction on a connection of the pool; see [`acquire`].
 pub async fn begin(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
     Transaction::begin(acquire(pool).await?, None).await

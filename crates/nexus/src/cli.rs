@@ -64,7 +64,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         whose: token::Whose,
     },
-    /// Charge overage
+    /// Charge overage; follow and list the runs that did
     Overage {
         #[command(subcommand)]
         action: overage::Action,

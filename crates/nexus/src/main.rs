@@ -5,7 +5,7 @@
 //! | [`cli`] | the command line; no command is `dev` |
 //! | [`dev`] | `nexus dev`: everything in one process, with a private PostgreSQL and demo data |
 //! | [`token`] | `nexus token`: tokens of users and services |
-//! | [`overage`] | `nexus overage process`: charges overage; what the CronJob calls |
+//! | [`overage`] | `nexus overage`: charges overage, what the CronJob calls; follows and lists runs |
 //! | [`reconcile`] | `nexus reconcile`: says what differs between billing's records and Stripe |
 //! | [`import`] | `nexus import`: meters a web server's log |
 //! | [`maintenance`] | `nexus migrate`, `nexus rollup` |

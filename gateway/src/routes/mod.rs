@@ -21,6 +21,7 @@ mod keys;
 mod secure;
 mod spend_cap;
 mod usage;
+mod webhooks;
 
 /// All endpoints, within the layer of every request.
 pub fn router(app: App) -> Router {
@@ -40,6 +41,7 @@ pub fn router(app: App) -> Router {
         .route("/api/keys/revoke", post(keys::revoke))
         .route("/api/keys/rotate", post(keys::rotate))
         .route("/api/secure/ping", get(secure::ping))
+        .route("/webhooks/stripe", post(webhooks::stripe))
         .fallback(|| async { Error::NotFound("Not found") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -13,3 +13,4 @@ mod secure;
 mod spend_cap;
 mod suite;
 mod usage;
+mod webhooks;

@@ -49,6 +49,7 @@ async fn what_is_not_there_is_404_and_a_wrong_method_405() -> Result<()> {
         ("/api/keys/rotate", "POST"),
         ("/api/secure/ping", "GET,HEAD"),
         ("/api/cron/process-overage", "POST"),
+        ("/webhooks/stripe", "POST"),
     ];
     for (path, allowed) in routes {
         let answer = Answer::of(suite.request("DELETE", path)?).await?;

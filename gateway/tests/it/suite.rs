@@ -25,6 +25,7 @@ use crate::answer::Answer;
 
 pub(crate) const CRON_SECRET: &str = "cron-secret-in-tests-0123456789";
 const STRIPE_KEY: &str = "sk_test_gateway";
+pub(crate) const WEBHOOK_SECRET: &str = "whsec_gateway";
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A server of ours, running in this process.
@@ -198,10 +199,22 @@ impl Suite {
 
     /// Makes a customer at Stripe for an account.
     pub(crate) async fn stripe_customer(&self, eco_id: &str) -> Result<()> {
-        let request = self.http.post(format!("{}v1/customers", self.stripe)).bearer_auth(STRIPE_KEY);
-        let customer: serde_json::Value = request.send().await?.error_for_status()?.json().await?;
-        let id = customer["id"].as_str().context("the customer's id")?;
-        seed::stripe_ids(&self.db.pool, eco_id, id, None).await
+        let id = self.stripe("customers", &[]).await?;
+        seed::stripe_ids(&self.db.pool, eco_id, &id, None).await
+    }
+
+    /// Makes an object at Stripe, and returns its id.
+    pub(crate) async fn stripe(&self, path: &str, form: &[(&str, &str)]) -> Result<String> {
+        let request = self.http.post(format!("{}v1/{path}", self.stripe)).bearer_auth(STRIPE_KEY).form(form);
+        let object: serde_json::Value = request.send().await?.error_for_status()?.json().await?;
+        Ok(object["id"].as_str().context("an id")?.to_owned())
+    }
+
+    /// Deletes an object at Stripe.
+    pub(crate) async fn stripe_delete(&self, path: &str) -> Result<()> {
+        let request = self.http.delete(format!("{}v1/{path}", self.stripe)).bearer_auth(STRIPE_KEY);
+        request.send().await?.error_for_status()?;
+        Ok(())
     }
 
     /// A key of an account, made by its user: what the client sends.
@@ -305,6 +318,7 @@ async fn billing(db: DbArgs, stripe: String) -> Result<(SocketAddr, Running)> {
             stripe_rate_per_second: NonZeroU32::new(1_000).context("a rate")?,
             stripe_timeout: TIMEOUT,
         },
+        stripe_webhook_secret: Some(WEBHOOK_SECRET.into()),
         overage_concurrency: 4,
     };
     let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;

@@ -26,8 +26,9 @@ pub struct NewKey {
 }
 
 /// Stores a key. A key that is there already is the answer to a repeated request, if it is the same.
-pub async fn run(pool: &PgPool, new: &NewKey) -> Result<ApiKey, Error> {
+pub async fn run(pool: &PgPool, new: &NewKey, actor: &str) -> Result<ApiKey, Error> {
     let mut transaction = db::begin(pool).await?;
+    db::set_actor(&mut transaction, actor).await?;
     match store::accounts::is_closed(&mut transaction, &new.eco_id).await? {
         None => return Err(Error::UnknownAccount),
         Some(true) => return Err(Error::ClosedAccount),

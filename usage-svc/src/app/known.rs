@@ -133,7 +133,12 @@ impl Known {
 
     /// Remembers where an account stands, unless it changed since.
     pub fn learn_standing(&self, before: Before, eco_id: &EcoId, standing: &Standing) {
-        let account = Account { anchor: standing.anchor, closed: None, closed_segments: Vec::new() };
+        let account = Account {
+            anchor: standing.anchor,
+            closed: None,
+            former: Vec::new(),
+            closed_segments: Vec::new(),
+        };
         let mut facts = Facts { now: standing.now, ..Facts::default() };
         if standing.closed {
             self.accounts.invalidate(eco_id);
@@ -233,7 +238,7 @@ mod tests {
 
     fn facts(closed: Option<DateTime<Utc>>) -> Facts {
         let now = DateTime::from_timestamp_secs(1_800_000_000).expect("a time");
-        let account = Account { anchor: now, closed, closed_segments: Vec::new() };
+        let account = Account { anchor: now, closed, former: Vec::new(), closed_segments: Vec::new() };
         let key = Key { eco_id: "eco_a".to_owned(), test_mode: false };
         Facts {
             now,

@@ -30,10 +30,12 @@ pub async fn run(
     pool: &PgPool,
     rotation: &Rotation,
     owner: Option<&EcoId>,
+    actor: &str,
 ) -> Result<(ApiKey, DateTime<Utc>), Error> {
     let (key_id, grace_ms) = (rotation.text.key_id(), rotation.grace_ms);
     let secret = rotation.text.secret_sha256();
     let mut transaction = db::begin(pool).await?;
+    db::set_actor(&mut transaction, actor).await?;
     let key = store::api_keys::lock(&mut transaction, key_id, owner).await?.ok_or(Error::UnknownApiKey)?;
     if let Some(done) = api_key_rotations::find(&mut transaction, key_id, &secret).await? {
         if done.grace_ms != grace_ms {

@@ -95,7 +95,12 @@ mod tests {
         };
         let event = Event { event_id: Uuid::from_u128(2), eco_id: eco_id.clone(), payload, accepted: None };
         // The plan has changed twice in the lease's period, and once in the next.
-        let account = Account { anchor: start, closed: None, closed_segments: vec![start, end, start] };
+        let account = Account {
+            anchor: start,
+            closed: None,
+            former: Vec::new(),
+            closed_segments: vec![start, end, start],
+        };
         let facts = Facts { now: end, accounts: HashMap::from([(eco_id, account)]), ..Facts::default() };
         let lease = Lease { eco_id: "eco_a".to_owned(), period: Period { start, end }, unbooked: 5 };
         let placement = judge(&event, &facts).expect("it is taken");

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, Duration, Utc};
 use nexus_core::{
     id::EcoId,
-    period::{MAX_EVENT_AGE, SETTLEMENT_GRACE, counting_period},
+    period::{MAX_EVENT_AGE, Period, SETTLEMENT_GRACE, counting_period},
 };
 
 use super::{event::Event, quota::Outlook};
@@ -48,6 +48,8 @@ pub struct Account {
     pub anchor: DateTime<Utc>,
     /// When it was closed.
     pub closed: Option<DateTime<Utc>>,
+    /// Anchors of the subscriptions it had before, each until when it was in force, first to last.
+    pub former: Vec<(DateTime<Utc>, DateTime<Utc>)>,
     /// For each segment that a change of plan has closed: the start of its period.
     pub closed_segments: Vec<DateTime<Utc>>,
 }
@@ -58,6 +60,20 @@ impl Account {
     pub fn open_segment(&self, period_start: DateTime<Utc>) -> i32 {
         let closed = self.closed_segments.iter().filter(|start| **start == period_start).count();
         i32::try_from(closed).unwrap_or(i32::MAX)
+    }
+
+    /// The period that an event counts in, and whether that is a later one than its own: its own is by the subscription
+    /// that was in force at its time, and ends with that at the latest.
+    fn counting_period(&self, at: DateTime<Utc>, now: DateTime<Utc>) -> (Period, bool) {
+        let Some((anchor, until)) = self.former.iter().find(|(_, until)| at < *until) else {
+            return counting_period(self.anchor, at, now);
+        };
+        let own = Period::containing(*anchor, at.max(*anchor));
+        if (Period { end: own.end.min(*until), ..own }).is_settled(now) {
+            (Period::containing(self.anchor, now), true)
+        } else {
+            (own, false)
+        }
     }
 }
 
@@ -103,7 +119,7 @@ pub fn judge(event: &Event, facts: &Facts) -> Result<Placement, Refusal> {
             .map(|key| key.test_mode)
             .ok_or(Refusal::ForeignKey)?,
     };
-    let (period, late) = counting_period(account.anchor, at, facts.now);
+    let (period, late) = account.counting_period(at, facts.now);
     Ok(Placement { period_start: period.start, segment: account.open_segment(period.start), late, test_mode })
 }
 
@@ -116,4 +132,37 @@ pub fn judge_age(at: DateTime<Utc>, came: DateTime<Utc>) -> Result<(), Refusal> 
         return Err(Refusal::InTheFuture);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_counts_by_the_subscription_of_its_time() {
+        let at = |text: &str| text.parse::<DateTime<Utc>>().expect("a time");
+        // Free from the 5th of a month, then paid for from the 20th to the 2nd of December, then free again.
+        let (free, paid) = (at("2025-01-05T00:00:00Z"), at("2025-11-20T00:00:00Z"));
+        let ended = at("2025-12-02T00:00:00Z");
+        let account = Account {
+            anchor: free,
+            closed: None,
+            former: vec![(free, paid), (paid, ended)],
+            closed_segments: Vec::new(),
+        };
+        let november = at("2025-11-05T00:00:00Z");
+        for (time, now, start, late) in [
+            ("2025-11-19T23:59:59Z", "2025-11-20T12:00:00Z", november, false),
+            // A day after it was cut: by now free goes on, in the same period or the next.
+            ("2025-11-19T23:59:59Z", "2025-12-03T00:00:00Z", november, true),
+            ("2025-11-19T23:59:59Z", "2025-12-05T00:00:00Z", at("2025-12-05T00:00:00Z"), true),
+            ("2025-11-20T00:00:00Z", "2025-12-02T12:00:00Z", paid, false),
+            ("2025-12-01T23:59:59Z", "2025-12-02T12:00:00Z", paid, false),
+            ("2025-12-01T23:59:59Z", "2025-12-03T00:00:00Z", november, true),
+            ("2025-12-02T00:00:00Z", "2025-12-02T12:00:00Z", november, false),
+        ] {
+            let (period, is_late) = account.counting_period(at(time), at(now));
+            assert_eq!((period.start, is_late), (start, late), "{time} at {now}");
+        }
+    }
 }

@@ -85,7 +85,10 @@ fn check_judgement(event: &Event) {
     let off = |minutes| time + TimeDelta::minutes(minutes);
     let judged = |now, anchor, closed| {
         let mut facts = Facts { now, ..Facts::default() };
-        facts.accounts.insert(event.eco_id.clone(), Account { anchor, closed, closed_segments: Vec::new() });
+        facts.accounts.insert(
+            event.eco_id.clone(),
+            Account { anchor, closed, former: Vec::new(), closed_segments: Vec::new() },
+        );
         if let Some(id) = &event.payload.api_key_id {
             let key = Key { eco_id: event.eco_id.as_str().to_owned(), test_mode: true };
             facts.keys.insert(id.clone(), key);

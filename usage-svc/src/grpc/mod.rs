@@ -151,7 +151,7 @@ impl UsageService for Service {
         let caller = Caller::of(&request)?;
         let eco_id = caller.account(&request.get_ref().eco_id, &[Scope::AccountsWrite])?;
         let new = api_keys::new_key(request.into_inner(), eco_id, &self.key_secret)?;
-        let stored = app::create_api_key::run(&self.pool, &new).await?;
+        let stored = app::create_api_key::run(&self.pool, &new, &caller.subject()).await?;
         let key = new.text.expose();
         Ok(Response::new(CreateApiKeyResponse { api_key: Some(api_keys::api_key(stored)), key }))
     }
@@ -175,10 +175,12 @@ impl UsageService for Service {
         &self,
         request: Request<RevokeApiKeyRequest>,
     ) -> Result<Response<RevokeApiKeyResponse>, Status> {
-        let owner = api_keys::owner(Caller::of(&request)?)?;
+        let caller = Caller::of(&request)?;
+        let actor = caller.subject();
+        let owner = api_keys::owner(caller)?;
         let key_id = request.into_inner().key_id;
         api_keys::key_id(&key_id).map_err(Error::Invalid)?;
-        let key = app::revoke_api_key::run(&self.pool, &key_id, owner.as_ref()).await?;
+        let key = app::revoke_api_key::run(&self.pool, &key_id, owner.as_ref(), &actor).await?;
         self.keys.forget(&key_id);
         Ok(Response::new(RevokeApiKeyResponse { api_key: Some(api_keys::api_key(key)) }))
     }
@@ -187,9 +189,11 @@ impl UsageService for Service {
         &self,
         request: Request<RotateApiKeyRequest>,
     ) -> Result<Response<RotateApiKeyResponse>, Status> {
-        let owner = api_keys::owner(Caller::of(&request)?)?;
+        let caller = Caller::of(&request)?;
+        let actor = caller.subject();
+        let owner = api_keys::owner(caller)?;
         let rotation = api_keys::rotation(&request.into_inner(), &self.key_secret).map_err(Error::Invalid)?;
-        let (key, expires) = app::rotate_api_key::run(&self.pool, &rotation, owner.as_ref()).await?;
+        let (key, expires) = app::rotate_api_key::run(&self.pool, &rotation, owner.as_ref(), &actor).await?;
         self.keys.forget(&key.key_id);
         Ok(Response::new(RotateApiKeyResponse {
             api_key: Some(api_keys::api_key(key)),

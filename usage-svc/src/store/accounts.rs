@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, str::FromStr};
 
+use chrono::{DateTime, Utc};
 use nexus_core::{
     id::EcoId,
     money::{Micros, UnitPrice},
@@ -18,8 +19,8 @@ use crate::domain::{
 };
 
 /// The accounts that exist of these, as recording needs them. A closed account's last subscription holds
-/// its anchor. Which segments are open holds for as long as the accounts' plans are held (see
-/// [`super::plan_locks`]).
+/// its anchor; one that was over before it was heard of was never in force. Which segments are open holds for as long as
+/// the accounts' plans are held (see [`super::plan_locks`]).
 #[tracing::instrument(name = "db.eco_identities.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn for_recording(
     connection: &mut PgConnection,
@@ -28,11 +29,15 @@ pub async fn for_recording(
     let rows = sqlx::query!(
         // Row by row from the ids, so that the cost is that of these accounts, however many there are. Nothing is
         // counted in a period that began longer ago.
-        r#"select i.eco_id, i.closed_time, s.anchor_time, z.closed_segments as "closed_segments!"
+        r#"select i.eco_id, i.closed_time, s.anchors as "anchors!", s.ends as "ends!: Vec<Option<DateTime<Utc>>>",
+                  z.closed_segments as "closed_segments!"
            from unnest($1::text[]) as k (eco_id) join eco_identities i using (eco_id)
-           cross join lateral (select anchor_time from eco_subscriptions
+           cross join lateral (select array_agg(anchor_time order by ended_time, subscription_id) as anchors,
+                                      array_agg(ended_time order by ended_time, subscription_id) as ends
+                               from eco_subscriptions
                                where eco_id = i.eco_id
-                               order by ended_time desc nulls first, subscription_id desc limit 1) s
+                                 and (ended_time is null or started_time < ended_time)
+                               having count(*) > 0) s
            cross join lateral (select coalesce(array_agg(period_start), '{}') as closed_segments
                                from eco_usage_segments
                                where eco_id = i.eco_id and recorded_units is not null
@@ -44,8 +49,11 @@ pub async fn for_recording(
     rows.into_iter()
         .map(|row| {
             let id = EcoId::parse(&row.eco_id).map_err(decode)?;
-            let (anchor, closed) = (row.anchor_time, row.closed_time);
-            Ok((id, Account { anchor, closed, closed_segments: row.closed_segments }))
+            let (anchor, before) = row.anchors.split_last().ok_or(sqlx::Error::RowNotFound)?;
+            let former =
+                before.iter().zip(row.ends).filter_map(|(anchor, end)| Some((*anchor, end?))).collect();
+            let (anchor, closed) = (*anchor, row.closed_time);
+            Ok((id, Account { anchor, closed, former, closed_segments: row.closed_segments }))
         })
         .collect()
 }
@@ -92,7 +100,8 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                   a.next_plan, a.next_plan_time, next.included_units as next_included, next.hard_limit as "next_hard?",
                   coalesce(next_price.overage_micros, 0) > 0 as "next_priced!",
                   a.anchor_time, a.period_start as "period_start!", a.period_end as "period_end!",
-                  coalesce(c.recorded, 0) as "recorded!", coalesce(c.unadmitted, 0) as "unadmitted!",
+                  coalesce(c.recorded, 0) as "counted!", coalesce(j.units, 0) as "adjusted!",
+                  coalesce(c.unadmitted, 0) as "unadmitted!",
                   coalesce(z.recorded, 0) as "closed_recorded!", coalesce(z.overage, '{}') as "closed_overage!",
                   coalesce(z.price_micros, '{}') as "closed_price_micros!: Vec<Option<i64>>",
                   coalesce(z.price_per_units, '{}') as "closed_price_per_units!: Vec<Option<i64>>",
@@ -111,6 +120,8 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
                                      sum(unadmitted_units)::bigint as unadmitted
                               from eco_usage_counters u
                               where u.eco_id = a.eco_id and u.period_start = a.period_start) c on true
+           left join lateral (select sum(d.units)::bigint as units from eco_usage_adjustments d
+                              where d.eco_id = a.eco_id and d.period_start = a.period_start) j on true
            left join lateral (select sum(g.recorded_units)::bigint as recorded,
                                      array_agg(g.overage_units) as overage,
                                      array_agg(gp.overage_micros) as price_micros,
@@ -137,7 +148,10 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
         let of_plan = |plan, (included, hard), priced, capped| {
             terms_of(status, Terms { plan, included, hard, priced, capped, epoch }, free)
         };
-        let capped = row.spend_cap_micros.and_then(|cap| spend_cap::limit(Micros(cap), &overage, &open));
+        let capped = row
+            .spend_cap_micros
+            .and_then(|cap| spend_cap::limit(Micros(cap), &overage, &open))
+            .map(|limit| spend_cap::admitted(limit, row.adjusted));
         let terms = of_plan(plan, (row.included_units, row.hard_limit), price.micros > 0, capped);
         let next = match (row.next_plan, row.next_plan_time, row.next_hard) {
             (Some(plan), Some(from), Some(hard)) => {
@@ -155,7 +169,7 @@ pub async fn standing(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Re
             next,
             anchor: row.anchor_time,
             period: Period { start: row.period_start, end: row.period_end },
-            recorded: row.recorded,
+            recorded: row.counted + row.adjusted,
             closed_segments: ClosedSegments {
                 recorded: row.closed_recorded,
                 overage: overage.iter().map(|(_, units)| units).sum(),

@@ -138,19 +138,26 @@ nexus_analytics eco_identities: select
 nexus_analytics eco_usage_daily: select
 nexus_billing _sqlx_migrations: select
 nexus_billing eco_api_usage: select
+nexus_billing eco_audit_log: select
+nexus_billing eco_billing_requests: select insert
 nexus_billing eco_database_identity: select update
 nexus_billing eco_identities: select insert update
 nexus_billing eco_overage_charges: select insert update
+nexus_billing eco_overage_run_accounts: select insert update delete
 nexus_billing eco_overage_runs: select insert update
 nexus_billing eco_plan_prices: select insert
 nexus_billing eco_plan_requests: select insert
 nexus_billing eco_plans: select insert
 nexus_billing eco_reconciliations: select insert update
+nexus_billing eco_settlements: select insert update
 nexus_billing eco_spend_cap_requests: select insert
+nexus_billing eco_stranded_charges: select
 nexus_billing eco_stripe_events: select insert update
 nexus_billing eco_stripe_invoices: select insert truncate
 nexus_billing eco_stripe_items: select insert truncate
+nexus_billing eco_stripe_prices: select insert update delete
 nexus_billing eco_subscriptions: select insert update
+nexus_billing eco_usage_adjustments: select insert
 nexus_billing eco_usage_changes: select insert delete
 nexus_billing eco_usage_counters: select
 nexus_billing eco_usage_records: select insert update
@@ -169,6 +176,7 @@ nexus_usage eco_quota_leases: select insert update delete
 nexus_usage eco_quota_usage: select insert update
 nexus_usage eco_spool_cursors: select insert update
 nexus_usage eco_subscriptions: select
+nexus_usage eco_usage_adjustments: select
 nexus_usage eco_usage_changes: insert
 nexus_usage eco_usage_counters: select insert update
 nexus_usage eco_usage_daily: select insert update delete

@@ -7,13 +7,15 @@ use nexus_billing::config::StripeArgs;
 use nexus_core::plan::Plan;
 use nexus_kit::{auth::Scope, convert::plan_to_proto, serve::Listeners};
 use nexus_proto::billing::v1::{
-    ChangePlanRequest, GetOverageRequest, SetSpendCapRequest, billing_service_client::BillingServiceClient,
+    AdjustUsageRequest, ChangePlanRequest, GetOverageRequest, SetSpendCapRequest,
+    billing_service_client::BillingServiceClient,
 };
 use nexus_testkit::{db::TestDb, settings};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
+use uuid::Uuid;
 
-use crate::support::with_scopes;
+use crate::support::{user, with_scopes};
 
 /// A billing-svc of its own, without Stripe; stops when dropped.
 pub(crate) struct Billing {
@@ -35,6 +37,7 @@ impl Billing {
                 stripe_rate_per_second: std::num::NonZeroU32::MIN,
                 stripe_timeout: Duration::from_secs(20),
             },
+            stripe_webhook_secret: None,
             overage_concurrency: 1,
         };
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
@@ -67,6 +70,19 @@ impl Billing {
         };
         let options = with_scopes(&[Scope::AccountsWrite])?;
         self.client.clone().set_spend_cap(options.request(request)).await?;
+        Ok(())
+    }
+
+    /// Corrects the usage.
+    pub(crate) async fn adjust(&self, eco_id: &str, delta_count: i64) -> Result<()> {
+        let request = AdjustUsageRequest {
+            eco_id: eco_id.to_owned(),
+            delta_count,
+            reason: "test".to_owned(),
+            request_id: Uuid::new_v4().to_string(),
+        };
+        let options = user(settings::ADMIN)?;
+        self.client.clone().adjust_usage(options.request(request)).await?;
         Ok(())
     }
 

@@ -56,3 +56,23 @@ async fn everyone_sees_what_is_theirs() -> Result<()> {
     assert_eq!(fields(&status), ["eco_id"]);
     Ok(())
 }
+
+#[tokio::test]
+async fn adjustments_are_shown_like_calls_and_admission_knows_nothing_of_them() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    record(&server, UsageEvent { units_count: 100_005, ..event("eco_a") }).await?;
+    sqlx::query(
+        "insert into eco_usage_adjustments (eco_id, period_start, segment, units, reason, request_id, api_calls)
+         select eco_id, period_start, 0, -2, 'test', gen_random_uuid(), 100003 from eco_usage_counters",
+    )
+    .execute(&db.pool)
+    .await?;
+    assert_eq!(figures(&current(&server, "eco_a").await?).0, 100_003);
+    assert_eq!(figures(&current(&server, "eco_a").await?).3, 3);
+    let consumed: i64 = sqlx::query_scalar("select sum(unadmitted_units)::bigint from eco_usage_counters")
+        .fetch_one(&db.pool)
+        .await?;
+    assert_eq!(consumed, 100_005);
+    Ok(())
+}

@@ -3,6 +3,7 @@
 mod access;
 mod admission;
 mod api_keys;
+mod audit;
 mod billing;
 mod current_usage;
 mod exactly_once;

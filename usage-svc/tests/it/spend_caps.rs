@@ -206,6 +206,39 @@ async fn what_segments_before_cost_is_not_there_for_the_next() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_correction_of_usage_takes_of_the_cap_or_gives_back() -> Result<()> {
+    let (db, billing, servers) = suite(Some(40 * UNIT)).await?;
+    let recorded = async |admissions: Vec<String>| {
+        let events = admissions.into_iter().map(|admission| UsageEvent { admission, ..event("eco_a") });
+        record_batch(&servers[0], events.collect()).await
+    };
+    recorded(use_up(&db, &servers, 100).await?).await?;
+    billing.adjust("eco_a", -30).await?;
+    recorded(use_up(&db, &servers, 130).await?).await?;
+    assert_eq!(
+        billing.spent("eco_a").await?,
+        (40 * UNIT, Some(0), 100),
+        "it is billed at the cap all the same"
+    );
+    for server in &servers {
+        capped(check(server, "eco_a", 1).await, 130);
+    }
+
+    // Part of what was corrected is in a segment that is closed.
+    billing.change("eco_a", Plan::Enterprise).await?;
+    billing.change("eco_a", Plan::Pro).await?;
+    billing.adjust("eco_a", 10).await?;
+    assert_eq!(billing.spent("eco_a").await?, (50 * UNIT, Some(0), 100));
+    for server in &servers {
+        eventually(async || Ok(check(server, "eco_a", 1).await.is_err())).await?;
+        capped(check(server, "eco_a", 1).await, 120);
+    }
+    billing.cap("eco_a", Some(60 * UNIT)).await?;
+    assert_eq!(use_up(&db, &servers, 140).await?.len(), 10);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_recorded_without_an_admission_counts_and_bills_beyond_the_cap() -> Result<()> {
     let (_db, billing, servers) = suite(Some(40 * UNIT)).await?;
     record_batch(&servers[0], vec![UsageEvent { units_count: 130, ..event("eco_a") }]).await?;

@@ -1,7 +1,8 @@
 //! One account in a run: the ledger's algorithm.
 //!
 //! 1. Under the lock of the period's row: what is due less what the ledger holds.
-//! 2. The difference is written down as an intent, with its key and exact payload, and committed.
+//! 2. The difference is written down as an intent, with its key and exact payload, and committed. A run does this for
+//!    some accounts in one transaction.
 //! 3. Right before each send the intent and its age are read again, by database time; then it is sent, and
 //!    what became of it is recorded.
 //! 4. In doubt, the same is sent again while its key lives. Where that cannot help, the customer's items are
@@ -10,7 +11,7 @@
 //!
 //! Every step is committed before the next begins, so that a process may end at any point.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use nexus_core::money::{Currency, Micros};
 use nexus_kit::db;
@@ -18,23 +19,24 @@ use sqlx::{Acquire, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::{
+    send::{ChargeOutcome, MAX_TRIES, Sent, carry_out, in_doubt},
+    together::Together,
+};
 use crate::{
     domain::{
-        charge::{Intent, Readiness},
+        charge::{Intent, Target},
         overage::{Facts, Next},
         period::{ParkReason, PeriodKey},
         run::{AccountError, AccountResult},
     },
     error::Error,
-    payments::{
-        Advice, Doubt, Outcome, Payments, Refusal,
-        pace::{LONGEST_PAUSE, Pace, backoff},
-    },
-    store::{charges, facts, records},
+    payments::{Payments, pace::Pace},
+    store::{charges, facts, identity, records, run_accounts},
 };
 
-/// Sends and searches for one intent within a run; what is still in doubt then is the next run's.
-pub(super) const MAX_TRIES: u32 = 6;
+/// Why nothing is charged on a server that is not known, as a word.
+pub(in crate::app) const RECONCILE_REQUIRED: &str = "RECONCILE_REQUIRED";
 
 /// What charging an account needs.
 #[derive(Clone)]
@@ -45,16 +47,28 @@ pub struct ChargeContext {
     pub payments: Arc<dyn Payments>,
     /// How fast.
     pub pace: Arc<Pace>,
-    /// The run that intents are written for.
-    pub run_id: Uuid,
+    /// The run that intents are written for; `None`: a settlement.
+    pub run_id: Option<Uuid>,
+    /// Where new charges are put.
+    pub target: Target,
     /// Cancelled when the run has lost its lease: nothing more is sent.
     pub halt: CancellationToken,
     /// Cancelled when the server stops: what is in hand is brought to an end, without further tries.
     pub shutdown: CancellationToken,
+    /// Statements that charges of the run share.
+    pub together: Arc<Together>,
+}
+
+impl ChargeContext {
+    /// Whether nothing more is to be sent, for one of the two reasons.
+    pub fn is_stopped(&self) -> bool {
+        self.halt.is_cancelled() || self.shutdown.is_cancelled()
+    }
 }
 
 /// What is done about a period.
-enum Step {
+#[derive(Debug)]
+pub(super) enum Step {
     /// Nothing more.
     Nothing,
     /// This is in doubt since an earlier run, or a correction.
@@ -65,31 +79,32 @@ enum Step {
     Parked(Option<AccountError>),
 }
 
-/// Whether an intent may be at Stripe.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sent {
-    Never,
-    Perhaps,
-}
-
-/// What became of a charge.
-enum ChargeOutcome {
-    /// Stripe has it.
-    Charged,
-    /// It went no further.
-    Not(AccountError),
-}
-
 /// Charges what an account owes, period by period, and stops at the first failure.
-#[tracing::instrument(name = "overage.account", skip_all, fields(eco_id = periods.first().map(|p| p.eco_id.as_str())))]
 pub async fn charge_account(context: &ChargeContext, periods: &[PeriodKey]) -> AccountResult {
+    charge_account_from(context, periods, None).await
+}
+
+/// The same; `first`: what is to be done about its first period, if that was written down before.
+#[tracing::instrument(name = "overage.account", skip_all, fields(eco_id = periods.first().map(|p| p.eco_id.as_str())))]
+pub(super) async fn charge_account_from(
+    context: &ChargeContext,
+    periods: &[PeriodKey],
+    mut first: Option<Step>,
+) -> AccountResult {
     let mut result = AccountResult::default();
     for period in periods {
-        if let Err(error) = charge_period(context, period, &mut result).await {
+        if let Err(error) = charge_period(context, period, first.take(), &mut result).await {
             tracing::error!(%error, eco_id = period.eco_id, "an account could not be charged");
-            let message =
-                "The account could not be charged by a fault of ours; the next run goes on with it.";
-            result.error = Some(AccountError::new(&period.eco_id, "INTERNAL", message));
+            result.error = Some(match error {
+                Error::ReconcileRequired => {
+                    AccountError::new(&period.eco_id, RECONCILE_REQUIRED, error.to_string())
+                }
+                _ => AccountError::new(
+                    &period.eco_id,
+                    "INTERNAL",
+                    "The account could not be charged by a fault of ours; the next run goes on with it.",
+                ),
+            });
         }
         if result.error.is_some() {
             break;
@@ -103,10 +118,16 @@ pub async fn charge_account(context: &ChargeContext, periods: &[PeriodKey]) -> A
 async fn charge_period(
     context: &ChargeContext,
     period: &PeriodKey,
+    mut first: Option<Step>,
     result: &mut AccountResult,
 ) -> Result<(), Error> {
+    let mut elsewhere = 0;
     loop {
-        let (intent, sent, is_last) = match next_step(context, period).await? {
+        let step = match first.take() {
+            Some(step) => step,
+            None => next_steps(context, std::slice::from_ref(period)).await?.pop().unwrap_or(Step::Nothing),
+        };
+        let (intent, sent, is_last) = match step {
             Step::Nothing => return Ok(()),
             Step::Parked(error) => {
                 result.error = error;
@@ -123,6 +144,15 @@ async fn charge_period(
                     result.total = Micros(result.total.0.saturating_add(intent.difference.amount.0));
                 }
             }
+            // What it has left of it is seen by looking once more.
+            ChargeOutcome::Elsewhere if elsewhere < MAX_TRIES => {
+                elsewhere += 1;
+                continue;
+            }
+            ChargeOutcome::Elsewhere => {
+                result.error = Some(in_doubt(&intent, "another has it in hand"));
+                return Ok(());
+            }
             ChargeOutcome::Not(error) => {
                 result.error = Some(error);
                 return Ok(());
@@ -134,26 +164,57 @@ async fn charge_period(
     }
 }
 
-/// Under the lock of the period: what is to be done, written down.
-async fn next_step(context: &ChargeContext, period: &PeriodKey) -> Result<Step, Error> {
+/// Under the locks of the periods: what is to be done about each, written down.
+pub(super) async fn next_steps(context: &ChargeContext, periods: &[PeriodKey]) -> Result<Vec<Step>, Error> {
     let mut connection = db::acquire(&context.pool).await?;
     let mut transaction = connection.begin().await?;
-    if !records::lock(&mut transaction, period).await? {
-        return Ok(Step::Nothing);
-    }
-    let step = decide(&mut transaction, period, context.run_id).await?;
+    let mut steps = decide(&mut transaction, periods, context).await?;
     transaction.commit().await?;
-    Ok(step)
+    Ok(periods.iter().map(|period| steps.remove(period).unwrap_or(Step::Nothing)).collect())
 }
 
-async fn decide(db: &mut PgConnection, period: &PeriodKey, run_id: Uuid) -> Result<Step, Error> {
-    let Some(facts) = facts::read(db, std::slice::from_ref(period)).await?.pop() else {
-        return Ok(Step::Nothing);
-    };
-    records::upsert(db, std::slice::from_ref(&facts)).await?;
-    if facts.ledger.pending {
-        return Ok(charges::pending(db, period).await?.map_or(Step::Nothing, Step::Resolve));
+async fn decide(
+    db: &mut PgConnection,
+    periods: &[PeriodKey],
+    context: &ChargeContext,
+) -> Result<HashMap<PeriodKey, Step>, Error> {
+    // Another may have taken over since the run began.
+    if !identity::is_known(db).await? {
+        return Err(Error::ReconcileRequired);
     }
+    let locked = records::lock_all(db, periods).await?;
+    let all_facts = facts::read(db, &locked).await?;
+    records::upsert(db, &all_facts).await?;
+    let (mut steps, mut intents) = (HashMap::new(), Vec::new());
+    for facts in &all_facts {
+        let period = PeriodKey { eco_id: facts.eco_id.clone(), start: facts.period.start };
+        let step = if facts.ledger.pending {
+            charges::pending(db, &period).await?.map_or(Step::Nothing, Step::Resolve)
+        } else {
+            decide_one(db, facts, &period, context).await?
+        };
+        match &step {
+            Step::Nothing => note(db, context, &facts.eco_id).await?,
+            Step::Send { intent, .. } => intents.push(intent.clone()),
+            Step::Resolve(_) | Step::Parked(_) => {}
+        }
+        steps.insert(period, step);
+    }
+    if !intents.is_empty() {
+        let charged: Vec<_> = intents.iter().map(Intent::period_key).collect();
+        charges::insert_all(db, &intents, context.run_id).await?;
+        records::set_billed_all(db, &charged).await?;
+    }
+    Ok(steps)
+}
+
+/// What is to be done about a period in which no charge is in doubt.
+async fn decide_one(
+    db: &mut PgConnection,
+    facts: &Facts,
+    period: &PeriodKey,
+    context: &ChargeContext,
+) -> Result<Step, Error> {
     match facts.next()? {
         Next::Nothing => Ok(Step::Nothing),
         Next::Settle => {
@@ -161,19 +222,41 @@ async fn decide(db: &mut PgConnection, period: &PeriodKey, run_id: Uuid) -> Resu
             Ok(Step::Nothing)
         }
         Next::Park(reason) => {
-            let error = untold_error(db, &facts, &reason).await?;
+            let error = untold_error(db, facts, &reason).await?;
             records::park(db, period, Some(&reason)).await?;
+            // Told and parked at once: neither again.
+            match &error {
+                Some(error) => note_failure(db, context, error).await?,
+                None => note(db, context, &facts.eco_id).await?,
+            }
             Ok(Step::Parked(error))
         }
         Next::Charge { customer, difference } => {
-            let intent = Intent::new(&facts, customer, difference);
-            charges::insert(db, &intent, run_id).await?;
-            records::set_billed(db, period).await?;
             if facts.parked.is_some() {
                 records::park(db, period, None).await?;
             }
+            let intent = Intent::new(facts, customer, difference, &context.target);
             Ok(Step::Send { intent, settling: facts.is_settling() })
         }
+    }
+}
+
+/// Notes in the run, if there is one, that there was nothing to charge.
+async fn note(db: &mut PgConnection, context: &ChargeContext, eco_id: &str) -> sqlx::Result<()> {
+    match context.run_id {
+        Some(run_id) => run_accounts::note(db, run_id, eco_id).await,
+        None => Ok(()),
+    }
+}
+
+pub(super) async fn note_failure(
+    db: &mut PgConnection,
+    context: &ChargeContext,
+    error: &AccountError,
+) -> sqlx::Result<()> {
+    match context.run_id {
+        Some(run_id) => run_accounts::fail(db, run_id, error).await,
+        None => Ok(()),
     }
 }
 
@@ -187,159 +270,4 @@ pub(super) async fn untold_error(
     let told =
         *reason == ParkReason::NoStripeCustomer && records::waits_for_customer(db, &facts.eco_id).await?;
     Ok((!told).then(|| facts.park_error(reason)))
-}
-
-/// Sends an intent until it is known what became of it, within bounds.
-async fn carry_out(context: &ChargeContext, intent: &Intent, mut sent: Sent) -> Result<ChargeOutcome, Error> {
-    let mut intent = intent.clone();
-    let mut look = false;
-    let mut last = "the run was stopped before it could ask".to_owned();
-    for tries in 0..MAX_TRIES {
-        context.pace.wait().await;
-        if context.halt.is_cancelled() {
-            break;
-        }
-        let readiness = {
-            let mut connection = db::acquire(&context.pool).await?;
-            charges::ready(&mut connection, intent.charge_id, intent.attempt).await?
-        };
-        let doubt = match readiness {
-            Readiness::Gone => {
-                return Ok(ChargeOutcome::Not(in_doubt(&intent, "another run has taken it over")));
-            }
-            Readiness::Send if !look => {
-                sent = Sent::Perhaps;
-                match context.payments.create_invoice_item(&intent.item, &intent.key()).await {
-                    Outcome::Succeeded { item_id } => return succeeded(context, &intent, &item_id).await,
-                    Outcome::FailedForGood(refusal) => return refused(context, &intent, refusal).await,
-                    Outcome::Unknown(doubt) => doubt,
-                }
-            }
-            Readiness::Send | Readiness::Old => match look_for(context, &intent).await? {
-                Looked::Is(outcome) => return Ok(outcome),
-                Looked::Replaced(next) => {
-                    intent = next;
-                    look = false;
-                    continue;
-                }
-                Looked::Unknown(doubt) => doubt,
-            },
-        };
-        tracing::info!(charge_id = %intent.charge_id, attempt = intent.attempt, advice = ?doubt.advice, reason = doubt.message, "the outcome of a charge is unknown");
-        look |= doubt.advice == Advice::Look;
-        last = doubt.message.clone();
-        if !back_off(context, &doubt, tries).await {
-            break;
-        }
-    }
-    Ok(ChargeOutcome::Not(match sent {
-        Sent::Never => not_sent(&intent),
-        Sent::Perhaps => in_doubt(&intent, &last),
-    }))
-}
-
-/// What looking for an intent at Stripe has led to.
-enum Looked {
-    /// It is known what became of it.
-    Is(ChargeOutcome),
-    /// Stripe does not have it: this is to be sent instead.
-    Replaced(Intent),
-    /// It is still not known.
-    Unknown(Doubt),
-}
-
-/// Looks through the customer's items for the charge, and replaces the intent if it is not there.
-async fn look_for(context: &ChargeContext, intent: &Intent) -> Result<Looked, Error> {
-    let found = context.payments.find_items(&intent.item.customer, intent.charge_id, &context.pace).await;
-    Ok(match found.as_deref() {
-        // What else there is of the charge is found when what was replaced is rechecked.
-        Ok([item, ..]) if item.amount_minor == intent.item.amount_minor => {
-            Looked::Is(succeeded(context, intent, &item.item_id).await?)
-        }
-        Ok([item, ..]) => Looked::Is(altered(intent, &item.item_id)),
-        Ok([]) => match replace(context, intent).await? {
-            Some(next) => Looked::Replaced(next),
-            None => Looked::Is(ChargeOutcome::Not(in_doubt(intent, "another run has taken it over"))),
-        },
-        Err(doubt) => Looked::Unknown(doubt.clone()),
-    })
-}
-
-/// Waits before the next try; false: there is none in this run.
-pub(super) async fn back_off(context: &ChargeContext, doubt: &Doubt, tries: u32) -> bool {
-    if let Some(time) = doubt.retry_after {
-        context.pace.pause_all(time);
-        if time > LONGEST_PAUSE {
-            return false;
-        }
-    }
-    if doubt.advice == Advice::Later {
-        return false;
-    }
-    if doubt.advice == Advice::Again && tries + 1 < MAX_TRIES {
-        let time = backoff(tries, &mut rand::rng());
-        tokio::select! {
-            () = tokio::time::sleep(time) => {}
-            () = context.halt.cancelled() => {}
-            () = context.shutdown.cancelled() => {}
-        }
-    }
-    !context.halt.is_cancelled() && !context.shutdown.is_cancelled()
-}
-
-async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> Result<ChargeOutcome, Error> {
-    let mut connection = db::acquire(&context.pool).await?;
-    if charges::succeed(&mut connection, intent.charge_id, intent.attempt, item_id).await? {
-        Ok(ChargeOutcome::Charged)
-    } else {
-        // The recheck of what was replaced finds this item.
-        tracing::error!(charge_id = %intent.charge_id, item_id, "an attempt that was replaced has an item at Stripe");
-        Ok(ChargeOutcome::Not(in_doubt(intent, "another run has taken it over")))
-    }
-}
-
-async fn refused(context: &ChargeContext, intent: &Intent, refusal: Refusal) -> Result<ChargeOutcome, Error> {
-    let period = intent.period_key();
-    let mut connection = db::acquire(&context.pool).await?;
-    let mut transaction = connection.begin().await?;
-    if charges::fail(&mut transaction, intent.charge_id, intent.attempt, &refusal.reason).await? {
-        records::set_billed(&mut transaction, &period).await?;
-        let reason = ParkReason::Refused(refusal.reason.clone());
-        records::park(&mut transaction, &period, Some(&reason)).await?;
-    }
-    transaction.commit().await?;
-    Ok(ChargeOutcome::Not(AccountError::new(&intent.eco_id, refusal.reason, refusal.message)))
-}
-
-async fn replace(context: &ChargeContext, intent: &Intent) -> Result<Option<Intent>, Error> {
-    let mut connection = db::acquire(&context.pool).await?;
-    let mut transaction = connection.begin().await?;
-    let next = charges::replace(&mut transaction, intent, context.run_id).await?;
-    transaction.commit().await?;
-    Ok(next)
-}
-
-fn altered(intent: &Intent, item_id: &str) -> ChargeOutcome {
-    tracing::error!(charge_id = %intent.charge_id, item_id, "Stripe has the charge with another amount");
-    ChargeOutcome::Not(AccountError::new(
-        &intent.eco_id,
-        "ITEM_DIFFERS",
-        format!("Stripe holds charge {} with another amount; it must be reconciled.", intent.charge_id),
-    ))
-}
-
-fn not_sent(intent: &Intent) -> AccountError {
-    let message = format!(
-        "Charge {} was written down and not sent, for the run was stopped; the next run sends it.",
-        intent.charge_id
-    );
-    AccountError::new(&intent.eco_id, "NOT_SENT", message)
-}
-
-fn in_doubt(intent: &Intent, why: &str) -> AccountError {
-    let message = format!(
-        "It is not known whether charge {} reached Stripe ({why}); the next run resolves it.",
-        intent.charge_id
-    );
-    AccountError::new(&intent.eco_id, "IN_DOUBT", message)
 }

@@ -1,24 +1,24 @@
 //! What a run would charge, read only: from the counters, the queue included.
 
-use std::collections::BTreeSet;
-
 use nexus_core::money::{Currency, Micros, OutOfRange};
 use nexus_kit::db;
 use sqlx::{PgConnection, PgPool};
 
-use super::charge::untold_error;
+use super::{
+    charge::untold_error,
+    pages::{Pages, Reader},
+};
 use crate::{
     domain::{
         overage::{Difference, Facts, Next, Price},
-        run::{AccountResult, Figures},
+        run::{AccountError, AccountResult, Figures, MAX_ERRORS},
     },
     error::Error,
-    store::{changes, facts, records},
+    store::facts,
 };
 
 /// Planned charges that are told.
 const MAX_PLANNED: usize = 1_000;
-const BATCH: usize = 1_000;
 
 /// What a run would do.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +27,10 @@ pub struct DryRun {
     pub figures: Figures,
     /// The first of its charges.
     pub charges: Vec<PlannedCharge>,
+    /// All of them.
+    pub charges_count: i32,
+    /// The first of its errors.
+    pub errors: Vec<AccountError>,
 }
 
 /// A charge that a run would make, with what it follows from.
@@ -45,18 +49,15 @@ pub struct PlannedCharge {
 /// Looks at the accounts a run would look at, in one read-only snapshot.
 pub async fn dry_run(pool: &PgPool, accounts: Option<&[String]>) -> Result<DryRun, Error> {
     let mut snapshot = db::snapshot(pool).await?;
-    let mut periods = BTreeSet::new();
-    for candidate in records::candidates(&mut snapshot, accounts).await? {
-        if candidate.owes()? {
-            periods.insert(candidate.key);
-        }
-    }
-    let queued = changes::peek(&mut snapshot).await?;
-    periods.extend(queued.into_iter().filter(|key| accounts.is_none_or(|a| a.contains(&key.eco_id))));
-    let periods: Vec<_> = periods.into_iter().collect();
+    let mut pages = Pages::new(Reader::DryRun, accounts);
     let mut planner = Planner::default();
-    for batch in periods.chunks(BATCH) {
-        for facts in facts::read(&mut snapshot, batch).await? {
+    loop {
+        let page = pages.next(&mut snapshot).await?;
+        if page.is_empty() {
+            break;
+        }
+        let periods: Vec<_> = page.into_values().flat_map(|todo| todo.periods).collect();
+        for facts in facts::read(&mut snapshot, &periods).await? {
             planner.look_at(&mut snapshot, facts).await?;
         }
     }
@@ -92,6 +93,7 @@ impl Planner {
         if facts.currency == Currency::USD {
             account.total.0 = account.total.0.checked_add(difference.amount.0).ok_or(OutOfRange)?;
         }
+        self.planned.charges_count += 1;
         if self.planned.charges.len() < MAX_PLANNED {
             let due = facts.due()?;
             let (overage_units, amount) = (difference.units_to, difference.amount);
@@ -109,7 +111,11 @@ impl Planner {
 
     fn close_account(&mut self) {
         if let Some((_, result)) = self.account.take() {
-            self.planned.figures.add(result);
+            self.planned.figures.add(&result);
+            self.planned.figures.accounts = self.planned.figures.processed;
+            if let Some(error) = result.error.filter(|_| self.planned.errors.len() < MAX_ERRORS) {
+                self.planned.errors.push(error);
+            }
         }
     }
 

@@ -7,18 +7,16 @@
 //!
 //! Like a charge, it may be cut off at any point: the next run lists again.
 
-use std::collections::BTreeMap;
-
-use futures::{StreamExt, stream};
 use nexus_kit::db;
 use sqlx::Acquire;
 
 use super::{
     ChargeContext,
-    charge::{MAX_TRIES, back_off},
+    send::{MAX_TRIES, back_off},
 };
 use crate::{
     domain::{
+        basis::Basis,
         charge::Intent,
         overage::{Difference, Facts, Ledger},
         run::AccountError,
@@ -40,28 +38,21 @@ enum Look {
     Wrong(AccountError),
 }
 
-/// Rechecks every charge that is due; returns the accounts, and why one of them is not done.
-pub(super) async fn recheck_all(
+/// Rechecks the charges of an account that are due, one after the other; returns why one of them is not done.
+pub(super) async fn recheck_account(
     context: &ChargeContext,
-    accounts: Option<&[String]>,
-    concurrency: usize,
-) -> Result<BTreeMap<String, Option<AccountError>>, Error> {
+    eco_id: &str,
+) -> Result<Option<AccountError>, Error> {
     let due = {
         let mut connection = db::acquire(&context.pool).await?;
-        charges::due_rechecks(&mut connection, accounts).await?
+        charges::due_rechecks(&mut connection, eco_id).await?
     };
-    let mut done = BTreeMap::<_, Option<AccountError>>::new();
-    let mut results = stream::iter(due)
-        .map(|replaced| async move {
-            let error = recheck_charge(context, &replaced).await;
-            (replaced.eco_id, error)
-        })
-        .buffer_unordered(concurrency);
-    while let Some((eco_id, error)) = results.next().await {
-        let first = done.entry(eco_id).or_default();
-        *first = first.take().or(error);
+    let mut first = None;
+    for replaced in due {
+        let error = recheck_charge(context, &replaced).await;
+        first = first.or(error);
     }
-    Ok(done)
+    Ok(first)
 }
 
 #[tracing::instrument(name = "overage.recheck", skip_all, fields(eco_id = replaced.eco_id, charge_id = %replaced.charge_id))]
@@ -79,7 +70,7 @@ async fn recheck_charge(context: &ChargeContext, replaced: &Intent) -> Option<Ac
 async fn look_until_right(context: &ChargeContext, replaced: &Intent) -> Result<Option<AccountError>, Error> {
     let mut last = "the run was stopped".to_owned();
     for tries in 0..MAX_TRIES {
-        if is_stopped(context) {
+        if context.is_stopped() {
             break;
         }
         context.pace.wait().await;
@@ -100,10 +91,6 @@ async fn look_until_right(context: &ChargeContext, replaced: &Intent) -> Result<
         replaced.charge_id
     );
     Ok(Some(AccountError::new(&replaced.eco_id, "IN_DOUBT", message)))
-}
-
-fn is_stopped(context: &ChargeContext) -> bool {
-    context.halt.is_cancelled() || context.shutdown.is_cancelled()
 }
 
 /// Lists the charge's items, and takes back what the ledger does not have.
@@ -134,7 +121,7 @@ async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error>
     }
     for item in extra {
         context.pace.wait().await;
-        if is_stopped(context) {
+        if context.is_stopped() {
             break;
         }
         tracing::warn!(charge_id = %replaced.charge_id, item_id = item.item_id, "deleting a second item of a charge");
@@ -162,6 +149,7 @@ async fn adopt(context: &ChargeContext, wrong: &Intent, extra: &FoundItem) -> Re
         attempt: charges::last_attempt(&mut transaction, wrong.charge_id).await? + 1,
         sequence: facts.ledger.last_sequence + 1,
         difference: Difference { units_from: units, units_to: units, ..wrong.difference },
+        basis: Some(Basis::Duplicate { item_micros: wrong.difference.amount.0 }),
         ..wrong.clone()
     };
     charges::insert(&mut transaction, &adopted, context.run_id).await?;

@@ -89,7 +89,7 @@ async fn report_counts(
 
 fn counts_difference(kind: Kind, segment: &SegmentCounts, currency: &str) -> Difference {
     let sides = match kind {
-        Kind::SegmentCountersDiffer => ("The segment was closed with", "its counters have"),
+        Kind::SegmentCountersDiffer => ("The segment was closed with", "its counters and adjustments have"),
         _ => ("The raw log has", "the counters have"),
     };
     let count = |n: i64| thousands(n.unsigned_abs());

@@ -46,11 +46,14 @@ impl Adoption {
             item: InvoiceItem {
                 customer: item.customer.clone(),
                 subscription: item.subscription.clone(),
+                invoice: None,
                 amount_minor: item.amount_minor,
                 currency: item.currency.clone(),
                 description: item.description.clone(),
                 metadata: item.metadata.clone(),
             },
+            // What it followed from is not to be told from the item.
+            basis: None,
             eco_id,
         };
         Some(Self { item, intent })

@@ -1,21 +1,44 @@
-//! Items that are at Stripe already: all of a charge, and deleting one.
+//! Invoice items: making one, all of a charge, those that are pending, and deleting one.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use stripe_billing::{
     InvoiceItem as StripeItem,
-    invoice_item::{DeleteInvoiceItem, ListInvoiceItem},
+    invoice_item::{CreateInvoiceItem, DeleteInvoiceItem, ListInvoiceItem},
 };
+use stripe_client_core::StripeRequest;
 
-use super::{FoundItem, HttpClient, Pace, RequestError};
-use crate::domain::charge::CHARGE_ID;
+use super::{FoundItem, HttpClient, Pace, RequestError, once, parse_currency, unordered};
+use crate::domain::charge::{CHARGE_ID, InvoiceItem};
 
 /// Items a page of a listing has at most.
-const PAGE: i64 = 100;
+pub(super) const PAGE: i64 = 100;
 /// Pages that are looked through at most: a customer gets some 30 items a month.
-const MAX_PAGES: usize = 100;
+pub(super) const MAX_PAGES: usize = 100;
 /// Longest time a search may take.
-const SEARCH_TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const SEARCH_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Creates an item, pending or on the draft it names; returns its id.
+pub(super) async fn create(
+    client: &HttpClient,
+    item: &InvoiceItem,
+    key: &str,
+) -> Result<String, RequestError> {
+    let mut request = CreateInvoiceItem::new()
+        .customer(&item.customer)
+        .amount(item.amount_minor)
+        .currency(parse_currency(&item.currency)?)
+        .description(&item.description)
+        .metadata(unordered(&item.metadata));
+    if let Some(subscription) = &item.subscription {
+        request = request.subscription(subscription);
+    }
+    if let Some(invoice) = &item.invoice {
+        request = request.invoice(invoice);
+    }
+    let created = request.customize().request_strategy(once(key)?).send(client).await?;
+    Ok(created.id.to_string())
+}
 
 /// All of a customer's items of a charge; an error where the listing has no end within bounds.
 pub(super) async fn find_all(
@@ -24,37 +47,56 @@ pub(super) async fn find_all(
     charge_id: &str,
     pace: &Pace,
 ) -> Result<Vec<FoundItem>, RequestError> {
-    let search = look_through(client, customer, charge_id, pace);
-    tokio::time::timeout(SEARCH_TIMEOUT, search).await.unwrap_or(Err(RequestError::TooLong))
+    let list = ListInvoiceItem::new().customer(customer);
+    let items = look_through(client, list, pace, |item| is_of(item, charge_id)).await?;
+    let found = items.into_iter().map(|item| FoundItem {
+        item_id: item.id.to_string(),
+        amount_minor: item.amount,
+        is_invoiced: item.invoice.is_some(),
+    });
+    Ok(found.collect())
+}
+
+/// Ids of a customer's items that are on no invoice, likewise.
+pub(super) async fn pending(
+    client: &HttpClient,
+    customer: &str,
+    pace: &Pace,
+) -> Result<HashSet<String>, RequestError> {
+    let list = ListInvoiceItem::new().customer(customer).pending(true);
+    let items = look_through(client, list, pace, |item| item.invoice.is_none()).await?;
+    Ok(items.into_iter().map(|item| item.id.to_string()).collect())
 }
 
 async fn look_through(
     client: &HttpClient,
-    customer: &str,
-    charge_id: &str,
+    list: ListInvoiceItem,
     pace: &Pace,
-) -> Result<Vec<FoundItem>, RequestError> {
-    let mut found = Vec::new();
-    let mut list = ListInvoiceItem::new().customer(customer).limit(PAGE);
-    for turn in 0..MAX_PAGES {
-        if turn > 0 {
-            pace.wait().await;
+    wanted: impl Fn(&StripeItem) -> bool,
+) -> Result<Vec<StripeItem>, RequestError> {
+    let search = async {
+        let mut found = Vec::new();
+        let mut list = list.limit(PAGE);
+        for turn in 0..MAX_PAGES {
+            if turn > 0 {
+                pace.wait().await;
+            }
+            let page = list.send(client).await?;
+            let last = page.data.last().map(|item| item.id.to_string());
+            found.extend(page.data.into_iter().filter(&wanted));
+            if !page.has_more {
+                return Ok(found);
+            }
+            list = list.starting_after(last.ok_or_else(empty_page)?);
         }
-        let page = list.send(client).await?;
-        let last = page.data.last().map(|item| item.id.to_string());
-        found.extend(page.data.into_iter().filter(|item| is_of(item, charge_id)).map(|item| FoundItem {
-            item_id: item.id.to_string(),
-            amount_minor: item.amount,
-            is_invoiced: item.invoice.is_some(),
-        }));
-        if !page.has_more {
-            return Ok(found);
-        }
-        let last =
-            last.ok_or_else(|| RequestError::Unreadable("an empty page with more to come".to_owned()))?;
-        list = list.starting_after(last);
-    }
-    Err(RequestError::TooLong)
+        Err(RequestError::TooLong)
+    };
+    tokio::time::timeout(SEARCH_TIMEOUT, search).await.unwrap_or(Err(RequestError::TooLong))
+}
+
+/// A listing that does not go on, and says that there is more.
+pub(super) fn empty_page() -> RequestError {
+    RequestError::Unreadable("an empty page with more to come".to_owned())
 }
 
 fn is_of(item: &StripeItem, charge_id: &str) -> bool {

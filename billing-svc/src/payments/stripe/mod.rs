@@ -1,21 +1,26 @@
-//! [`Payments`] at Stripe, by async-stripe's requests over a client of ours.
+//! [`Payments`] and [`Subscriptions`](super::subscriptions::Subscriptions) at Stripe, by async-stripe's requests over
+//! a client of ours.
 
 mod books;
 mod client;
+mod invoices;
 mod items;
+mod subscriptions;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use futures::future::BoxFuture;
-use stripe_billing::{InvoiceItem as StripeItem, invoice_item::CreateInvoiceItem};
-use stripe_client_core::{IdempotencyKey, RequestStrategy, StripeRequest};
+use stripe_client_core::{IdempotencyKey, RequestStrategy};
 use tracing::Instrument;
 use uuid::Uuid;
 
 pub use client::{ErrorAnswer, ErrorObject, HttpClient, RequestError, StripeConfigError};
 
-use super::{Advice, Doubt, FoundItem, Outcome, Payments, Refusal, pace::Pace};
-use crate::{config::StripeArgs, domain::charge::InvoiceItem};
+use super::{Advice, Doubt, FoundInvoice, FoundItem, Outcome, Payments, Refusal, pace::Pace};
+use crate::{
+    config::StripeArgs,
+    domain::{charge::InvoiceItem, invoice::NewInvoice},
+};
 
 /// Stripe.
 #[derive(Debug, Clone)]
@@ -28,11 +33,6 @@ impl Stripe {
     pub fn new(args: &StripeArgs) -> Result<Self, StripeConfigError> {
         Ok(Self { client: HttpClient::new(args)? })
     }
-
-    async fn create(&self, item: &InvoiceItem, key: &str) -> Result<StripeItem, RequestError> {
-        let key = IdempotencyKey::new(key).map_err(|e| RequestError::Unreadable(e.to_string()))?;
-        request(item)?.customize().request_strategy(RequestStrategy::Idempotent(key)).send(&self.client).await
-    }
 }
 
 impl Payments for Stripe {
@@ -42,21 +42,7 @@ impl Payments for Stripe {
             otel.kind = "client",
             server.address = "stripe"
         );
-        let call = async move {
-            match self.create(item, key).await {
-                Ok(created) => Outcome::Succeeded { item_id: created.id.to_string() },
-                Err(RequestError::Answer(answer)) if is_final(&answer) => {
-                    tracing::warn!(
-                        request_id = answer.request_id,
-                        status = answer.status,
-                        code = answer.error.code,
-                        "Stripe refused an item"
-                    );
-                    Outcome::FailedForGood(refusal(&answer))
-                }
-                Err(error) => Outcome::Unknown(doubt(&error)),
-            }
-        };
+        let call = async move { outcome(items::create(&self.client, item, key).await) };
         Box::pin(call.instrument(span))
     }
 
@@ -84,29 +70,92 @@ impl Payments for Stripe {
         let call = async move { items::delete(&self.client, item_id).await.map_err(|e| doubt(&e)) };
         Box::pin(call.instrument(span))
     }
-}
 
-fn request(item: &InvoiceItem) -> Result<CreateInvoiceItem, RequestError> {
-    let currency: stripe_types::Currency = item
-        .currency
-        .to_lowercase()
-        .parse()
-        .map_err(|_| RequestError::Unreadable(format!("unknown currency {}", item.currency)))?;
-    // One order of the metadata would be as good as another: Stripe compares parameters, not bytes.
-    let metadata: HashMap<String, String> = item.metadata.clone().into_iter().collect();
-    let mut request = CreateInvoiceItem::new()
-        .customer(&item.customer)
-        .amount(item.amount_minor)
-        .currency(currency)
-        .description(&item.description)
-        .metadata(metadata);
-    if let Some(subscription) = &item.subscription {
-        request = request.subscription(subscription);
+    fn pending_items<'a>(
+        &'a self,
+        customer: &'a str,
+        pace: &'a Pace,
+    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>> {
+        let span =
+            tracing::info_span!("stripe.list_pending_items", otel.kind = "client", server.address = "stripe");
+        let call = async move { items::pending(&self.client, customer, pace).await.map_err(|e| doubt(&e)) };
+        Box::pin(call.instrument(span))
     }
-    Ok(request)
+
+    fn create_invoice<'a>(&'a self, invoice: &'a NewInvoice, key: &'a str) -> BoxFuture<'a, Outcome> {
+        let span =
+            tracing::info_span!("stripe.create_invoice", otel.kind = "client", server.address = "stripe");
+        let call = async move { outcome(invoices::create(&self.client, invoice, key).await) };
+        Box::pin(call.instrument(span))
+    }
+
+    fn find_invoices<'a>(
+        &'a self,
+        customer: &'a str,
+        settlement_id: Uuid,
+        pace: &'a Pace,
+    ) -> BoxFuture<'a, Result<Vec<FoundInvoice>, Doubt>> {
+        let span =
+            tracing::info_span!("stripe.list_invoices", otel.kind = "client", server.address = "stripe");
+        let call = async move {
+            let found = invoices::find_all(&self.client, customer, &settlement_id.to_string(), pace).await;
+            found.map_err(|e| doubt(&e))
+        };
+        Box::pin(call.instrument(span))
+    }
+
+    fn add_items<'a>(
+        &'a self,
+        invoice_id: &'a str,
+        item_ids: &'a [String],
+        key: &'a str,
+    ) -> BoxFuture<'a, Outcome> {
+        let span =
+            tracing::info_span!("stripe.add_invoice_lines", otel.kind = "client", server.address = "stripe");
+        let call = async move { outcome(invoices::add_items(&self.client, invoice_id, item_ids, key).await) };
+        Box::pin(call.instrument(span))
+    }
+
+    fn finalize_invoice<'a>(&'a self, invoice_id: &'a str, key: &'a str) -> BoxFuture<'a, Outcome> {
+        let span =
+            tracing::info_span!("stripe.finalize_invoice", otel.kind = "client", server.address = "stripe");
+        let call = async move { outcome(invoices::finalize(&self.client, invoice_id, key).await) };
+        Box::pin(call.instrument(span))
+    }
 }
 
-/// Whether Stripe has not made the item and never will. Only Stripe's own error says so, and not that of a
+/// A request is sent once, with the key: whether to send it again is the caller's decision.
+fn once(key: &str) -> Result<RequestStrategy, RequestError> {
+    let key = IdempotencyKey::new(key).map_err(|e| RequestError::Unreadable(e.to_string()))?;
+    Ok(RequestStrategy::Idempotent(key))
+}
+
+fn parse_currency(code: &str) -> Result<stripe_types::Currency, RequestError> {
+    code.to_lowercase().parse().map_err(|_| RequestError::Unreadable(format!("unknown currency {code}")))
+}
+
+/// One order of the metadata would be as good as another: Stripe compares parameters, not bytes.
+fn unordered(metadata: &BTreeMap<String, String>) -> HashMap<String, String> {
+    metadata.clone().into_iter().collect()
+}
+
+fn outcome(changed: Result<String, RequestError>) -> Outcome {
+    match changed {
+        Ok(id) => Outcome::Succeeded { id },
+        Err(RequestError::Answer(answer)) if is_final(&answer) => {
+            tracing::warn!(
+                request_id = answer.request_id,
+                status = answer.status,
+                code = answer.error.code,
+                "Stripe refused a request"
+            );
+            Outcome::FailedForGood(refusal(&answer))
+        }
+        Err(error) => Outcome::Unknown(doubt(&error)),
+    }
+}
+
+/// Whether Stripe has not done it and never will. Only Stripe's own error says so, and not that of a
 /// proxy on the way. A refused key of ours (401, 403) says nothing about the account, a conflict of keys says
 /// that something was made with this key, and a rate limit or an error of Stripe's own passes.
 fn is_final(answer: &ErrorAnswer) -> bool {
@@ -139,7 +188,7 @@ fn doubt(error: &RequestError) -> Doubt {
         RequestError::Connection(_) => "no answer from Stripe".to_owned(),
         RequestError::Timeout => "no answer from Stripe in time".to_owned(),
         RequestError::Unreadable(_) => "an answer from Stripe that cannot be read".to_owned(),
-        RequestError::TooLong => "the customer has too many items to look through".to_owned(),
+        RequestError::TooLong => "the customer has too many to look through".to_owned(),
         RequestError::Answer(answer) => format!("Stripe answered {}", answer.status),
     };
     let request_id = match error {

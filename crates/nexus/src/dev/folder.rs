@@ -46,6 +46,9 @@ pub(crate) struct Secrets {
     /// Key of the stand-in Stripe.
     #[serde(default = "random_stripe_key", with = "exposed")]
     pub(crate) stripe_key: SecretString,
+    /// Under which the stand-in Stripe signs its webhooks.
+    #[serde(default = "random_webhook_secret", with = "exposed")]
+    pub(crate) stripe_webhook: SecretString,
 }
 
 impl Folder {
@@ -136,6 +139,10 @@ fn random() -> SecretString {
 
 fn random_stripe_key() -> SecretString {
     format!("sk_test_{}", random().expose_secret()).into()
+}
+
+fn random_webhook_secret() -> SecretString {
+    format!("whsec_{}", random().expose_secret()).into()
 }
 
 /// A secret as it stands in the private file.

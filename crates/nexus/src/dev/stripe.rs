@@ -20,8 +20,8 @@ pub(crate) struct Stripe {
     pub(crate) url: String,
     /// The key.
     pub(crate) key: SecretString,
-    /// Whether it is the stand-in.
-    pub(crate) embedded: bool,
+    /// Under which the stand-in signs its webhooks; `None`: it is not the stand-in.
+    webhook_secret: Option<SecretString>,
 }
 
 impl Stripe {
@@ -37,7 +37,7 @@ impl Stripe {
             return Ok(Self {
                 url: url.unwrap_or_else(|| REAL.to_owned()),
                 key: key.clone(),
-                embedded: false,
+                webhook_secret: None,
             });
         }
         let url = format!("http://{}", listener.local_addr()?);
@@ -45,11 +45,22 @@ impl Stripe {
         let accepted = key.expose_secret().parse().context("the stand-in Stripe's key")?;
         let config = stripe_sim::Config { secret_key: Some(accepted), data: folder.stripe_journal() };
         servers.start_stripe(config, listener);
-        Ok(Self { url, key, embedded: true })
+        let webhook_secret = Some(folder.secrets().stripe_webhook.clone());
+        Ok(Self { url, key, webhook_secret })
+    }
+
+    /// Whether it is the stand-in.
+    pub(crate) fn embedded(&self) -> bool {
+        self.webhook_secret.is_some()
     }
 
     /// Adds billing-svc's settings.
     pub(crate) fn settings(&self, settings: Settings) -> Settings {
-        settings.set("stripe-secret-key", self.key.expose_secret()).set("stripe-api-base", &self.url)
+        let settings =
+            settings.set("stripe-secret-key", self.key.expose_secret()).set("stripe-api-base", &self.url);
+        match &self.webhook_secret {
+            Some(secret) => settings.set("stripe-webhook-secret", secret.expose_secret()),
+            None => settings,
+        }
     }
 }

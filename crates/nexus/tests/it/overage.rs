@@ -1,6 +1,9 @@
 //! `nexus overage process` against a billing-svc: it follows a run to its end and says how that was.
 
-use std::process::{Output, Stdio};
+use std::{
+    io::Read,
+    process::{Output, Stdio},
+};
 
 use anyhow::{Context, Result, ensure};
 use chrono::{TimeDelta, Utc};
@@ -8,11 +11,13 @@ use nexus_billing::config::{Config, StripeArgs};
 use nexus_core::plan::Plan;
 use nexus_kit::{auth::Scope, serve::Listeners};
 use nexus_testkit::{db::TestDb, proxy::Proxy, seed, settings};
+use nix::pty::{OpenptyResult, Winsize, openpty};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     net::TcpListener,
-    process::{Child, ChildStderr},
+    process::{Child, ChildStderr, Command},
+    sync::mpsc,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -46,6 +51,7 @@ impl Billing {
                 stripe_rate_per_second: const { std::num::NonZeroU32::new(1_000).expect("not zero") },
                 stripe_timeout: std::time::Duration::from_secs(20),
             },
+            stripe_webhook_secret: None,
             overage_concurrency: 1,
         };
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
@@ -94,6 +100,14 @@ impl Billing {
         Ok(Process { child, stderr, said: String::new() })
     }
 
+    /// Another command, which calls with a token.
+    fn overage(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = nexus();
+        command.arg("overage").args(arguments).arg("--billing-addr").arg(self.proxy.address().to_string());
+        command.env("NEXUS_TOKEN", settings::service_token(&[Scope::BillingRun])?);
+        Ok(command)
+    }
+
     async fn runs(&self) -> Result<Vec<String>> {
         let statuses = sqlx::query_scalar("select status from eco_overage_runs order by started_time");
         Ok(statuses.fetch_all(&self.db.pool).await?)
@@ -136,7 +150,7 @@ async fn a_run_is_followed_to_its_end_and_its_failures_are_told() -> Result<()> 
     billing.owes("eco_b", false).await?;
     billing.hold().await?;
     let mut process = billing.process(&["--call-timeout", "1s"])?;
-    process.says("goes on: 0 accounts done so far").await?;
+    process.says("goes on: 0 of 2 accounts done so far").await?;
     billing.sim("/release", json!({})).await?;
     let (code, stdout, stderr) = process.end().await?;
     assert_eq!(code, Some(2), "{stderr}");
@@ -186,5 +200,152 @@ async fn another_run_at_work_is_told_and_no_failure() -> Result<()> {
     assert_eq!(code, Some(0), "{stderr}");
     let run: Value = serde_json::from_str(&stdout)?;
     assert_eq!((&run["already_running"], &run["processed"]), (&json!(true), &json!(0)));
+    Ok(())
+}
+
+/// A terminal that a command writes its standard error to.
+struct Terminal {
+    chunks: mpsc::UnboundedReceiver<Vec<u8>>,
+    seen: String,
+}
+
+impl Terminal {
+    fn of(command: &mut Command) -> Result<Self> {
+        let size = Winsize { ws_row: 24, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+        let OpenptyResult { master, slave } = openpty(Some(&size), None)?;
+        command.stderr(Stdio::from(slave));
+        let (sender, chunks) = mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            let (mut master, mut buffer) = (std::fs::File::from(master), [0; 4096]);
+            // An error is the end: nobody writes to it any more.
+            while let Ok(read @ 1..) = master.read(&mut buffer) {
+                if sender.send(buffer[..read].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { chunks, seen: String::new() })
+    }
+
+    async fn shows(&mut self, words: &str) -> Result<()> {
+        while !self.seen.contains(words) {
+            let chunk =
+                self.chunks.recv().await.with_context(|| format!("no `{words}` in {:?}", self.seen))?;
+            self.seen.push_str(&text(&chunk));
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn on_a_terminal_a_bar_shows_how_far_the_run_is() -> Result<()> {
+    let billing = Billing::start().await?;
+    billing.owes("eco_a", true).await?;
+    billing.owes("eco_b", true).await?;
+    billing.hold().await?;
+    let mut command = billing.overage(&["process"])?;
+    let mut terminal = Terminal::of(&mut command)?;
+    let child = command.stdout(Stdio::piped()).spawn()?;
+    // It holds the terminal open, too.
+    drop(command);
+    terminal.shows("0 of 2 accounts, 0 charged, $0.00 in all").await?;
+    billing.sim("/release", json!({})).await?;
+    terminal.shows("2 of 2 accounts, 2 charged, $0.20 in all").await?;
+    ensure!(terminal.seen.contains('█'), "no bar in {:?}", terminal.seen);
+    let output = child.wait_with_output().await?;
+    assert_eq!(output.status.code(), Some(0));
+    ensure!(text(&output.stdout).contains("2 charged, $0.20 in all."), "{}", text(&output.stdout));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_run_is_followed_by_who_did_not_begin_it_and_listed_with_its_errors() -> Result<()> {
+    let billing = Billing::start().await?;
+    billing.owes("eco_a", true).await?;
+    billing.owes("eco_b", false).await?;
+    billing.hold().await?;
+    let mut process = billing.process(&[])?;
+    process.says("goes on: 0 of 2 accounts").await?;
+    let run_id: String =
+        sqlx::query_scalar("select run_id::text from eco_overage_runs").fetch_one(&billing.db.pool).await?;
+    let other = billing.overage(&["process"])?.output().await?;
+    assert_eq!(other.status.code(), Some(0), "{}", text(&other.stderr));
+    ensure!(
+        text(&other.stdout).contains(&format!("nexus overage watch {run_id}")),
+        "{}",
+        text(&other.stdout)
+    );
+    let mut watch = billing.overage(&["watch", &run_id, "--json"])?;
+    let mut child = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let stderr = BufReader::new(child.stderr.take().context("piped")?).lines();
+    let mut watching = Process { child, stderr, said: String::new() };
+    watching.says("goes on: 0 of 2 accounts").await?;
+    billing.sim("/release", json!({})).await?;
+    let (code, stdout, stderr) = watching.end().await?;
+    assert_eq!(code, Some(2), "{stderr}");
+    let run: Value = serde_json::from_str(&stdout)?;
+    assert_eq!((&run["status"], &run["charged"], &run["failed"]), (&json!("finished"), &json!(1), &json!(1)));
+    assert_eq!(process.end().await?.0, Some(2));
+
+    let listed = billing.overage(&["runs", "--json"])?.output().await?;
+    let listed: Value = serde_json::from_slice(&listed.stdout)?;
+    assert_eq!(listed, json!([run]));
+    let table = text(&billing.overage(&["runs"])?.output().await?.stdout);
+    ensure!(table.contains(&run_id) && table.contains("finished"), "{table}");
+    let errors = text(&billing.overage(&["errors", &run_id])?.output().await?.stdout);
+    assert_eq!(errors, "eco_b: NO_STRIPE_CUSTOMER: No Stripe customer ID found for eco_b\n");
+    let unknown = billing.overage(&["watch", "0b9c0bd4-55a6-4a2e-8a3f-9d1d4c1a7f00"])?.output().await?;
+    assert_eq!(unknown.status.code(), Some(1));
+    ensure!(text(&unknown.stderr).contains("RUN_NOT_FOUND"), "{}", text(&unknown.stderr));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_run_that_failed_is_no_success_to_who_watches() -> Result<()> {
+    let billing = Billing::start().await?;
+    let run_id = "0b9c0bd4-55a6-4a2e-8a3f-9d1d4c1a7f00";
+    for (status, silent_seconds, word) in [("failed", 0, "failed"), ("running", 31, "silent")] {
+        sqlx::query("delete from eco_overage_runs").execute(&billing.db.pool).await?;
+        sqlx::query(
+            "insert into eco_overage_runs (run_id, status, heartbeat_time, finished_time)
+             values ($1::uuid, $2, now() - make_interval(secs => $3), case when $2 = 'failed' then now() end)",
+        )
+        .bind(run_id)
+        .bind(status)
+        .bind(f64::from(silent_seconds))
+        .execute(&billing.db.pool)
+        .await?;
+        let watched = billing.overage(&["watch", run_id])?.output().await?;
+        assert_eq!(watched.status.code(), Some(1), "{}", text(&watched.stderr));
+        ensure!(
+            text(&watched.stdout).starts_with(&format!("Run {run_id} {word}:")),
+            "{}",
+            text(&watched.stdout)
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dry_run_of_many_accounts_says_how_many_there_are() -> Result<()> {
+    let billing = Billing::start().await?;
+    sqlx::query("insert into eco_identities (eco_id, stripe_customer_id) select 'eco_' || n, 'cus_' || n from generate_series(1, 1001) n")
+        .execute(&billing.db.pool)
+        .await?;
+    sqlx::query("insert into eco_subscriptions (eco_id, plan, plan_version, status, anchor_time) select eco_id, 'pro', 1, 'active', now() - interval '3 days' from eco_identities")
+        .execute(&billing.db.pool)
+        .await?;
+    sqlx::query("select increment_api_calls(eco_id, 100100) from eco_identities")
+        .execute(&billing.db.pool)
+        .await?;
+    let dry = billing.overage(&["process", "--dry-run"])?.output().await?;
+    assert_eq!(dry.status.code(), Some(0), "{}", text(&dry.stderr));
+    let said = text(&dry.stdout);
+    ensure!(said.contains("The first 1,000 of 1,001 charges are shown."), "{said}");
+    ensure!(said.contains("1,001 accounts looked at, 1,001 would be charged $100.10 in all"), "{said}");
+    let row = said.lines().nth(1).context("a charge")?;
+    let cells: Vec<_> = row.split_whitespace().collect();
+    assert_eq!(cells, ["eco_1", "100,100", "100,000", "100", "0.001", "$0.10", "$0.00", "$0.10"]);
+    ensure!(billing.runs().await?.is_empty());
     Ok(())
 }

@@ -40,6 +40,7 @@ async fn differences_are_told_and_repaired_and_the_exit_code_says_whether_any_ar
             stripe_rate_per_second: const { std::num::NonZeroU32::new(1_000).expect("not zero") },
             stripe_timeout: std::time::Duration::from_secs(20),
         },
+        stripe_webhook_secret: None,
         overage_concurrency: 1,
     };
     let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;

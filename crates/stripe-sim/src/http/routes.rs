@@ -49,6 +49,7 @@ pub(crate) fn call(
         ("GET", ["invoices", id]) => invoices::retrieve(tx, id, params),
         ("POST", ["invoices", id]) => invoices::update(tx, id, params),
         ("GET", ["invoices", id, "lines"]) => invoices::lines(tx, id, params),
+        ("POST", ["invoices", id, "add_lines"]) => invoices::add_lines(tx, id, params),
         ("POST", ["invoices", id, "finalize"]) => invoices::finalize(tx, id, params),
         ("POST", ["invoices", id, "pay"]) => invoices::pay(tx, id, params),
         ("POST", ["invoices", id, "void"]) => invoices::void(tx, id, params),

@@ -39,6 +39,36 @@ async fn pending_items_are_pulled_only_when_asked_for() -> Result<()> {
 }
 
 #[tokio::test]
+async fn pending_items_are_added_to_a_draft_all_or_none() -> Result<()> {
+    let sim = Sim::start().await?;
+    let customer = sim.customer().await?;
+    let (first, second) = (sim.item(&customer, "100", &[]).await?, sim.item(&customer, "200", &[]).await?);
+    let (first, second) = (id(&first)?, id(&second)?);
+    let draft = id(&invoice(&sim, &customer, &[]).await?)?;
+    let path = format!("/v1/invoices/{draft}/add_lines");
+    let line = |n: usize| format!("lines[{n}][invoice_item]");
+    let added = sim.create(&path, &[(line(0).as_str(), first.as_str())]).await?;
+    assert_eq!(lines(&added)?, [100]);
+    let (zeroth, other) = (line(0), line(1));
+    for more in [
+        Some((other.as_str(), first.as_str())),
+        Some((&other, "ii_none")),
+        Some(("lines[1][amount]", "5")),
+        None,
+    ] {
+        let form: Vec<_> =
+            more.map(|more| [(zeroth.as_str(), second.as_str()), more]).into_iter().flatten().collect();
+        let (status, _) = read(sim.post(&path, &form).send().await?).await?;
+        assert_eq!(status, 400, "{form:?}");
+    }
+    assert_eq!(lines(&sim.read(&format!("/v1/invoices/{draft}")).await?)?, [100]);
+    sim.create(&format!("/v1/invoices/{draft}/finalize"), &[]).await?;
+    let (status, body) = read(sim.post(&path, &[(zeroth.as_str(), second.as_str())]).send().await?).await?;
+    assert_eq!((status, &body["error"]["code"]), (400, &json!("invoice_not_editable")));
+    sim.stop().await
+}
+
+#[tokio::test]
 async fn an_invoice_of_a_subscription_takes_its_items_only() -> Result<()> {
     let sim = Sim::start().await?;
     let customer = sim.customer().await?;

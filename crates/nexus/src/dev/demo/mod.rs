@@ -68,12 +68,12 @@ pub(crate) async fn ensure(
         None => DemoState::Foreign,
     };
     ensure!(
-        state != DemoState::Loaded || stripe.embedded,
+        state != DemoState::Loaded || stripe.embedded(),
         "this data folder has demo data, whose customers the Stripe of STRIPE_SECRET_KEY does not know: give another --data-dir"
     );
     let loaded = match state {
         DemoState::Loaded => true,
-        DemoState::Wanted if args.wants_demo() && stripe.embedded => {
+        DemoState::Wanted if args.wants_demo() && stripe.embedded() => {
             seed(&mut connection, stripe, secrets).await.context("making the demo data")?
         }
         DemoState::Wanted | DemoState::Declined | DemoState::Foreign => false,

@@ -1,5 +1,6 @@
 //! Invoices: drafts that take items, finalised ones that no longer change.
 
+mod add_lines;
 mod form;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ use crate::objects::money::take_currency;
 use crate::objects::subscriptions::{Collection, Subscription};
 use crate::objects::{Resource as _, named, referenced, saved};
 use crate::state::{Tx, View};
+
+pub(crate) use add_lines::add_lines;
 
 const MAX_ITEMS: usize = 250;
 /// What a customer without a currency is invoiced in: the account's own.

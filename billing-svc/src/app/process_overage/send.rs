@@ -1,0 +1,218 @@
+//! Sends an intent until it is known what became of it: steps 3 and 4 of [`super::charge`].
+
+use nexus_kit::db;
+use sqlx::Acquire;
+
+use super::charge::{ChargeContext, note_failure};
+use crate::{
+    domain::{
+        charge::{Intent, Readiness},
+        period::ParkReason,
+        run::AccountError,
+    },
+    error::Error,
+    payments::{
+        Advice, Doubt, Outcome, Refusal,
+        pace::{LONGEST_PAUSE, backoff},
+    },
+    store::{
+        charges::{self, Made},
+        records,
+    },
+};
+
+/// Sends and searches for one intent within a run; what is still in doubt then is the next run's.
+pub(in crate::app) const MAX_TRIES: u32 = 6;
+
+/// Whether an intent may be at Stripe.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    Never,
+    Perhaps,
+}
+
+/// What became of a charge.
+pub(super) enum ChargeOutcome {
+    /// Stripe has it.
+    Charged,
+    /// Another has it in hand, or has brought it to its end: a run and a settlement may meet.
+    Elsewhere,
+    /// It went no further.
+    Not(AccountError),
+}
+
+/// Sends an intent until it is known what became of it, within bounds.
+pub(super) async fn carry_out(
+    context: &ChargeContext,
+    intent: &Intent,
+    mut sent: Sent,
+) -> Result<ChargeOutcome, Error> {
+    let mut intent = intent.clone();
+    let mut look = false;
+    let mut last = "the run was stopped before it could ask".to_owned();
+    for tries in 0..MAX_TRIES {
+        context.pace.wait().await;
+        if context.halt.is_cancelled() {
+            break;
+        }
+        let ready = context.together.ready(&context.pool, intent.charge_id, intent.attempt, context.run_id);
+        let readiness = ready.await?;
+        let doubt = match readiness {
+            Readiness::Gone => return Ok(ChargeOutcome::Elsewhere),
+            Readiness::Send if !look => {
+                sent = Sent::Perhaps;
+                match context.payments.create_invoice_item(&intent.item, &intent.key()).await {
+                    Outcome::Succeeded { id } => return succeeded(context, &intent, &id).await,
+                    // The draft may have been finalised meanwhile, or be full.
+                    Outcome::FailedForGood(refusal) if intent.item.invoice.is_some() => {
+                        tracing::info!(charge_id = %intent.charge_id, reason = refusal.reason, "a draft does not take a charge");
+                        match look_for(context, &intent, intent.without_draft()).await? {
+                            Looked::Is(outcome) => return Ok(outcome),
+                            Looked::Replaced(next) => {
+                                intent = *next;
+                                continue;
+                            }
+                            Looked::Unknown(doubt) => doubt,
+                        }
+                    }
+                    Outcome::FailedForGood(refusal) => return refused(context, &intent, refusal).await,
+                    Outcome::Unknown(doubt) => doubt,
+                }
+            }
+            Readiness::Send | Readiness::Old => {
+                match look_for(context, &intent, intent.next_attempt()).await? {
+                    Looked::Is(outcome) => return Ok(outcome),
+                    Looked::Replaced(next) => {
+                        intent = *next;
+                        look = false;
+                        continue;
+                    }
+                    Looked::Unknown(doubt) => doubt,
+                }
+            }
+        };
+        tracing::info!(charge_id = %intent.charge_id, attempt = intent.attempt, advice = ?doubt.advice, reason = doubt.message, "the outcome of a charge is unknown");
+        look |= doubt.advice == Advice::Look;
+        last = doubt.message.clone();
+        if !back_off(context, &doubt, tries).await {
+            break;
+        }
+    }
+    Ok(ChargeOutcome::Not(match sent {
+        Sent::Never => not_sent(&intent),
+        Sent::Perhaps => in_doubt(&intent, &last),
+    }))
+}
+
+/// What looking for an intent at Stripe has led to.
+enum Looked {
+    /// It is known what became of it.
+    Is(ChargeOutcome),
+    /// Stripe does not have it: this is to be sent instead.
+    Replaced(Box<Intent>),
+    /// It is still not known.
+    Unknown(Doubt),
+}
+
+/// Looks through the customer's items for the charge, and replaces the intent by `next` if it is not there.
+async fn look_for(context: &ChargeContext, intent: &Intent, next: Intent) -> Result<Looked, Error> {
+    let found = context.payments.find_items(&intent.item.customer, intent.charge_id, &context.pace).await;
+    Ok(match found.as_deref() {
+        // What else there is of the charge is found when what was replaced is rechecked.
+        Ok([item, ..]) if item.amount_minor == intent.item.amount_minor => {
+            Looked::Is(succeeded(context, intent, &item.item_id).await?)
+        }
+        Ok([item, ..]) => Looked::Is(altered(intent, &item.item_id)),
+        Ok([]) => match replace(context, intent, &next).await? {
+            true => Looked::Replaced(Box::new(next)),
+            false => Looked::Is(ChargeOutcome::Elsewhere),
+        },
+        Err(doubt) => Looked::Unknown(doubt.clone()),
+    })
+}
+
+/// Waits before the next try; false: there is none in this run.
+pub(in crate::app) async fn back_off(context: &ChargeContext, doubt: &Doubt, tries: u32) -> bool {
+    if let Some(time) = doubt.retry_after {
+        context.pace.pause_all(time);
+        if time > LONGEST_PAUSE {
+            return false;
+        }
+    }
+    if doubt.advice == Advice::Later {
+        return false;
+    }
+    if doubt.advice == Advice::Again && tries + 1 < MAX_TRIES {
+        let time = backoff(tries, &mut rand::rng());
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            () = context.halt.cancelled() => {}
+            () = context.shutdown.cancelled() => {}
+        }
+    }
+    !context.halt.is_cancelled() && !context.shutdown.is_cancelled()
+}
+
+async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> Result<ChargeOutcome, Error> {
+    let made = Made { charge_id: intent.charge_id, attempt: intent.attempt, item_id: item_id.to_owned() };
+    if context.together.succeed(&context.pool, made).await? {
+        return Ok(ChargeOutcome::Charged);
+    }
+    let known = {
+        let mut connection = db::acquire(&context.pool).await?;
+        charges::items(&mut connection, intent.charge_id).await?
+    };
+    if known.iter().all(|id| id != item_id) {
+        // The recheck of what was replaced finds this item.
+        tracing::error!(charge_id = %intent.charge_id, item_id, "an attempt that was replaced has an item at Stripe");
+    }
+    Ok(ChargeOutcome::Elsewhere)
+}
+
+async fn refused(context: &ChargeContext, intent: &Intent, refusal: Refusal) -> Result<ChargeOutcome, Error> {
+    let period = intent.period_key();
+    let error = AccountError::new(&intent.eco_id, refusal.reason.clone(), refusal.message);
+    let mut connection = db::acquire(&context.pool).await?;
+    let mut transaction = connection.begin().await?;
+    if charges::fail(&mut transaction, intent.charge_id, intent.attempt, &refusal.reason).await? {
+        records::set_billed(&mut transaction, &period).await?;
+        let reason = ParkReason::Refused(refusal.reason);
+        records::park(&mut transaction, &period, Some(&reason)).await?;
+        note_failure(&mut transaction, context, &error).await?;
+    }
+    transaction.commit().await?;
+    Ok(ChargeOutcome::Not(error))
+}
+
+async fn replace(context: &ChargeContext, intent: &Intent, next: &Intent) -> Result<bool, Error> {
+    let mut connection = db::acquire(&context.pool).await?;
+    let mut transaction = connection.begin().await?;
+    let replaced = charges::replace(&mut transaction, intent, next, context.run_id).await?;
+    transaction.commit().await?;
+    Ok(replaced)
+}
+
+fn altered(intent: &Intent, item_id: &str) -> ChargeOutcome {
+    tracing::error!(charge_id = %intent.charge_id, item_id, "Stripe has the charge with another amount");
+    ChargeOutcome::Not(AccountError::new(
+        &intent.eco_id,
+        "ITEM_DIFFERS",
+        format!("Stripe holds charge {} with another amount; it must be reconciled.", intent.charge_id),
+    ))
+}
+
+fn not_sent(intent: &Intent) -> AccountError {
+    let message = format!(
+        "Charge {} was written down and not sent, for the run was stopped; the next run sends it.",
+        intent.charge_id
+    );
+    AccountError::new(&intent.eco_id, "NOT_SENT", message)
+}
+
+pub(super) fn in_doubt(intent: &Intent, why: &str) -> AccountError {
+    let message = format!(
+        "It is not known whether charge {} reached Stripe ({why}); the next run resolves it.",
+        intent.charge_id
+    );
+    AccountError::new(&intent.eco_id, "IN_DOUBT", message)
+}

@@ -1,0 +1,81 @@
+//! Applies Stripe's events, in the background.
+//!
+//! An event says what happened, and not how things stand: events come twice, out of order and days late. So what it is
+//! about is read at Stripe, and our tables are brought to that. Whoever does that for a subscription has it alone, from
+//! before the reading until the commit: nothing that was read earlier is ever written later.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`worker`] | takes events that are due, one transaction each; what fails is due again later |
+//! | [`apply`] | one event: which object it leads to |
+//! | [`sync`] | a subscription: our tables as it stands at Stripe |
+//! | [`period`] | leaves a period for another, and goes back |
+//! | [`settle`] | what is charged after that: on a draft, or after the end of a subscription |
+
+pub mod apply;
+mod period;
+pub mod settle;
+mod sync;
+pub mod worker;
+
+use std::sync::Arc;
+
+use crate::{
+    domain::stripe_event::MAX_ATTEMPTS,
+    error::Error,
+    payments::{Doubt, pace::Pace, subscriptions::Subscriptions},
+};
+
+/// What applying events needs.
+#[derive(Clone)]
+pub struct Context {
+    /// Where objects are read.
+    pub subscriptions: Arc<dyn Subscriptions>,
+    /// How fast.
+    pub pace: Arc<Pace>,
+}
+
+/// Why an event could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Another is at work on the same subscription.
+    #[error("the subscription is being worked on")]
+    Busy,
+    /// Stripe could not be asked.
+    #[error("{}", .0.message)]
+    Stripe(Doubt),
+    /// Something is to be mended first, here or at Stripe.
+    #[error("{0}")]
+    Refused(String),
+    /// It took too long, or panicked.
+    #[error("{0}")]
+    Broken(&'static str),
+    /// Our own side.
+    #[error(transparent)]
+    Own(#[from] Error),
+}
+
+impl From<Doubt> for Failure {
+    fn from(doubt: Doubt) -> Self {
+        Self::Stripe(doubt)
+    }
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Own(error.into())
+    }
+}
+
+impl Failure {
+    /// Whether an event is given up, until Stripe sends it again, when it has failed so often. What passes by itself is
+    /// waited for without end.
+    fn is_given_up(&self, attempts: i32) -> bool {
+        match self {
+            Self::Busy | Self::Stripe(_) => false,
+            Self::Own(Error::ReconcileRequired) => false,
+            Self::Own(Error::Database(error)) if nexus_kit::db::is_unavailable(error) => false,
+            Self::Refused(_) | Self::Broken(_) | Self::Own(_) => attempts >= MAX_ATTEMPTS,
+        }
+    }
+}

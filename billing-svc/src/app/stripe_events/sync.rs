@@ -1,0 +1,320 @@
+//! A subscription: our tables are brought to how it stands at Stripe.
+
+use chrono::{DateTime, Utc};
+use nexus_core::{
+    id::EcoId,
+    period::Period,
+    plan::{Plan, SubscriptionStatus},
+};
+use nexus_kit::db;
+use sqlx::PgConnection;
+
+use super::{
+    Context, Failure,
+    period::{enter, leave},
+    settle::{Applied, Settlement},
+};
+use crate::{
+    app::change_plan::{close_segment, move_to, without_due},
+    domain::{
+        plan_change::Subscription,
+        stripe_event::Outcome,
+        stripe_objects::{self, Price},
+        stripe_subscription::{
+            Decision, Held, PricedPlan, anchor_by, anchor_without_stripe, decide, is_over, is_same,
+            superseded,
+        },
+    },
+    error::Error,
+    store::{
+        lease, plans, stripe_events, stripe_prices,
+        stripe_subscriptions::{self, Beginning},
+        subscriptions,
+    },
+};
+
+/// What became of a subscription.
+pub(super) enum Synced {
+    /// Our tables are as it is.
+    Applied {
+        /// Whose it is.
+        eco_id: EcoId,
+        /// When it ended, if it has and the account has no other at Stripe.
+        ended: Option<DateTime<Utc>>,
+    },
+    /// It is of no account of ours.
+    NotOurs,
+    /// It is not at Stripe.
+    Gone,
+}
+
+impl From<Synced> for Applied {
+    fn from(synced: Synced) -> Self {
+        match synced {
+            Synced::Applied { eco_id, ended } => Self {
+                outcome: Outcome::Applied,
+                settlement: ended.map(|at| Settlement::Ended { eco_id, at }),
+            },
+            Synced::NotOurs => Outcome::NotOurs.into(),
+            Synced::Gone => Outcome::Gone.into(),
+        }
+    }
+}
+
+/// The account is that which has the subscription or its customer, else the one that is named: by whoever leads here
+/// (`named`), by the subscription, or by the customer.
+pub(super) async fn sync(
+    db: &mut PgConnection,
+    context: &Context,
+    id: &str,
+    named: Option<&str>,
+) -> Result<Synced, Failure> {
+    // Read once nobody else writes it, and written before anybody else reads it.
+    if !lease::try_stripe_object(db, id).await? {
+        return Err(Failure::Busy);
+    }
+    context.pace.wait().await;
+    let Some(found) = context.subscriptions.subscription(id).await? else { return Ok(Synced::Gone) };
+    let Some(eco_id) = account_of(db, context, &found, named).await? else { return Ok(Synced::NotOurs) };
+    subscriptions::seize(db, &eco_id).await?;
+    let current = subscriptions::get(db, &eco_id).await?.ok_or_else(|| unknown(&eco_id))?;
+    let rows = stripe_subscriptions::list(db, &eco_id).await?;
+    let account = Account { eco_id: &eco_id, current, rows: &rows };
+    let decision = decide(&found, &rows, account.current.closed_time.is_some());
+    bring(db, &account, &found, decision.clone()).await?;
+    let is_in_force = matches!(decision, Decision::Keep(_) | Decision::Begin(_) | Decision::End(_));
+    set_customer(db, &account, &found, !is_in_force).await?;
+    if let Decision::End(_) = decision {
+        // One that was superseded and is still there comes into force again. It is to be read by itself: Stripe is not
+        // waited for while nobody can count calls of the account.
+        for other in superseded(&rows, id) {
+            stripe_events::apply_again(db, other).await?;
+        }
+    }
+    let ended = ended(db, &eco_id, &found, &rows).await?;
+    Ok(Synced::Applied { eco_id, ended })
+}
+
+/// When a subscription ended that the account had, if it has none at Stripe any more. Also of one whose end was heard of
+/// before: what was to be settled then may not be.
+async fn ended(
+    db: &mut PgConnection,
+    eco_id: &EcoId,
+    found: &stripe_objects::Subscription,
+    rows: &[Held],
+) -> Result<Option<DateTime<Utc>>, Error> {
+    if !is_over(found) || !rows.iter().any(|row| row.stripe_id.as_ref() == Some(&found.id)) {
+        return Ok(None);
+    }
+    let present = subscriptions::get(db, eco_id).await?.filter(|now| now.stripe_subscription_id.is_none());
+    Ok(present.map(|present| found.ended.unwrap_or(present.now).min(present.now)))
+}
+
+/// An account that is seized.
+struct Account<'a> {
+    eco_id: &'a EcoId,
+    /// The subscription in force.
+    current: Subscription,
+    rows: &'a [Held],
+}
+
+async fn account_of(
+    db: &mut PgConnection,
+    context: &Context,
+    found: &stripe_objects::Subscription,
+    named: Option<&str>,
+) -> Result<Option<EcoId>, Failure> {
+    let known = stripe_subscriptions::account_of(db, found).await?;
+    let mut name = known.or(named.map(str::to_owned)).or(found.eco_id.clone());
+    if name.is_none() {
+        context.pace.wait().await;
+        name = context.subscriptions.customer(&found.customer).await?.and_then(|customer| customer.eco_id);
+    }
+    // Checkouts of others may have references of any form.
+    Ok(name.and_then(|name| EcoId::parse(&name).ok()))
+}
+
+async fn bring(
+    db: &mut PgConnection,
+    account: &Account<'_>,
+    found: &stripe_objects::Subscription,
+    decision: Decision<'_>,
+) -> Result<(), Failure> {
+    match decision {
+        Decision::Nothing => Ok(()),
+        Decision::Note(row) => {
+            Ok(stripe_subscriptions::set_status(db, row.subscription_id, found, false).await?)
+        }
+        Decision::Record => record(db, account, found).await,
+        Decision::Keep(row) => keep(db, account, row, found).await,
+        Decision::Begin(_) => begin(db, account, found).await,
+        Decision::End(row) => end(db, account, row, found).await,
+    }
+}
+
+/// Plan, state and periods of the subscription in force.
+async fn keep(
+    db: &mut PgConnection,
+    account: &Account<'_>,
+    row: &Held,
+    found: &stripe_objects::Subscription,
+) -> Result<(), Failure> {
+    let priced = priced(db, found).await?;
+    let current = without_due(db, account.current.clone()).await?;
+    follow_plan(db, account, &current, row, priced).await?;
+    let other_limits = row.status.grants_plan() != found.status.grants_plan();
+    if other_limits {
+        // Overage accrues only while the plan is granted.
+        close_segment(db, account.eco_id, &account.current).await?;
+    }
+    stripe_subscriptions::set_status(db, row.subscription_id, found, other_limits).await?;
+    let anchor = anchor_by(found.anchor, current.now);
+    let next = Period::containing(anchor, current.now);
+    if !is_same(current.period, next) {
+        leave(db, account.eco_id, &current, next, anchor).await?;
+        stripe_subscriptions::set_anchor(db, row.subscription_id, anchor).await?;
+        let plan = (current.plan, row.plan_version);
+        enter(db, account.eco_id, next, plan).await?;
+    }
+    Ok(())
+}
+
+/// The plan that is paid for, at once. Where it waits for the period's end already, it goes on waiting.
+async fn follow_plan(
+    db: &mut PgConnection,
+    account: &Account<'_>,
+    current: &Subscription,
+    row: &Held,
+    priced: PricedPlan,
+) -> Result<(), Error> {
+    let waits = current.waiting.is_some_and(|waiting| waiting.plan == priced.plan);
+    let other_version = priced.version.is_some_and(|version| version != row.plan_version);
+    if waits || (priced.plan == current.plan && !other_version) {
+        return Ok(());
+    }
+    let version = version_of(db, current, priced).await?;
+    move_to(db, account.eco_id, current, priced.plan, version).await
+}
+
+/// It comes into force: a period of its own begins, and what the account had ends.
+async fn begin(
+    db: &mut PgConnection,
+    account: &Account<'_>,
+    found: &stripe_objects::Subscription,
+) -> Result<(), Failure> {
+    let priced = priced(db, found).await?;
+    let current = without_due(db, account.current.clone()).await?;
+    let version = version_of(db, &current, priced).await?;
+    let mut anchor = anchor_by(found.anchor, current.now);
+    let next = Period::containing(anchor, current.now);
+    let at = leave(db, account.eco_id, &current, next, anchor.max(found.created)).await?;
+    if is_same(current.period, next) {
+        anchor = present(account).map_or(anchor, |row| row.anchor);
+    }
+    stripe_subscriptions::end(db, current.subscription_id, None, at).await?;
+    let beginning = Beginning {
+        plan: priced.plan,
+        version,
+        status: found.status,
+        anchor,
+        at,
+        at_stripe: Some((&found.id, found.created)),
+    };
+    stripe_subscriptions::begin(db, account.eco_id, beginning).await?;
+    Ok(enter(db, account.eco_id, Period::containing(anchor, current.now), (priced.plan, version)).await?)
+}
+
+/// It has ended: the account is on the free plan again, in the period and with the count that it would have had.
+async fn end(
+    db: &mut PgConnection,
+    account: &Account<'_>,
+    row: &Held,
+    found: &stripe_objects::Subscription,
+) -> Result<(), Failure> {
+    let mut current = without_due(db, account.current.clone()).await?;
+    // What it was of last, where that was not heard before. A price that is not known any more ends nothing later.
+    if let Some(priced) = stripe_prices::find(db, &found.prices).await?
+        && priced.plan != current.plan
+    {
+        follow_plan(db, account, &current, row, priced).await?;
+        current.plan = priced.plan;
+    }
+    let ended = found.ended.unwrap_or(current.now).min(current.now);
+    let anchor = anchor_without_stripe(account.rows).unwrap_or(row.anchor);
+    let next = Period::containing(anchor, current.now);
+    let at = leave(db, account.eco_id, &current, next, ended).await?;
+    stripe_subscriptions::set_status(db, row.subscription_id, found, false).await?;
+    stripe_subscriptions::end(db, row.subscription_id, Some(found.status), ended).await?;
+    let free = plans::newest(db, Plan::Free, current.currency).await?;
+    let beginning = Beginning {
+        plan: Plan::Free,
+        version: free.version,
+        status: SubscriptionStatus::Active,
+        anchor,
+        at,
+        at_stripe: None,
+    };
+    stripe_subscriptions::begin(db, account.eco_id, beginning).await?;
+    Ok(enter(db, account.eco_id, next, (Plan::Free, free.version)).await?)
+}
+
+/// It was over before it was heard of, and nothing is counted by it.
+async fn record(
+    db: &mut PgConnection,
+    account: &Account<'_>,
+    found: &stripe_objects::Subscription,
+) -> Result<(), Failure> {
+    let Some(priced) = stripe_prices::find(db, &found.prices).await? else { return Ok(()) };
+    let now = account.current.now;
+    let over = Beginning {
+        plan: priced.plan,
+        version: version_of(db, &account.current, priced).await?,
+        status: found.status,
+        anchor: anchor_by(found.anchor, now),
+        at: found.ended.unwrap_or(now).min(now),
+        at_stripe: Some((&found.id, found.created)),
+    };
+    Ok(stripe_subscriptions::record(db, account.eco_id, over).await?)
+}
+
+async fn set_customer(
+    db: &mut PgConnection,
+    account: &Account<'_>,
+    found: &stripe_objects::Subscription,
+    or_keep: bool,
+) -> Result<(), Failure> {
+    let set = stripe_subscriptions::set_customer(db, account.eco_id, &found.customer, or_keep).await;
+    set.map_err(|error| {
+        if db::violates(&error, "eco_identities_stripe_customer_id_key") {
+            Failure::Refused(format!("the customer {} is another account's", found.customer))
+        } else {
+            error.into()
+        }
+    })
+}
+
+async fn priced(db: &mut PgConnection, found: &stripe_objects::Subscription) -> Result<PricedPlan, Failure> {
+    let names = || found.prices.iter().map(|Price { id, .. }| id.as_str()).collect::<Vec<_>>().join(", ");
+    stripe_prices::find(db, &found.prices).await?.ok_or_else(|| {
+        Failure::Refused(format!(
+            "no plan is known of the prices ({}) of {}: see eco_stripe_prices",
+            names(),
+            found.id
+        ))
+    })
+}
+
+async fn version_of(db: &mut PgConnection, current: &Subscription, priced: PricedPlan) -> sqlx::Result<i32> {
+    match priced.version {
+        Some(version) => Ok(version),
+        None => Ok(plans::newest(db, priced.plan, current.currency).await?.version),
+    }
+}
+
+fn present<'a>(account: &Account<'a>) -> Option<&'a Held> {
+    account.rows.iter().find(|row| row.is_current)
+}
+
+fn unknown(eco_id: &EcoId) -> Failure {
+    Failure::Refused(format!("account {eco_id}, which Stripe names, does not exist"))
+}

@@ -1,0 +1,74 @@
+//! Objects of Stripe's as they stand there, as far as they decide about ours.
+
+use chrono::{DateTime, Utc};
+use nexus_core::plan::SubscriptionStatus;
+
+/// The metadata that names the account of a customer, a subscription or a checkout.
+pub const ECO_ID: &str = "eco_id";
+
+/// A subscription as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    /// Its id.
+    pub id: String,
+    /// Whose it is.
+    pub customer: String,
+    /// State.
+    pub status: SubscriptionStatus,
+    /// Prices of its items.
+    pub prices: Vec<Price>,
+    /// Its billing periods follow this; it may be ahead of now.
+    pub anchor: DateTime<Utc>,
+    /// When it was made.
+    pub created: DateTime<Utc>,
+    /// When it ended, if it has.
+    pub ended: Option<DateTime<Utc>>,
+    /// Account that its metadata names.
+    pub eco_id: Option<String>,
+}
+
+/// A price, by the two names it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Price {
+    /// Its id.
+    pub id: String,
+    /// Its lookup key, if it has one.
+    pub lookup_key: Option<String>,
+}
+
+/// A checkout as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckoutSession {
+    /// Its id.
+    pub id: String,
+    /// Account that it was made for, by `client_reference_id` or else its metadata.
+    pub eco_id: Option<String>,
+    /// The subscription it led to.
+    pub subscription: Option<String>,
+    /// Whether the customer has been through it.
+    pub is_complete: bool,
+}
+
+/// An invoice as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invoice {
+    /// Its id.
+    pub id: String,
+    /// The subscription it is of.
+    pub subscription: Option<String>,
+    /// Whether items can be added to it.
+    pub is_draft: bool,
+    /// Whether it is of a billing period that has ended, rather than of a change or made by hand.
+    pub is_of_cycle: bool,
+    /// The time in which its pending items were made: the period that ended where it is of a cycle.
+    pub period: (DateTime<Utc>, DateTime<Utc>),
+}
+
+/// A customer as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Customer {
+    /// Its id.
+    pub id: String,
+    /// Account that its metadata names.
+    pub eco_id: Option<String>,
+}

@@ -1,0 +1,98 @@
+//! Requests and answers about the runs of ProcessOverage.
+
+use nexus_core::{id::EcoId, money::Currency};
+use nexus_kit::{convert::timestamp, page, validate::Violations};
+use nexus_proto::billing::v1 as pb;
+use uuid::Uuid;
+
+use crate::{
+    app::process_overage::Snapshot,
+    domain::run::{Run, RunStatus},
+};
+
+/// What page tokens of the list of runs are bound to.
+pub(super) const LIST: &str = "overage runs";
+
+/// Reads the id of a run.
+pub(super) fn run_id(text: &str) -> Result<Uuid, Violations> {
+    let mut v = Violations::new();
+    let run_id = required_run_id(&mut v, text);
+    v.finish()?;
+    Ok(run_id)
+}
+
+fn required_run_id(v: &mut Violations, text: &str) -> Uuid {
+    v.require(!text.is_empty(), "run_id", "is required");
+    v.optional_uuid("run_id", text).unwrap_or_default()
+}
+
+/// Reads a request to list runs.
+pub(super) fn page(request: &pb::ListOverageRunsRequest) -> Result<(i64, Option<Uuid>), Violations> {
+    let mut v = Violations::new();
+    let size = v.take("page_size", page::size(request.page_size, 50, 100));
+    let after = v.take("page_token", page::decode(&LIST, &request.page_token));
+    v.finish()?;
+    Ok((size.unwrap_or_default(), after.flatten()))
+}
+
+/// Which of the accounts that a run could not charge are asked for.
+pub(super) struct ErrorsPage {
+    pub(super) run_id: Uuid,
+    pub(super) size: i64,
+    pub(super) after: Option<String>,
+}
+
+/// Reads a request to list them.
+pub(super) fn errors_page(request: &pb::ListOverageRunErrorsRequest) -> Result<ErrorsPage, Violations> {
+    let mut v = Violations::new();
+    let run_id = required_run_id(&mut v, &request.run_id);
+    let size = v.take("page_size", page::size(request.page_size, 50, 1_000));
+    // A token belongs to a run.
+    let after: Option<String> = v.take("page_token", page::decode(&run_id, &request.page_token)).flatten();
+    v.require(after.as_deref().is_none_or(|id| EcoId::parse(id).is_ok()), "page_token", page::BadToken);
+    v.finish()?;
+    Ok(ErrorsPage { run_id, size: size.unwrap_or_default(), after })
+}
+
+/// A run for the wire.
+pub(super) fn run(run: &Run) -> pb::OverageRun {
+    pb::OverageRun {
+        run_id: run.run_id.to_string(),
+        status: status(run.status, run.is_cut_off()).into(),
+        accounts_count: run.figures.known(),
+        processed_count: run.figures.processed,
+        charged_count: run.figures.charged,
+        failed_count: run.figures.failed,
+        total_micros: run.figures.total.0,
+        currency_code: Currency::USD.to_string(),
+        limited: run.limited,
+        start_time: Some(timestamp(run.started_time)),
+        heartbeat_time: Some(timestamp(run.heartbeat_time)),
+        end_time: run.finished_time.map(timestamp),
+        duration_ms: run.duration_ms(),
+    }
+}
+
+/// A look at a run for the wire.
+pub(super) fn watched(run: Snapshot) -> pb::WatchOverageRunResponse {
+    pb::WatchOverageRunResponse {
+        accounts_count: run.figures.known(),
+        processed_count: run.figures.processed,
+        charged_count: run.figures.charged,
+        failed_count: run.figures.failed,
+        total_micros: run.figures.total.0,
+        currency_code: Currency::USD.to_string(),
+        running: run.is_at_work(),
+        status: status(run.status, run.cut_off).into(),
+        duration_ms: run.duration_ms,
+    }
+}
+
+fn status(status: RunStatus, cut_off: bool) -> pb::OverageRunStatus {
+    match status {
+        RunStatus::Running if cut_off => pb::OverageRunStatus::Silent,
+        RunStatus::Running => pb::OverageRunStatus::Running,
+        RunStatus::Finished => pb::OverageRunStatus::Finished,
+        RunStatus::Failed => pb::OverageRunStatus::Failed,
+    }
+}

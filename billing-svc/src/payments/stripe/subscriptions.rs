@@ -1,0 +1,134 @@
+//! [`Subscriptions`] at Stripe.
+
+use std::{collections::HashMap, future::Future};
+
+use chrono::{DateTime, Utc};
+use futures::future::BoxFuture;
+use stripe_billing::{invoice::RetrieveInvoice, subscription::RetrieveSubscription};
+use stripe_checkout::checkout_session::RetrieveCheckoutSession;
+use stripe_core::customer::{RetrieveCustomer, RetrieveCustomerReturned};
+use stripe_shared::{CheckoutSessionStatus, InvoiceBillingReason, InvoiceStatus};
+use stripe_types::{Expandable, Timestamp};
+use tracing::Instrument;
+
+use super::{Doubt, RequestError, Stripe, doubt};
+use crate::{
+    domain::stripe_objects::{CheckoutSession, Customer, ECO_ID, Invoice, Price, Subscription},
+    payments::subscriptions::Subscriptions,
+};
+
+impl Subscriptions for Stripe {
+    fn subscription<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Subscription>, Doubt>> {
+        read("subscription", async move {
+            subscription(RetrieveSubscription::new(id).send(&self.client).await?).map(Some)
+        })
+    }
+
+    fn checkout_session<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<CheckoutSession>, Doubt>> {
+        read("checkout_session", async move {
+            Ok(Some(checkout_session(RetrieveCheckoutSession::new(id).send(&self.client).await?)))
+        })
+    }
+
+    fn invoice<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Invoice>, Doubt>> {
+        read(
+            "invoice",
+            async move { invoice(id, RetrieveInvoice::new(id).send(&self.client).await?).map(Some) },
+        )
+    }
+
+    fn customer<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Customer>, Doubt>> {
+        read("customer", async move {
+            Ok(match RetrieveCustomer::new(id).send(&self.client).await? {
+                RetrieveCustomerReturned::Customer(customer) => Some(Customer {
+                    id: customer.id.to_string(),
+                    eco_id: customer.metadata.as_ref().and_then(named),
+                }),
+                RetrieveCustomerReturned::DeletedCustomer(_) => None,
+            })
+        })
+    }
+}
+
+/// Reads an object; what is missing at Stripe is none.
+fn read<'a, T>(
+    what: &'static str,
+    call: impl Future<Output = Result<Option<T>, RequestError>> + Send + 'a,
+) -> BoxFuture<'a, Result<Option<T>, Doubt>> {
+    let span = tracing::info_span!(
+        "stripe.retrieve",
+        otel.name = format!("stripe.retrieve_{what}"),
+        otel.kind = "client",
+        server.address = "stripe"
+    );
+    let call = async move {
+        match call.await {
+            Ok(found) => Ok(found),
+            Err(RequestError::Answer(answer))
+                if answer.status == 404 && answer.error.code.as_deref() == Some("resource_missing") =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(doubt(&error)),
+        }
+    };
+    Box::pin(call.instrument(span))
+}
+
+fn subscription(found: stripe_shared::Subscription) -> Result<Subscription, RequestError> {
+    let prices = found
+        .items
+        .data
+        .into_iter()
+        .map(|item| Price { id: item.price.id.to_string(), lookup_key: item.price.lookup_key });
+    Ok(Subscription {
+        status: found.status.as_str().parse().map_err(unreadable)?,
+        prices: prices.collect(),
+        anchor: time(found.billing_cycle_anchor)?,
+        created: time(found.created)?,
+        ended: found.ended_at.map(time).transpose()?,
+        eco_id: named(&found.metadata),
+        customer: id(found.customer),
+        id: found.id.to_string(),
+    })
+}
+
+fn checkout_session(found: stripe_shared::CheckoutSession) -> CheckoutSession {
+    let in_metadata = found.metadata.as_ref().and_then(named);
+    CheckoutSession {
+        eco_id: found.client_reference_id.or(in_metadata),
+        subscription: found.subscription.map(id),
+        is_complete: found.status == Some(CheckoutSessionStatus::Complete),
+        id: found.id.to_string(),
+    }
+}
+
+fn invoice(asked: &str, found: stripe_shared::Invoice) -> Result<Invoice, RequestError> {
+    let parent = found.parent.and_then(|parent| parent.subscription_details);
+    Ok(Invoice {
+        id: asked.to_owned(),
+        subscription: parent.map(|details| id(details.subscription)).or(found.subscription.map(id)),
+        is_draft: found.status == Some(InvoiceStatus::Draft),
+        is_of_cycle: found.billing_reason == Some(InvoiceBillingReason::SubscriptionCycle),
+        period: (time(found.period_start)?, time(found.period_end)?),
+    })
+}
+
+fn id<T: stripe_types::Object>(reference: Expandable<T>) -> String
+where
+    T::Id: ToString,
+{
+    reference.into_id().to_string()
+}
+
+fn named(metadata: &HashMap<String, String>) -> Option<String> {
+    metadata.get(ECO_ID).cloned()
+}
+
+fn time(seconds: Timestamp) -> Result<DateTime<Utc>, RequestError> {
+    DateTime::from_timestamp(seconds, 0).ok_or_else(|| unreadable("a time out of range"))
+}
+
+fn unreadable(what: impl ToString) -> RequestError {
+    RequestError::Unreadable(what.to_string())
+}

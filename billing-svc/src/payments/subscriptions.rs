@@ -1,0 +1,23 @@
+//! The port to whoever keeps the customers' subscriptions: how they stand right now.
+
+use futures::future::BoxFuture;
+
+use super::Doubt;
+use crate::domain::stripe_objects::{CheckoutSession, Customer, Invoice, Subscription};
+
+/// Customers, subscriptions, checkouts and invoices, read.
+///
+/// `None`: there is no such object. A doubt: it could not be read now.
+pub trait Subscriptions: Send + Sync {
+    /// A subscription, one that has ended too.
+    fn subscription<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Subscription>, Doubt>>;
+
+    /// A checkout.
+    fn checkout_session<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<CheckoutSession>, Doubt>>;
+
+    /// An invoice.
+    fn invoice<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Invoice>, Doubt>>;
+
+    /// A customer; one that was deleted is none.
+    fn customer<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Customer>, Doubt>>;
+}

@@ -1,0 +1,56 @@
+//! [`Subscriptions`] in memory: what a test says is how things stand.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use nexus_billing::{
+    domain::stripe_objects::{CheckoutSession, Customer, Invoice, Subscription},
+    payments::{Doubt, subscriptions::Subscriptions},
+};
+
+/// Objects by id.
+#[derive(Debug, Default)]
+pub(crate) struct MemorySubscriptions(Mutex<State>);
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) subscriptions: HashMap<String, Subscription>,
+    pub(crate) sessions: HashMap<String, CheckoutSession>,
+    pub(crate) invoices: HashMap<String, Invoice>,
+    pub(crate) customers: HashMap<String, Customer>,
+}
+
+impl MemorySubscriptions {
+    /// How things stand, to look at and to change.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn found<'a, T: Clone + Send + 'a>(
+    objects: &HashMap<String, T>,
+    id: &str,
+) -> BoxFuture<'a, Result<Option<T>, Doubt>> {
+    futures::future::ready(Ok(objects.get(id).cloned())).boxed()
+}
+
+impl Subscriptions for MemorySubscriptions {
+    fn subscription<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Subscription>, Doubt>> {
+        found(&self.state().subscriptions, id)
+    }
+
+    fn checkout_session<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<CheckoutSession>, Doubt>> {
+        found(&self.state().sessions, id)
+    }
+
+    fn invoice<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Invoice>, Doubt>> {
+        found(&self.state().invoices, id)
+    }
+
+    fn customer<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Customer>, Doubt>> {
+        found(&self.state().customers, id)
+    }
+}

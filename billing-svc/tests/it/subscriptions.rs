@@ -1,0 +1,162 @@
+//! What every implementation of the port must do: the one in memory, and Stripe's over HTTP.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use chrono::{DateTime, TimeDelta, Utc};
+use hyper::Method;
+use nexus_billing::{
+    config::StripeArgs,
+    domain::stripe_objects::{Customer, Invoice, Price, Subscription},
+    payments::{Advice, stripe::Stripe, subscriptions::Subscriptions},
+};
+use nexus_core::plan::SubscriptionStatus;
+use serde_json::json;
+
+use crate::{
+    memory_subscriptions::MemorySubscriptions,
+    support::{STRIPE_KEY, Sim},
+};
+
+/// What a test had made.
+struct Made {
+    customer: String,
+    deleted_customer: String,
+    price: String,
+    subscription: String,
+    ended: String,
+    draft: String,
+    around: DateTime<Utc>,
+}
+
+async fn contract(port: &dyn Subscriptions, made: &Made) -> Result<()> {
+    let near = |at: DateTime<Utc>| (at - made.around).abs() < TimeDelta::minutes(5);
+    let found = port.subscription(&made.subscription).await.ok().flatten().context("a subscription")?;
+    ensure!(near(found.anchor) && near(found.created), "{found:?}");
+    let expected = Subscription {
+        id: made.subscription.clone(),
+        customer: made.customer.clone(),
+        status: SubscriptionStatus::Active,
+        prices: vec![Price { id: made.price.clone(), lookup_key: Some("pro".to_owned()) }],
+        eco_id: Some("eco_a".to_owned()),
+        ended: None,
+        ..found
+    };
+    assert_eq!(port.subscription(&made.subscription).await, Ok(Some(expected)));
+    let ended = port.subscription(&made.ended).await.ok().flatten().context("one that has ended")?;
+    assert_eq!((ended.status, ended.eco_id), (SubscriptionStatus::Canceled, None));
+    ensure!(ended.ended.is_some_and(near), "{:?}", ended.ended);
+
+    let customer = Customer { id: made.customer.clone(), eco_id: Some("eco_a".to_owned()) };
+    assert_eq!(port.customer(&made.customer).await, Ok(Some(customer)));
+    assert_eq!(port.customer(&made.deleted_customer).await, Ok(None));
+
+    let draft = port.invoice(&made.draft).await.ok().flatten().context("an invoice")?;
+    ensure!(near(draft.period.0) && draft.period.0 <= draft.period.1, "{draft:?}");
+    let expected = Invoice {
+        id: made.draft.clone(),
+        subscription: Some(made.subscription.clone()),
+        is_draft: true,
+        is_of_cycle: false,
+        ..draft
+    };
+    assert_eq!(port.invoice(&made.draft).await, Ok(Some(expected)));
+
+    assert_eq!(port.subscription("sub_nobody").await, Ok(None));
+    assert_eq!(port.invoice("in_nobody").await, Ok(None));
+    assert_eq!(port.customer("cus_nobody").await, Ok(None));
+    Ok(())
+}
+
+fn args(base: &str) -> StripeArgs {
+    StripeArgs {
+        stripe_secret_key: STRIPE_KEY.into(),
+        stripe_api_base: base.to_owned(),
+        stripe_rate_per_second: NonZeroU32::MIN,
+        stripe_timeout: Duration::from_secs(5),
+    }
+}
+
+#[tokio::test]
+async fn in_memory() -> Result<()> {
+    let (memory, around) = (MemorySubscriptions::default(), Utc::now());
+    let made = Made {
+        customer: "cus_1".to_owned(),
+        deleted_customer: "cus_2".to_owned(),
+        price: "price_1".to_owned(),
+        subscription: "sub_1".to_owned(),
+        ended: "sub_2".to_owned(),
+        draft: "in_1".to_owned(),
+        around,
+    };
+    let subscription = Subscription {
+        id: made.subscription.clone(),
+        customer: made.customer.clone(),
+        status: SubscriptionStatus::Active,
+        prices: vec![Price { id: made.price.clone(), lookup_key: Some("pro".to_owned()) }],
+        anchor: around,
+        created: around,
+        ended: None,
+        eco_id: Some("eco_a".to_owned()),
+    };
+    let ended = Subscription {
+        id: made.ended.clone(),
+        status: SubscriptionStatus::Canceled,
+        ended: Some(around),
+        eco_id: None,
+        ..subscription.clone()
+    };
+    let invoice = Invoice {
+        id: made.draft.clone(),
+        subscription: Some(made.subscription.clone()),
+        is_draft: true,
+        is_of_cycle: false,
+        period: (around, around),
+    };
+    let customer = Customer { id: made.customer.clone(), eco_id: Some("eco_a".to_owned()) };
+    {
+        let mut state = memory.state();
+        state.subscriptions.extend([subscription, ended].map(|s| (s.id.clone(), s)));
+        state.invoices.insert(invoice.id.clone(), invoice);
+        state.customers.insert(customer.id.clone(), customer);
+    }
+    contract(&memory, &made).await
+}
+
+#[tokio::test]
+async fn at_stripe() -> Result<()> {
+    let sim = Sim::start().await?;
+    let customer = sim.create("customers", "email=a%40example.com&metadata[eco_id]=eco_a").await?;
+    let price = sim
+        .create(
+            "prices",
+            "currency=usd&unit_amount=4900&recurring[interval]=month&product_data[name]=Pro&lookup_key=pro",
+        )
+        .await?;
+    let subscribe = format!("customer={customer}&items[0][price]={price}");
+    let subscription = sim.create("subscriptions", &format!("{subscribe}&metadata[eco_id]=eco_a")).await?;
+    let ended = sim.create("subscriptions", &subscribe).await?;
+    let form = "application/x-www-form-urlencoded";
+    sim.call(Method::DELETE, &format!("/v1/subscriptions/{ended}"), form, String::new()).await?;
+    let deleted_customer = sim.customer().await?;
+    sim.call(Method::DELETE, &format!("/v1/customers/{deleted_customer}"), form, String::new()).await?;
+    let item = format!("customer={customer}&subscription={subscription}&amount=500&currency=usd");
+    sim.create("invoiceitems", &item).await?;
+    let draft = sim.create("invoices", &format!("customer={customer}&subscription={subscription}")).await?;
+    let made = Made { customer, deleted_customer, price, subscription, ended, draft, around: Utc::now() };
+    let stripe = Stripe::new(&args(&sim.base))?;
+    contract(&stripe, &made).await?;
+
+    // What cannot be read now is not taken for missing.
+    for status in [404, 429, 500] {
+        let fault =
+            json!({ "method": "GET", "outcome": { "kind": "error", "status": status, "retry_after": 7 } });
+        sim.admin("/faults", fault).await?;
+        let doubt = stripe.subscription(&made.subscription).await.err().context("a doubt")?;
+        assert_eq!(doubt.retry_after, Some(Duration::from_secs(7)), "{status}");
+    }
+    let away = Stripe::new(&args("http://127.0.0.1:1"))?;
+    let doubt = away.subscription("sub_1").await.err().context("a doubt")?;
+    assert_eq!(doubt.advice, Advice::Again);
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! `nexus overage`: has billing-svc charge what is owed and follows the run to its end; shows the runs there were.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`process`] | `process`: begins a run, goes on with it where it is cut short |
+//! | [`follow`] | `watch`, and what `process` does meanwhile: a bar on a terminal, lines otherwise |
+//! | [`list`] | `runs`, `errors` |
+//! | [`show`] | what is printed: for people, as JSON |
+
+mod follow;
+mod list;
+mod process;
+mod show;
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use nexus_client as client;
+use nexus_proto::billing::v1::billing_service_client::BillingServiceClient;
+use tonic::{Status, transport::Channel};
+
+use crate::call::{self, Credentials};
+
+/// Before a call is repeated that failed; twice as long each time.
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// Calls in a row that may fail, the first included.
+const MAX_FAILURES: u32 = 5;
+
+#[derive(Subcommand)]
+pub(crate) enum Action {
+    /// Charge every account the overage it owes and was not charged for yet
+    #[command(after_help = process::HELP)]
+    Process(process::ProcessArgs),
+    /// Follow a run to its end, whoever began it
+    #[command(after_help = follow::HELP)]
+    Watch(follow::WatchArgs),
+    /// List the runs there were, newest first
+    Runs(list::RunsArgs),
+    /// List all accounts that a run could not charge, and why
+    Errors(list::ErrorsArgs),
+}
+
+/// Where billing-svc is, and who calls.
+#[derive(Args)]
+struct Server {
+    /// billing-svc
+    #[arg(long, env = "BILLING_ADDR", default_value = "localhost:50052", value_parser = call::address, value_name = "ADDR")]
+    billing_addr: String,
+    #[command(flatten)]
+    credentials: Credentials,
+}
+
+impl Server {
+    fn client(&self) -> Result<BillingServiceClient<Channel>> {
+        Ok(client::billing(self.credentials.channel(&self.billing_addr)?))
+    }
+
+    /// A refused call in words.
+    fn refused(&self, rpc: &str, status: &Status) -> String {
+        format!("{rpc} at {}: {}", self.billing_addr, call::explain(status))
+    }
+}
+
+/// Calls that failed in a row.
+#[derive(Default)]
+struct Failures(u32);
+
+impl Failures {
+    /// Something has gone well.
+    fn clear(&mut self) {
+        self.0 = 0;
+    }
+
+    /// Says what failed and waits before the next call; an error once there have been too many.
+    async fn wait_after(&mut self, failed: String) -> Result<()> {
+        self.0 += 1;
+        anyhow::ensure!(self.0 < MAX_FAILURES, failed);
+        eprintln!("{failed}; it is called again");
+        tokio::time::sleep(FIRST_BACKOFF * 2_u32.pow(self.0 - 1)).await;
+        Ok(())
+    }
+}
+
+pub(crate) async fn run(action: Action) -> Result<ExitCode> {
+    match action {
+        Action::Process(args) => process::run(&args).await,
+        Action::Watch(args) => follow::run(&args).await,
+        Action::Runs(args) => list::runs(&args).await,
+        Action::Errors(args) => list::errors(&args).await,
+    }
+}
+
+/// 0: all well; 2: some accounts could not be charged.
+fn exit_code(failed_count: i32) -> ExitCode {
+    if failed_count == 0 { ExitCode::SUCCESS } else { ExitCode::from(2) }
+}
