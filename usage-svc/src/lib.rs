@@ -35,6 +35,7 @@ pub mod store;
 use std::{process, sync::Arc, time::Duration};
 
 use app::{
+    aside,
     away::Away,
     drain::Drain,
     feed,
@@ -88,8 +89,8 @@ pub async fn serve(
     let writer_metrics = metrics.register(WriterMetrics::register);
     let known = Arc::new(Known::default());
     let spooling = open_spool(&config, &known, &metrics).await?;
-    // One for what is set aside, one for the drain.
-    let connections = writers + 1 + u32::from(spooling.is_some());
+    // Some for what is set aside, one for the drain.
+    let connections = writers + aside::WRITERS + u32::from(spooling.is_some());
     let writer_pool =
         db::pool(&DbArgs { database_max_connections: connections, ..config.db.clone() }, Role::Usage)?;
 

@@ -18,11 +18,45 @@ use crate::{
 
 /// A repeat of a request returns the first answer.
 pub async fn run(pool: &PgPool, change: &PlanChange, actor: &str) -> Result<PlanChanged, Error> {
+    if let Some(answer) = unlocked(pool, change).await? {
+        return Ok(answer);
+    }
+    loop {
+        if let Some(answer) = locked(pool, change, actor).await? {
+            return Ok(answer);
+        }
+    }
+}
+
+/// The answer, if there is nothing to change. Whoever asks for nothing holds up nobody who counts.
+async fn unlocked(pool: &PgPool, change: &PlanChange) -> Result<Option<PlanChanged>, Error> {
+    let mut transaction = db::begin(pool).await?;
+    if let Some(answer) = answered_before(&mut transaction, change).await? {
+        return Ok(Some(answer));
+    }
+    let subscription = changeable(&mut transaction, change).await?;
+    let step = subscription.step(change.plan, change.apply_now);
+    if subscription.due().is_some() || step != Step::Nothing {
+        return Ok(None);
+    }
+    let apply_time = subscription.apply_time(step);
+    // Its plan as it was decided by.
+    let account = Account { plan: subscription.plan, ..account(&mut transaction, change).await? };
+    if !plan_requests::insert(&mut transaction, change, account.plan, apply_time).await? {
+        return Ok(None);
+    }
+    transaction.commit().await?;
+    Ok(Some(PlanChanged { account, apply_time }))
+}
+
+/// Decides anew, and changes, while nobody counts; nothing where the same request was answered meanwhile without the
+/// lock.
+async fn locked(pool: &PgPool, change: &PlanChange, actor: &str) -> Result<Option<PlanChanged>, Error> {
     let mut transaction = db::begin(pool).await?;
     subscriptions::seize(&mut transaction, &change.eco_id).await?;
     db::set_actor(&mut transaction, actor).await?;
     if let Some(answer) = answered_before(&mut transaction, change).await? {
-        return Ok(answer);
+        return Ok(Some(answer));
     }
     let subscription = changeable(&mut transaction, change).await?;
     let subscription = without_due(&mut transaction, subscription).await?;
@@ -30,9 +64,11 @@ pub async fn run(pool: &PgPool, change: &PlanChange, actor: &str) -> Result<Plan
     take(&mut transaction, &subscription, step, change).await?;
     let apply_time = subscription.apply_time(step);
     let account = account(&mut transaction, change).await?;
-    plan_requests::insert(&mut transaction, change, account.plan, apply_time).await?;
+    if !plan_requests::insert(&mut transaction, change, account.plan, apply_time).await? {
+        return Ok(None);
+    }
     transaction.commit().await?;
-    Ok(PlanChanged { account, apply_time })
+    Ok(Some(PlanChanged { account, apply_time }))
 }
 
 async fn account(db: &mut PgConnection, change: &PlanChange) -> Result<Account, Error> {

@@ -43,18 +43,19 @@ pub async fn get(db: &mut PgConnection, eco_id: &EcoId, request_id: Uuid) -> sql
     .transpose()
 }
 
-/// Keeps the answer of a change that has a request id.
+/// Keeps the answer of a change, if it has a request id; false where the request has an answer already.
 #[tracing::instrument(name = "db.eco_plan_requests.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn insert(
     db: &mut PgConnection,
     change: &PlanChange,
     account_plan: Plan,
     apply_time: DateTime<Utc>,
-) -> sqlx::Result<()> {
-    let Some(request_id) = change.request_id else { return Ok(()) };
-    sqlx::query!(
+) -> sqlx::Result<bool> {
+    let Some(request_id) = change.request_id else { return Ok(true) };
+    let inserted = sqlx::query!(
         "insert into eco_plan_requests (eco_id, request_id, plan, apply_now, account_plan, apply_time)
-         values ($1, $2, $3, $4, $5, $6)",
+         values ($1, $2, $3, $4, $5, $6)
+         on conflict do nothing",
         change.eco_id.as_str(),
         request_id,
         change.plan.as_str(),
@@ -64,5 +65,5 @@ pub async fn insert(
     )
     .execute(db)
     .await?;
-    Ok(())
+    Ok(inserted.rows_affected() == 1)
 }

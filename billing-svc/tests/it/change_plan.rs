@@ -280,3 +280,33 @@ async fn an_account_gets_the_newest_version_of_the_plan() -> Result<()> {
     assert_eq!((overage.overage_count, overage.overage_micros, overage.included_count), (10, 6_666, 50));
     billing.stop().await
 }
+
+/// Whoever asks for nothing must not hold up those who count.
+#[tokio::test]
+async fn only_a_change_waits_for_who_counts() -> Result<()> {
+    let db = TestDb::new().await?;
+    let billing = Billing::start(&db, NO_STRIPE).await?;
+    seed::account(&db.pool, "eco_a", CorePlan::Pro, anchor()).await?;
+    let mut counts = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query(
+        "select pg_advisory_xact_lock_shared(hashtext('nexus_plan_range'), nexus_plan_range('eco_a'))",
+    )
+    .execute(&mut *counts)
+    .await?;
+    let named =
+        |plan| ChangePlanRequest { request_id: "7f5cbd0c-0d4c-4f6f-9c41-6a2f0f8d7a11".into(), ..now(plan) };
+    // A repeat, too.
+    for request in [now(Plan::Pro), later(Plan::Pro), named(Plan::Pro), named(Plan::Pro)] {
+        assert_eq!(billing.change(request).await??.plan, Plan::Pro);
+    }
+    let reused = billing.change(named(Plan::Free)).await?.unwrap_err();
+    assert_eq!(fields(&reused), ["request_id"]);
+    // One that has something to do waits, and is refused in the end.
+    assert_eq!(billing.change(now(Plan::Enterprise)).await?.unwrap_err().code(), Code::Unavailable);
+    let answers: i64 =
+        sqlx::query_scalar("select count(*) from eco_plan_requests").fetch_one(&db.pool).await?;
+    assert_eq!(answers, 1);
+    counts.commit().await?;
+    assert_eq!(billing.change(now(Plan::Enterprise)).await??.plan, Plan::Enterprise);
+    Ok(())
+}

@@ -1,8 +1,9 @@
 //! Counts what is in the spool when the database is back: journal by journal, in order, in the transaction of any
-//! other flush. How far a journal is drained is committed with the rows, so that an event is counted once, whatever
-//! happens before its file is removed. What cannot be counted goes into quarantine.
+//! other flush. Events that need a day or a plan that is locked come last: it waits in turn for the lock. How far a
+//! journal is drained is committed with the rows, so that an event is counted once, whatever happens before its file is
+//! removed. What cannot be counted goes into quarantine.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, mem, time::Duration};
 
 use chrono::NaiveDate;
 use nexus_kit::db;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     drained::Drained,
     flush::{self, FlushError, Memory},
-    locked::{Flushed, Wait},
+    locked::{Flushed, Lock, Locked, Wait},
     spooling::Spooling,
 };
 use crate::{
@@ -68,6 +69,10 @@ struct Rest<'a> {
     /// Those with this number and beyond are not drained.
     from: i64,
     events: Vec<(i64, &'a Event)>,
+    /// Those that are left out for now, by a lock that they lacked.
+    locked: BTreeMap<Lock, Vec<(i64, &'a Event)>>,
+    /// Left out until the journal is read again: their locks were not had in time.
+    given_up: usize,
 }
 
 impl Drain {
@@ -127,26 +132,40 @@ impl Drain {
         let numbered =
             journal.events.iter().map(|(number, event)| (i64::try_from(*number).unwrap_or(i64::MAX), event));
         let events = numbered.filter(|(number, _)| !cursor.is_past(*number)).collect();
-        let mut rest = Rest { from: cursor.next, events };
-        let mut size = BATCH;
-        while !rest.events.is_empty() {
+        let mut rest = Rest { from: cursor.next, events, locked: BTreeMap::new(), given_up: 0 };
+        let (mut size, mut wait) = (BATCH, Wait::Long);
+        loop {
+            if rest.events.is_empty() {
+                let Some((lock, events)) = rest.locked.pop_first() else { break };
+                wait = Wait::InTurn(lock);
+                rest.events = events;
+                // It answers; who came later need not wait for what this one waits for.
+                self.spooling.note_back();
+            }
             if self.stop.is_cancelled() {
                 return Ok(false);
             }
             let done = size.min(rest.events.len());
-            match self.batch(journal, &rest, done, |event| unfit(event, retained_from)).await {
-                Ok(()) => size = (size * 2).min(BATCH),
+            match self.batch(journal, &rest, done, wait, |event| unfit(event, retained_from)).await {
+                Ok(Some(locked)) => {
+                    rest.leave_out(done, &locked);
+                    continue;
+                }
+                Ok(None) => size = (size * 2).min(BATCH),
+                Err(FlushError::Busy) if wait != Wait::Long => {
+                    rest.give_up();
+                    continue;
+                }
                 Err(FlushError::Rejected) if done > 1 => {
                     // Which one it is, is found by halves.
                     size = done / 2;
                     continue;
                 }
                 Err(FlushError::Rejected) => {
-                    self.batch(journal, &rest, done, |_| Some(Reason::Rejected)).await?;
+                    self.batch(journal, &rest, done, Wait::Long, |_| Some(Reason::Rejected)).await?;
                 }
                 Err(error) => {
                     if error == FlushError::Busy {
-                        // It answers; who came later need not wait for what this one waits for.
                         self.spooling.note_back();
                     }
                     return Err(error.into());
@@ -154,9 +173,9 @@ impl Drain {
             }
             rest.advance(done);
             self.spooling.note_back();
-            self.spooling.note_left(journal, rest.events.len()).await;
+            self.spooling.note_left(journal, rest.len()).await;
         }
-        Ok(true)
+        if rest.given_up > 0 { Err(FlushError::Busy.into()) } else { Ok(true) }
     }
 
     /// Where the journal's cursor is, and the first day of the raw log.
@@ -169,14 +188,15 @@ impl Drain {
         db::in_time(read.await, connection)
     }
 
-    /// Counts the first so many events of the rest but those that are unfit.
+    /// Counts the first so many events of the rest but those that are unfit, or says what of them is locked.
     async fn batch(
         &mut self,
         journal: &Drainable,
         rest: &Rest<'_>,
         size: usize,
+        wait: Wait,
         unfit: impl Fn(&Event) -> Option<Reason>,
-    ) -> Result<(), FlushError> {
+    ) -> Result<Option<Locked>, FlushError> {
         let (mut numbers, mut events, mut quarantined) = (Vec::new(), Vec::new(), Vec::new());
         for (number, event) in &rest.events[..size] {
             match unfit(event) {
@@ -190,11 +210,12 @@ impl Drain {
         let to = rest.behind(size);
         let drained =
             Drained { journal: journal.id, from: rest.from, to, numbers: &numbers, unfit: &quarantined };
-        let flushed =
-            flush::run(&self.pool, self.bound, &mut self.memory, Wait::Long, &events, Some(&drained)).await?;
-        let Flushed::Counted(outcomes) = flushed else { return Err(FlushError::Busy) };
-        self.tell(&drained, &events, &outcomes);
-        Ok(())
+        let memory = &mut self.memory;
+        match flush::run(&self.pool, self.bound, memory, wait, &events, Some(&drained)).await? {
+            Flushed::Counted(outcomes) => self.tell(&drained, &events, &outcomes),
+            Flushed::Locked(locked) => return Ok(Some(locked)),
+        }
+        Ok(None)
     }
 
     fn tell(&self, drained: &Drained<'_>, events: &[&Event], outcomes: &[Outcome]) {
@@ -219,6 +240,28 @@ impl Rest<'_> {
     fn advance(&mut self, count: usize) {
         self.from = self.behind(count);
         self.events.drain(..count);
+    }
+
+    /// Leaves out what is locked of the first so many: as if the file did not give it, until it is counted.
+    fn leave_out(&mut self, count: usize, locked: &Locked) {
+        let beyond = self.events.split_off(count);
+        for numbered in mem::take(&mut self.events) {
+            match locked.lacks(numbered.1) {
+                Some(lock) => self.locked.entry(lock).or_default().push(numbered),
+                None => self.events.push(numbered),
+            }
+        }
+        self.events.extend(beyond);
+    }
+
+    /// Leaves out those at hand.
+    fn give_up(&mut self) {
+        self.given_up += mem::take(&mut self.events).len();
+    }
+
+    /// How many are not drained.
+    fn len(&self) -> usize {
+        self.events.len() + self.locked.values().map(Vec::len).sum::<usize>() + self.given_up
     }
 }
 

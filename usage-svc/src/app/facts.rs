@@ -33,8 +33,7 @@ pub(super) async fn read(
     let keys: Vec<&str> = keys.into_iter().collect();
     let locked = store::plan_locks::try_hold_shared(connection, &accounts).await?;
     if !locked.is_empty() {
-        let accounts = locked.into_iter().collect();
-        return Ok(Err(Locked { accounts, ..Locked::default() }));
+        return Ok(Err(Locked { ranges: locked.into_iter().collect(), ..Locked::default() }));
     }
     Ok(Ok(Facts {
         now: now.expect("there is at least one slot"),

@@ -76,6 +76,11 @@ impl Memory {
     pub fn new(known: Arc<Known>) -> Self {
         Self { known, ..Self::default() }
     }
+
+    /// What was found in a transaction that was committed is known.
+    pub(super) fn committed(&mut self) {
+        self.routes.committed();
+    }
 }
 
 /// How rows are written.
@@ -88,8 +93,9 @@ enum Way {
 }
 
 /// Counts the events; says an outcome for each, in their order, after the commit, or what of them is locked: for a
-/// day that is being rebuilt, or a plan that is being changed, it does not wait. A try takes `bound` at most: a
-/// connection that says nothing for so long is given up. Events that are drained bring what is committed with them.
+/// day that is being rebuilt, or a plan that is being changed, it does not wait, but where it begins with that. A try
+/// takes `bound` at most: a connection that says nothing for so long is given up. Events that are drained bring what is
+/// committed with them.
 pub async fn run(
     pool: &PgPool,
     bound: Duration,
@@ -105,7 +111,7 @@ pub async fn run(
         memory.routes.begin();
         let error = match try_once(pool, bound, memory, (way, wait), events, drained).await {
             Ok(Flushed::Counted(outcomes)) => {
-                memory.routes.committed();
+                memory.committed();
                 let repeat = |outcome| matches!(outcome, &Outcome::Duplicate | &Outcome::Conflict);
                 memory.met_repeats = way == Way::Stage && outcomes.iter().any(repeat);
                 return Ok(Flushed::Counted(outcomes));
@@ -173,10 +179,12 @@ async fn try_once(
     drained: Option<&Drained<'_>>,
 ) -> sqlx::Result<Flushed> {
     let mut connection = db::acquire(pool).await?;
-    let counted = timeout(bound, async {
+    let counted = timeout(wait.bound(bound), async {
         let mut transaction = connection.begin().await?;
-        if wait == Wait::Briefly {
-            store::api_usage::wait_briefly(&mut transaction).await?;
+        match wait {
+            Wait::Long => {}
+            Wait::Briefly => store::api_usage::wait_briefly(&mut transaction).await?,
+            Wait::InTurn(lock) => lock.wait(&mut transaction).await?,
         }
         let flushed = count(&mut transaction, memory, way, events).await?;
         let Flushed::Counted(outcomes) = &flushed else {
@@ -191,6 +199,18 @@ async fn try_once(
     })
     .await;
     db::in_time(counted, connection)
+}
+
+/// Counts the events in a transaction that has waited for a lock, or says what else of them is locked: then the others
+/// may be counted in it. An error ends it.
+pub(super) async fn count_in_turn(
+    connection: &mut PgConnection,
+    memory: &mut Memory,
+    events: &[&Event],
+) -> sqlx::Result<Flushed> {
+    memory.routes.begin();
+    // One that is stored already must not fail all: the lock would have to be waited for again.
+    count(connection, memory, Way::Stage, events).await
 }
 
 async fn count(

@@ -1,31 +1,74 @@
-//! What a flush finds locked, which it does not wait for, and how long it waits for rows that somebody holds.
+//! What a flush finds locked, which it does not wait for, and what it does wait for.
 
-use std::collections::HashSet;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use chrono::NaiveDate;
+use sqlx::PgConnection;
 
-use crate::domain::event::{Event, Outcome};
+use crate::{
+    domain::event::{Event, Outcome},
+    store,
+};
 
-/// How long a flush waits for a row.
+/// How long a lock is waited for: `lock_timeout` of the sessions.
+pub(super) const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// What a rebuild or a change of plan holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lock {
+    /// A day.
+    Day(NaiveDate),
+    /// The plans of a range of accounts.
+    Plans(i32),
+}
+
+impl Lock {
+    /// Takes it, shared, in turn with those who want it for themselves. To be the first lock of its transaction: who
+    /// waits holds nothing.
+    pub(super) async fn wait(self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        match self {
+            Self::Day(day) => store::usage_daily::lock_day_shared(connection, day).await,
+            Self::Plans(range) => store::plan_locks::hold_shared(connection, range).await,
+        }
+    }
+}
+
+/// What a flush waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// As long as the connection lets it.
+    /// Rows, as long as the connection lets it.
     Long,
-    /// Hardly: a group that has it was waited for already.
+    /// Rows, hardly: a group that has it was waited for already.
     Briefly,
+    /// As [`Self::Long`], and, before all, for a lock.
+    InTurn(Lock),
+}
+
+impl Wait {
+    /// Longest time of a try that takes so long without the lock.
+    pub(super) fn bound(self, bound: Duration) -> Duration {
+        if let Self::InTurn(_) = self { LOCK_WAIT + bound } else { bound }
+    }
 }
 
 /// What others hold, for as long as a rebuild or a change of plan takes.
 #[derive(Debug, Default)]
 pub struct Locked {
     pub(super) days: HashSet<NaiveDate>,
-    pub(super) accounts: HashSet<String>,
+    /// The range of each account of those that are locked.
+    pub(super) ranges: HashMap<String, i32>,
 }
 
 impl Locked {
-    /// Whether the event needs any of it.
-    pub fn concerns(&self, event: &Event) -> bool {
-        self.days.contains(&event.day()) || self.accounts.contains(event.eco_id.as_str())
+    /// What of it the event needs; if both, the first.
+    pub fn lacks(&self, event: &Event) -> Option<Lock> {
+        let range = self.ranges.get(event.eco_id.as_str());
+        range
+            .map(|range| Lock::Plans(*range))
+            .or_else(|| self.days.get(&event.day()).map(|day| Lock::Day(*day)))
     }
 }
 

@@ -30,7 +30,7 @@
 //! | [`rebuild_day`] | rebuilds a day's rollups from the raw log |
 //! | [`maintenance`] | partitions made ahead and dropped, settled leases and gone holders deleted |
 
-mod aside;
+pub mod aside;
 pub mod away;
 pub mod bound_routes;
 pub mod check_quota;
@@ -41,6 +41,7 @@ pub mod drained;
 mod facts;
 pub mod feed;
 pub mod flush;
+mod in_turn;
 pub mod known;
 pub mod lease_quota;
 pub mod list_api_keys;

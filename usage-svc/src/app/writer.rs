@@ -16,11 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    aside::Aside,
+    aside::{self, Aside},
     away::Away,
     flush::{self, FlushError, Memory},
     known::Known,
-    locked::{Flushed, Wait},
+    locked::{Flushed, Lock, Locked, Wait},
     record_usage::{Recorder, Submission, answer},
 };
 use crate::domain::event::Event;
@@ -55,7 +55,7 @@ impl WriterMetrics {
 /// How many writers there are, and what they may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Writers, beside the one of what is set aside.
+    /// Writers, beside those of what is set aside.
     pub writers: u32,
     /// Longest time of one try.
     pub one_try: Duration,
@@ -63,7 +63,7 @@ pub struct Bounds {
     pub events: usize,
 }
 
-/// Starts the writers, and the one of what is set aside. `pool` is their own, with a connection for each, so that reads
+/// Starts the writers, and those of what is set aside. `pool` is their own, with a connection for each, so that reads
 /// never keep them waiting for one; what the database says of accounts goes to `known`, and events that it cannot take
 /// go where `away` says. After `stop` they write what is queued and end.
 pub fn start(
@@ -89,7 +89,8 @@ pub fn start(
         tasks.spawn(queue.serve(writer(), stop.clone()));
     }
     drop(aside);
-    tasks.spawn(held.serve(writer()));
+    let waiting = (0..aside::LOCKS).map(|_| writer()).collect();
+    tasks.spawn(held.serve(waiting, writer()));
     let all = async move {
         tasks.join_all().await;
     };
@@ -142,25 +143,41 @@ impl Queue {
     }
 }
 
+/// A call, and the lock that it lacks.
+pub(super) type Lacking = (Submission, Lock);
+
+impl Locked {
+    /// Those of the calls that need any of it, and the others.
+    pub(super) fn part(&self, group: Vec<Submission>) -> (Vec<Lacking>, Vec<Submission>) {
+        let (mut waits, mut free) = (Vec::new(), Vec::new());
+        for call in group {
+            match call.events.iter().find_map(|event| self.lacks(event)) {
+                Some(lock) => waits.push((call, lock)),
+                None => free.push(call),
+            }
+        }
+        (waits, free)
+    }
+}
+
 /// Writes groups of calls, with a connection at a time.
 pub(super) struct Writer {
-    pool: PgPool,
-    bound: Duration,
-    memory: Memory,
+    pub(super) pool: PgPool,
+    pub(super) bound: Duration,
+    pub(super) memory: Memory,
     metrics: WriterMetrics,
     away: Away,
 }
 
 impl Writer {
     /// Writes a group and answers its calls, but those that need what is locked: they come back.
-    pub(super) async fn write(&mut self, mut group: Vec<Submission>) -> Vec<Submission> {
+    pub(super) async fn write(&mut self, mut group: Vec<Submission>) -> Vec<Lacking> {
         use FlushError::{Busy, Failed, Rejected};
         let mut locked = Vec::new();
         while !group.is_empty() {
             match self.flush(&group, Wait::Long).await {
                 Ok(Flushed::Locked(what)) => {
-                    let needs = |call: &Submission| call.events.iter().any(|event| what.concerns(event));
-                    let (waits, free) = group.into_iter().partition::<Vec<_>, _>(needs);
+                    let (waits, free) = what.part(group);
                     locked.extend(waits);
                     group = free;
                 }
@@ -183,11 +200,11 @@ impl Writer {
 
     /// The same, each call alone, so that one that cannot be written, by a fault of ours or for a row that somebody
     /// holds, does not fail the others.
-    async fn write_each(&mut self, group: Vec<Submission>) -> Vec<Submission> {
+    async fn write_each(&mut self, group: Vec<Submission>) -> Vec<Lacking> {
         let mut locked = Vec::new();
         for call in group {
             match self.flush(slice::from_ref(&call), Wait::Briefly).await {
-                Ok(Flushed::Locked(_)) => locked.push(call),
+                Ok(Flushed::Locked(what)) => locked.extend(what.part(vec![call]).0),
                 Ok(Flushed::Counted(outcomes)) => answer(vec![call], Ok(outcomes)),
                 Err(error) => self.fail(vec![call], error).await,
             }
@@ -218,7 +235,7 @@ impl Writer {
         result
     }
 
-    fn count(&self, events: usize, counted: Option<usize>) {
+    pub(super) fn count(&self, events: usize, counted: Option<usize>) {
         self.metrics.sizes.observe(events as f64);
         match counted {
             Some(events) => self.metrics.events.inc_by(events as u64),
@@ -228,7 +245,7 @@ impl Writer {
 }
 
 /// The events of a group, and the span of their flush.
-fn of(group: &[Submission]) -> (tracing::Span, Vec<&Event>) {
+pub(super) fn of(group: &[Submission]) -> (tracing::Span, Vec<&Event>) {
     let events: Vec<&Event> = group.iter().flat_map(|s| &s.events).collect();
     let span = tracing::info_span!(parent: &group[0].span, "usage.flush", events = events.len());
     for other in &group[1..] {

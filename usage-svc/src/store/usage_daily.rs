@@ -22,6 +22,18 @@ pub async fn try_lock_days_shared(
     .await
 }
 
+/// Keeps rebuilds of this day out until the transaction ends. Waits in turn with those who rebuild it.
+#[tracing::instrument(name = "db.eco_usage_daily.wait", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn lock_day_shared(connection: &mut PgConnection, day: NaiveDate) -> sqlx::Result<()> {
+    sqlx::query!(
+        "select pg_advisory_xact_lock_shared(hashtext('nexus_usage_day'), $1::date - date '2000-01-01')",
+        day,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Adds to the rollup, in the order given.
 #[tracing::instrument(name = "db.eco_usage_daily.upsert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = rollups.len()))]
 pub async fn add(connection: &mut PgConnection, rollups: &[Rollup<'_, NaiveDate>]) -> sqlx::Result<()> {

@@ -32,4 +32,5 @@ mod spend_caps;
 mod spool;
 mod stream;
 mod support;
+mod turns;
 mod verify_api_key;
