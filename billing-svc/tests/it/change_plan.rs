@@ -299,10 +299,11 @@ async fn only_a_change_waits_for_who_counts() -> Result<()> {
     for request in [now(Plan::Pro), later(Plan::Pro), named(Plan::Pro), named(Plan::Pro)] {
         assert_eq!(billing.change(request).await??.plan, Plan::Pro);
     }
-    let reused = billing.change(named(Plan::Free)).await?.unwrap_err();
+    let reused = billing.change(named(Plan::Free)).await?.expect_err("another change");
     assert_eq!(fields(&reused), ["request_id"]);
     // One that has something to do waits, and is refused in the end.
-    assert_eq!(billing.change(now(Plan::Enterprise)).await?.unwrap_err().code(), Code::Unavailable);
+    let waited = billing.change(now(Plan::Enterprise)).await?.expect_err("the lock is held");
+    assert_eq!(waited.code(), Code::Unavailable);
     let answers: i64 =
         sqlx::query_scalar("select count(*) from eco_plan_requests").fetch_one(&db.pool).await?;
     assert_eq!(answers, 1);
