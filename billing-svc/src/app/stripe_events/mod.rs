@@ -8,8 +8,8 @@
 //! |---|---|
 //! | [`worker`] | takes events that are due, one transaction each; what fails is due again later |
 //! | [`apply`] | one event: which object it leads to |
-//! | [`sync`] | a subscription: our tables as it stands at Stripe |
-//! | [`period`] | leaves a period for another, and goes back |
+//! | `sync` | a subscription: our tables as it stands at Stripe |
+//! | `period` | leaves a period for another, and goes back |
 //! | [`settle`] | what is charged after that: on a draft, or after the end of a subscription |
 
 pub mod apply;

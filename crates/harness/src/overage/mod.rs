@@ -105,7 +105,7 @@ async fn trial(seed: &Seed, args: &Args, tally: &mut Tally) -> Result<(String, V
     let _clock = stripe.hurry(args.speed);
     let began = Instant::now();
     let mut run = Run::start(seed, args, &stripe).await?;
-    let answer = run.to_the_end(tally).await?;
+    let answer = run.run_to_its_end(tally).await?;
     let took = began.elapsed().as_secs_f64();
     let mut failures = check::answer(&answer, &accounts);
     failures.extend(check::errors(&mut run.billing, &answer.run_id, &accounts).await?);
@@ -206,7 +206,7 @@ impl<'a> Run<'a> {
     }
 
     /// Calls for it, follows it, and kills who works on it, until it has ended.
-    async fn to_the_end(&mut self, tally: &mut Tally) -> Result<ProcessOverageResponse> {
+    async fn run_to_its_end(&mut self, tally: &mut Tally) -> Result<ProcessOverageResponse> {
         let mut kills = 0;
         loop {
             let answer = self.billing.process(self.request.clone()).await?;

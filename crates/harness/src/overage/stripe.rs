@@ -145,7 +145,10 @@ impl Stripe {
             // It goes a second a second by itself.
             let mut tick = interval(Duration::from_secs(1) / (speed - 1).max(1));
             tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
-            while speed > 1 {
+            if speed < 2 {
+                return;
+            }
+            loop {
                 tick.tick().await;
                 let advance = client.post(&url).json(&json!({ "advance_seconds": 1 }));
                 if let Err(error) = answer::<serde_json::Value>(advance).await {
