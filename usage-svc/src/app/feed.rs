@@ -198,9 +198,11 @@ impl Ended {
 
 /// Listens until the connection ends.
 async fn listen(feed: &Feed, args: &DbArgs, own: &str, down: &mut bool) -> Result<(), Ended> {
-    // First without a pool, which tries for seconds and does not say why in vain.
-    let probe = timeout(SILENCE, PgConnection::connect_with(&db::options(&args.database_url)?)).await;
-    probe.map_err(|_| Ended::Silent)??.close().await?;
+    if *down {
+        // First without a pool, which tries for seconds and does not say why in vain.
+        let probe = timeout(SILENCE, PgConnection::connect_with(&db::options(&args.database_url)?)).await;
+        probe.map_err(|_| Ended::Silent)??.close().await?;
+    }
     // A pool of its own each time: a connection that went silent keeps its place in the old one.
     let pool = db::pool(args, Role::Usage)?;
     let mut listener = PgListener::connect_with(&pool).await?;

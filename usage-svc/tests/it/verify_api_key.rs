@@ -34,6 +34,7 @@ async fn with_the_database_away_a_known_key_is_good_for_a_while_and_no_other_is(
     let proxy = Proxy::before(&db).await?;
     let config = Config { key_stale_max: Duration::from_secs(4), ..config(proxy.args(&db)?) };
     let server = Server::start_with(config).await?;
+    hear(&db, 1).await?;
     account(&db, "eco_a", Plan::Pro).await?;
     let known = make_key(&server, "eco_a", false).await?.key;
     let unknown = make_key(&server, "eco_a", false).await?.key;
@@ -66,6 +67,8 @@ async fn a_key_that_was_revoked_unheard_is_refused_when_the_feed_is_heard_again(
     let db = TestDb::new().await?;
     let proxy = Proxy::before(&db).await?;
     let server = Server::start(proxy.args(&db)?).await?;
+    // A feed that has just begun says that everything changed.
+    hear(&db, 1).await?;
     account(&db, "eco_a", Plan::Pro).await?;
     let key = make_key(&server, "eco_a", false).await?.key;
     assert!(is_good(&server, &key).await?);
