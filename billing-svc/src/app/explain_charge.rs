@@ -7,13 +7,13 @@ use uuid::Uuid;
 use crate::{
     domain::{basis::Basis, charge::Charge},
     error::Error,
-    store::charges,
+    store::charge_entries,
 };
 
 /// A charge, and what its amount follows from. Of several attempts: the one that is in force, else the last.
 pub async fn run(pool: &PgPool, charge_id: Uuid) -> Result<(Charge, Basis), Error> {
     let mut connection = db::acquire(pool).await?;
     let (charge, basis) =
-        charges::find(&mut connection, charge_id).await?.ok_or(Error::ChargeNotFound(charge_id))?;
+        charge_entries::find(&mut connection, charge_id).await?.ok_or(Error::ChargeNotFound(charge_id))?;
     Ok((charge, basis.ok_or(Error::BasisNotKept(charge_id))?))
 }

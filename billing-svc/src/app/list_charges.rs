@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     domain::charge::Charge,
     error::Error,
-    store::{accounts, charges},
+    store::{accounts, charge_entries},
 };
 
 /// Place in the order: written down, then id, then attempt.
@@ -26,7 +26,7 @@ pub async fn run(
     if accounts::get(&mut connection, eco_id.as_str()).await?.is_none() {
         return Err(Error::AccountNotFound(eco_id.clone()));
     }
-    let mut page = charges::list(&mut connection, eco_id, after, size + 1).await?;
+    let mut page = charge_entries::list(&mut connection, eco_id, after, size + 1).await?;
     let next = page::cut(&mut page, size, |last| (last.created_time, last.charge_id, last.attempt));
     Ok((page, next))
 }

@@ -11,7 +11,7 @@ use crate::{
         period::PeriodKey,
     },
     error::Error,
-    store::{charges, records, requests},
+    store::{charge_entries, records, requests},
 };
 
 const METHOD: &str = "RetryCharge";
@@ -26,7 +26,7 @@ pub async fn run(
     let mut transaction = db::begin(pool).await?;
     db::set_actor(&mut transaction, actor).await?;
     let (charge, _) =
-        charges::find(&mut transaction, charge_id).await?.ok_or(Error::ChargeNotFound(charge_id))?;
+        charge_entries::find(&mut transaction, charge_id).await?.ok_or(Error::ChargeNotFound(charge_id))?;
     let period = PeriodKey { eco_id: charge.eco_id.clone(), start: charge.period.start };
     // Two at once come one after the other.
     records::lock(&mut transaction, &period).await?;

@@ -1,9 +1,10 @@
-//! The only SQL; one file a table. Every function takes a connection: the use case owns the transaction.
+//! The only SQL; one file a table, but two for the ledger. Every function takes a connection: the use case owns the transaction.
 
 pub mod accounts;
 pub mod adjustments;
 pub mod audit;
 pub mod changes;
+pub mod charge_entries;
 pub mod charges;
 pub mod counts;
 pub mod facts;
