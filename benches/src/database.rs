@@ -56,6 +56,26 @@ impl Database {
         Ok(())
     }
 
+    /// Puts all accounts on the plan `free`, which refuses what is beyond a limit that no run reaches.
+    pub(crate) async fn limit_hard(&mut self) -> Result<()> {
+        for statement in [
+            "update eco_plans set included_units = 1000000000 where plan = 'free'",
+            "update eco_subscriptions set plan = 'free'",
+        ] {
+            self.connection.execute(statement).await?;
+        }
+        Ok(())
+    }
+
+    /// Changes the plan of one to `free`.
+    pub(crate) async fn put_on_free(&mut self, eco_id: &str) -> Result<()> {
+        sqlx::query("update eco_subscriptions set plan = 'free' where eco_id = $1")
+            .bind(eco_id)
+            .execute(&mut self.connection)
+            .await?;
+        Ok(())
+    }
+
     /// Has each of the first accounts owe the price of so many units beyond its plan, and be a customer at Stripe.
     pub(crate) async fn let_owe(&mut self, customers: &[String], units: i64) -> Result<()> {
         self.ensure_accounts(u32::try_from(customers.len())?).await?;
@@ -136,6 +156,12 @@ impl Database {
             self.connection.execute(statement).await?;
         }
         Ok(())
+    }
+
+    /// Entries of the queue that the summary is refreshed from.
+    pub(crate) async fn summary_is_behind(&mut self) -> Result<i64> {
+        let query = "select count(*) from eco_usage_changes";
+        Ok(sqlx::query_scalar(query).fetch_one(&mut self.connection).await?)
     }
 
     /// How often the raw log's partitions were read so far, by whomever.

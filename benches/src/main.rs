@@ -48,6 +48,8 @@ enum Cli {
     Soak(bench::soak::Args),
     /// ProcessOverage over many accounts, against the same invoice items without a ledger
     ProcessOverage(bench::process_overage::Args),
+    /// How long until a revoked key or another plan is in force at every replica
+    Changes(bench::changes::Args),
     /// What the benchmarks start this program as
     #[command(subcommand, hide = true)]
     Child(child::Child),
@@ -69,6 +71,7 @@ async fn main() -> anyhow::Result<()> {
             Cli::CurrentUsage(args) => bench::current_usage::run(args).await,
             Cli::Soak(args) => bench::soak::run(args).await,
             Cli::ProcessOverage(args) => bench::process_overage::run(args).await,
+            Cli::Changes(args) => bench::changes::run(args).await,
             Cli::Child(child) => child.run().await,
         }
     };

@@ -22,8 +22,8 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(done: u64, took: Duration, latencies: &Latencies) -> Self {
-        let ms = |q| latencies.0.value_at_quantile(q) as f64 / 1e3;
-        Self { done, seconds: took.as_secs_f64(), p50_ms: ms(0.50), p99_ms: ms(0.99) }
+        let (p50_ms, p99_ms) = (latencies.milliseconds(0.50), latencies.milliseconds(0.99));
+        Self { done, seconds: took.as_secs_f64(), p50_ms, p99_ms }
     }
 
     /// Requests or events a second.
@@ -48,6 +48,10 @@ impl Latencies {
 
     pub(crate) fn record(&mut self, took: Duration) -> Result<()> {
         Ok(self.0.record(u64::try_from(took.as_micros())?.max(1))?)
+    }
+
+    pub(crate) fn milliseconds(&self, quantile: f64) -> f64 {
+        self.0.value_at_quantile(quantile) as f64 / 1e3
     }
 
     pub(crate) fn merge(&mut self, other: &Latencies) -> Result<()> {

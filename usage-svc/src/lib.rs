@@ -44,6 +44,7 @@ use app::{
     outage::Outage,
     quota,
     spooling::{SpoolMetrics, Spooling},
+    stalled,
     verify_api_key,
     writer::{self, Bounds, WriterMetrics},
 };
@@ -118,6 +119,7 @@ pub async fn serve(
         quota::start(pool.clone(), outage, known.clone(), name, config.key_stale_max, stop.clone());
     metrics.register(|registry| quota.register(registry));
     let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
+    let watching = tokio::spawn(stalled::run(pool.clone(), stop.clone()));
     let rate_limit = grpc::envoy::RateLimit { quota: quota.clone(), keys: keys.clone() };
     let service = grpc::Service {
         pool: pool.clone(),
@@ -145,7 +147,7 @@ pub async fn serve(
     // Only now: what was taken is written before the process ends.
     stop.cancel();
     let until = Instant::now() + grace.min(LAST_FLUSHES);
-    for task in [writer, draining, holding, maintenance, listening, following] {
+    for task in [writer, draining, holding, maintenance, watching, listening, following] {
         finish(task, until).await;
     }
     Ok(served?)

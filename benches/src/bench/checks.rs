@@ -5,6 +5,7 @@ use nexus_core::text::thousands;
 
 use crate::{
     child::Rpc,
+    database::Database,
     measure::Report,
     process::{self, Environment},
 };
@@ -20,6 +21,9 @@ pub(super) struct LoadArgs {
     /// Accounts that are asked for, in turn
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N")]
     pub(super) accounts: u32,
+    /// All accounts have a hard limit, which is out of reach: units are granted by the shrinking sizes that keep it exact
+    #[arg(long)]
+    hard_limit: bool,
     /// Measured seconds of a round; a second of warming up goes before
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600), value_name = "S")]
     seconds: u32,
@@ -29,6 +33,15 @@ pub(super) struct LoadArgs {
 }
 
 impl LoadArgs {
+    /// A database with the accounts.
+    pub(super) async fn database(&self) -> Result<Database> {
+        let mut database = Database::start(self.accounts).await?;
+        if self.hard_limit {
+            database.limit_hard().await?;
+        }
+        Ok(database)
+    }
+
     /// Calls for the measured time.
     pub(super) async fn load(&self, rpc: Rpc, url: &str, environment: &Environment) -> Result<Report> {
         let seconds = self.seconds.to_string();
@@ -61,11 +74,12 @@ impl LoadArgs {
 
     pub(super) fn title(&self, of: &str, database_version: &str) -> String {
         format!(
-            "{of}: {} connections x {} in flight, {} accounts, PostgreSQL {database_version}, \
+            "{of}: {} connections x {} in flight, {} accounts{}, PostgreSQL {database_version}, \
              median of {} round(s) of {} s",
             self.connections,
             self.in_flight,
             thousands(self.accounts),
+            if self.hard_limit { " with a hard limit" } else { "" },
             self.rounds,
             self.seconds
         )

@@ -26,7 +26,12 @@ pub(crate) async fn run(Args { load, events }: Args) -> Result<()> {
     eprintln!("writing {} events", thousands(events));
     database.fill_history(load.accounts, events).await?;
     let token = token(&[Scope::UsageCheck])?;
-    let with_database = [server_environment(), vec![("DATABASE_URL", database.url())]].concat();
+    let settings = vec![
+        ("DATABASE_URL", database.url()),
+        // Nothing of the history is dropped meanwhile.
+        ("RAW_RETENTION_DAYS", (HISTORY_DAYS + 1).to_string()),
+    ];
+    let with_database = [server_environment(), settings].concat();
     let usage = ServerProcess::start(&["usage"], &with_database).await?;
     let answer = answer(&usage.url, &token).await?;
     let echo = ServerProcess::start(&["echo", "--answer", &answer], &server_environment()).await?;

@@ -1,5 +1,6 @@
 //! One file a benchmark.
 
+pub(crate) mod changes;
 pub(crate) mod check_quota;
 mod checks;
 pub(crate) mod current_usage;

@@ -9,7 +9,6 @@ use prost::Message;
 use super::{checks::LoadArgs, server_environment, token};
 use crate::{
     child::{Rpc, about},
-    database::Database,
     measure::{Report, print_row, print_table},
     process::{Environment, ServerProcess, TOKEN_VARIABLE},
     workload,
@@ -26,7 +25,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(Args { load }: Args) -> Result<()> {
-    let database = Database::start(load.accounts).await?;
+    let database = load.database().await?;
     let token = token(&[Scope::UsageCheck])?;
     let with_database = [server_environment(), vec![("DATABASE_URL", database.url())]].concat();
     let usage = ServerProcess::start(&["usage"], &with_database).await?;

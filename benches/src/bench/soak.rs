@@ -26,8 +26,8 @@ const WAITING: &str = "nexus_usage_waiting_events";
 const WAITING_LIMIT: &str = "nexus_usage_waiting_events_limit";
 const IN_FLIGHT: &str = "nexus_requests_in_flight";
 
-/// usage-svc at full load for a while, by batches, single events and checks at once: memory and queue from
-/// beginning to end. Fails unless what was acknowledged is exactly what is counted.
+/// usage-svc at full load for a while, by batches, single events and checks at once, and beside it billing-svc, which
+/// keeps the summary: memory and queues from beginning to end. Fails unless what was acknowledged is exactly what is counted.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// How long
@@ -57,22 +57,28 @@ struct Look {
     resident_mb: f64,
     waiting: u64,
     in_flight: u64,
+    /// Entries that the summary is behind by.
+    behind: i64,
 }
 
 pub(crate) async fn run(args: Args) -> Result<()> {
     let mut database = Database::start(args.shape.accounts).await?;
     let environment = [server_environment(), vec![("DATABASE_URL", database.url())]].concat();
     let usage = ServerProcess::start(&["usage"], &environment).await?;
+    let billing = ServerProcess::start(&["billing"], &environment).await?;
     let limit = metric(&metrics(&usage).await?, WAITING_LIMIT)?;
     let generator: Environment = vec![(TOKEN_VARIABLE, token(&[Scope::UsageWrite, Scope::UsageCheck])?)];
 
     let mut looks = Vec::new();
     let soaked = tokio::select! {
         soaked = load(&args, &usage, &generator) => soaked?,
-        failed = watch(&usage, Duration::from_secs(args.every.into()), &mut looks) => {
+        failed = watch(&usage, &mut database, Duration::from_secs(args.every.into()), &mut looks) => {
             return failed.context("watching usage-svc");
         }
     };
+    let ended = Instant::now();
+    while database.summary_is_behind().await? > 0 {}
+    let caught_up = ended.elapsed();
     database.ensure_counted(soaked.all_events).await?;
     println!("\nSoak {}: {} min, PostgreSQL {}", args.shape, args.minutes, database.version());
     print_row("batches, events", &soaked.batches);
@@ -83,6 +89,13 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         "{} events acknowledged, each counted once everywhere",
         thousands(i64::try_from(soaked.all_events)?)
     );
+    let behind = looks.iter().map(|look| look.behind).max().unwrap_or(0);
+    println!(
+        "the summary was behind by {} entries at most, and caught up {:.1} s after the last event",
+        thousands(behind),
+        caught_up.as_secs_f64()
+    );
+    billing.stop().await?;
     usage.stop().await?;
     database.stop().await
 }
@@ -110,7 +123,12 @@ async fn load(args: &Args, usage: &ServerProcess, environment: &Environment) -> 
 }
 
 /// Looks again and again, until it is dropped.
-async fn watch(usage: &ServerProcess, every: Duration, looks: &mut Vec<Look>) -> Result<()> {
+async fn watch(
+    usage: &ServerProcess,
+    database: &mut Database,
+    every: Duration,
+    looks: &mut Vec<Look>,
+) -> Result<()> {
     let started = Instant::now();
     let mut tick = interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -122,6 +140,7 @@ async fn watch(usage: &ServerProcess, every: Duration, looks: &mut Vec<Look>) ->
             resident_mb: usage.resident_bytes()? as f64 / 1e6,
             waiting: metric(&text, WAITING)?,
             in_flight: metric(&text, IN_FLIGHT)?,
+            behind: database.summary_is_behind().await?,
         });
     }
 }

@@ -4,7 +4,7 @@
 //! Here entries are taken off and the periods computed anew by a later statement of one transaction: what
 //! the entries stand for is committed by then, and what comes later has entries of its own.
 
-use std::time::Duration;
+use std::{iter, time::Duration};
 
 use nexus_kit::db;
 use sqlx::{PgConnection, PgPool};
@@ -17,8 +17,9 @@ use crate::{
 };
 
 const EVERY: Duration = Duration::from_millis(500);
-/// Entries a transaction takes.
-const BATCH: i64 = 2_000;
+/// Entries a transaction takes, and, where there are more, the next one after it: of many entries more are of the same
+/// account, which is computed once for all of them.
+const BATCHES: [i64; 5] = [2_000, 4_000, 8_000, 16_000, 32_000];
 
 /// Refreshes twice a second until `shutdown`; of several replicas, one at a time does.
 pub async fn refresher(pool: PgPool, shutdown: CancellationToken) {
@@ -40,37 +41,44 @@ pub async fn refresher(pool: PgPool, shutdown: CancellationToken) {
 }
 
 async fn refresh_if_free(pool: &PgPool) -> Result<(), Error> {
-    loop {
+    for batch in batches() {
         let mut transaction = db::begin(pool).await?;
         if !lease::try_refresh(&mut transaction).await? {
             return Ok(());
         }
-        let more = refresh_batch(&mut transaction).await?;
+        let more = refresh_batch(&mut transaction, batch).await?;
         transaction.commit().await?;
         if !more {
             return Ok(());
         }
     }
+    Ok(())
+}
+
+/// One after the other, the last one as often as there is more.
+fn batches() -> impl Iterator<Item = i64> {
+    BATCHES.into_iter().chain(iter::repeat(BATCHES[BATCHES.len() - 1]))
 }
 
 /// Empties the queue: afterwards the summary has everything that was committed before the call.
 pub async fn drain(pool: &PgPool) -> Result<(), Error> {
-    loop {
+    for batch in batches() {
         let mut transaction = db::begin(pool).await?;
         // Waits for a refresher that has taken entries and not yet committed what they stand for.
         lease::refresh(&mut transaction).await?;
-        let more = refresh_batch(&mut transaction).await?;
+        let more = refresh_batch(&mut transaction, batch).await?;
         transaction.commit().await?;
         if !more {
-            return Ok(());
+            break;
         }
     }
+    Ok(())
 }
 
-async fn refresh_batch(db: &mut PgConnection) -> Result<bool, Error> {
-    let (taken, periods) = changes::take(db, BATCH).await?;
+async fn refresh_batch(db: &mut PgConnection, batch: i64) -> Result<bool, Error> {
+    let (taken, periods) = changes::take(db, batch).await?;
     refresh(db, &periods).await?;
-    Ok(taken as i64 == BATCH)
+    Ok(taken as i64 == batch)
 }
 
 /// Computes the summary of these periods anew.

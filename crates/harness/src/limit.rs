@@ -34,6 +34,9 @@ const AT_FIRST: u32 = 200;
 const REPLICAS: usize = 4;
 /// A replica is killed at one of so many answers of PostgreSQL: a sign of life, a grant and a settlement take fewer.
 const STEPS: u32 = 12;
+/// What a replica that is killed loses at most: half of what is left shared by the replicas, and as much that it was
+/// granted ahead of need.
+const MAX_LOSS: u32 = 2 * LIMIT.div_ceil(2 * REPLICAS as u32);
 /// A seed that takes so long has come to a stop.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// How long units may take to come back, or to be reported as lost, once their holders are gone. A holder is
@@ -117,6 +120,7 @@ struct Trial<'a> {
     script: Arc<Script>,
     dues: mpsc::UnboundedReceiver<Due>,
     rng: StdRng,
+    kills: u32,
 }
 
 impl<'a> Trial<'a> {
@@ -140,7 +144,8 @@ impl<'a> Trial<'a> {
             ensure!((seen - ahead).abs() <= 60, "replica {replica} is {seen} s ahead, not {ahead}");
             replicas.push(started);
         }
-        Ok(Self { seed, variant, args, replicas, script, dues, rng: StdRng::seed_from_u64(seed.number) })
+        let rng = StdRng::seed_from_u64(seed.number);
+        Ok(Self { seed, variant, args, replicas, script, dues, rng, kills: 0 })
     }
 
     /// The storm with its faults, then what is left; returns what was done, and what does not hold.
@@ -204,6 +209,7 @@ impl<'a> Trial<'a> {
     async fn kill(&mut self, storm: &Storm, target: usize, tally: &mut Tally) -> Result<()> {
         if self.rng.random_bool(0.25) {
             tally.note(Fault::KillReplica);
+            self.kills += 1;
             return self.replicas[target].kill().await;
         }
         let skip = self.rng.random_range(0..STEPS);
@@ -222,6 +228,7 @@ impl<'a> Trial<'a> {
         let due = due.context("the script is told as long as replicas run")?;
         tally.note(due.fault);
         tally.add(format!("killed {skip:>2} answers of PostgreSQL later"), 1);
+        self.kills += 1;
         self.replicas[due.replica].kill().await?;
         // Where nobody waits any more, its replica is gone.
         let _unheard = due.verdict.send(Verdict::Sever);
@@ -259,6 +266,7 @@ impl<'a> Trial<'a> {
             (admitted <= limit, "more is admitted than the limit"),
             (admitted + lost == limit, "admitted and forfeited are not the limit"),
             (lost == 0 || may_lose, "units are forfeited though nobody was killed"),
+            (lost <= i64::from(self.kills * MAX_LOSS), "more is forfeited than who was killed may hold"),
             (recorded == admitted, "what is recorded is not what was admitted"),
             (consumed == limit, "consumed is not the limit"),
         ];

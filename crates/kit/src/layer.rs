@@ -22,6 +22,7 @@ use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
 use crate::{
+    arriving::Arriving,
     auth::{AuthError, Authenticator, Caller, KeyVerifier},
     metrics::{InFlight, Metrics, RpcLabels},
     share::{Share, Shares},
@@ -43,6 +44,8 @@ pub struct RequestLayer {
     pub max_in_flight: u32,
     /// Of these, what each account has.
     pub shares: Shares,
+    /// Bounds messages that arrive.
+    pub arriving: Arriving,
     /// Longest time until a call is answered; a stream may go on after its first answer.
     pub request_timeout: Duration,
 }
@@ -111,6 +114,10 @@ where
                 }
                 request.extensions_mut().insert(caller.clone());
             }
+            let account = match &caller {
+                Some(Caller::User { eco_id, .. }) => Some(eco_id.clone()),
+                _ => None,
+            };
             let limit = time_limit(request.headers(), layer.request_timeout);
             let answer = async {
                 let share = match caller {
@@ -118,7 +125,11 @@ where
                     _ => Ok(None),
                 };
                 match share {
-                    Ok(share) => inner.call(request).await.map(|response| (response, share)),
+                    Ok(share) => {
+                        let eco_id = share.as_ref().map(Share::eco_id).or(account.as_ref());
+                        let request = request.map(|body| layer.arriving.bound(body, eco_id));
+                        inner.call(request).await.map(|response| (response, share))
+                    }
                     Err(refusal) => Ok((refusal.into_http(), None)),
                 }
             };

@@ -9,10 +9,11 @@
 //! | [`metrics`] | the Prometheus registry of one server and the RPC metrics |
 //! | [`auth`] | who is calling: JWTs, service tokens, API keys; what a caller may do |
 //! | `good_tokens` | tokens that were found good, so that they are not verified anew |
+//! | [`arriving`] | how much of messages that are not complete is held |
 //! | [`layer`] | around every RPC: span, log line, metrics, authentication, load limit |
 //! | `connection` | ends connections whose other end is silent |
 //! | [`serve`] | listeners, reflection, health, drain; the operations port |
-//! | [`share`] | how many places of a server one account may have |
+//! | [`share`] | how much of what a server has one account may have |
 //! | [`tls`] | the certificate and key of a server |
 //! | [`db`] | migrations, pools that act as one database role, what an error of the database means |
 //! | [`status`] | gRPC statuses with `google.rpc` details |
@@ -20,6 +21,7 @@
 //! | [`page`] | page sizes and page tokens bound to their filter |
 //! | [`convert`] | between the contract's types and the core's |
 
+pub mod arriving;
 pub mod auth;
 pub mod config;
 mod connection;

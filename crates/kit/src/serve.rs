@@ -16,6 +16,7 @@ use tonic::{
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
+    arriving::Arriving,
     auth::{Authenticator, KeyVerifier},
     config::{ServeArgs, TelemetryArgs},
     connection::Heard,
@@ -176,6 +177,7 @@ impl GrpcServer {
             metrics: self.metrics,
             max_in_flight: self.args.max_in_flight,
             shares: Shares::of(self.args.max_in_flight),
+            arriving: Arriving::default(),
             request_timeout: self.args.request_timeout,
         };
         let routes = self

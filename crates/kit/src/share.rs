@@ -1,5 +1,5 @@
-//! Shares of a server's places: one account has a quarter of them at most, so that a single customer cannot
-//! keep all others out by calls that do not end.
+//! Shares of what a server has, places of calls or room for bytes: one account has a quarter at most, so that a single
+//! customer cannot keep all others out by calls that do not end.
 
 use std::{
     collections::HashMap,
@@ -18,11 +18,12 @@ struct Inner {
     held: Mutex<HashMap<EcoId, u32>>,
 }
 
-/// A place that counts as an account's until it is dropped.
+/// What counts as an account's until it is dropped.
 #[derive(Debug)]
 pub struct Share {
     shares: Shares,
     eco_id: EcoId,
+    size: u32,
 }
 
 impl Shares {
@@ -33,13 +34,13 @@ impl Shares {
 
     /// A place for a call of the account, unless it has its share.
     pub fn enter(&self, eco_id: &EcoId) -> Option<Share> {
-        let mut held = self.held();
-        let count = held.entry(eco_id.clone()).or_default();
-        if *count >= self.0.most {
-            return None;
-        }
-        *count += 1;
-        Some(Share { shares: self.clone(), eco_id: eco_id.clone() })
+        let mut share = self.nothing(eco_id);
+        share.resize(1).then_some(share)
+    }
+
+    /// A share of the account that may grow.
+    pub fn nothing(&self, eco_id: &EcoId) -> Share {
+        Share { shares: self.clone(), eco_id: eco_id.clone(), size: 0 }
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<EcoId, u32>> {
@@ -47,15 +48,36 @@ impl Shares {
     }
 }
 
+impl Share {
+    /// Whose it is.
+    pub fn eco_id(&self) -> &EcoId {
+        &self.eco_id
+    }
+
+    /// Makes it so large, unless the account would have more than it may; whether it did.
+    pub fn resize(&mut self, size: u32) -> bool {
+        if size == self.size {
+            return true;
+        }
+        let mut held = self.shares.held();
+        let others = held.get(&self.eco_id).map_or(0, |all| all - self.size);
+        let all = others.saturating_add(size);
+        if size > self.size && all > self.shares.0.most {
+            return false;
+        }
+        if all == 0 {
+            held.remove(&self.eco_id);
+        } else {
+            held.insert(self.eco_id.clone(), all);
+        }
+        self.size = size;
+        true
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut held = self.shares.held();
-        if let Some(count) = held.get_mut(&self.eco_id) {
-            *count -= 1;
-            if *count == 0 {
-                held.remove(&self.eco_id);
-            }
-        }
+        self.resize(0);
     }
 }
 
@@ -76,5 +98,7 @@ mod tests {
         drop(other);
         assert!(!shares.held().contains_key(&id("eco_b")), "nothing is kept of who is gone");
         assert!(Shares::of(1).enter(&id("eco_a")).is_some());
+        let mut bytes = Shares::of(400).nothing(&id("eco_a"));
+        assert!(bytes.resize(100) && !bytes.resize(101) && bytes.resize(1));
     }
 }

@@ -33,9 +33,10 @@ pub async fn run(pool: PgPool, retention_days: u16, stop: CancellationToken) {
 pub async fn once(pool: &PgPool, retention_days: u16) -> sqlx::Result<()> {
     let mut connection = db::acquire(pool).await?;
     let made = store::api_usage::ensure_partitions(&mut connection).await?;
-    let dropped = store::api_usage::drop_partitions(&mut connection, i32::from(retention_days)).await?;
     let leases = store::quota_leases::delete_settled(&mut connection).await?;
     let holders = store::quota_holders::delete_gone(&mut connection).await?;
+    // Last: it does not wait for whoever reads the raw log, and may fail for hours.
+    let dropped = store::api_usage::drop_partitions(&mut connection, i32::from(retention_days)).await?;
     tracing::info!(made, dropped, leases, holders, "maintenance");
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`record_usage`] | takes events for recording and waits for their commit |
+//! | `account_room` | the part of the room that one account may take |
 //! | [`writer`] | the tasks that write: group commit of what gathered meanwhile |
 //! | [`flush`] | the transaction that counts a group of events exactly once |
 //! | `facts` | what the database says of its events |
@@ -28,8 +29,10 @@
 //! | [`register_import`] | the time shift of an imported file |
 //! | [`rate_limit`] | admits what a proxy asks about: by all descriptors or none |
 //! | [`rebuild_day`] | rebuilds a day's rollups from the raw log |
+//! | [`stalled`] | ends what holds locks and is not heard any more |
 //! | [`maintenance`] | partitions made ahead and dropped, settled leases and gone holders deleted |
 
+mod account_room;
 pub mod aside;
 pub mod away;
 pub mod bound_routes;
@@ -56,5 +59,6 @@ pub mod register_import;
 pub mod revoke_api_key;
 pub mod rotate_api_key;
 pub mod spooling;
+pub mod stalled;
 pub mod verify_api_key;
 pub mod writer;

@@ -118,7 +118,8 @@ async fn resolve(keys: &Keys, subject: Subject) -> Result<Resolved, Error> {
     })
 }
 
-/// Admits the units of all accounts. What was admitted goes back where another does not pass, or fails.
+/// Admits the units of all accounts. What was admitted goes back where another does not pass, or fails, or the caller
+/// goes away before all are decided.
 async fn admit(
     quota: &Quota,
     units: BTreeMap<EcoId, i64>,
@@ -144,11 +145,13 @@ async fn admit(
     }
     if failure.is_some() || !others_pass || !answers.values().all(Answer::passes) {
         for (eco_id, reservation) in reserved {
-            reservation.give_back();
+            drop(reservation);
             if let Some(Answer::Decided(_, decision)) = answers.get_mut(&eco_id) {
                 decision.consumed -= decision.units;
             }
         }
+    } else {
+        reserved.into_iter().for_each(|(_, reservation)| reservation.keep());
     }
     failure.map_or(Ok(answers), Err)
 }

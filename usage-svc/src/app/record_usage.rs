@@ -11,6 +11,7 @@ use std::{
 };
 
 use nexus_core::id::EcoId;
+use nexus_kit::auth::VerifiedKey;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -23,7 +24,11 @@ use tokio::{
 };
 use tracing::Span;
 
-use super::{aside::Share, flush::FlushError};
+use super::{
+    account_room::{AccountRooms, Places},
+    aside::Share,
+    flush::FlushError,
+};
 use crate::{
     domain::event::{Event, Outcome},
     error::Error,
@@ -39,6 +44,8 @@ pub(super) struct Submission {
     pub(super) arrived: Instant,
     /// Room in the queue, or among what is set aside, until the answer is out.
     pub(super) room: OwnedSemaphorePermit,
+    /// The same of its account's part, where it has one.
+    pub(super) _own: Option<Arc<Places>>,
 }
 
 /// A caller that went away does not hear its answer; its events are written all the same.
@@ -63,7 +70,10 @@ struct Part {
 
 /// Room in the queues for events that are to come.
 #[derive(Debug)]
-pub struct Room(OwnedSemaphorePermit);
+pub struct Room {
+    all: OwnedSemaphorePermit,
+    own: Option<Arc<Places>>,
+}
 
 /// The bounded queues to the writers.
 #[derive(Clone, Debug)]
@@ -73,6 +83,8 @@ pub struct Recorder {
     room: Arc<Semaphore>,
     /// For events that wait for room: as many again.
     waiting: Arc<Semaphore>,
+    /// Of both, what each account may take by its keys.
+    accounts: AccountRooms,
     capacity: usize,
     /// For events that are set aside: they have left the queues.
     aside: Share,
@@ -85,7 +97,8 @@ impl Recorder {
         let (queues, far_ends): (Vec<_>, _) = (0..writers).map(|_| mpsc::channel(capacity)).unzip();
         let room = Arc::new(Semaphore::new(capacity));
         let waiting = Arc::new(Semaphore::new(capacity));
-        (Self { queues: queues.into(), room, waiting, capacity, aside: Share::of(capacity) }, far_ends)
+        let (accounts, aside) = (AccountRooms::of(capacity), Share::of(capacity));
+        (Self { queues: queues.into(), room, waiting, accounts, capacity, aside }, far_ends)
     }
 
     pub(super) fn share(&self) -> Share {
@@ -98,27 +111,40 @@ impl Recorder {
     }
 
     /// Records events; answers with an outcome for each, in their order, after the commit. The events are
-    /// written also when the caller does not wait for the answer. Without room for them it fails at once.
-    pub async fn record(&self, events: Vec<Event>) -> Result<Vec<Outcome>, Error> {
+    /// written also when the caller does not wait for the answer. Without room for them it fails at once; so it does
+    /// where a key sends them, and its account has its part.
+    pub async fn record(&self, events: Vec<Event>, key: Option<&VerifiedKey>) -> Result<Vec<Outcome>, Error> {
         let places = self.places(events.len())?;
-        let room = self.room.clone().try_acquire_many_owned(places).map_err(|_| Error::Overloaded)?;
-        self.submit(events, room).await
+        let own = match key {
+            Some(key) => Some(self.accounts.get(&key.eco_id).take(places).ok_or(Error::Overloaded)?),
+            None => None,
+        };
+        let all = self.room.clone().try_acquire_many_owned(places).map_err(|_| Error::Overloaded)?;
+        self.submit(events, Room { all, own: own.map(Arc::new) }).await
     }
 
-    /// Waits for room for so many events. As many as there is room for may wait, all in all: more fail at once.
-    pub async fn room_in_turn(&self, events: usize) -> Result<Room, Error> {
+    /// Waits for room for so many events. As many as there is room for may wait, all in all and of the key's account:
+    /// more fail at once.
+    pub async fn room_in_turn(&self, events: usize, key: Option<&VerifiedKey>) -> Result<Room, Error> {
         let places = self.places(events)?;
-        if let Ok(room) = self.room.clone().try_acquire_many_owned(places) {
-            return Ok(Room(room));
+        let own = match key {
+            Some(key) => {
+                let account = self.accounts.get(&key.eco_id);
+                Some(Arc::new(account.take_in_turn(places).await.ok_or(Error::Overloaded)?))
+            }
+            None => None,
+        };
+        if let Ok(all) = self.room.clone().try_acquire_many_owned(places) {
+            return Ok(Room { all, own });
         }
         let _waits = self.waiting.clone().try_acquire_many_owned(places).map_err(|_| Error::Overloaded)?;
-        let room = self.room.clone().acquire_many_owned(places).await.map_err(|_| Error::Stopping)?;
-        Ok(Room(room))
+        let all = self.room.clone().acquire_many_owned(places).await.map_err(|_| Error::Stopping)?;
+        Ok(Room { all, own })
     }
 
     /// The same as [`Self::record`], of events for which there is room.
     pub async fn record_in(&self, room: Room, events: Vec<Event>) -> Result<Vec<Outcome>, Error> {
-        self.submit(events, room.0).await
+        self.submit(events, room).await
     }
 
     fn places(&self, events: usize) -> Result<u32, Error> {
@@ -126,21 +152,18 @@ impl Recorder {
         fits.and_then(|n| u32::try_from(n).ok()).ok_or(Error::Overloaded)
     }
 
-    async fn submit(
-        &self,
-        events: Vec<Event>,
-        mut room: OwnedSemaphorePermit,
-    ) -> Result<Vec<Outcome>, Error> {
+    async fn submit(&self, events: Vec<Event>, room: Room) -> Result<Vec<Outcome>, Error> {
+        let Room { mut all, own } = room;
         let mut outcomes = vec![Outcome::Accepted; events.len()];
         let mut waiting = Vec::new();
         for (queue, part) in self.queues.iter().zip(self.divide(events)) {
             if part.events.is_empty() {
                 continue;
             }
-            let room = room.split(part.events.len()).expect("there is room for all of its parts");
+            let room = all.split(part.events.len()).expect("there is room for all of its parts");
             let (answer, answered) = oneshot::channel();
             let (span, arrived) = (Span::current(), Instant::now());
-            let submission = Submission { events: part.events, answer, span, arrived, room };
+            let submission = Submission { events: part.events, answer, span, arrived, room, _own: own.clone() };
             queue.try_send(submission).map_err(|e| match e {
                 mpsc::error::TrySendError::Full(_) => Error::Overloaded,
                 mpsc::error::TrySendError::Closed(_) => Error::Stopping,

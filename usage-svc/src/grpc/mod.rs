@@ -75,7 +75,7 @@ impl UsageService for Service {
         let event = event.ok_or_else(|| status::invalid(&Violations::one("event", "is required")))?;
         caller::own_events_only(key.as_ref(), std::slice::from_ref(&event))?;
         let event = parse::single(event, key.as_ref())?;
-        let outcomes = self.recorder.record(vec![event]).await?;
+        let outcomes = self.recorder.record(vec![event], key.as_ref()).await?;
         Ok(Response::new(answer::recorded(&outcomes, self.known.now().map(timestamp))?))
     }
 
@@ -87,7 +87,7 @@ impl UsageService for Service {
         let events = request.into_inner().events;
         caller::own_events_only(key.as_ref(), &events)?;
         let batch = parse::batch(events, key.as_ref()).map_err(Error::Invalid)?;
-        let outcomes = self.recorder.record(batch.events).await?;
+        let outcomes = self.recorder.record(batch.events, key.as_ref()).await?;
         let now = self.known.now().map(timestamp);
         Ok(Response::new(answer::batch_recorded(batch.ids, batch.places, outcomes, now)))
     }

@@ -118,7 +118,7 @@ async fn taken(
     let batch = batch?;
     caller::own_events_only(sender.key(), &batch.events)?;
     parse::batch_size(&batch.events).map_err(Error::Invalid)?;
-    let room = recorder.room_in_turn(batch.events.len()).await?;
+    let room = recorder.room_in_turn(batch.events.len(), sender.key()).await?;
     Ok((batch, room))
 }
 

@@ -53,8 +53,8 @@ pub async fn wait_briefly(connection: &mut PgConnection) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Writes rows, which are in the order of day, id and account, straight into their days' partitions. Fails with
-/// a unique violation, and writes nothing, where one of them is stored already.
+/// Writes rows, which are in the order of day, id and account; PostgreSQL puts each into its day's partition. Fails
+/// with a unique violation, and writes nothing, where one of them is stored already.
 #[tracing::instrument(name = "db.eco_api_usage.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = rows.len()))]
 pub async fn insert(connection: &mut PgConnection, rows: &[Row<'_>]) -> sqlx::Result<()> {
     if rows.len() <= FEW { insert_few(connection, rows).await } else { send(connection, COPY, rows).await }

@@ -12,6 +12,7 @@ pub mod plan_locks;
 pub mod quota_holders;
 pub mod quota_leases;
 mod rollup_arrays;
+pub mod sessions;
 pub mod spool_cursors;
 pub mod usage_counters;
 pub mod usage_daily;

@@ -73,16 +73,16 @@ async fn calls_that_gather_share_a_transaction() -> Result<()> {
     let stop = CancellationToken::new();
     let (recorder, writer) = start(&db, &stop)?;
     let events = (0..100).map(|_| event_on("/v1/a")).collect::<Result<Vec<_>>>()?;
-    for outcomes in join_all(events.into_iter().map(|e| recorder.record(vec![e]))).await {
+    for outcomes in join_all(events.into_iter().map(|e| recorder.record(vec![e], None))).await {
         assert_eq!(outcomes?, [Outcome::Accepted]);
     }
     assert_eq!(transactions(&db).await?, 1);
     // Nobody is waited for: a lone event is written at once.
-    assert_eq!(recorder.record(vec![event_on("/v1/a")?]).await?, [Outcome::Accepted]);
+    assert_eq!(recorder.record(vec![event_on("/v1/a")?], None).await?, [Outcome::Accepted]);
     assert_eq!(transactions(&db).await?, 2);
     stop.cancel();
     writer.await?;
-    let refused = recorder.record(vec![event_on("/v1/a")?]).await;
+    let refused = recorder.record(vec![event_on("/v1/a")?], None).await;
     assert!(matches!(refused, Err(Error::Stopping)), "{refused:?}");
     Ok(())
 }
@@ -95,9 +95,9 @@ async fn an_event_that_cannot_be_written_fails_only_its_own_call() -> Result<()>
     let stop = CancellationToken::new();
     let (recorder, writer) = start(&db, &stop)?;
     let (before, poison, after) = tokio::join!(
-        recorder.record(vec![event_on("/v1/a")?]),
-        recorder.record(vec![event_on("/poison")?]),
-        recorder.record(vec![event_on("/v1/b")?]),
+        recorder.record(vec![event_on("/v1/a")?], None),
+        recorder.record(vec![event_on("/poison")?], None),
+        recorder.record(vec![event_on("/v1/b")?], None),
     );
     assert_eq!((before?, after?), (vec![Outcome::Accepted], vec![Outcome::Accepted]));
     assert!(matches!(poison, Err(Error::Flush(FlushError::Rejected))), "{poison:?}");
@@ -120,11 +120,11 @@ async fn where_one_writers_part_fails_the_same_events_sent_again_are_counted_onc
     sqlx::query("alter table eco_usage_counters add constraint fails check (eco_id <> 'eco_7')")
         .execute(&db.pool)
         .await?;
-    let failed = recorder.record(events.clone()).await;
+    let failed = recorder.record(events.clone(), None).await;
     assert!(matches!(failed, Err(Error::Flush(FlushError::Rejected))), "{failed:?}");
     sqlx::query("alter table eco_usage_counters drop constraint fails").execute(&db.pool).await?;
 
-    let again = recorder.record(events).await?;
+    let again = recorder.record(events, None).await?;
     let written_before = again.iter().filter(|outcome| **outcome == Outcome::Duplicate).count();
     assert!((1..32).contains(&written_before), "{written_before} were counted by the other writer");
     assert!(again.iter().all(|outcome| matches!(outcome, Outcome::Duplicate | Outcome::Accepted)));

@@ -30,6 +30,7 @@ mod rules;
 mod segments;
 mod spend_caps;
 mod spool;
+mod stalled;
 mod stream;
 mod support;
 mod turns;

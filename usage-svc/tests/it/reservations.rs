@@ -85,15 +85,54 @@ async fn reserved_units_go_back_though_their_lease_is_held_no_longer() -> Result
     // Heard, it takes away the lease; to another plan's terms, so that it can be seen that it was.
     changes_to("pro").await?;
     while holder.quota.admit(&eco_id, 1).await?.terms.plan != Plan::Pro {}
-    if let Some(first) = first {
-        first.give_back();
+    drop(first);
+    if let Some(second) = second {
+        second.keep();
     }
-    drop(second);
     let quota_of_the_lease =
         "select granted_units - returned_units from eco_quota_leases where granted_units = 10";
     while sqlx::query_scalar::<_, i64>(quota_of_the_lease).fetch_one(&holder.db.pool).await? != 0 {}
     let kept = "select granted_units - returned_units from eco_quota_leases where granted_units >= 7 order by 1 desc";
     assert!(sqlx::query_scalar::<_, i64>(kept).fetch_one(&holder.db.pool).await? >= 7);
+    holder.stop().await?;
+    Ok(())
+}
+
+/// The units of one account are decided, and those of the other wait, when the caller goes away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_is_given_up_consumes_nothing() -> Result<()> {
+    let holder = Holder::new().await?;
+    assert_eq!(holder.ask([("eco_a", 10), ("eco_b", 10)]).await?, [true, true]);
+    let mut locked = db::begin(&holder.db.pool).await?;
+    sqlx::query("select from eco_quota_usage where eco_id = 'eco_b' for update").execute(&mut *locked).await?;
+    let waits = "select exists (select from pg_stat_activity
+                 where datname = current_database() and wait_event_type = 'Lock')";
+    let waits = eventually(async || Ok(sqlx::query_scalar(waits).fetch_one(&holder.db.pool).await?));
+    tokio::select! {
+        asked = holder.ask([("eco_a", 1), ("eco_b", 900)]) => anyhow::bail!("decided: {asked:?}"),
+        waits = waits => waits?,
+    }
+    locked.rollback().await?;
+    let db = holder.stop().await?;
+    assert_eq!((granted(&db, "eco_a").await?, granted(&db, "eco_b").await?), (10, 10));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_whose_leases_are_locked_holds_up_no_others_return() -> Result<()> {
+    let holder = Holder::new().await?;
+    assert_eq!(holder.ask([("eco_a", 10), ("eco_b", 10)]).await?, [true, true]);
+    let mut locked = db::begin(&holder.db.pool).await?;
+    sqlx::query("select from eco_quota_leases where eco_id = 'eco_a' for update").execute(&mut *locked).await?;
+    // Nobody asks for either any more, so both are settled at once.
+    let settled = async |eco_id: &str| {
+        let query = "select bool_and(settled_time is not null) from eco_quota_leases where eco_id = $1";
+        anyhow::Ok(sqlx::query_scalar::<_, bool>(query).bind(eco_id).fetch_one(&holder.db.pool).await?)
+    };
+    eventually(async || settled("eco_b").await).await?;
+    assert!(!settled("eco_a").await?);
+    locked.rollback().await?;
+    eventually(async || settled("eco_a").await).await?;
     holder.stop().await?;
     Ok(())
 }

@@ -2,9 +2,10 @@
 //! accounts many at a time, which are then used one by one without a call.
 
 mod lease;
+mod rest;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,14 +20,12 @@ use crate::{
     clock::ServerClock,
     credentials::Credentials,
     headers::{self, Quota},
-    is_transient, usage,
+    is_made_here, is_transient, usage,
 };
 use lease::Leases;
+use rest::{Rests, Trouble};
 
 pub use lease::LeaseReport;
-
-/// How long a usage-svc that was away is not asked again.
-const REST: Duration = Duration::from_secs(1);
 
 /// The answer of a check.
 #[derive(Debug, Clone)]
@@ -79,7 +78,7 @@ impl RefusalReason {
 pub struct Refused {
     /// What refuses.
     pub reason: RefusalReason,
-    /// Nothing is left in it.
+    /// What is left in it is less than was asked for.
     pub quota: Quota,
     /// Units consumed.
     pub current_usage: i64,
@@ -98,17 +97,18 @@ impl Refused {
         let info = details.error_info().filter(|info| info.reason == "QUOTA_EXCEEDED")?;
         let number = |key: &str| info.metadata.get(key)?.parse::<i64>().ok();
         let time = |key: &str| info.metadata.get(key)?.parse::<DateTime<Utc>>().ok();
+        let (limit, current_usage) = (number("limit")?, number("current_usage")?);
         let quota = Quota {
             policy: headers::policy(info.metadata.get("plan")?),
-            limit: number("limit")?,
-            remaining: 0,
+            limit,
+            remaining: limit.saturating_sub(current_usage).max(0),
             period_start: time("period_start")?,
             period_end: time("period_end")?,
         };
         Some(Self {
             reason: RefusalReason::of(info.metadata.get("reason")),
             quota,
-            current_usage: number("current_usage")?,
+            current_usage,
             retry: details.retry_info().and_then(|info| info.retry_delay),
             upgrade_url: details.help()?.links.first()?.url.clone(),
             status: status.clone(),
@@ -139,7 +139,7 @@ pub struct Guard {
     client: UsageServiceClient<Channel>,
     credentials: Credentials,
     timeout: Duration,
-    rests_until: Arc<Mutex<Option<Instant>>>,
+    rests: Arc<Rests>,
     clock: ServerClock,
     leases: Option<Leases>,
 }
@@ -149,8 +149,8 @@ impl Guard {
     /// A check takes 500 ms at most.
     pub fn new(channel: Channel, credentials: Credentials) -> Self {
         let timeout = Duration::from_millis(500);
-        let (rests_until, clock) = (Arc::default(), ServerClock::default());
-        Self { client: usage(channel), credentials, timeout, rests_until, clock, leases: None }
+        let (rests, clock) = (Arc::default(), ServerClock::default());
+        Self { client: usage(channel), credentials, timeout, rests, clock, leases: None }
     }
 
     /// Longest time that a check may take. A check holds up the call it is for.
@@ -160,8 +160,9 @@ impl Guard {
         self
     }
 
-    /// Holds units of accounts that are checked often, of so many at a time (512 at most), each over a stream. Their checks are then decided in this process, without a call; others still ask, and so
-    /// does every check for which the held units do not suffice, so that a limit stays exact. What is held lasts
+    /// Holds units of accounts that are checked often, of so many at a time (512 at most), each over a stream. Their
+    /// checks are then decided in this process, without a call; others still ask, and so does every check for which
+    /// the held units do not suffice, so that a limit stays exact. What is held lasts
     /// about half a second where units are limited, goes back when somebody else needs it, the plan changes, or
     /// nobody asks for it; while usage-svc is away it is used up, for a minute at most. End the program with
     /// [`Guard::shutdown`]: units that were not given back are lost to their account for the period.
@@ -186,8 +187,10 @@ impl Guard {
         }
     }
 
-    /// Asks for units, all or none; from those that are held, where there are any. It asks once: a retry elsewhere could consume twice. After a usage-svc that
-    /// was away, checks fail at once for a second, so that an outage does not slow every call down.
+    /// Asks for units, all or none; from those that are held, where there are any. It asks once: a retry elsewhere
+    /// could consume twice. For a second after a check without a decision, further ones of that account fail at once,
+    /// and those of every account where usage-svc cannot be reached or answers nobody: an outage does not slow every
+    /// call down.
     pub async fn check(&self, eco_id: &str, units_count: i64) -> Result<Decision, GuardError> {
         self.check_with(eco_id, units_count, MetadataMap::new()).await
     }
@@ -202,7 +205,7 @@ impl Guard {
         if let Some(admitted) = self.leases.as_ref().and_then(|leases| leases.admit(eco_id, units_count)) {
             return Ok(Decision::Admitted(admitted));
         }
-        if self.rests() {
+        if self.rests.rests(eco_id, Instant::now()) {
             return Err(GuardError::Unavailable("it was away a moment ago".to_owned()));
         }
         let request = CheckQuotaRequest { eco_id: eco_id.to_owned(), units_count, ..Default::default() };
@@ -211,27 +214,36 @@ impl Guard {
         let answer =
             tokio::time::timeout(self.timeout, client.check_quota(options.request_with(metadata, request)))
                 .await;
-        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
-        let decided = match answer {
+        let Ok(answer) = answer else {
+            self.rests.failed(eco_id, Trouble::Late, Instant::now());
+            return Err(GuardError::Unavailable("no answer in time".to_owned()));
+        };
+        let (decided, trouble) = match answer {
             Ok(response) => {
                 let response = response.into_inner();
                 self.clock.note(response.server_time.as_ref());
-                admitted(response).map(Decision::Admitted)
+                (admitted(response).map(Decision::Admitted), Trouble::Told)
             }
             Err(status) => {
                 self.clock.note_time(server_time(&status));
-                refusal(status)
+                let trouble = trouble(&status);
+                (refusal(status), trouble)
             }
         };
-        if matches!(decided, Err(GuardError::Unavailable(_))) {
-            *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + REST);
+        match decided {
+            Err(GuardError::Unavailable(_)) => self.rests.failed(eco_id, trouble, Instant::now()),
+            _ => self.rests.decided(),
         }
         decided
     }
+}
 
-    fn rests(&self) -> bool {
-        let until = *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() < until)
+/// What a check without a decision says of others.
+fn trouble(status: &Status) -> Trouble {
+    match status.code() {
+        _ if is_made_here(status) => Trouble::Unreachable,
+        Code::DeadlineExceeded => Trouble::Late,
+        _ => Trouble::Told,
     }
 }
 

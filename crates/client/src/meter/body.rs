@@ -10,7 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tonic::Code;
 
-use super::call::{Call, grpc_code};
+use super::call::{Serving, grpc_code};
 
 pin_project! {
     /// The service's body, watched to its end where it is gRPC; or that of a refusal.
@@ -23,42 +23,24 @@ pin_project! {
 pin_project! {
     #[project = KindProjection]
     enum Kind<B> {
-        Passed { #[pin] body: B, watch: Watch },
+        Passed { #[pin] body: B, call: Serving },
         Made { text: Option<Bytes> },
-    }
-}
-
-/// A gRPC call until its trailers are out. Dropped before: the client went away.
-struct Watch(Option<Call>);
-
-impl Watch {
-    fn end(&mut self, code: Code) {
-        if let Some(call) = self.0.take() {
-            call.record_grpc(code);
-        }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.end(Code::Cancelled);
     }
 }
 
 impl<B: Body> MeteredBody<B> {
     /// The body of a call that has been recorded, or is not.
     pub(super) fn passed(body: B) -> Self {
-        Self { kind: Kind::Passed { body, watch: Watch(None) } }
+        Self { kind: Kind::Passed { body, call: Serving::nothing() } }
     }
 
     /// The body of a gRPC call that is recorded when it ends.
-    pub(super) fn watched(body: B, call: Call) -> Self {
-        let mut watch = Watch(Some(call));
+    pub(super) fn watched(body: B, mut call: Serving) -> Self {
         if body.is_end_stream() {
             // Nobody will ask for trailers: there are none, and so no status.
-            watch.end(Code::Unknown);
+            call.end_grpc(Code::Unknown);
         }
-        Self { kind: Kind::Passed { body, watch } }
+        Self { kind: Kind::Passed { body, call } }
     }
 
     /// The body of a refusal.
@@ -77,14 +59,14 @@ impl<B: Body<Data = Bytes>> Body for MeteredBody<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         match self.project().kind.project() {
             KindProjection::Made { text } => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            KindProjection::Passed { body, watch } => {
+            KindProjection::Passed { body, call } => {
                 let frame = ready!(body.poll_frame(cx));
                 match &frame {
-                    None => watch.end(Code::Unknown),
-                    Some(Err(_)) => watch.end(Code::Internal),
+                    None => call.end_grpc(Code::Unknown),
+                    Some(Err(_)) => call.end_grpc(Code::Internal),
                     Some(Ok(frame)) => {
                         if let Some(code) = frame.trailers_ref().and_then(grpc_code) {
-                            watch.end(code);
+                            call.end_grpc(code);
                         }
                     }
                 }

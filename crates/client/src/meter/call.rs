@@ -1,6 +1,9 @@
 //! The event of a call.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
 
 use axum::extract::MatchedPath;
 use http::{HeaderMap, header::CONTENT_TYPE, request::Parts};
@@ -51,7 +54,7 @@ impl Call {
     }
 
     /// Records that the call was answered with this HTTP status.
-    pub(super) fn record(mut self, status: u16) {
+    fn record(mut self, status: u16) {
         let took = self.started.elapsed().min(MAX_RESPONSE_TIME);
         self.event.status_code = i32::from(status);
         self.event.response_time_ms = i32::try_from(took.as_millis()).unwrap_or(i32::MAX);
@@ -61,11 +64,45 @@ impl Call {
     }
 
     /// Records a gRPC call that ended with this code.
-    pub(super) fn record_grpc(mut self, code: Code) {
+    fn record_grpc(mut self, code: Code) {
         if code == Code::Unimplemented {
             self.event.endpoint = UNMATCHED.to_owned();
         }
         self.record(http_status(code));
+    }
+}
+
+/// A call that is being served. Dropped before it ends: its client went away, or the service panicked.
+pub(super) struct Serving(Option<Call>);
+
+impl Serving {
+    pub(super) fn new(call: Call) -> Self {
+        Self(Some(call))
+    }
+
+    /// Of a call that has ended, or is not recorded.
+    pub(super) fn nothing() -> Self {
+        Self(None)
+    }
+
+    /// It was answered with this HTTP status.
+    pub(super) fn end(&mut self, status: u16) {
+        if let Some(call) = self.0.take() {
+            call.record(status);
+        }
+    }
+
+    /// It was a gRPC call and ended with this code.
+    pub(super) fn end_grpc(&mut self, code: Code) {
+        if let Some(call) = self.0.take() {
+            call.record_grpc(code);
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.end_grpc(if thread::panicking() { Code::Unknown } else { Code::Cancelled });
     }
 }
 

@@ -16,7 +16,7 @@ use tower::Service;
 use super::{
     ADMISSION, Caller, MeterLayer, OnTrouble,
     body::MeteredBody,
-    call::{Call, grpc_code, is_grpc},
+    call::{Call, Serving, grpc_code, is_grpc},
     refusal,
 };
 use crate::{
@@ -89,11 +89,12 @@ where
                 }
                 Verdict::Unavailable => return Ok(refusal::unavailable(grpc)),
             };
+            let mut call = Serving::new(call);
             let answer = inner.call(Request::from_parts(parts, body)).await;
             let mut response = match answer {
                 Ok(response) => record(response, call, grpc),
                 Err(error) => {
-                    call.record(500);
+                    call.end(500);
                     return Err(error);
                 }
             };
@@ -142,14 +143,14 @@ fn admission(headers: &HeaderMap, eco_id: &str) -> Option<String> {
 }
 
 /// Records a call that is answered; a gRPC call when its status is known.
-fn record<R: Body>(response: Response<R>, call: Call, grpc: bool) -> Response<MeteredBody<R>> {
+fn record<R: Body>(response: Response<R>, mut call: Serving, grpc: bool) -> Response<MeteredBody<R>> {
     if !grpc {
-        call.record(response.status().as_u16());
+        call.end(response.status().as_u16());
         return response.map(MeteredBody::passed);
     }
     match grpc_code(response.headers()) {
         Some(code) => {
-            call.record_grpc(code);
+            call.end_grpc(code);
             response.map(MeteredBody::passed)
         }
         None => response.map(|body| MeteredBody::watched(body, call)),

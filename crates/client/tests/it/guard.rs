@@ -300,3 +300,23 @@ async fn a_lowered_limit_takes_back_what_is_held_here() -> Result<()> {
     nothing_is_lost(&guard).await;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_an_outage_an_account_that_is_closed_closes_no_other() -> Result<()> {
+    let db = database(1_000).await?;
+    account(&db, "eco_p", Plan::Pro).await?;
+    let proxy = Proxy::before(&db).await?;
+    let server = Server::start(proxy.args(&db)?).await?;
+    let guard = server.guard()?;
+    for eco_id in ["eco_a", "eco_p"] {
+        assert!(matches!(guard.check(eco_id, 1).await?, Decision::Admitted(_)), "{eco_id} is known");
+    }
+    proxy.cut();
+    // More than are left: refused, until nobody can tell.
+    while guard.check("eco_a", 1_000).await.is_ok() {}
+    for _ in 0..20 {
+        assert!(matches!(guard.check("eco_a", 1_000).await, Err(GuardError::Unavailable(_))));
+        assert!(matches!(guard.check("eco_p", 1).await?, Decision::Admitted(_)));
+    }
+    Ok(())
+}

@@ -1,6 +1,6 @@
 //! An axum service within the layer.
 
-use std::net::SocketAddr;
+use std::{future::pending, net::SocketAddr};
 
 use anyhow::{Context, Result};
 use axum::{
@@ -15,7 +15,7 @@ use nexus_client::{
 use nexus_core::plan::Plan;
 use nexus_testkit::{db::TestDb, http, settings::ANY_PORT};
 use reqwest::Response;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify, task::yield_now};
 
 use crate::support::*;
 
@@ -34,11 +34,24 @@ async fn serve(layer: MeterLayer) -> Result<String> {
         .route("/v1/things/{id}", get(|| async { "a thing" }))
         .route("/v1/things", post(|| async { StatusCode::CREATED }))
         .route("/v1/broken", get(|| async { StatusCode::SERVICE_UNAVAILABLE }))
+        .route("/v1/endless", get(endless))
+        .route("/v1/panicking", get(panics))
         .layer(layer);
     let listener = TcpListener::bind(ANY_PORT).await?;
     let address: SocketAddr = listener.local_addr()?;
     tokio::spawn(async move { axum::serve(listener, app).await });
     Ok(format!("http://{address}"))
+}
+
+static ENDLESS: Notify = Notify::const_new();
+
+async fn endless() -> StatusCode {
+    ENDLESS.notify_one();
+    pending().await
+}
+
+async fn panics() -> StatusCode {
+    panic!("on purpose")
 }
 
 async fn call(url: &str, path: &str, headers: &[(&str, &str)]) -> Result<Response> {
@@ -113,6 +126,25 @@ async fn answered_calls_are_recorded_by_route_and_carry_the_quota() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_is_recorded_whose_client_does_not_wait_or_whose_handler_panics() -> Result<()> {
+    let metered = Metered::new(Plan::Pro).await?;
+    let url = serve(metered.layer()?).await?;
+    call(&url, "/v1/panicking", &[("x-account", "eco_a")]).await.expect_err("the connection breaks");
+    let waits = tokio::spawn(http::client().get(format!("{url}/v1/endless")).header("x-account", "eco_a").send());
+    ENDLESS.notified().await;
+    assert_eq!(metered.tracker.stats().tracked, 1);
+    waits.abort();
+    while metered.tracker.stats().tracked < 2 {
+        yield_now().await;
+    }
+    metered.tracker.flush().await?;
+    let row = |endpoint: &str, status| (endpoint.to_owned(), "GET".to_owned(), status, true, true);
+    assert_eq!(rows(&metered.db).await?, [row("/v1/endless", 499), row("/v1/panicking", 500)]);
+    assert_eq!(metered.server.consumed("eco_a").await?, 2);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_beyond_the_spend_cap_is_429_and_says_so() -> Result<()> {
     let metered = Metered::new(Plan::Pro).await?;
     sqlx::query("update eco_identities set spend_cap_micros = 10000").execute(&metered.db.pool).await?;
@@ -135,8 +167,8 @@ async fn a_call_over_the_limit_is_429_and_not_recorded() -> Result<()> {
     assert_eq!(call("990").await?.status(), 200);
     let over = call("11").await?;
     assert_eq!(over.status(), 429);
-    assert_eq!((header(&over, "x-ratelimit-limit")?, header(&over, "x-ratelimit-remaining")?), ("1000", "0"));
-    assert!(header(&over, "ratelimit")?.starts_with("\"free-monthly\";r=0;t="));
+    assert_eq!((header(&over, "x-ratelimit-limit")?, header(&over, "x-ratelimit-remaining")?), ("1000", "10"));
+    assert!(header(&over, "ratelimit")?.starts_with("\"free-monthly\";r=10;t="));
     let to_reset: u64 = header(&over, "ratelimit")?.rsplit('=').next().context("t")?.parse()?;
     let retry: u64 = header(&over, "retry-after")?.parse()?;
     assert!((to_reset..=to_reset + 60).contains(&retry), "{retry}, {to_reset} to the reset");

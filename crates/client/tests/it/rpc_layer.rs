@@ -91,7 +91,7 @@ async fn a_call_over_the_limit_is_resource_exhausted_with_its_details() -> Resul
     let details = over.get_error_details();
     assert!(details.quota_failure().is_some() && details.retry_info().is_some() && details.help().is_some());
     assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some("QUOTA_EXCEEDED"));
-    assert_eq!(over.metadata().get("x-ratelimit-remaining").context("no headers")?, "0");
+    assert_eq!(over.metadata().get("x-ratelimit-remaining").context("no headers")?, "200");
     assert!(over.metadata().contains_key("retry-after"));
     tracker.flush().await?;
     assert_eq!(counted(&db.pool, "eco_a").await?, Counted { rows: 2, units: 800, daily: 800 });

@@ -47,7 +47,8 @@ impl Drained {
     }
 }
 
-/// Admitted units that may be given back as long as they were not used. Dropped, they stay admitted.
+/// Admitted units of a call that is not answered yet. Dropped, as when the caller goes away meanwhile, they are given
+/// back, as if they had not been admitted.
 #[derive(Debug)]
 pub struct Reservation {
     /// `None` once it is being dropped.
@@ -61,11 +62,9 @@ impl Reservation {
         Self { held: Some(held.clone()), units }
     }
 
-    /// Gives the units back: as if they had not been admitted.
-    pub fn give_back(self) {
-        if let Some(held) = &self.held {
-            held.units.put_back(self.units);
-        }
+    /// The call is answered: the units stay admitted.
+    pub fn keep(mut self) {
+        self.units = 0;
     }
 }
 
@@ -73,6 +72,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
             let given_up = held.given_up.clone();
+            held.units.put_back(self.units);
             drop(held);
             given_up.notify_one();
         }
@@ -103,7 +103,7 @@ mod tests {
                 move || {
                     start.wait();
                     for (i, reservation) in reservations.into_iter().enumerate() {
-                        if i % 4 == 0 { drop(reservation) } else { reservation.give_back() }
+                        if i % 4 == 0 { reservation.keep() } else { drop(reservation) }
                     }
                 }
             });

@@ -145,8 +145,8 @@ impl Quota {
         Ok(self.ask(eco_id, Ask::of(units)).await?.0)
     }
 
-    /// Admits units that can be given back while they are not used; `None`: there is nothing to give back. The
-    /// lease is not settled before the reservation is dropped, so that it must not last.
+    /// Admits units that go back unless the reservation is kept; `None`: there is nothing to give back. The lease is
+    /// not settled before the reservation is gone, so that it must not last.
     pub async fn reserve(
         &self,
         eco_id: &EcoId,

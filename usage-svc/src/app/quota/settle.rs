@@ -2,11 +2,13 @@
 //! here nobody can spend any more. A settlement may be repeated: each lease is settled once.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
+    pin::pin,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
+use futures::{StreamExt, stream};
 use nexus_core::{id::EcoId, period::Period};
 use nexus_kit::db;
 use tokio::{
@@ -23,6 +25,8 @@ use crate::{domain::lease::Return, store};
 const AT_ONCE: usize = 500;
 /// Of these, leases that clients of one account settle: each is a statement, and others are not to wait for many.
 const CLIENTS_AT_ONCE: usize = 4;
+/// Accounts that are settled at once where they are not settled together.
+const ACCOUNTS_AT_ONCE: usize = 4;
 /// Pause after a settlement that failed.
 const AGAIN: Duration = Duration::from_millis(250);
 /// Longest time a settlement may take before its connection is given up.
@@ -158,13 +162,42 @@ impl Holder {
             self.note_outcome(&done);
             match done {
                 Ok(()) => self.note_settled(due),
+                Err(error) if db::is_busy(&error) => self.settle_each(due).await,
+                Err(error) => self.settle_again(due, &error).await,
+            }
+        }
+    }
+
+    /// Each account's alone, so that an account whose rows others hold holds up no other.
+    async fn settle_each(&self, due: Vec<(EcoId, Due)>) {
+        let mut accounts = BTreeMap::<EcoId, Vec<_>>::new();
+        for (eco_id, due) in due {
+            accounts.entry(eco_id.clone()).or_default().push((eco_id, due));
+        }
+        let settled = stream::iter(accounts.into_values()).map(|mut due| async move {
+            let done = self.settle(&mut due).await;
+            (done, due)
+        });
+        let mut settled = pin!(settled.buffer_unordered(ACCOUNTS_AT_ONCE));
+        let mut busy = (Vec::new(), None);
+        while let Some((done, due)) = settled.next().await {
+            match done {
+                Ok(()) => self.note_settled(due),
                 Err(error) => {
-                    tracing::warn!(%error, leases = due.len(), "leases could not be settled, and are tried again");
-                    self.returns.put(due);
-                    tokio::time::sleep(AGAIN).await;
+                    busy.0.extend(due);
+                    busy.1 = Some(error);
                 }
             }
         }
+        if let (due, Some(error)) = busy {
+            self.settle_again(due, &error).await;
+        }
+    }
+
+    async fn settle_again(&self, due: Vec<(EcoId, Due)>, error: &sqlx::Error) {
+        tracing::warn!(%error, leases = due.len(), "leases could not be settled, and are tried again");
+        self.returns.put(due);
+        tokio::time::sleep(AGAIN).await;
     }
 
     async fn settle(&self, due: &mut [(EcoId, Due)]) -> sqlx::Result<()> {

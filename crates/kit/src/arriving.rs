@@ -1,0 +1,221 @@
+//! Messages that arrive. What a caller sends is held until it is complete, and only then can be judged and given room
+//! among what waits; until then this bounds it: the bytes of all calls together, those of one account, and the time
+//! that a message may take.
+//!
+//! Small messages do not count: their number is bounded, as that of the calls is.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http_body::{Frame, SizeHint};
+use nexus_core::id::EcoId;
+use tokio::time::{Sleep, sleep};
+use tonic::{Status, body::Body, codegen::Bytes};
+
+use crate::{
+    share::{Share, Shares},
+    status,
+};
+
+/// Bytes that may be held at once; of one account, a quarter: the largest message of all.
+const MAX_BYTES: u32 = 64 * 1024 * 1024;
+/// The first bytes of a message do not count.
+const FREE_BYTES: usize = 16 * 1024;
+/// Longest time from the first byte that counts to the last.
+const MAX_TIME: Duration = Duration::from_secs(30);
+/// Before each message of gRPC: whether it is compressed, and its length in four bytes.
+const PREFIX: usize = 5;
+
+/// What is held of all messages. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Arriving {
+    bytes: Arc<AtomicUsize>,
+    max_bytes: usize,
+    shares: Shares,
+}
+
+impl Default for Arriving {
+    fn default() -> Self {
+        Self::of(MAX_BYTES)
+    }
+}
+
+impl Arriving {
+    fn of(max_bytes: u32) -> Self {
+        Self { bytes: Arc::default(), max_bytes: max_bytes as usize, shares: Shares::of(max_bytes) }
+    }
+
+    /// The body of a call, of an account or of a service.
+    pub fn bound(&self, body: Body, eco_id: Option<&EcoId>) -> Body {
+        let share = eco_id.map(|eco_id| self.shares.nothing(eco_id));
+        let held = Held { of: self.clone(), bytes: 0, share };
+        Body::new(Bounded { body, message: Message::default(), held, late: None })
+    }
+}
+
+/// What a call holds.
+#[derive(Debug)]
+struct Held {
+    of: Arriving,
+    bytes: usize,
+    share: Option<Share>,
+}
+
+impl Held {
+    fn resize(&mut self, bytes: usize) -> Result<(), Status> {
+        let Self { of, bytes: before, share } = self;
+        if bytes == *before {
+            return Ok(());
+        }
+        if bytes > *before {
+            let more = bytes - *before;
+            let grown = |all: usize| all.checked_add(more).filter(|all| *all <= of.max_bytes);
+            if of.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).is_err() {
+                return Err(overloaded("too much is arriving at once"));
+            }
+            let size = u32::try_from(bytes).unwrap_or(u32::MAX);
+            if share.as_mut().is_some_and(|share| !share.resize(size)) {
+                of.bytes.fetch_sub(more, Ordering::Relaxed);
+                return Err(overloaded("too much of this account is arriving at once"));
+            }
+        } else {
+            of.bytes.fetch_sub(*before - bytes, Ordering::Relaxed);
+            if let Some(share) = share {
+                share.resize(u32::try_from(bytes).unwrap_or(u32::MAX));
+            }
+        }
+        *before = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.of.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+fn overloaded(message: &str) -> Status {
+    status::unavailable("OVERLOADED", message, status::RETRY_SOON)
+}
+
+/// How far a message has come.
+#[derive(Debug, Default)]
+struct Message {
+    prefix: [u8; PREFIX],
+    /// Bytes of the prefix that are here.
+    prefixed: usize,
+    /// Bytes that are still to come.
+    missing: usize,
+    /// Bytes that have come.
+    arrived: usize,
+    /// Bytes of those that ended with what came last.
+    ended: usize,
+}
+
+impl Message {
+    fn is_complete(&self) -> bool {
+        self.prefixed == PREFIX && self.missing == 0
+    }
+
+    /// The next one is asked for.
+    fn next(&mut self) {
+        if self.is_complete() {
+            *self = Self::default();
+        }
+        self.ended = 0;
+    }
+
+    /// Takes what has come next; it may end one message and begin others.
+    fn take(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            if self.is_complete() {
+                *self = Self { ended: self.ended + self.arrived, ..Self::default() };
+            }
+            if self.prefixed < PREFIX {
+                let (head, rest) = data.split_at(data.len().min(PREFIX - self.prefixed));
+                self.prefix[self.prefixed..][..head.len()].copy_from_slice(head);
+                self.prefixed += head.len();
+                data = rest;
+                if self.prefixed == PREFIX {
+                    let [_, length @ ..] = self.prefix;
+                    self.missing = u32::from_be_bytes(length) as usize;
+                }
+            } else {
+                let taken = data.len().min(self.missing);
+                self.missing -= taken;
+                self.arrived += taken;
+                data = &data[taken..];
+            }
+        }
+    }
+}
+
+/// A body whose messages count as long as they are incomplete, and, complete, until the next one is asked for: by then
+/// they have room among what waits, or are done with.
+struct Bounded {
+    body: Body,
+    message: Message,
+    held: Held,
+    /// While the message that arrives counts: when it is late.
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl Bounded {
+    fn count(&mut self) -> Result<(), Status> {
+        let bytes = (self.message.arrived + self.message.ended).saturating_sub(FREE_BYTES);
+        if bytes == 0 || self.message.is_complete() {
+            self.late = None;
+        } else if self.late.is_none() {
+            self.late = Some(Box::pin(sleep(MAX_TIME)));
+        }
+        self.held.resize(bytes)
+    }
+}
+
+impl http_body::Body for Bounded {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        this.message.next();
+        this.count()?;
+        match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    this.message.take(data);
+                    this.count()?;
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Pending => match this.late.as_mut().map(|late| late.as_mut().poll(cx)) {
+                Some(Poll::Ready(())) => Poll::Ready(Some(Err(status::deadline_exceeded()))),
+                _ => Poll::Pending,
+            },
+            end => end,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+#[path = "arriving_tests.rs"]
+mod tests;

@@ -1,0 +1,100 @@
+use std::convert::Infallible;
+
+use futures::{StreamExt, stream};
+use http_body_util::{BodyExt, StreamBody};
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::*;
+
+/// What is free, and 1,000 bytes more.
+const LARGE: usize = FREE_BYTES + 1_000;
+
+/// A message of so many bytes, of which the last are missing.
+fn message(bytes: usize, missing: usize) -> Bytes {
+    let length = u32::try_from(bytes).expect("a length").to_be_bytes();
+    [&[0][..], &length[..], &vec![7; bytes - missing][..]].concat().into()
+}
+
+/// A body that brings these pieces and then nothing, without an end.
+fn body(pieces: impl IntoIterator<Item = Bytes>) -> Body {
+    let pieces: Vec<_> = pieces.into_iter().map(|piece| Ok::<_, Infallible>(Frame::data(piece))).collect();
+    Body::new(StreamBody::new(stream::iter(pieces).chain(stream::pending())))
+}
+
+fn id(text: &str) -> EcoId {
+    EcoId::parse(text).expect("an id")
+}
+
+/// The next piece, if there is one by now.
+async fn next(body: &mut Body) -> Result<Option<usize>, Status> {
+    let frame = futures::poll!(body.frame());
+    match frame {
+        Poll::Pending => Ok(None),
+        Poll::Ready(frame) => Ok(frame.transpose()?.and_then(|frame| frame.into_data().ok()).map(|b| b.len())),
+    }
+}
+
+#[tokio::test]
+async fn incomplete_messages_are_bounded_for_all_and_for_each_account() -> Result<(), Status> {
+    let arriving = Arriving::of(8_000);
+    let begin = |eco_id| arriving.bound(body([message(LARGE, 1)]), eco_id);
+    let mut all = Vec::new();
+    let mine = id("eco_a");
+    for _ in 0..2 {
+        let mut call = begin(Some(&mine));
+        next(&mut call).await?;
+        all.push(call);
+    }
+    // 999 bytes each: two more would be beyond a quarter, of another account they are not.
+    let refused = next(&mut begin(Some(&mine))).await.expect_err("its share is held");
+    assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "too much of this account is arriving at once"));
+    for _ in 0..6 {
+        let mut call = begin(None);
+        next(&mut call).await?;
+        all.push(call);
+    }
+    let other = id("eco_b");
+    let refused = next(&mut begin(Some(&other))).await.expect_err("all is held");
+    assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "too much is arriving at once"));
+    assert!(next(&mut arriving.bound(body([message(FREE_BYTES, 1)]), Some(&mine))).await?.is_some(), "small ones are free");
+    all.clear();
+    assert_eq!(arriving.bytes.load(Ordering::Relaxed), 0);
+    assert!(next(&mut begin(Some(&mine))).await?.is_some());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_counts_until_the_next_one_is_asked_for() -> Result<(), Status> {
+    let arriving = Arriving::of(8_000);
+    let held = || arriving.bytes.load(Ordering::Relaxed);
+    // In pieces, the second of which ends one message and begins the next, within its prefix.
+    let (first, second) = (message(LARGE, 0), message(LARGE, 0));
+    let stream = [first, second].concat();
+    let cut = LARGE + PREFIX + 2;
+    let pieces = [&stream[..3], &stream[3..LARGE], &stream[LARGE..cut], &stream[cut..]];
+    let mut call = arriving.bound(body(pieces.map(Bytes::copy_from_slice)), None);
+    let mut seen = Vec::new();
+    while next(&mut call).await?.is_some() {
+        seen.push(held());
+    }
+    assert_eq!(seen, [0, 1_000 - PREFIX, 1_000, 1_000]);
+    assert_eq!(held(), 0, "what follows was asked for");
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_message_that_does_not_come_to_its_end_is_given_up() -> Result<(), Status> {
+    let arriving = Arriving::of(8_000);
+    let mut call = arriving.bound(body([message(LARGE, 1)]), None);
+    next(&mut call).await?;
+    let began = Instant::now();
+    let late = call.frame().await.expect("an error").expect_err("late");
+    assert_eq!((late.code(), began.elapsed().as_secs()), (Code::DeadlineExceeded, MAX_TIME.as_secs()));
+    // A stream may be silent between messages.
+    let mut call = arriving.bound(body([message(LARGE, 0)]), None);
+    next(&mut call).await?;
+    let silent = tokio::time::timeout(2 * MAX_TIME, call.frame()).await;
+    assert!(silent.is_err());
+    Ok(())
+}
