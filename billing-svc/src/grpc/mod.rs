@@ -103,11 +103,8 @@ impl BillingService for Service {
     ) -> Result<Response<ExplainChargeResponse>, Status> {
         let caller = Caller::of(&request)?;
         let charge_id = ledger::charge_id(&request.get_ref().charge_id).map_err(Error::from)?;
-        let (charge, basis) = app::explain_charge::run(&self.pool, charge_id).await?;
-        // Whether another's charge exists is nobody's business.
-        if caller.account(&charge.eco_id, &[Scope::BillingRun]).is_err() {
-            return Err(Error::ChargeNotFound(charge_id).into());
-        }
+        let for_caller = |eco_id: &str| caller.account(eco_id, &[Scope::BillingRun]).is_ok();
+        let (charge, basis) = app::explain_charge::run(&self.pool, charge_id, for_caller).await?;
         Ok(Response::new(ledger::explanation(charge, &basis)?))
     }
 

@@ -168,7 +168,7 @@ pub async fn set_status(
     Ok(())
 }
 
-/// Has a subscription's periods begin otherwise.
+/// Has a subscription's periods begin otherwise. A change of plan that waits for the end of one waits for the new one's.
 #[tracing::instrument(name = "db.eco_subscriptions.set_anchor", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn set_anchor(
     db: &mut PgConnection,
@@ -176,7 +176,11 @@ pub async fn set_anchor(
     anchor: DateTime<Utc>,
 ) -> sqlx::Result<()> {
     sqlx::query!(
-        "update eco_subscriptions set anchor_time = $2, plan_epoch = plan_epoch + 1 where subscription_id = $1",
+        "update eco_subscriptions
+         set anchor_time = $2, plan_epoch = plan_epoch + 1,
+             next_plan_time = case when next_plan_time > now() then nexus_period_end($2, greatest($2, now()))
+                                   else next_plan_time end
+         where subscription_id = $1",
         subscription_id,
         anchor,
     )

@@ -1,8 +1,9 @@
 //! Changes of plan: what they do to segments, overage, charges and the time after them.
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
+use nexus_billing::store::stripe_subscriptions;
 use nexus_core::plan::Plan as CorePlan;
 use nexus_kit::status;
 use nexus_proto::{
@@ -309,5 +310,22 @@ async fn only_a_change_waits_for_who_counts() -> Result<()> {
     assert_eq!(answers, 1);
     counts.commit().await?;
     assert_eq!(billing.change(now(Plan::Enterprise)).await??.plan, Plan::Enterprise);
+    Ok(())
+}
+
+/// Stripe moves the anchor: the period that the change waits for ends at another time.
+#[tokio::test]
+async fn a_change_that_waits_for_a_periods_end_waits_for_the_end_of_the_new_one() -> Result<()> {
+    let db = TestDb::new().await?;
+    let billing = Billing::start(&db, NO_STRIPE).await?;
+    seed::account(&db.pool, "eco_a", CorePlan::Pro, anchor() - TimeDelta::days(7)).await?;
+    billing.change(later(Plan::Free)).await??;
+    let id: i64 =
+        sqlx::query_scalar("select subscription_id from eco_subscriptions").fetch_one(&db.pool).await?;
+    let mut connection = nexus_kit::db::acquire(&db.pool).await?;
+    stripe_subscriptions::set_anchor(&mut connection, id, anchor()).await?;
+    let ends = "select next_plan_time, nexus_period_end(anchor_time, now()) from eco_subscriptions";
+    let (waits, ends): (DateTime<Utc>, DateTime<Utc>) = sqlx::query_as(ends).fetch_one(&db.pool).await?;
+    assert_eq!(waits, ends);
     Ok(())
 }

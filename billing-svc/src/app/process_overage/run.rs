@@ -133,7 +133,7 @@ impl Run {
                 std::panic::resume_unwind(panicked.into_panic());
             }
         }
-        if self.goes_on() {
+        if fed.is_ok() && self.goes_on() {
             self.collect_stranded().await?;
         }
         // One that failed may have been left where it was by whatever stopped the run.
