@@ -75,6 +75,8 @@ pub async fn serve(
     let pool = db::pool(&config.db, Role::Billing)?;
     let refresher = tokio::spawn(app::refresh::refresher(pool.clone(), shutdown.clone()));
     let _stop_with_us = AbortOnDrop(refresher);
+    let handing_out = tokio::spawn(app::upsert_plan::take_up(pool.clone(), shutdown.clone()));
+    let _hand_out_with_us = AbortOnDrop(handing_out);
     let stripe = Arc::new(Stripe::new(&config.stripe)?);
     let metrics = Metrics::new();
     let pace = Arc::new(Pace::new(config.stripe.stripe_rate_per_second));
@@ -95,6 +97,7 @@ pub async fn serve(
             pace: Arc::new(Pace::new(config.stripe.stripe_rate_per_second)),
         },
         engine.outside_runs(),
+        config.stripe_events_concurrency as usize,
         event_stored.clone(),
         &metrics,
         shutdown.clone(),

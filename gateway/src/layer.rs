@@ -16,6 +16,7 @@ use axum::{
 use futures::FutureExt;
 use nexus_kit::{
     metrics::{Metrics, RpcLabels},
+    serve::MAX_WEBHOOK_BYTES,
     telemetry,
 };
 use tracing::{Instrument, Span};
@@ -27,7 +28,7 @@ use crate::{
 };
 
 /// Largest body a request may have.
-pub const MAX_BODY_BYTES: usize = 1024 * 1024;
+pub const MAX_BODY_BYTES: usize = MAX_WEBHOOK_BYTES;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID: usize = 128;

@@ -44,8 +44,7 @@ use app::{
     outage::Outage,
     quota,
     spooling::{SpoolMetrics, Spooling},
-    stalled,
-    verify_api_key,
+    stalled, verify_api_key,
     writer::{self, Bounds, WriterMetrics},
 };
 use nexus_kit::{

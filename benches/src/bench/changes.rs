@@ -29,8 +29,7 @@ type Client = UsageServiceClient<Channel>;
 pub(crate) async fn run(Args { replicas, changes }: Args) -> Result<()> {
     let mut database = Database::start(changes).await?;
     let environment = [server_environment(), vec![("DATABASE_URL", database.url())]].concat();
-    let servers =
-        try_join_all((0..replicas).map(|_| ServerProcess::start(&["usage"], &environment))).await?;
+    let servers = try_join_all((0..replicas).map(|_| ServerProcess::start(&["usage"], &environment))).await?;
     let replicas = servers
         .iter()
         .map(|server| anyhow::Ok(nexus_client::usage(nexus_client::channel(&server.url)?)))
@@ -46,7 +45,11 @@ pub(crate) async fn run(Args { replicas, changes }: Args) -> Result<()> {
     for server in servers {
         server.stop().await?;
     }
-    println!("\n{changes} changes of each kind, {} replicas, PostgreSQL {}", replicas.len(), database.version());
+    println!(
+        "\n{changes} changes of each kind, {} replicas, PostgreSQL {}",
+        replicas.len(),
+        database.version()
+    );
     println!("{:<34} {:>10} {:>10} {:>10}", "in force at all of them", "p50 ms", "p99 ms", "max ms");
     for (what, took) in [("a key that is revoked", revoked), ("another plan", changed)] {
         let [p50, p99, max] = [0.5, 0.99, 1.0].map(|quantile| took.milliseconds(quantile));

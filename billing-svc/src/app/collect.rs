@@ -1,4 +1,5 @@
-//! One invoice for what an account was charged and no other invoice takes, after its subscription at Stripe has ended.
+//! One invoice for what an account was charged and no other invoice takes, after its subscription at Stripe has ended, or
+//! after a period's final settlement where it never had one.
 //!
 //! The items are made before, as every charge is, and are pending. Here an empty draft is made, filled with those of
 //! them that are pending still, and finalised, to be collected. It is written down before anything is sent, and each

@@ -16,7 +16,8 @@
 //! | [`reconcile`] | compares every record of the same fact, and repairs when told to |
 //! | [`handle_stripe_event`], [`stripe_events`] | stores Stripe's events; applies them |
 //! | [`settle_draft`] | charges on a draft of a billing cycle what its period owes |
-//! | [`settle_ended`], [`collect`] | charges what is owed after a subscription's end, and makes an invoice for it |
+//! | [`settle_ended`], [`take_back`] | charges what is owed after a subscription's end, off drafts that nobody finalises, too |
+//! | [`collect`] | makes an invoice for charges that no other takes |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
 //! | [`list_runs`] | the runs there were, and whom they could not charge |
 
@@ -42,4 +43,5 @@ pub mod set_spend_cap;
 pub mod settle_draft;
 pub mod settle_ended;
 pub mod stripe_events;
+pub mod take_back;
 pub mod upsert_plan;

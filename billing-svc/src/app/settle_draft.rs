@@ -2,17 +2,14 @@
 //! very invoice. What comes later is on the next one.
 
 use chrono::{DateTime, Utc};
-use nexus_kit::db;
-use sqlx::PgPool;
 
 use crate::{
     app::{
-        process_overage::{ChargeContext, MAX_PERIODS, charge_account},
+        process_overage::{ChargeContext, charge_account, owing},
         refresh,
     },
-    domain::{charge::Target, period::PeriodKey, run::AccountResult},
+    domain::{charge::Target, run::AccountResult},
     error::Error,
-    store::records,
 };
 
 /// A draft that Stripe has made at the end of a billing period.
@@ -34,21 +31,4 @@ pub async fn run(context: &ChargeContext, draft: &Draft) -> Result<AccountResult
     let periods = owing(&context.pool, &draft.eco_id, Some(draft.period_end)).await?;
     let context = ChargeContext { target: Target::Draft(draft.invoice_id.clone()), ..context.clone() };
     Ok(charge_account(&context, &periods).await)
-}
-
-/// Periods of an account with something to charge, of those that began before a time.
-pub(super) async fn owing(
-    pool: &PgPool,
-    eco_id: &str,
-    before: Option<DateTime<Utc>>,
-) -> Result<Vec<PeriodKey>, Error> {
-    let only = [eco_id.to_owned()];
-    let mut connection = db::acquire(pool).await?;
-    let mut owing = Vec::new();
-    for candidate in records::candidates(&mut connection, Some(&only), "", MAX_PERIODS).await? {
-        if before.is_none_or(|before| candidate.key.start < before) && candidate.owes()? {
-            owing.push(candidate.key);
-        }
-    }
-    Ok(owing)
 }

@@ -1,6 +1,10 @@
-//! Settles what was owed under a subscription at Stripe that has ended: no cycle of it makes an invoice any more. The
-//! periods that ended with it are rounded for good, all that is owed is charged, and the charges are put on one invoice
-//! made for them, to be collected.
+//! Settles what was owed under a subscription at Stripe that has ended: no cycle of it makes an invoice any more. What
+//! lies on drafts of it that nobody finalises is taken off them; the periods that ended with it are rounded for good; all
+//! that is owed is charged, and the charges are put on one invoice made for them, to be collected.
+//!
+//! A period ends with its subscription where the end was heard of before the next one began: calls that were counted
+//! between the end and its hearing are billed in it. Heard of later, the period of that time goes on by what is in force
+//! now, is charged here to the cent, and rounded for good by a daily run, as any other.
 
 use chrono::{DateTime, Utc};
 use nexus_kit::db;
@@ -8,8 +12,8 @@ use nexus_kit::db;
 use crate::{
     app::{
         collect,
-        process_overage::{ChargeContext, charge_account},
-        refresh, settle_draft,
+        process_overage::{ChargeContext, charge_account, owing},
+        refresh, take_back,
     },
     domain::{charge::Target, run::AccountResult},
     error::Error,
@@ -29,7 +33,10 @@ pub async fn run(
         let mut connection = db::acquire(&context.pool).await?;
         records::settle_early(&mut connection, eco_id, ended_time).await?;
     }
-    let periods = settle_draft::owing(&context.pool, eco_id, None).await?;
+    if let Some(error) = take_back::run(context, eco_id).await? {
+        return Ok(AccountResult { error: Some(error), ..AccountResult::default() });
+    }
+    let periods = owing(&context.pool, eco_id, None).await?;
     let charging = ChargeContext { target: Target::Own, ..context.clone() };
     let mut result = charge_account(&charging, &periods).await;
     if result.error.is_none() {

@@ -1,8 +1,11 @@
 //! Adds a version of a plan. Accounts that have the plan get it with their next period: it is written on their
 //! subscriptions as a change that waits for the period's end is, so that the period goes on by the terms it began with.
 
+use std::time::Duration;
+
 use nexus_kit::{db, validate::Violations};
 use sqlx::{PgConnection, PgPool};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
@@ -12,6 +15,8 @@ use crate::{
 };
 
 const METHOD: &str = "UpsertPlan";
+/// After a try that failed.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// Returns the version. One that is the same as the newest is that one. A repeat of a request returns the first answer,
 /// and hands the version out to accounts that the first did not come to.
@@ -37,7 +42,7 @@ pub async fn run(
     };
     let version = plans::get(&mut transaction, new.plan, made).await?.ok_or(sqlx::Error::RowNotFound)?;
     transaction.commit().await?;
-    hand_out(pool, actor).await?;
+    hand_out(pool, Some(actor)).await?;
     Ok(version)
 }
 
@@ -57,12 +62,40 @@ async fn make(db: &mut PgConnection, new: &NewPlanVersion) -> Result<i32, Error>
     Ok(plans::insert(db, new).await?)
 }
 
-/// Hands the newest versions out, a range of accounts at a time, so that no flush waits long.
-pub async fn hand_out(pool: &PgPool, actor: &str) -> Result<(), Error> {
-    for range in 0..plans::RANGES {
+/// Hands out what a process that is gone did not come to hand out, once the database answers. To be called at the start.
+pub async fn take_up(pool: PgPool, shutdown: CancellationToken) {
+    let mut failed = false;
+    while !shutdown.is_cancelled() {
+        match hand_out(&pool, None).await {
+            Ok(()) => return,
+            Err(error) if failed => {
+                tracing::debug!(%error, "versions of plans could still not be handed out")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "versions of plans could not be handed out");
+                failed = true;
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+/// Hands the newest versions out where an account does not wait for its own yet: a range of accounts at a time, so that
+/// no flush waits long.
+async fn hand_out(pool: &PgPool, actor: Option<&str>) -> Result<(), Error> {
+    let ranges = {
+        let mut connection = db::acquire(pool).await?;
+        plans::ranges_behind(&mut connection).await?
+    };
+    for range in ranges {
         let mut transaction = db::begin(pool).await?;
         plans::seize_range(&mut transaction, range).await?;
-        db::set_actor(&mut transaction, actor).await?;
+        if let Some(actor) = actor {
+            db::set_actor(&mut transaction, actor).await?;
+        }
         plans::hand_out(&mut transaction, Some(range), None).await?;
         transaction.commit().await?;
     }

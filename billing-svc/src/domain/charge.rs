@@ -199,12 +199,17 @@ impl Intent {
         Self { attempt: self.attempt + 1, ..self.clone() }
     }
 
-    /// The same charge under a new key, for the next invoice: the draft it names does not take it any more.
-    pub fn without_draft(&self) -> Self {
+    /// Where Stripe may take the charge that does not take it there, under a new key. The draft that it names may have
+    /// been finalised, or be full: then it is for the next invoice. The subscription that it names may have ended: then
+    /// it is on the customer alone, who always takes it. `None`: it is there already.
+    pub fn elsewhere(&self) -> Option<Self> {
         let mut next = self.next_attempt();
-        next.item.invoice = None;
-        next.mark_late();
-        next
+        if next.item.invoice.take().is_some() {
+            next.mark_late();
+        } else {
+            next.item.subscription.take()?;
+        }
+        Some(next)
     }
 
     /// It is on a later invoice than that of its period.

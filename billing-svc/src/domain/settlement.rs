@@ -1,4 +1,5 @@
-//! An invoice that is made for what an account owes after its subscription at Stripe has ended.
+//! An invoice that is made for what an account owes and no other invoice takes: its subscription at Stripe has ended, or it
+//! never had one.
 
 use uuid::Uuid;
 
@@ -59,22 +60,27 @@ pub fn settlement_id(eco_id: &str, number: i32) -> Uuid {
     Uuid::new_v5(&NAMESPACE, format!("{eco_id}/{number}").as_bytes())
 }
 
-/// The invoice of a settlement.
+/// The invoice of a settlement; an empty subscription: of an account that never had one.
 pub fn invoice(eco_id: &str, number: i32, customer: &str, subscription: &str, currency: &str) -> NewInvoice {
     let id = settlement_id(eco_id, number).to_string();
+    let subscription = Some(subscription).filter(|subscription| !subscription.is_empty());
+    let description = match subscription {
+        Some(_) => "API overage after the end of the subscription",
+        None => "API overage",
+    };
+    let names = [("eco_id", eco_id), (SETTLEMENT_ID, &id)];
+    let names = names.into_iter().chain(subscription.map(|subscription| (SUBSCRIPTION_ID, subscription)));
     NewInvoice {
         customer: customer.to_owned(),
-        subscription: Some(subscription.to_owned()),
+        subscription: subscription.map(str::to_owned),
         currency: currency.to_owned(),
-        description: "API overage after the end of the subscription".to_owned(),
-        metadata: [("eco_id", eco_id), (SETTLEMENT_ID, &id), (SUBSCRIPTION_ID, subscription)]
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .into(),
+        description: description.to_owned(),
+        metadata: names.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
     }
 }
 
 impl Settlement {
-    /// The subscription whose items are put on it.
+    /// The subscription whose items are put on it; empty: those of an account that never had one.
     pub fn subscription(&self) -> &str {
         self.invoice.metadata.get(SUBSCRIPTION_ID).map_or("", String::as_str)
     }

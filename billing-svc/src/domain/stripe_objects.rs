@@ -39,8 +39,6 @@ pub struct Price {
 /// A checkout as it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckoutSession {
-    /// Its id.
-    pub id: String,
     /// Account that it was made for, by `client_reference_id` or else its metadata.
     pub eco_id: Option<String>,
     /// The subscription it led to.
@@ -60,15 +58,13 @@ pub struct Invoice {
     pub is_draft: bool,
     /// Whether it is of a billing period that has ended, rather than of a change or made by hand.
     pub is_of_cycle: bool,
-    /// The time in which its pending items were made: the period that ended where it is of a cycle.
-    pub period: (DateTime<Utc>, DateTime<Utc>),
+    /// End of the time in which its pending items were made: of the period that ended where it is of a cycle.
+    pub period_end: DateTime<Utc>,
 }
 
 /// A customer as it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Customer {
-    /// Its id.
-    pub id: String,
     /// Account that its metadata names.
     pub eco_id: Option<String>,
 }

@@ -13,7 +13,7 @@ use futures::{StreamExt, stream::BoxStream};
 use nexus_kit::{
     auth::{Caller, Scope},
     page,
-    serve::MAX_REQUEST_BYTES,
+    serve::MAX_WEBHOOK_BYTES,
 };
 use nexus_proto::billing::v1::{
     billing_service_server::{BillingService, BillingServiceServer},
@@ -46,10 +46,13 @@ pub struct Service {
     pub request_timeout: Duration,
 }
 
+/// Longest message: a webhook, with its signature.
+const MAX_MESSAGE_BYTES: usize = MAX_WEBHOOK_BYTES + 16 * 1024;
+
 /// The tonic server: message sizes bounded, compressed requests accepted.
 pub fn server(service: Service) -> BillingServiceServer<Service> {
     BillingServiceServer::new(service)
-        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .accept_compressed(CompressionEncoding::Zstd)
         .accept_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Gzip)

@@ -43,6 +43,14 @@ pub trait Payments: Send + Sync {
         pace: &'a Pace,
     ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>>;
 
+    /// Ids of the items on a subscription's drafts that are not finalised by themselves, but for drafts of settlements;
+    /// paced and bounded as [`Self::find_items`] is.
+    fn abandoned_items<'a>(
+        &'a self,
+        subscription: &'a str,
+        pace: &'a Pace,
+    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>>;
+
     /// Creates an empty draft, which takes no pending items and is not finalised before it is told to: one that is
     /// left half done must not be closed without its items.
     fn create_invoice<'a>(&'a self, invoice: &'a NewInvoice, key: &'a str) -> BoxFuture<'a, Outcome>;

@@ -36,38 +36,39 @@ pub async fn try_stripe_object(db: &mut PgConnection, id: &str) -> sqlx::Result<
     .await
 }
 
-/// Takes the lease of a run for as long as the connection lives, if nobody has it. A holder whose machine
-/// is gone without a word loses it within half a minute, when the server finds the connection dead.
-#[tracing::instrument(name = "db.lease.try_run", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn try_run(db: &mut PgConnection) -> sqlx::Result<bool> {
-    db.execute("set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3")
-        .await?;
-    sqlx::query_scalar!(r#"select pg_try_advisory_lock($1, $2) as "taken!""#, CLASS, RUN).fetch_one(db).await
+/// What one process at a time does, over all replicas, for as long as a connection of its own lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// A run of ProcessOverage.
+    Run,
+    /// A reconciliation.
+    Reconciliation,
 }
 
-/// Gives the lease of a run back, and closes the connection that held it.
-#[tracing::instrument(name = "db.lease.give_back", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn give_back(mut db: PgConnection) -> sqlx::Result<()> {
-    sqlx::query_scalar!(r#"select pg_advisory_unlock($1, $2) as "held!""#, CLASS, RUN)
-        .fetch_one(&mut db)
-        .await?;
-    db.close().await
+impl Lease {
+    fn number(self) -> i32 {
+        match self {
+            Self::Run => RUN,
+            Self::Reconciliation => RECONCILE,
+        }
+    }
 }
 
-/// Takes the lease of a reconciliation for as long as the connection lives, if nobody has it; see [`try_run`].
-#[tracing::instrument(name = "db.lease.try_reconcile", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn try_reconcile(db: &mut PgConnection) -> sqlx::Result<bool> {
+/// Takes a lease for as long as the connection lives, if nobody has it. A holder whose machine is gone without a word
+/// loses it within half a minute, when the server finds the connection dead.
+#[tracing::instrument(name = "db.lease.try_take", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn try_take(db: &mut PgConnection, lease: Lease) -> sqlx::Result<bool> {
     db.execute("set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3")
         .await?;
-    sqlx::query_scalar!(r#"select pg_try_advisory_lock($1, $2) as "taken!""#, CLASS, RECONCILE)
+    sqlx::query_scalar!(r#"select pg_try_advisory_lock($1, $2) as "taken!""#, CLASS, lease.number())
         .fetch_one(db)
         .await
 }
 
-/// Gives the lease of a reconciliation back, and closes the connection that held it.
-#[tracing::instrument(name = "db.lease.end_reconcile", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn end_reconcile(mut db: PgConnection) -> sqlx::Result<()> {
-    sqlx::query_scalar!(r#"select pg_advisory_unlock($1, $2) as "held!""#, CLASS, RECONCILE)
+/// Gives a lease back, and closes the connection that held it.
+#[tracing::instrument(name = "db.lease.give_back", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn give_back(mut db: PgConnection, lease: Lease) -> sqlx::Result<()> {
+    sqlx::query_scalar!(r#"select pg_advisory_unlock($1, $2) as "held!""#, CLASS, lease.number())
         .fetch_one(&mut db)
         .await?;
     db.close().await

@@ -1,4 +1,4 @@
-//! The only SQL; one file a table, but two for the ledger. Every function takes a connection: the use case owns the transaction.
+//! The only SQL; one file a table, but three for the ledger. Every function takes a connection: the use case owns the transaction.
 
 pub mod accounts;
 pub mod adjustments;
@@ -25,6 +25,7 @@ pub mod stripe_events;
 pub mod stripe_prices;
 pub mod stripe_subscriptions;
 pub mod subscriptions;
+pub mod take_backs;
 
 /// A word of the database that the code does not know.
 pub fn unknown_word(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {

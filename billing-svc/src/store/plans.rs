@@ -170,8 +170,19 @@ pub async fn currencies_of_accounts(db: &mut PgConnection, plan: Plan) -> sqlx::
     .await
 }
 
-/// Ranges that accounts are divided into, each with a lock.
-pub const RANGES: i32 = 64;
+/// Ranges of accounts in which a subscription neither has the newest version of its plan nor waits for it.
+#[tracing::instrument(name = "db.eco_subscriptions.ranges_behind", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn ranges_behind(db: &mut PgConnection) -> sqlx::Result<Vec<i32>> {
+    sqlx::query_scalar!(
+        r#"select distinct nexus_plan_range(s.eco_id) as "range!"
+           from eco_subscriptions s
+           join (select plan, max(version) as version from eco_plans group by plan) n on n.plan = coalesce(s.next_plan, s.plan)
+           where s.ended_time is null and n.version > coalesce(s.next_plan_version, s.plan_version)
+           order by 1"#
+    )
+    .fetch_all(db)
+    .await
+}
 
 /// Keeps everybody out who counts calls of a range of accounts, until the transaction ends.
 #[tracing::instrument(name = "db.plan_locks.seize_range", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]

@@ -12,6 +12,7 @@ use super::unknown_word;
 use crate::domain::{
     overage::Facts,
     period::{Candidate, ParkReason, PeriodKey},
+    run::AccountError,
 };
 
 /// Writes what the facts say of usage, in the order of the keys. A settled period whose count has changed
@@ -175,7 +176,7 @@ pub async fn candidates(
 pub async fn settle_empty(db: &mut PgConnection, accounts: Option<&[String]>) -> sqlx::Result<u64> {
     let done = sqlx::query!(
         "update eco_usage_records r
-         set settled_time = now(), parked_reason = null, parked_time = null
+         set settled_time = now(), parked_reason = null, parked_time = null, parked_message = null
          where settled_time is null and coalesce(settle_time, period_end + $1::interval) <= now()
            and overage_units = 0 and billed_micros = 0
            and ($2::text[] is null or r.eco_id = any ($2))
@@ -230,16 +231,22 @@ pub async fn reopen(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> 
     Ok(())
 }
 
-/// Parks a period with a reason, or takes it out of the park.
+/// Parks a period with a reason, or takes it out of the park. What is `untold` the next run tells.
 #[tracing::instrument(name = "db.eco_usage_records.park", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn park(db: &mut PgConnection, key: &PeriodKey, reason: Option<&ParkReason>) -> sqlx::Result<()> {
+pub async fn park(
+    db: &mut PgConnection,
+    key: &PeriodKey,
+    reason: Option<&ParkReason>,
+    untold: Option<&AccountError>,
+) -> sqlx::Result<()> {
     sqlx::query!(
         "update eco_usage_records
-         set parked_reason = $3, parked_time = case when $3::text is not null then now() end
+         set parked_reason = $3, parked_time = case when $3::text is not null then now() end, parked_message = $4
          where eco_id = $1 and period_start = $2",
         key.eco_id,
         key.start,
         reason.map(ParkReason::as_str),
+        untold.map(|error| error.message.as_str()),
     )
     .execute(db)
     .await?;
@@ -250,7 +257,7 @@ pub async fn park(db: &mut PgConnection, key: &PeriodKey, reason: Option<&ParkRe
 #[tracing::instrument(name = "db.eco_usage_records.unpark_refused", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn unpark_refused(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<bool> {
     let done = sqlx::query!(
-        "update eco_usage_records set parked_reason = null, parked_time = null
+        "update eco_usage_records set parked_reason = null, parked_time = null, parked_message = null
          where eco_id = $1 and period_start = $2 and parked_reason not in ($3, $4)",
         key.eco_id,
         key.start,

@@ -34,6 +34,37 @@ pub async fn fail(db: &mut PgConnection, run_id: Uuid, error: &AccountError) -> 
     Ok(())
 }
 
+/// Keeps why periods take no charge that were parked outside of runs, unless something else is told of their account;
+/// it is told once.
+#[tracing::instrument(name = "db.eco_overage_run_accounts.tell_parked", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn tell_parked(
+    db: &mut PgConnection,
+    run_id: Uuid,
+    accounts: Option<&[String]>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "with untold as (
+             select distinct on (r.eco_id) r.eco_id, r.period_start, r.parked_reason, r.parked_message
+             from eco_usage_records r
+             where r.parked_message is not null and r.parked_reason is not null
+               and ($2::text[] is null or r.eco_id = any ($2))
+               and not exists (select from eco_overage_run_accounts a
+                               where a.run_id = $1 and a.eco_id = r.eco_id and a.reason is not null)
+             order by r.eco_id, r.period_start),
+         told as (
+             update eco_usage_records r set parked_message = null from untold u
+             where r.eco_id = u.eco_id and r.period_start = u.period_start)
+         insert into eco_overage_run_accounts (run_id, eco_id, reason, message)
+         select $1, u.eco_id, u.parked_reason, u.parked_message from untold u
+         on conflict (run_id, eco_id) do update set reason = excluded.reason, message = excluded.message",
+        run_id,
+        accounts as Option<&[String]>,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
 /// Forgets what is known of accounts that are looked at again; returns for each of which something was whether it
 /// had failed.
 #[tracing::instrument(name = "db.eco_overage_run_accounts.forget", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]

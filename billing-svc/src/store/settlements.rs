@@ -18,7 +18,7 @@ const UNSEEN: TimeDelta = TimeDelta::minutes(1);
 pub struct Stranded {
     /// Customer that was charged.
     pub customer: String,
-    /// The subscription at Stripe that they are of, and that has ended.
+    /// The subscription at Stripe that they are of, and that has ended; empty: the account never had one.
     pub subscription: String,
     /// ISO 4217, of the charges.
     pub currency: String,
@@ -84,7 +84,7 @@ pub async fn stranded(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Optio
              and h.finished_time > coalesce((select max(x.listed_time) - $2::interval from eco_settlements x
                                              where x.eco_id = $1 and cardinality(x.item_ids) < $3
                                                and x.invoice ->> 'customer' = h.customer
-                                               and x.invoice #>> '{metadata,subscription_id}' = h.stripe_subscription_id),
+                                               and coalesce(x.invoice #>> '{metadata,subscription_id}', '') = h.stripe_subscription_id),
                                             '-infinity')
            order by h.finished_time desc
            limit 1"#,
@@ -109,15 +109,19 @@ pub async fn accounts(
         r#"select u.eco_id as "eco_id!" from (
                select x.eco_id from eco_settlements x where x.finished_time is null
                union
-               select s.eco_id from eco_subscriptions s
-               where s.stripe_subscription_id is not null and s.ended_time is not null
+               select i.eco_id from eco_identities i
+               where (exists (select from eco_subscriptions s where s.eco_id = i.eco_id
+                              and s.stripe_subscription_id is not null and s.ended_time is not null)
+                      or i.stripe_customer_id is not null
+                         and not exists (select from eco_subscriptions s where s.eco_id = i.eco_id
+                                         and s.stripe_subscription_id is not null))
                  and exists (select from eco_stranded_charges h
-                             where h.eco_id = s.eco_id and h.stripe_subscription_id = s.stripe_subscription_id
+                             where h.eco_id = i.eco_id
                                and h.finished_time > coalesce(
                                    (select max(y.listed_time) - $4::interval from eco_settlements y
                                     where y.eco_id = h.eco_id and cardinality(y.item_ids) < $5
                                       and y.invoice ->> 'customer' = h.customer
-                                      and y.invoice #>> '{metadata,subscription_id}' = h.stripe_subscription_id),
+                                      and coalesce(y.invoice #>> '{metadata,subscription_id}', '') = h.stripe_subscription_id),
                                    '-infinity'))) u
            where ($1::text[] is null or u.eco_id = any ($1)) and u.eco_id collate "C" > $2
            order by u.eco_id collate "C"
@@ -153,15 +157,15 @@ pub async fn items(
     .await
 }
 
-/// Writes a settlement down, which is `finished` where there is nothing to put on an invoice; false: another one of
-/// the account was.
+/// Writes a settlement down, which is `finished` where there is nothing to put on an invoice; unless another one of the
+/// account was.
 #[tracing::instrument(name = "db.eco_settlements.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn insert(
     db: &mut PgConnection,
     eco_id: &str,
     stranded: &Stranded,
     finished: bool,
-) -> sqlx::Result<bool> {
+) -> sqlx::Result<()> {
     let number = sqlx::query_scalar!(
         r#"select coalesce(max(number), 0) + 1 as "number!" from eco_settlements where eco_id = $1"#,
         eco_id,
@@ -170,7 +174,7 @@ pub async fn insert(
     .await?;
     let invoice =
         settlement::invoice(eco_id, number, &stranded.customer, &stranded.subscription, &stranded.currency);
-    let done = sqlx::query!(
+    sqlx::query!(
         "insert into eco_settlements (settlement_id, eco_id, number, invoice, listed_time, finished_time)
          values ($1, $2, $3, $4, $5, case when $6 then now() end)
          on conflict do nothing",
@@ -183,7 +187,7 @@ pub async fn insert(
     )
     .execute(db)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(())
 }
 
 /// Keeps what a step has led to, unless somebody else was quicker; false: then it is to be read again. A new attempt

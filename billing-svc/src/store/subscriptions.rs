@@ -8,7 +8,9 @@ use super::unknown_word;
 use crate::domain::plan_change::{Subscription, WaitingPlan};
 
 /// Keeps everybody out who counts calls of the account, until the transaction ends: who counts holds the same
-/// lock shared. To be the first lock of its transaction; what later statements read has all that was counted.
+/// lock shared. What later statements read has all that was counted. A transaction that has it waits for no lock that
+/// somebody holds who may want it: those of an event and of an object of Stripe's are taken before it, and are only tried;
+/// rows of accounts, subscriptions and periods are locked after it.
 #[tracing::instrument(name = "db.plan_locks.seize", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn seize(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<()> {
     sqlx::query!(

@@ -229,7 +229,7 @@ impl World {
             2 => self.send(intent.next_attempt()),
             // Its draft was finalised meanwhile.
             3 if intent.item.invoice.is_some() && !self.stripe.items.contains_key(&intent.key()) => {
-                let next = intent.without_draft();
+                let next = intent.elsewhere().context("another place")?;
                 ensure!(next.item.invoice.is_none() && next.difference == intent.difference);
                 self.send(next)
             }

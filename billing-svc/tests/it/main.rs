@@ -24,6 +24,7 @@ mod restored;
 mod runs;
 mod settlements;
 mod spend_cap;
+mod stranded;
 mod stripe_events;
 mod subscriptions;
 mod support;

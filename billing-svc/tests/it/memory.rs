@@ -4,7 +4,7 @@
 mod books;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -49,6 +49,7 @@ pub(crate) struct Memory {
 #[derive(Debug, Default)]
 struct State {
     customers: HashSet<String>,
+    ended_subscriptions: HashSet<String>,
     items: Vec<Item>,
     invoices: Vec<Invoice>,
     made: usize,
@@ -89,6 +90,31 @@ impl Memory {
     /// Adds a customer.
     pub(crate) fn add_customer(&self, customer: &str) {
         self.state().customers.insert(customer.to_owned());
+    }
+
+    /// Nothing is taken on a subscription any more.
+    pub(crate) fn end_subscription(&self, subscription: &str) {
+        self.state().ended_subscriptions.insert(subscription.to_owned());
+    }
+
+    /// Makes a draft of a subscription that is not finalised by itself, with all pending items of its customer.
+    pub(crate) fn draft(&self, customer: &str, subscription: &str) -> String {
+        let mut state = self.state();
+        let id = state.next_id("in");
+        let invoice = NewInvoice {
+            customer: customer.to_owned(),
+            subscription: Some(subscription.to_owned()),
+            currency: "USD".to_owned(),
+            description: String::new(),
+            metadata: BTreeMap::new(),
+        };
+        state.invoices.push(Invoice { id: id.clone(), invoice, is_draft: true });
+        for item in &mut state.items {
+            if item.item.customer == customer && item.invoice.is_none() {
+                item.invoice = Some(id.clone());
+            }
+        }
+        id
     }
 
     /// Lets the next call that changes something go wrong.
@@ -180,6 +206,11 @@ impl State {
         match change {
             Change::Item(item) => {
                 self.check_customer(&item.customer)?;
+                if let Some(ended) =
+                    item.subscription.as_ref().filter(|id| self.ended_subscriptions.contains(*id))
+                {
+                    return Err(refusal("INVALID_REQUEST_ERROR", format!("{ended} has ended")));
+                }
                 item.invoice.iter().try_for_each(|invoice| self.check_draft(invoice, &item.customer))
             }
             Change::Invoice(invoice) => self.check_customer(&invoice.customer),
@@ -304,6 +335,24 @@ impl Payments for Memory {
         let state = self.state();
         let pending = state.items.iter().filter(|i| i.item.customer == customer && i.invoice.is_none());
         futures::future::ready(Ok(pending.map(|item| item.id.clone()).collect())).boxed()
+    }
+
+    fn abandoned_items<'a>(
+        &'a self,
+        subscription: &'a str,
+        _: &'a Pace,
+    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>> {
+        let state = self.state();
+        let drafts: HashSet<&String> = state
+            .invoices
+            .iter()
+            .filter(|i| i.is_draft && i.invoice.subscription.as_deref() == Some(subscription))
+            .filter(|i| !i.invoice.metadata.contains_key(SETTLEMENT_ID))
+            .map(|i| &i.id)
+            .collect();
+        let on_them = |item: &&Item| item.invoice.as_ref().is_some_and(|invoice| drafts.contains(invoice));
+        let found = state.items.iter().filter(on_them).map(|item| item.id.clone()).collect();
+        futures::future::ready(Ok(found)).boxed()
     }
 
     fn find_invoices<'a>(

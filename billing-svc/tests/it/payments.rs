@@ -1,6 +1,7 @@
 //! What every implementation of the port must do: the one in memory, and Stripe's over HTTP.
 
 use std::{
+    collections::HashSet,
     num::NonZeroU32,
     time::{Duration, Instant},
 };
@@ -214,6 +215,34 @@ async fn invoices(payments: &dyn Payments, customer: &str, other: &str) -> Resul
     Ok(())
 }
 
+/// Items on drafts of a subscription that are not finalised by themselves, but for those of settlements.
+async fn abandoned(
+    payments: &dyn Payments,
+    customer: &str,
+    subscription: &str,
+    draft: impl AsyncFn() -> Result<()>,
+) -> Result<()> {
+    let abandoned = async || payments.abandoned_items(subscription, &pace()).await;
+    let on = |id| InvoiceItem {
+        subscription: Some(subscription.to_owned()),
+        ..item(customer, Uuid::from_u128(id), 5)
+    };
+    let on_draft = create(payments, &on(51), "ab1").await?;
+    assert_eq!(abandoned().await, Ok(HashSet::new()));
+    draft().await?;
+    let of_settlement = create(payments, &on(52), "ab2").await?;
+    let new = NewInvoice {
+        subscription: Some(subscription.to_owned()),
+        ..new_invoice(customer, Uuid::from_u128(53))
+    };
+    let invoice = done(payments.create_invoice(&new, "ab3").await)?;
+    done(payments.add_items(&invoice, &[of_settlement], "ab4").await)?;
+    create(payments, &on(54), "ab5").await?;
+    assert_eq!(abandoned().await, Ok([on_draft].into()));
+    assert_eq!(payments.abandoned_items("sub_nobody", &pace()).await, Ok(HashSet::new()));
+    Ok(())
+}
+
 /// What changes an invoice is in doubt as an item is: `fault` lets the next such request lose its answer.
 async fn invoices_in_doubt(
     payments: &dyn Payments,
@@ -308,7 +337,13 @@ async fn in_memory() -> Result<()> {
         memory.fail_next(Fault::AnswerLost);
         Ok(())
     };
-    invoices_in_doubt(&memory, "cus_4", lose_answer).await
+    invoices_in_doubt(&memory, "cus_4", lose_answer).await?;
+    memory.add_customer("cus_5");
+    let draft = async || {
+        memory.draft("cus_5", "sub_5");
+        Ok(())
+    };
+    abandoned(&memory, "cus_5", "sub_5", draft).await
 }
 
 #[tokio::test]
@@ -336,7 +371,14 @@ async fn at_stripe() -> Result<()> {
         let fault = json!({ "method": "POST", "path": path, "outcome": { "kind": "drop" } });
         sim.admin("/faults", fault).await.map(drop)
     };
-    invoices_in_doubt(&stripe, &customer, lose_answer).await
+    invoices_in_doubt(&stripe, &customer, lose_answer).await?;
+    let customer = sim.customer().await?;
+    let subscription = sim.subscription(&customer).await?;
+    let draft = async || {
+        let form = format!("customer={customer}&subscription={subscription}");
+        sim.create("invoices", &form).await.map(drop)
+    };
+    abandoned(&stripe, &customer, &subscription, draft).await
 }
 
 #[tokio::test]

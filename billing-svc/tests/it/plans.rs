@@ -12,7 +12,7 @@ use nexus_proto::{
 use nexus_testkit::{db::TestDb, seed, settings};
 use tonic::{Code, Status};
 
-use crate::support::{Billing, Sim, anchor, fields, manager, record, user};
+use crate::support::{Billing, Sim, anchor, fields, manager, record, until, user};
 
 fn pro(included: i64, overage_micros: i64, request: u8) -> UpsertPlanRequest {
     let price = PlanPrice {
@@ -99,6 +99,27 @@ async fn accounts_get_a_new_version_with_their_next_period() -> Result<()> {
     assert_eq!(subscription(&db).await?, ("pro".to_owned(), 3, Some("pro".to_owned()), Some(4)));
     assert_eq!(billing.overage("eco_a").await?.included_count, 60_000);
     Ok(())
+}
+
+/// A process that ended between making a version and handing it out.
+#[tokio::test]
+async fn what_was_not_handed_out_is_taken_up_at_the_start() -> Result<()> {
+    let db = TestDb::new().await?;
+    seed::account(&db.pool, "eco_a", CorePlan::Pro, anchor()).await?;
+    for statement in [
+        "insert into eco_plans (plan, version, included_units, hard_limit) values ('pro', 2, 5, false)",
+        "insert into eco_plan_prices (plan, version, currency_code, monthly_micros, overage_micros, overage_per_units)
+         values ('pro', 2, 'USD', 1, 1, 1)",
+    ] {
+        sqlx::query(statement).execute(&db.pool).await?;
+    }
+    let billing = Billing::start(&db, "http://127.0.0.1:9/").await?;
+    until(
+        &db,
+        "select exists (select from eco_subscriptions where next_plan = 'pro' and next_plan_version = 2)",
+    )
+    .await?;
+    billing.stop().await
 }
 
 #[tokio::test]

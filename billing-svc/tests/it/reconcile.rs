@@ -294,6 +294,30 @@ async fn rows_that_the_ledger_has_lost_are_found_and_taken_in_so_that_nothing_is
     billing.stop().await
 }
 
+/// A subscription of a later day has cut the period: what its item says of the end is not so any more.
+#[tokio::test]
+async fn an_item_of_a_period_that_was_cut_is_taken_in() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = charged(&db, &sim, &["eco_a"]).await?;
+    let before = sim.amounts().await?;
+    sql(&db, "update eco_usage_records set period_end = now(), settle_time = now() + interval '1 day'")
+        .await?;
+    sql(&db, "delete from eco_overage_charges").await?;
+    sql(&db, "update eco_usage_records set billed_micros = 0").await?;
+    assert_eq!(billing.differences(true).await?, pairs(&[("eco_a", "ITEM_EXTRA")]));
+    ensure!(billing.differences(false).await?.is_empty());
+    assert_eq!(billing.run_all().await?.charged_count, 0);
+    assert_eq!(sim.amounts().await?, before);
+    let ends: (bool, bool) = sqlx::query_as(
+        "select h.period_end > r.period_end, h.period_start = r.period_start
+         from eco_overage_charges h join eco_usage_records r on r.eco_id = h.eco_id",
+    )
+    .fetch_one(&db.pool)
+    .await?;
+    assert_eq!(ends, (true, true), "the charge keeps the end that its item says");
+    billing.stop().await
+}
+
 #[tokio::test]
 async fn a_charge_that_was_made_after_all_is_made_and_a_second_item_is_taken_away() -> Result<()> {
     let (db, sim) = (TestDb::new().await?, Sim::start().await?);

@@ -25,18 +25,18 @@ use crate::{
     support::{Billing, Sim, anchor, config, record, record_at},
 };
 
-fn charging(db: &TestDb, payments: Arc<dyn Payments>) -> Result<ChargeContext> {
+pub(crate) fn charging(db: &TestDb, payments: Arc<dyn Payments>) -> Result<ChargeContext> {
     let pool = db::pool(&db.args(), Role::Billing)?;
     let rate = NonZeroU32::new(100_000).context("not zero")?;
     Ok(Engine::new(pool, payments, Pace::new(rate), 2, CancellationToken::new()).outside_runs())
 }
 
-fn stripe(db: &TestDb, sim: &Sim) -> Result<ChargeContext> {
+pub(crate) fn stripe(db: &TestDb, sim: &Sim) -> Result<ChargeContext> {
     charging(db, Arc::new(Stripe::new(&config(db, &sim.base).stripe)?))
 }
 
 /// A pro account with a subscription at Stripe, whose period before the current one ended an hour ago.
-async fn subscribed(db: &TestDb, sim: &Sim) -> Result<(String, String, DateTime<Utc>)> {
+pub(crate) async fn subscribed(db: &TestDb, sim: &Sim) -> Result<(String, String, DateTime<Utc>)> {
     let customer = sim.customer().await?;
     let subscription = sim.subscription(&customer).await?;
     let first = Utc::now() - TimeDelta::hours(1) - chrono::Months::new(1);
@@ -46,7 +46,7 @@ async fn subscribed(db: &TestDb, sim: &Sim) -> Result<(String, String, DateTime<
     Ok((customer, subscription, sqlx::query_scalar(current).fetch_one(&db.pool).await?))
 }
 
-async fn period_before(db: &TestDb) -> Result<DateTime<Utc>> {
+pub(crate) async fn period_before(db: &TestDb) -> Result<DateTime<Utc>> {
     let start =
         "select nexus_period_start(anchor_time, nexus_period_start(anchor_time, now()) - interval '1 second')
         from eco_subscriptions";
@@ -101,7 +101,7 @@ async fn a_draft_gets_what_its_period_owes_and_what_comes_later_is_on_the_next_i
 }
 
 /// Ends the subscription of `eco_a` in our tables, as its event does: its period is cut, and the account goes on for free.
-async fn end_subscription(db: &TestDb, overage_units: i64) -> Result<DateTime<Utc>> {
+pub(crate) async fn end_subscription(db: &TestDb, overage_units: i64) -> Result<DateTime<Utc>> {
     let mut transaction = db::begin(&db.pool).await?;
     let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *transaction).await?;
     for statement in [
@@ -121,7 +121,7 @@ async fn end_subscription(db: &TestDb, overage_units: i64) -> Result<DateTime<Ut
 }
 
 /// Items of invoices: amounts by invoice, with the invoice's status.
-async fn invoices(sim: &Sim) -> Result<Vec<(String, Vec<i64>)>> {
+pub(crate) async fn invoices(sim: &Sim) -> Result<Vec<(String, Vec<i64>)>> {
     let state = sim.read("/state").await?;
     let all = state["invoices"].as_array().context("invoices")?;
     all.iter()
@@ -308,7 +308,7 @@ async fn as_many_invoices_are_made_as_the_items_need() -> Result<()> {
     Ok(())
 }
 
-async fn periods(db: &TestDb) -> Result<Vec<PeriodKey>> {
+pub(crate) async fn periods(db: &TestDb) -> Result<Vec<PeriodKey>> {
     let rows: Vec<(String, DateTime<Utc>)> =
         sqlx::query_as("select eco_id, period_start from eco_usage_records").fetch_all(&db.pool).await?;
     Ok(rows.into_iter().map(|(eco_id, start)| PeriodKey { eco_id, start }).collect())

@@ -195,28 +195,41 @@ async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
         ended: None,
         eco_id: None,
     };
-    memory.state().subscriptions.insert(subscription.id.clone(), subscription);
+    // An older one of the account, which is superseded; and one of another product.
+    let older = Subscription {
+        id: "sub_0".to_owned(),
+        created: anchor() - TimeDelta::days(1),
+        ..subscription.clone()
+    };
+    let prices = vec![Price { id: "price_x".to_owned(), lookup_key: None }];
+    let foreign = Subscription { id: "sub_x".to_owned(), prices, ..subscription.clone() };
+    for subscription in [subscription, older, foreign] {
+        memory.state().subscriptions.insert(subscription.id.clone(), subscription);
+    }
     let pace = Arc::new(Pace::new(NonZeroU32::new(10_000).context("not zero")?));
     let context = stripe_events::Context { subscriptions: memory.clone(), pace };
     let draft = Draft { eco_id: "eco_a".to_owned(), invoice_id: "in_1".to_owned(), period_end: now };
-    for (is_draft, is_of_cycle, settlement) in
-        [(true, true, Some(Settlement::Draft(draft))), (false, true, None), (true, false, None)]
-    {
-        let subscription = Some("sub_1".to_owned());
-        let period = (now - TimeDelta::days(31), now);
-        let invoice = Invoice { id: "in_1".to_owned(), subscription, is_draft, is_of_cycle, period };
+    for (of, is_draft, is_of_cycle, outcome, settlement) in [
+        ("sub_1", true, true, Outcome::Applied, Some(Settlement::Draft(draft))),
+        ("sub_1", false, true, Outcome::Applied, None),
+        ("sub_1", true, false, Outcome::Applied, None),
+        ("sub_0", true, true, Outcome::Applied, None),
+        ("sub_x", true, true, Outcome::NotOurs, None),
+    ] {
+        let subscription = Some(of.to_owned());
+        let invoice = Invoice { id: "in_1".to_owned(), subscription, is_draft, is_of_cycle, period_end: now };
         memory.state().invoices.insert(invoice.id.clone(), invoice);
         let job = Job {
             event_id: "evt_1".to_owned(),
             kind: "invoice.created".to_owned(),
             object_id: "in_1".to_owned(),
-            subscription_id: Some("sub_1".to_owned()),
+            subscription_id: Some(of.to_owned()),
             attempts: 0,
         };
         let mut transaction = db::begin(&pool).await?;
         let applied = apply(&mut transaction, &context, &job).await?;
         transaction.commit().await?;
-        assert_eq!(applied, Applied { outcome: Outcome::Applied, settlement }, "{is_draft} {is_of_cycle}");
+        assert_eq!(applied, Applied { outcome, settlement }, "{of} {is_draft} {is_of_cycle}");
     }
     Ok(())
 }
@@ -290,6 +303,27 @@ async fn what_is_nobodys_is_left_alone_until_a_name_leads_to_it() -> Result<()> 
     billing.event(&created("evt_4", &other.subscription)).await?;
     until(&db, NONE_WAITS).await?;
     assert_eq!(account(&db, "eco_b").await?.0, "free");
+    billing.stop().await
+}
+
+#[tokio::test]
+async fn another_products_subscription_of_the_same_customer_is_left_alone() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = Billing::start(&db, &sim.base).await?;
+    seed::account(&db.pool, "eco_a", Plan::Free, anchor()).await?;
+    let (pro, other) = (sim.price("pro").await?, sim.price("other").await?);
+    let Subscribed { customer, subscription } = sim.subscribe(&pro, "&metadata[eco_id]=eco_a").await?;
+    billing.event(&created("evt_1", &subscription)).await?;
+    until(&db, NONE_WAITS).await?;
+    sim.admin("/clock", json!({ "advance_seconds": 5 })).await?;
+    let foreign =
+        sim.create("subscriptions", &format!("customer={customer}&items[0][price]={other}")).await?;
+    billing.event(&created("evt_2", &foreign)).await?;
+    until(&db, NONE_WAITS).await?;
+    let outcome = "select outcome from eco_stripe_events where stripe_event_id = 'evt_2'";
+    assert_eq!(sqlx::query_scalar::<_, String>(outcome).fetch_one(&db.pool).await?, "not_ours");
+    let expected = ("pro".into(), "active".into(), Some(subscription), Some(customer));
+    assert_eq!(account(&db, "eco_a").await?, expected);
     billing.stop().await
 }
 

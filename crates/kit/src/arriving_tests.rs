@@ -31,7 +31,9 @@ async fn next(body: &mut Body) -> Result<Option<usize>, Status> {
     let frame = futures::poll!(body.frame());
     match frame {
         Poll::Pending => Ok(None),
-        Poll::Ready(frame) => Ok(frame.transpose()?.and_then(|frame| frame.into_data().ok()).map(|b| b.len())),
+        Poll::Ready(frame) => {
+            Ok(frame.transpose()?.and_then(|frame| frame.into_data().ok()).map(|b| b.len()))
+        }
     }
 }
 
@@ -48,7 +50,10 @@ async fn incomplete_messages_are_bounded_for_all_and_for_each_account() -> Resul
     }
     // 999 bytes each: two more would be beyond a quarter, of another account they are not.
     let refused = next(&mut begin(Some(&mine))).await.expect_err("its share is held");
-    assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "too much of this account is arriving at once"));
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::Unavailable, "too much of this account is arriving at once")
+    );
     for _ in 0..6 {
         let mut call = begin(None);
         next(&mut call).await?;
@@ -57,7 +62,10 @@ async fn incomplete_messages_are_bounded_for_all_and_for_each_account() -> Resul
     let other = id("eco_b");
     let refused = next(&mut begin(Some(&other))).await.expect_err("all is held");
     assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "too much is arriving at once"));
-    assert!(next(&mut arriving.bound(body([message(FREE_BYTES, 1)]), Some(&mine))).await?.is_some(), "small ones are free");
+    assert!(
+        next(&mut arriving.bound(body([message(FREE_BYTES, 1)]), Some(&mine))).await?.is_some(),
+        "small ones are free"
+    );
     all.clear();
     assert_eq!(arriving.bytes.load(Ordering::Relaxed), 0);
     assert!(next(&mut begin(Some(&mine))).await?.is_some());

@@ -31,6 +31,8 @@ use crate::{
 pub const MAX_BATCH_BYTES: usize = 16 * 1024 * 1024;
 /// Longest request without events that is read; 1,000 account ids are about 70 KiB.
 pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
+/// Longest webhook that is taken, and handed on as a part of a request.
+pub const MAX_WEBHOOK_BYTES: usize = 1024 * 1024;
 /// Longest request of health and reflection, whose callers need no credentials.
 const MAX_OPEN_REQUEST_BYTES: usize = 4 * 1024;
 /// Calls that were given up before they were begun, at one time on one connection. A gateway gives up as many as

@@ -163,7 +163,8 @@ impl Recorder {
             let room = all.split(part.events.len()).expect("there is room for all of its parts");
             let (answer, answered) = oneshot::channel();
             let (span, arrived) = (Span::current(), Instant::now());
-            let submission = Submission { events: part.events, answer, span, arrived, room, _own: own.clone() };
+            let submission =
+                Submission { events: part.events, answer, span, arrived, room, _own: own.clone() };
             queue.try_send(submission).map_err(|e| match e {
                 mpsc::error::TrySendError::Full(_) => Error::Overloaded,
                 mpsc::error::TrySendError::Closed(_) => Error::Stopping,

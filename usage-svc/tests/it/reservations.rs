@@ -104,7 +104,9 @@ async fn a_request_that_is_given_up_consumes_nothing() -> Result<()> {
     let holder = Holder::new().await?;
     assert_eq!(holder.ask([("eco_a", 10), ("eco_b", 10)]).await?, [true, true]);
     let mut locked = db::begin(&holder.db.pool).await?;
-    sqlx::query("select from eco_quota_usage where eco_id = 'eco_b' for update").execute(&mut *locked).await?;
+    sqlx::query("select from eco_quota_usage where eco_id = 'eco_b' for update")
+        .execute(&mut *locked)
+        .await?;
     let waits = "select exists (select from pg_stat_activity
                  where datname = current_database() and wait_event_type = 'Lock')";
     let waits = eventually(async || Ok(sqlx::query_scalar(waits).fetch_one(&holder.db.pool).await?));
@@ -123,7 +125,9 @@ async fn an_account_whose_leases_are_locked_holds_up_no_others_return() -> Resul
     let holder = Holder::new().await?;
     assert_eq!(holder.ask([("eco_a", 10), ("eco_b", 10)]).await?, [true, true]);
     let mut locked = db::begin(&holder.db.pool).await?;
-    sqlx::query("select from eco_quota_leases where eco_id = 'eco_a' for update").execute(&mut *locked).await?;
+    sqlx::query("select from eco_quota_leases where eco_id = 'eco_a' for update")
+        .execute(&mut *locked)
+        .await?;
     // Nobody asks for either any more, so both are settled at once.
     let settled = async |eco_id: &str| {
         let query = "select bool_and(settled_time is not null) from eco_quota_leases where eco_id = $1";

@@ -16,7 +16,8 @@ async fn a_flush_that_sends_nothing_more_is_ended() -> Result<()> {
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&pool).await?;
     let copy = pool.copy_in_raw("copy eco_api_usage (event_id) from stdin (format binary)").await?;
     let lives = "select exists (select from pg_stat_activity where pid = $1)";
-    eventually(async || Ok(!sqlx::query_scalar::<_, bool>(lives).bind(pid).fetch_one(&db.pool).await?)).await?;
+    eventually(async || Ok(!sqlx::query_scalar::<_, bool>(lives).bind(pid).fetch_one(&db.pool).await?))
+        .await?;
     copy.finish().await.map(|_| ()).err().context("it is of no use any more")?;
     Ok(())
 }
@@ -35,7 +36,10 @@ async fn a_reader_of_the_raw_log_holds_up_no_partition_that_is_made_and_no_flush
                  from pg_inherits join pg_class c on c.oid = inhrelid
                  left join pg_index pk on pk.indrelid = c.oid and pk.indisprimary and pk.indisvalid
                  where inhparent = 'eco_api_usage'::regclass";
-    assert!(sqlx::query_scalar::<_, bool>(alike).fetch_one(&mut connection).await?, "each has its primary key");
+    assert!(
+        sqlx::query_scalar::<_, bool>(alike).fetch_one(&mut connection).await?,
+        "each has its primary key"
+    );
     let old = "select nexus_ensure_usage_partitions(current_date - 60, current_date - 60)";
     sqlx::query(old).execute(&mut connection).await?;
     sqlx::query("select count(*) from eco_api_usage").execute(&mut *reader).await?;

@@ -64,6 +64,11 @@ impl ChargeContext {
     pub fn is_stopped(&self) -> bool {
         self.halt.is_cancelled() || self.shutdown.is_cancelled()
     }
+
+    /// What is left to the next run to tell: outside of runs there is no list that it could be on.
+    pub(super) fn untold<'e>(&self, error: Option<&'e AccountError>) -> Option<&'e AccountError> {
+        error.filter(|_| self.run_id.is_none())
+    }
 }
 
 /// What is done about a period.
@@ -223,7 +228,7 @@ async fn decide_one(
         }
         Next::Park(reason) => {
             let error = untold_error(db, facts, &reason).await?;
-            records::park(db, period, Some(&reason)).await?;
+            records::park(db, period, Some(&reason), context.untold(error.as_ref())).await?;
             // Told and parked at once: neither again.
             match &error {
                 Some(error) => note_failure(db, context, error).await?,
@@ -233,7 +238,7 @@ async fn decide_one(
         }
         Next::Charge { customer, difference } => {
             if facts.parked.is_some() {
-                records::park(db, period, None).await?;
+                records::park(db, period, None, None).await?;
             }
             let intent = Intent::new(facts, customer, difference, &context.target);
             Ok(Step::Send { intent, settling: facts.is_settling() })

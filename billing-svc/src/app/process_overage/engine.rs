@@ -30,7 +30,9 @@ use crate::{
     error::Error,
     payments::{Payments, pace::Pace},
     store::{
-        identity, lease, run_accounts,
+        identity,
+        lease::{self, Lease},
+        run_accounts,
         runs::{self, Begun},
     },
 };
@@ -144,7 +146,7 @@ impl Engine {
         // A connection of its own, which the pool does not take back: the lease lives as long as it does.
         let mut connection = db::acquire(&self.pool).await?.detach();
         // Only who has the lease knows that nobody is at work on a run which is not done.
-        if !lease::try_run(&mut connection).await? {
+        if !lease::try_take(&mut connection, Lease::Run).await? {
             drop(connection);
             return match self.earlier(&request).await? {
                 Some(run) => self.follow(run, wait_until).await,
@@ -152,7 +154,7 @@ impl Engine {
             };
         }
         if !identity::is_known(&mut connection).await? {
-            lease::give_back(connection).await?;
+            lease::give_back(connection, Lease::Run).await?;
             return Err(Error::ReconcileRequired);
         }
         let orphans = runs::fail_orphans(&mut connection).await?;
@@ -162,7 +164,7 @@ impl Engine {
         let begun = match find(&mut connection, &request).await? {
             None => runs::insert(&mut connection, run_id, request.request_id, request.accounts).await?,
             Some(run) if run.status == RunStatus::Finished => {
-                lease::give_back(connection).await?;
+                lease::give_back(connection, Lease::Run).await?;
                 return self.answer(Snapshot::from(run)).await;
             }
             Some(run) => runs::resume(&mut connection, run.run_id).await?,

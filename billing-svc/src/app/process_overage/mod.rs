@@ -24,6 +24,6 @@ pub(super) use charge::RECONCILE_REQUIRED;
 pub use charge::{ChargeContext, charge_account};
 pub use dry_run::{DryRun, PlannedCharge, dry_run};
 pub use engine::{Answer, Engine, Request, Snapshot};
-pub(super) use run::MAX_PERIODS;
+pub(super) use pages::owing;
 pub(super) use send::{MAX_TRIES, back_off};
 pub use together::Together;

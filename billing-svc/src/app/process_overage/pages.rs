@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::PgConnection;
+use chrono::{DateTime, Utc};
+use nexus_kit::db;
+use sqlx::{PgConnection, PgPool};
 
 use crate::{
     domain::period::PeriodKey,
@@ -13,6 +15,8 @@ use crate::{
 
 /// Rows of a page.
 const PAGE: usize = 1_000;
+/// Periods of one account that are looked at.
+const MAX_PERIODS: i64 = 1_000;
 
 /// What an account has to do.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -86,6 +90,23 @@ impl<'a> Pages<'a> {
         self.after = end.unwrap_or_default();
         Ok(page)
     }
+}
+
+/// Periods of an account with something to charge, of those that began before a time.
+pub(in crate::app) async fn owing(
+    pool: &PgPool,
+    eco_id: &str,
+    before: Option<DateTime<Utc>>,
+) -> Result<Vec<PeriodKey>, Error> {
+    let only = [eco_id.to_owned()];
+    let mut connection = db::acquire(pool).await?;
+    let mut owing = Vec::new();
+    for candidate in records::candidates(&mut connection, Some(&only), "", MAX_PERIODS).await? {
+        if before.is_none_or(|before| candidate.key.start < before) && candidate.owes()? {
+            owing.push(candidate.key);
+        }
+    }
+    Ok(owing)
 }
 
 fn add(page: &mut BTreeMap<String, Todo>, key: PeriodKey) {

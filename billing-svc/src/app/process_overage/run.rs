@@ -25,7 +25,7 @@ use tracing::Instrument;
 use super::{
     ChargeContext,
     charge::{RECONCILE_REQUIRED, Step, charge_account_from, next_steps},
-    pages::{Pages, Reader, Todo},
+    pages::{Pages, Reader, Todo, owing},
     recheck,
 };
 use crate::{
@@ -36,7 +36,8 @@ use crate::{
     },
     error::Error,
     store::{
-        lease, records, run_accounts,
+        lease::{self, Lease},
+        records, run_accounts,
         runs::{self, Begun},
         settlements,
     },
@@ -49,8 +50,6 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITTEN_AT_ONCE: usize = 64;
 /// Accounts a page of those with stranded charges has.
 const STRANDED_AT_ONCE: i64 = 100;
-/// Periods of one account that are looked at.
-pub(in crate::app) const MAX_PERIODS: i64 = 1_000;
 
 /// What is seen of a run while it is at work.
 #[derive(Debug, Clone, Copy, Default)]
@@ -135,6 +134,7 @@ impl Run {
         }
         if fed.is_ok() && self.goes_on() {
             self.collect_stranded().await?;
+            self.tell_parked().await?;
         }
         // One that failed may have been left where it was by whatever stopped the run.
         let left = self.left.load(Ordering::Relaxed)
@@ -202,6 +202,12 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// Tells of the periods that were parked outside of runs: no run looks at them any more.
+    async fn tell_parked(&self) -> Result<(), Error> {
+        let mut connection = db::acquire(&self.context.pool).await?;
+        Ok(run_accounts::tell_parked(&mut connection, self.begun.run_id, self.accounts()).await?)
     }
 
     /// Hands the accounts to the workers, as they take them; false: not all of them.
@@ -316,15 +322,7 @@ impl Run {
     /// Rechecks; then other periods may have something to do.
     async fn recheck(&self, eco_id: &str) -> Result<(Option<AccountError>, Vec<PeriodKey>), Error> {
         let error = recheck::recheck_account(&self.context, eco_id).await?;
-        let only = [eco_id.to_owned()];
-        let mut connection = db::acquire(&self.context.pool).await?;
-        let mut periods = Vec::new();
-        for candidate in records::candidates(&mut connection, Some(&only), "", MAX_PERIODS).await? {
-            if candidate.owes()? {
-                periods.push(candidate.key);
-            }
-        }
-        Ok((error, periods))
+        Ok((error, owing(&self.context.pool, eco_id, None).await?))
     }
 
     /// Keeps what the ledger does not tell of an account.
@@ -370,7 +368,7 @@ impl Run {
             runs::end(&mut connection, &self.begun, accounts, end).await?
         } else {
             let kept = runs::end(&mut lease, &self.begun, accounts, end).await?;
-            lease::give_back(lease).await?;
+            lease::give_back(lease, Lease::Run).await?;
             kept
         };
         if let Some(figures) = kept {

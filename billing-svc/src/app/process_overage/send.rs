@@ -63,10 +63,12 @@ pub(super) async fn carry_out(
                 sent = Sent::Perhaps;
                 match context.payments.create_invoice_item(&intent.item, &intent.key()).await {
                     Outcome::Succeeded { id } => return succeeded(context, &intent, &id).await,
-                    // The draft may have been finalised meanwhile, or be full.
-                    Outcome::FailedForGood(refusal) if intent.item.invoice.is_some() => {
-                        tracing::info!(charge_id = %intent.charge_id, reason = refusal.reason, "a draft does not take a charge");
-                        match look_for(context, &intent, intent.without_draft()).await? {
+                    Outcome::FailedForGood(refusal) => {
+                        let Some(next) = intent.elsewhere() else {
+                            return refused(context, &intent, refusal).await;
+                        };
+                        tracing::info!(charge_id = %intent.charge_id, reason = refusal.reason, "a charge is not taken where it was to be put");
+                        match look_for(context, &intent, next).await? {
                             Looked::Is(outcome) => return Ok(outcome),
                             Looked::Replaced(next) => {
                                 intent = *next;
@@ -75,7 +77,6 @@ pub(super) async fn carry_out(
                             Looked::Unknown(doubt) => doubt,
                         }
                     }
-                    Outcome::FailedForGood(refusal) => return refused(context, &intent, refusal).await,
                     Outcome::Unknown(doubt) => doubt,
                 }
             }
@@ -177,7 +178,7 @@ async fn refused(context: &ChargeContext, intent: &Intent, refusal: Refusal) -> 
     if charges::fail(&mut transaction, intent.charge_id, intent.attempt, &refusal.reason).await? {
         records::set_billed(&mut transaction, &period).await?;
         let reason = ParkReason::Refused(refusal.reason);
-        records::park(&mut transaction, &period, Some(&reason)).await?;
+        records::park(&mut transaction, &period, Some(&reason), context.untold(Some(&error))).await?;
         note_failure(&mut transaction, context, &error).await?;
     }
     transaction.commit().await?;

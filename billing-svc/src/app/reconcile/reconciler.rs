@@ -24,7 +24,7 @@ use crate::{
     error::Error,
     payments::{Payments, books::Books, pace::Pace},
     store::{
-        lease,
+        lease::{self, Lease},
         reconciliations::{self, Begun, Reconciliation},
     },
 };
@@ -134,7 +134,7 @@ impl Reconciler {
         }
         // A connection of its own, which the pool does not take back: the lease lives as long as it does.
         let mut connection = db::acquire(&self.pool).await?.detach();
-        if !lease::try_reconcile(&mut connection).await? {
+        if !lease::try_take(&mut connection, Lease::Reconciliation).await? {
             drop(connection);
             return match self.earlier(&request).await? {
                 Some(earlier) => self.follow(earlier, wait_until).await,
@@ -149,7 +149,7 @@ impl Reconciler {
                 begun
             }
             Some(earlier) if earlier.status == Status::Finished => {
-                lease::end_reconcile(connection).await?;
+                lease::give_back(connection, Lease::Reconciliation).await?;
                 return Snapshot::from(earlier).answer();
             }
             Some(earlier) => reconciliations::restart(&mut connection, earlier.reconciliation_id).await?,

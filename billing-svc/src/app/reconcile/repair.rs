@@ -83,9 +83,6 @@ pub(super) async fn adopt(pool: &PgPool, adoption: &Adoption) -> Result<bool, Er
     };
     let units = facts.ledger.units;
     let mut intent = adoption.intent.clone();
-    if intent.period != facts.period {
-        return Ok(false);
-    }
     if intent.sequence == 0 {
         intent.sequence = facts.ledger.last_sequence + 1;
     }
@@ -116,7 +113,7 @@ pub(super) async fn succeed(
         return Ok(false);
     }
     records::set_billed(&mut transaction, &key).await?;
-    records::park(&mut transaction, &key, None).await?;
+    records::park(&mut transaction, &key, None, None).await?;
     records::reopen(&mut transaction, &key).await?;
     transaction.commit().await?;
     Ok(true)

@@ -13,7 +13,8 @@ use crate::{
     error::Error,
     payments::{Payments, books::Books, pace::Pace},
     store::{
-        identity, lease,
+        identity,
+        lease::{self, Lease},
         reconciliations::{self, Begun},
         stripe_books,
     },
@@ -129,5 +130,5 @@ async fn keep_end(
         reconciliations::finish(&mut connection, id, findings, Status::Failed).await?;
         return Err(error.into());
     }
-    Ok(lease::end_reconcile(lease).await?)
+    Ok(lease::give_back(lease, Lease::Reconciliation).await?)
 }

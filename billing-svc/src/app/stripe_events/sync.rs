@@ -41,6 +41,8 @@ pub(super) enum Synced {
         eco_id: EcoId,
         /// When it ended, if it has and the account has no other at Stripe.
         ended: Option<DateTime<Utc>>,
+        /// Whether it is the one in force.
+        in_force: bool,
     },
     /// It is of no account of ours.
     NotOurs,
@@ -51,7 +53,7 @@ pub(super) enum Synced {
 impl From<Synced> for Applied {
     fn from(synced: Synced) -> Self {
         match synced {
-            Synced::Applied { eco_id, ended } => Self {
+            Synced::Applied { eco_id, ended, .. } => Self {
                 outcome: Outcome::Applied,
                 settlement: ended.map(|at| Settlement::Ended { eco_id, at }),
             },
@@ -76,15 +78,19 @@ pub(super) async fn sync(
     context.pace.wait().await;
     let Some(found) = context.subscriptions.subscription(id).await? else { return Ok(Synced::Gone) };
     let Some(eco_id) = account_of(db, context, &found, named).await? else { return Ok(Synced::NotOurs) };
+    if is_of_another_product(db, &eco_id, &found, named).await? {
+        return Ok(Synced::NotOurs);
+    }
     subscriptions::seize(db, &eco_id).await?;
     let current = subscriptions::get(db, &eco_id).await?.ok_or_else(|| unknown(&eco_id))?;
     let rows = stripe_subscriptions::list(db, &eco_id).await?;
     let account = Account { eco_id: &eco_id, current, rows: &rows };
     let decision = decide(&found, &rows, account.current.closed_time.is_some());
     bring(db, &account, &found, decision.clone()).await?;
-    let is_in_force = matches!(decision, Decision::Keep(_) | Decision::Begin(_) | Decision::End(_));
-    set_customer(db, &account, &found, !is_in_force).await?;
-    if let Decision::End(_) = decision {
+    let in_force = matches!(decision, Decision::Keep(_) | Decision::Begin(_));
+    let has_ended = matches!(decision, Decision::End(_));
+    set_customer(db, &account, &found, !in_force && !has_ended).await?;
+    if has_ended {
         // One that was superseded and is still there comes into force again. It is to be read by itself: Stripe is not
         // waited for while nobody can count calls of the account.
         for other in superseded(&rows, id) {
@@ -92,7 +98,23 @@ pub(super) async fn sync(
         }
     }
     let ended = ended(db, &eco_id, &found, &rows).await?;
-    Ok(Synced::Applied { eco_id, ended })
+    Ok(Synced::Applied { eco_id, ended, in_force })
+}
+
+/// Whether a subscription is of something else that the account's customer has: none of its prices is of a plan, nothing
+/// names the account but the customer, and the account never had it. With a name it is meant for us, and its prices are
+/// missing in our table.
+async fn is_of_another_product(
+    db: &mut PgConnection,
+    eco_id: &EcoId,
+    found: &stripe_objects::Subscription,
+    named: Option<&str>,
+) -> sqlx::Result<bool> {
+    if named.is_some() || found.eco_id.is_some() || stripe_prices::find(db, &found.prices).await?.is_some() {
+        return Ok(false);
+    }
+    let rows = stripe_subscriptions::list(db, eco_id).await?;
+    Ok(rows.iter().all(|row| row.stripe_id.as_ref() != Some(&found.id)))
 }
 
 /// When a subscription ended that the account had, if it has none at Stripe any more. Also of one whose end was heard of

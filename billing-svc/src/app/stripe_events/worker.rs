@@ -28,8 +28,6 @@ use crate::{
     store::stripe_events::{self, Job},
 };
 
-/// Events that are applied at once; each has a connection for as long as Stripe takes to answer.
-const CONCURRENCY: usize = 4;
 /// How often is looked for events that another replica stored, or that are due again.
 const EVERY: Duration = Duration::from_secs(1);
 /// After a look that failed.
@@ -50,6 +48,7 @@ pub struct Worker {
     pool: PgPool,
     context: Context,
     charging: ChargeContext,
+    concurrency: usize,
     wake: Arc<Notify>,
     metrics: EventMetrics,
     shutdown: CancellationToken,
@@ -67,17 +66,19 @@ struct Taken {
 }
 
 impl Worker {
+    /// `concurrency`: events that are applied at once; each has a connection for as long as Stripe takes to answer.
     /// `wake`: an event was stored.
     pub fn new(
         pool: PgPool,
         context: Context,
         charging: ChargeContext,
+        concurrency: usize,
         wake: Arc<Notify>,
         metrics: &Metrics,
         shutdown: CancellationToken,
     ) -> Self {
         let metrics = EventMetrics::new(metrics);
-        Self { pool, context, charging, wake, metrics, shutdown, busy: Busy::default() }
+        Self { pool, context, charging, concurrency, wake, metrics, shutdown, busy: Busy::default() }
     }
 
     /// Works until `shutdown`, then brings what is in hand to its end. Dropped, it ends where it is.
@@ -87,7 +88,7 @@ impl Worker {
         let (mut failed, mut counted) = (false, None);
         loop {
             while jobs.try_join_next().is_some() {}
-            while jobs.len() >= CONCURRENCY {
+            while jobs.len() >= worker.concurrency {
                 jobs.join_next().await;
             }
             if worker.shutdown.is_cancelled() {

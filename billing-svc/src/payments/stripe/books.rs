@@ -10,7 +10,7 @@ use stripe_billing::{
 use stripe_types::{RangeBoundsTs, RangeQueryTs};
 use tracing::Instrument;
 
-use super::{HttpClient, RequestError, Stripe, doubt};
+use super::{HttpClient, RequestError, Stripe, doubt, is_missing};
 use crate::{
     domain::books::{BookInvoice, BookItem, InvoiceStatus},
     payments::{
@@ -120,11 +120,6 @@ fn next(has_more: bool, last: Option<Place>) -> Result<Option<Place>, RequestErr
         return Err(RequestError::Unreadable("an empty page with more to come".to_owned()));
     }
     Ok(last.filter(|_| has_more))
-}
-
-fn is_missing(error: &RequestError) -> bool {
-    matches!(error, RequestError::Answer(answer)
-        if matches!(answer.status, 400 | 404) && answer.error.code.as_deref() == Some("resource_missing"))
 }
 
 fn book_item(item: StripeItem) -> Result<BookItem, RequestError> {

@@ -1,4 +1,4 @@
-//! Invoices made for items: making, filling and finalising one; all of a settlement.
+//! Invoices made for items: making, filling and finalising one; all of a settlement; drafts of others.
 
 use stripe_billing::{
     Invoice as StripeInvoice, InvoiceStatus,
@@ -10,9 +10,7 @@ use stripe_billing::{
 use stripe_client_core::StripeRequest;
 
 use super::{
-    FoundInvoice, HttpClient, Pace, RequestError,
-    items::{MAX_PAGES, PAGE, SEARCH_TIMEOUT, empty_page},
-    once, parse_currency, unordered,
+    FoundInvoice, HttpClient, Pace, RequestError, listing::look_through, once, parse_currency, unordered,
 };
 use crate::domain::invoice::{NewInvoice, SETTLEMENT_ID};
 
@@ -32,7 +30,7 @@ pub(super) async fn create(
     if let Some(subscription) = &invoice.subscription {
         request = request.subscription(subscription);
     }
-    id(request.customize().request_strategy(once(key)?).send(client).await?)
+    id(&request.customize().request_strategy(once(key)?).send(client).await?)
 }
 
 /// Puts pending items on a draft.
@@ -47,7 +45,7 @@ pub(super) async fn add_items(
         .map(|id| AddLinesInvoiceLines { invoice_item: Some(id.clone()), ..AddLinesInvoiceLines::new() })
         .collect();
     let request = AddLinesInvoice::new(invoice_id, lines);
-    id(request.customize().request_strategy(once(key)?).send(client).await?)
+    id(&request.customize().request_strategy(once(key)?).send(client).await?)
 }
 
 /// Finalises a draft, to be collected.
@@ -57,13 +55,13 @@ pub(super) async fn finalize(
     key: &str,
 ) -> Result<String, RequestError> {
     let request = FinalizeInvoiceInvoice::new(invoice_id).auto_advance(true);
-    id(request.customize().request_strategy(once(key)?).send(client).await?)
+    id(&request.customize().request_strategy(once(key)?).send(client).await?)
 }
 
 /// Id of an invoice; only previews have none.
-pub(super) fn id(invoice: StripeInvoice) -> Result<String, RequestError> {
-    let id = invoice.id.ok_or_else(|| RequestError::Unreadable("an invoice without an id".to_owned()))?;
-    Ok(id.to_string())
+pub(super) fn id(invoice: &StripeInvoice) -> Result<String, RequestError> {
+    let id = invoice.id.as_ref().map(ToString::to_string);
+    id.ok_or_else(|| RequestError::Unreadable("an invoice without an id".to_owned()))
 }
 
 /// All of a customer's invoices of a settlement; an error where the listing has no end within bounds.
@@ -73,39 +71,26 @@ pub(super) async fn find_all(
     settlement_id: &str,
     pace: &Pace,
 ) -> Result<Vec<FoundInvoice>, RequestError> {
-    let search = look_through(client, customer, settlement_id, pace);
-    tokio::time::timeout(SEARCH_TIMEOUT, search).await.unwrap_or(Err(RequestError::TooLong))
+    let list = ListInvoice::new().customer(customer);
+    let found = look_through(client, list, pace, |invoice| is_of(invoice, settlement_id)).await?;
+    let invoices = found.iter().map(|invoice| {
+        Ok(FoundInvoice { invoice_id: id(invoice)?, is_draft: invoice.status == Some(InvoiceStatus::Draft) })
+    });
+    invoices.collect()
 }
 
-async fn look_through(
+/// Ids of the drafts of a subscription that are not finalised by themselves, but for those of settlements; likewise.
+pub(super) async fn abandoned(
     client: &HttpClient,
-    customer: &str,
-    settlement_id: &str,
+    subscription: &str,
     pace: &Pace,
-) -> Result<Vec<FoundInvoice>, RequestError> {
-    let mut found = Vec::new();
-    let mut list = ListInvoice::new().customer(customer).limit(PAGE);
-    for turn in 0..MAX_PAGES {
-        if turn > 0 {
-            pace.wait().await;
-        }
-        let page = list.send(client).await?;
-        let mut last = None;
-        for invoice in page.data {
-            let is_draft = invoice.status == Some(InvoiceStatus::Draft);
-            let is_wanted = is_of(&invoice, settlement_id);
-            let invoice_id = id(invoice)?;
-            last = Some(invoice_id.clone());
-            if is_wanted {
-                found.push(FoundInvoice { invoice_id, is_draft });
-            }
-        }
-        if !page.has_more {
-            return Ok(found);
-        }
-        list = list.starting_after(last.ok_or_else(empty_page)?);
-    }
-    Err(RequestError::TooLong)
+) -> Result<Vec<String>, RequestError> {
+    let list = ListInvoice::new().subscription(subscription).status(InvoiceStatus::Draft);
+    let is_abandoned = |invoice: &StripeInvoice| {
+        let is_ours = invoice.metadata.as_ref().is_some_and(|metadata| metadata.contains_key(SETTLEMENT_ID));
+        invoice.status == Some(InvoiceStatus::Draft) && !invoice.auto_advance.unwrap_or_default() && !is_ours
+    };
+    look_through(client, list, pace, is_abandoned).await?.iter().map(id).collect()
 }
 
 fn is_of(invoice: &StripeInvoice, settlement_id: &str) -> bool {

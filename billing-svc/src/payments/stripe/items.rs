@@ -1,6 +1,6 @@
-//! Invoice items: making one, all of a charge, those that are pending, and deleting one.
+//! Invoice items: making one, all of a charge, those that are pending or on drafts, and deleting one.
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
 
 use stripe_billing::{
     InvoiceItem as StripeItem,
@@ -8,15 +8,11 @@ use stripe_billing::{
 };
 use stripe_client_core::StripeRequest;
 
-use super::{FoundItem, HttpClient, Pace, RequestError, once, parse_currency, unordered};
+use super::{
+    FoundItem, HttpClient, Pace, RequestError, is_missing, listing::look_through, once, parse_currency,
+    unordered,
+};
 use crate::domain::charge::{CHARGE_ID, InvoiceItem};
-
-/// Items a page of a listing has at most.
-pub(super) const PAGE: i64 = 100;
-/// Pages that are looked through at most: a customer gets some 30 items a month.
-pub(super) const MAX_PAGES: usize = 100;
-/// Longest time a search may take.
-pub(super) const SEARCH_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Creates an item, pending or on the draft it names; returns its id.
 pub(super) async fn create(
@@ -68,35 +64,14 @@ pub(super) async fn pending(
     Ok(items.into_iter().map(|item| item.id.to_string()).collect())
 }
 
-async fn look_through(
+/// Ids of the items on an invoice, likewise.
+pub(super) async fn on_invoice(
     client: &HttpClient,
-    list: ListInvoiceItem,
+    invoice_id: &str,
     pace: &Pace,
-    wanted: impl Fn(&StripeItem) -> bool,
-) -> Result<Vec<StripeItem>, RequestError> {
-    let search = async {
-        let mut found = Vec::new();
-        let mut list = list.limit(PAGE);
-        for turn in 0..MAX_PAGES {
-            if turn > 0 {
-                pace.wait().await;
-            }
-            let page = list.send(client).await?;
-            let last = page.data.last().map(|item| item.id.to_string());
-            found.extend(page.data.into_iter().filter(&wanted));
-            if !page.has_more {
-                return Ok(found);
-            }
-            list = list.starting_after(last.ok_or_else(empty_page)?);
-        }
-        Err(RequestError::TooLong)
-    };
-    tokio::time::timeout(SEARCH_TIMEOUT, search).await.unwrap_or(Err(RequestError::TooLong))
-}
-
-/// A listing that does not go on, and says that there is more.
-pub(super) fn empty_page() -> RequestError {
-    RequestError::Unreadable("an empty page with more to come".to_owned())
+) -> Result<Vec<String>, RequestError> {
+    let items = look_through(client, ListInvoiceItem::new().invoice(invoice_id), pace, |_| true).await?;
+    Ok(items.into_iter().map(|item| item.id.to_string()).collect())
 }
 
 fn is_of(item: &StripeItem, charge_id: &str) -> bool {
@@ -107,11 +82,7 @@ fn is_of(item: &StripeItem, charge_id: &str) -> bool {
 pub(super) async fn delete(client: &HttpClient, item_id: &str) -> Result<(), RequestError> {
     match DeleteInvoiceItem::new(item_id).send(client).await {
         Ok(_) => Ok(()),
-        Err(RequestError::Answer(answer))
-            if answer.status == 404 && answer.error.code.as_deref() == Some("resource_missing") =>
-        {
-            Ok(())
-        }
+        Err(error) if is_missing(&error) => Ok(()),
         Err(error) => Err(error),
     }
 }

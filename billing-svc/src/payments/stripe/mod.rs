@@ -5,11 +5,12 @@ mod books;
 mod client;
 mod invoices;
 mod items;
+mod listing;
 mod subscriptions;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use futures::future::BoxFuture;
+use futures::{TryFutureExt, future::BoxFuture};
 use stripe_client_core::{IdempotencyKey, RequestStrategy};
 use tracing::Instrument;
 use uuid::Uuid;
@@ -82,6 +83,23 @@ impl Payments for Stripe {
         Box::pin(call.instrument(span))
     }
 
+    fn abandoned_items<'a>(
+        &'a self,
+        subscription: &'a str,
+        pace: &'a Pace,
+    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>> {
+        let span = tracing::info_span!("stripe.list_drafts", otel.kind = "client", server.address = "stripe");
+        let call = async move {
+            let mut items = HashSet::new();
+            for invoice_id in invoices::abandoned(&self.client, subscription, pace).await? {
+                pace.wait().await;
+                items.extend(items::on_invoice(&self.client, &invoice_id, pace).await?);
+            }
+            Ok::<_, RequestError>(items)
+        };
+        Box::pin(call.map_err(|e| doubt(&e)).instrument(span))
+    }
+
     fn create_invoice<'a>(&'a self, invoice: &'a NewInvoice, key: &'a str) -> BoxFuture<'a, Outcome> {
         let span =
             tracing::info_span!("stripe.create_invoice", otel.kind = "client", server.address = "stripe");
@@ -122,6 +140,12 @@ impl Payments for Stripe {
         let call = async move { outcome(invoices::finalize(&self.client, invoice_id, key).await) };
         Box::pin(call.instrument(span))
     }
+}
+
+/// Whether Stripe says that there is no such object: one that a URL names, or a parameter.
+fn is_missing(error: &RequestError) -> bool {
+    matches!(error, RequestError::Answer(answer)
+        if matches!(answer.status, 400 | 404) && answer.error.code.as_deref() == Some("resource_missing"))
 }
 
 /// A request is sent once, with the key: whether to send it again is the caller's decision.

@@ -11,7 +11,7 @@ use stripe_shared::{CheckoutSessionStatus, InvoiceBillingReason, InvoiceStatus};
 use stripe_types::{Expandable, Timestamp};
 use tracing::Instrument;
 
-use super::{Doubt, RequestError, Stripe, doubt};
+use super::{Doubt, RequestError, Stripe, doubt, is_missing};
 use crate::{
     domain::stripe_objects::{CheckoutSession, Customer, ECO_ID, Invoice, Price, Subscription},
     payments::subscriptions::Subscriptions,
@@ -40,10 +40,9 @@ impl Subscriptions for Stripe {
     fn customer<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Customer>, Doubt>> {
         read("customer", async move {
             Ok(match RetrieveCustomer::new(id).send(&self.client).await? {
-                RetrieveCustomerReturned::Customer(customer) => Some(Customer {
-                    id: customer.id.to_string(),
-                    eco_id: customer.metadata.as_ref().and_then(named),
-                }),
+                RetrieveCustomerReturned::Customer(customer) => {
+                    Some(Customer { eco_id: customer.metadata.as_ref().and_then(named) })
+                }
                 RetrieveCustomerReturned::DeletedCustomer(_) => None,
             })
         })
@@ -64,11 +63,7 @@ fn read<'a, T>(
     let call = async move {
         match call.await {
             Ok(found) => Ok(found),
-            Err(RequestError::Answer(answer))
-                if answer.status == 404 && answer.error.code.as_deref() == Some("resource_missing") =>
-            {
-                Ok(None)
-            }
+            Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(doubt(&error)),
         }
     };
@@ -99,7 +94,6 @@ fn checkout_session(found: stripe_shared::CheckoutSession) -> CheckoutSession {
         eco_id: found.client_reference_id.or(in_metadata),
         subscription: found.subscription.map(id),
         is_complete: found.status == Some(CheckoutSessionStatus::Complete),
-        id: found.id.to_string(),
     }
 }
 
@@ -110,7 +104,7 @@ fn invoice(asked: &str, found: stripe_shared::Invoice) -> Result<Invoice, Reques
         subscription: parent.map(|details| id(details.subscription)).or(found.subscription.map(id)),
         is_draft: found.status == Some(InvoiceStatus::Draft),
         is_of_cycle: found.billing_reason == Some(InvoiceBillingReason::SubscriptionCycle),
-        period: (time(found.period_start)?, time(found.period_end)?),
+        period_end: time(found.period_end)?,
     })
 }
 

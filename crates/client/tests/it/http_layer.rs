@@ -130,7 +130,8 @@ async fn a_call_is_recorded_whose_client_does_not_wait_or_whose_handler_panics()
     let metered = Metered::new(Plan::Pro).await?;
     let url = serve(metered.layer()?).await?;
     call(&url, "/v1/panicking", &[("x-account", "eco_a")]).await.expect_err("the connection breaks");
-    let waits = tokio::spawn(http::client().get(format!("{url}/v1/endless")).header("x-account", "eco_a").send());
+    let waits =
+        tokio::spawn(http::client().get(format!("{url}/v1/endless")).header("x-account", "eco_a").send());
     ENDLESS.notified().await;
     assert_eq!(metered.tracker.stats().tracked, 1);
     waits.abort();
@@ -167,7 +168,10 @@ async fn a_call_over_the_limit_is_429_and_not_recorded() -> Result<()> {
     assert_eq!(call("990").await?.status(), 200);
     let over = call("11").await?;
     assert_eq!(over.status(), 429);
-    assert_eq!((header(&over, "x-ratelimit-limit")?, header(&over, "x-ratelimit-remaining")?), ("1000", "10"));
+    assert_eq!(
+        (header(&over, "x-ratelimit-limit")?, header(&over, "x-ratelimit-remaining")?),
+        ("1000", "10")
+    );
     assert!(header(&over, "ratelimit")?.starts_with("\"free-monthly\";r=10;t="));
     let to_reset: u64 = header(&over, "ratelimit")?.rsplit('=').next().context("t")?.parse()?;
     let retry: u64 = header(&over, "retry-after")?.parse()?;

@@ -1,0 +1,222 @@
+//! Charges that no invoice takes by itself: of a subscription whose end was not heard of yet, on a draft that nobody
+//! finalises, of an account that never had a subscription.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use chrono::{TimeDelta, Utc};
+use hyper::Method;
+use nexus_billing::{
+    app::{
+        settle_draft::{self, Draft},
+        settle_ended,
+    },
+    payments::Payments,
+    store::take_backs,
+};
+use nexus_core::plan::Plan;
+use nexus_proto::billing::v1::ProcessOverageRequest;
+use nexus_testkit::{db::TestDb, seed};
+use serde_json::Value;
+
+use crate::{
+    memory::Memory,
+    settlements::{charging, end_subscription, invoices, period_before, stripe, subscribed},
+    support::{Billing, Sim, anchor, record, record_at},
+};
+
+const FORM: &str = "application/x-www-form-urlencoded";
+
+impl Sim {
+    /// Ends a subscription without a word to us.
+    async fn end(&self, subscription: &str) -> Result<()> {
+        self.call(Method::DELETE, &format!("/v1/subscriptions/{subscription}"), FORM, String::new()).await?;
+        Ok(())
+    }
+}
+
+async fn attempts(db: &TestDb) -> Result<Vec<(i32, i32, String)>> {
+    let statement =
+        "select sequence, attempt, status from eco_overage_charges order by created_time, sequence, attempt";
+    Ok(sqlx::query_as(statement).fetch_all(&db.pool).await?)
+}
+
+async fn parked(db: &TestDb) -> Result<i64> {
+    let statement = "select count(*) from eco_usage_records where parked_reason is not null";
+    Ok(sqlx::query_scalar(statement).fetch_one(&db.pool).await?)
+}
+
+#[tokio::test]
+async fn a_run_that_is_quicker_than_the_end_of_a_subscription_charges_the_customer_alone() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let (_, subscription, _) = subscribed(&db, &sim).await?;
+    let billing = Billing::start(&db, &sim.base).await?;
+    record(&db, "eco_a", 100_500).await?;
+    sim.end(&subscription).await?;
+    let run = billing.run_all().await?;
+    assert_eq!((run.charged_count, run.errors.len()), (1, 0), "{run:?}");
+    let items = sim.items().await?;
+    assert_eq!((sim.amounts().await?.as_slice(), &items[0]["parent"]), ([50].as_slice(), &Value::Null));
+    assert_eq!(attempts(&db).await?, [(1, 1, "superseded".into()), (1, 2, "succeeded".into())]);
+    assert_eq!(parked(&db).await?, 0);
+    billing.stop().await
+}
+
+#[tokio::test]
+async fn a_draft_whose_subscription_has_ended_meanwhile_leaves_its_charge_to_the_customer() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let (customer, subscription, period_end) = subscribed(&db, &sim).await?;
+    record_at(&db, "eco_a", period_before(&db).await?, 105_000).await?;
+    let form =
+        format!("customer={customer}&subscription={subscription}&pending_invoice_items_behavior=exclude");
+    let invoice_id = sim.create("invoices", &form).await?;
+    sim.end(&subscription).await?;
+    let draft = Draft { eco_id: "eco_a".to_owned(), invoice_id, period_end };
+    let settled = settle_draft::run(&stripe(&db, &sim)?, &draft).await?;
+    ensure!(settled.charged && settled.error.is_none(), "{settled:?}");
+    let items = sim.items().await?;
+    assert_eq!((sim.amounts().await?.as_slice(), &items[0]["parent"]), ([500].as_slice(), &Value::Null));
+    assert_eq!(parked(&db).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_settlement_was_refused_is_told_by_the_next_run_once() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let (_, _, period_end) = subscribed(&db, &sim).await?;
+    // A customer that is not there: every charge is refused.
+    sqlx::query("update eco_identities set stripe_customer_id = 'cus_gone'").execute(&db.pool).await?;
+    record_at(&db, "eco_a", period_before(&db).await?, 105_000).await?;
+    let draft = Draft { eco_id: "eco_a".to_owned(), invoice_id: "in_gone".to_owned(), period_end };
+    let settled = settle_draft::run(&stripe(&db, &sim)?, &draft).await?;
+    let told = settled.error.context("a refusal")?;
+    assert_eq!((told.reason.as_str(), parked(&db).await?), ("RESOURCE_MISSING", 1));
+
+    let billing = Billing::start(&db, &sim.base).await?;
+    let only = ProcessOverageRequest { account_ids: vec!["eco_b".to_owned()], ..Default::default() };
+    assert_eq!(billing.run(only).await?.errors.len(), 0, "not of these accounts");
+    let run = billing.run_all().await?;
+    let errors: Vec<_> =
+        run.errors.iter().map(|e| (e.eco_id.as_str(), e.reason.as_str(), &e.message)).collect();
+    assert_eq!(errors, [("eco_a", "RESOURCE_MISSING", &told.message)]);
+    assert_eq!(billing.run_all().await?.errors.len(), 0);
+    billing.stop().await
+}
+
+/// The account's charges lie on a draft of a cycle when its subscription is ended at once.
+async fn on_a_dead_draft(memory: &Arc<Memory>) -> Result<(TestDb, String)> {
+    let db = TestDb::new().await?;
+    memory.add_customer("cus_1");
+    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
+    seed::stripe_ids(&db.pool, "eco_a", "cus_1", Some("sub_1")).await?;
+    record(&db, "eco_a", 105_000).await?;
+    let engine = charging(&db, memory.clone())?;
+    nexus_billing::app::refresh::drain(&engine.pool).await?;
+    let periods = crate::settlements::periods(&db).await?;
+    let charged = nexus_billing::app::process_overage::charge_account(&engine, &periods).await;
+    ensure!(charged.charged, "{charged:?}");
+    let draft = memory.draft("cus_1", "sub_1");
+    memory.end_subscription("sub_1");
+    Ok((db, draft))
+}
+
+#[tokio::test]
+async fn charges_on_a_draft_that_nobody_finalises_are_collected_by_an_invoice_of_their_own() -> Result<()> {
+    for killed in [false, true] {
+        let memory = Arc::new(Memory::new());
+        let (db, _) = on_a_dead_draft(&memory).await?;
+        let [(first, _)]: [_; 1] = memory.items().try_into().ok().context("one item")?;
+        let context = charging(&db, memory.clone())?;
+        let ended = end_subscription(&db, 5_000).await?;
+        if killed {
+            let mut connection = nexus_kit::db::acquire(&context.pool).await?;
+            take_backs::begin(&mut connection, "eco_a", std::slice::from_ref(&first)).await?;
+            ensure!(memory.delete_item(&first).await.is_ok());
+        }
+        for _ in 0..2 {
+            let settled = settle_ended::run(&context, "eco_a", ended).await?;
+            ensure!(settled.error.is_none(), "{killed}: {settled:?}");
+            let [(item, _)]: [_; 1] = memory.items().try_into().ok().context("one item")?;
+            assert_ne!(item, first);
+            assert_eq!(memory.finalised(), [vec![item]], "{killed}");
+            assert_eq!(
+                attempts(&db).await?,
+                [(1, 1, "failed".into()), (2, 1, "succeeded".into())],
+                "{killed}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Somebody finalised the draft after all, while it was to be taken off it.
+#[tokio::test]
+async fn a_charge_on_an_invoice_that_was_finalised_after_all_stays() -> Result<()> {
+    let memory = Arc::new(Memory::new());
+    let (db, draft) = on_a_dead_draft(&memory).await?;
+    let [(item, _)]: [_; 1] = memory.items().try_into().ok().context("one item")?;
+    let context = charging(&db, memory.clone())?;
+    let mut connection = nexus_kit::db::acquire(&context.pool).await?;
+    take_backs::begin(&mut connection, "eco_a", std::slice::from_ref(&item)).await?;
+    memory.finalize_invoice(&draft, "by hand").await;
+    let ended = end_subscription(&db, 5_000).await?;
+    let settled = settle_ended::run(&context, "eco_a", ended).await?;
+    ensure!(settled.error.is_none(), "{settled:?}");
+    assert_eq!(attempts(&db).await?, [(1, 1, "succeeded".into())]);
+    assert_eq!(memory.finalised(), [vec![item]]);
+    ensure!(take_backs::begun(&mut connection, "eco_a").await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_subscription_that_is_ended_at_once_leaves_nothing_on_its_drafts() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let (customer, subscription, _) = subscribed(&db, &sim).await?;
+    let billing = Billing::start(&db, &sim.base).await?;
+    record(&db, "eco_a", 101_000).await?;
+    assert_eq!(billing.run_all().await?.charged_count, 1);
+    let form =
+        format!("customer={customer}&subscription={subscription}&pending_invoice_items_behavior=include");
+    sim.create("invoices", &form).await?;
+    sim.end(&subscription).await?;
+    let ended = end_subscription(&db, 1_000).await?;
+    let settled = settle_ended::run(&stripe(&db, &sim)?, "eco_a", ended).await?;
+    ensure!(settled.error.is_none(), "{settled:?}");
+    assert_eq!(sim.amounts().await?, [100]);
+    assert_eq!(invoices(&sim).await?, [("draft".to_owned(), vec![]), ("open".to_owned(), vec![100])]);
+    assert_eq!(billing.run_all().await?.charged_count, 0);
+    billing.stop().await
+}
+
+#[tokio::test]
+async fn an_account_that_never_had_a_subscription_gets_an_invoice_when_its_period_is_settled() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let customer = sim.customer().await?;
+    // The period before ended two days ago: it is past its grace.
+    let first = Utc::now() - TimeDelta::days(2) - chrono::Months::new(1);
+    seed::account(&db.pool, "eco_a", Plan::Pro, first).await?;
+    seed::stripe_ids(&db.pool, "eco_a", &customer, None).await?;
+    let billing = Billing::start(&db, &sim.base).await?;
+    record_at(&db, "eco_a", period_before(&db).await?, 102_000).await?;
+    record(&db, "eco_a", 100_500).await?;
+    billing.run_all().await?;
+    let mut amounts = sim.amounts().await?;
+    amounts.sort_unstable();
+    assert_eq!(amounts, [50, 200]);
+    assert_eq!(invoices(&sim).await?, [("open".to_owned(), vec![200])], "what the current one owes waits");
+    billing.run_all().await?;
+    assert_eq!(invoices(&sim).await?.len(), 1);
+
+    // A month later, that of the next one: it was charged long before the first invoice was made.
+    sqlx::query("update eco_overage_charges set finished_time = finished_time - interval '1 hour'")
+        .execute(&db.pool)
+        .await?;
+    let ends =
+        "update eco_usage_records set period_end = now() - interval '25 hours' where settled_time is null";
+    sqlx::query(ends).execute(&db.pool).await?;
+    billing.run_all().await?;
+    billing.run_all().await?;
+    let collected = [("open".to_owned(), vec![200]), ("open".to_owned(), vec![50])];
+    assert_eq!(invoices(&sim).await?, collected);
+    billing.stop().await
+}
