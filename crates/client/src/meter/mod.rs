@@ -1,5 +1,6 @@
 //! A tower layer that meters an axum or tonic service: it asks for the call's units, refuses the call over the
-//! limit, records every other call with its route template, method, status and latency, and sets the headers of
+//! limit, records every other call with its route template, method, status (499 where its client did not wait for the
+//! answer) and latency, and sets the headers of
 //! the quota. Trouble with metering never breaks a call: what cannot be checked is served (unless told
 //! otherwise), what cannot be recorded is counted in the tracker's figures.
 //!
