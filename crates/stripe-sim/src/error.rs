@@ -31,6 +31,9 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// The task that sends webhooks panicked.
+    #[error("webhooks: {0}")]
+    Panicked(tokio::task::JoinError),
     /// The listener failed.
     #[error("serving: {0}")]
     Serve(io::Error),

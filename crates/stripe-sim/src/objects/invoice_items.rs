@@ -13,7 +13,7 @@ use crate::objects::invoices::Invoice;
 use crate::objects::money::{UnitAmount, check_amount, take_currency};
 use crate::objects::prices::Price;
 use crate::objects::subscriptions::Subscription;
-use crate::objects::{Kind, Object, Resource, named, referenced, saved};
+use crate::objects::{Kind, Object, Resource, announced, events, named, referenced, saved};
 use crate::state::{Tx, View};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,6 +52,10 @@ impl Resource for InvoiceItem {
         &self.id
     }
 
+    fn customer(&self) -> Option<&str> {
+        Some(&self.customer)
+    }
+
     fn render(&self, view: &View<'_>) -> Value {
         let parent = self.subscription.as_ref().map(|subscription| {
             json!({
@@ -59,6 +63,8 @@ impl Resource for InvoiceItem {
                 "type": "subscription_details",
             })
         });
+        let customer = view.state.get::<Customer>(&self.customer);
+        let test_clock = customer.and_then(|customer| customer.test_clock.as_ref());
         json!({
             "id": self.id,
             "object": "invoiceitem",
@@ -80,7 +86,7 @@ impl Resource for InvoiceItem {
             "quantity": self.quantity,
             "quantity_decimal": self.quantity.to_string(),
             "tax_rates": [],
-            "test_clock": null,
+            "test_clock": test_clock,
         })
     }
 }
@@ -130,9 +136,9 @@ impl InvoiceItem {
         })
     }
 
-    /// Whether it waits for an invoice of `customer` in `currency`.
-    pub(crate) fn is_pending(&self, customer: &str, currency: &str) -> bool {
-        self.invoice.is_none() && self.customer == customer && self.currency == currency
+    /// Whether it waits for an invoice in `currency`.
+    pub(crate) fn is_pending(&self, currency: &str) -> bool {
+        self.invoice.is_none() && self.currency == currency
     }
 }
 
@@ -267,7 +273,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
         invoice.attach(&mut item)?;
         tx.put(invoice);
     }
-    Ok(saved(tx, item))
+    Ok(announced(tx, item, "invoiceitem.created"))
 }
 
 /// The price's currency, which the one asked for must not contradict.
@@ -291,7 +297,7 @@ fn check_subscription(tx: &Tx<'_>, id: &str, customer: &str) -> Result<(), ApiEr
         let message = format!("The customer '{customer}' does not have a subscription '{id}'.");
         return Err(ApiError::refused(message).code("resource_missing").param("subscription"));
     }
-    if subscription.ended(tx.now()).is_some() {
+    if subscription.is_over() {
         let message = format!("The subscription '{id}' is canceled and takes no more invoice items.");
         return Err(ApiError::refused(message).param("subscription"));
     }
@@ -333,7 +339,9 @@ pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value,
         invoice.detach(id);
         tx.put(invoice);
     }
+    let form = item.render(&tx.view());
     tx.remove::<InvoiceItem>(id);
+    events::emit(tx, "invoiceitem.deleted", &form, None);
     Ok(json!({ "id": id, "object": "invoiceitem", "deleted": true }))
 }
 
@@ -352,9 +360,11 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let pending = params.boolean("pending")?;
     let created = params.time_range("created")?;
     params.finish()?;
-    page_of::<InvoiceItem>(tx.view(), &page, |item| {
+    // The items of an invoice are among those of its customer.
+    let of_invoice = invoice.as_deref().and_then(|id| tx.state().get::<Invoice>(id));
+    let owner = customer.as_deref().or_else(|| of_invoice.map(|it| it.customer.as_str()));
+    page_of::<InvoiceItem>(tx.view(), &page, owner, |item| {
         created.contains(item.date)
-            && customer.as_ref().is_none_or(|customer| item.customer == *customer)
             && (invoice.is_none() || item.invoice == invoice)
             && pending.is_none_or(|pending| item.invoice.is_none() == pending)
     })

@@ -10,7 +10,7 @@ use crate::http::forms::Params;
 use crate::http::lists::{Page, page_of};
 use crate::objects::money::{UnitAmount, check_amount, take_currency};
 use crate::objects::products::{self, Product};
-use crate::objects::{Kind, Object, Resource, named, referenced, saved};
+use crate::objects::{Kind, Object, Resource, announced, changed, named, referenced};
 use crate::state::{Tx, View};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,6 +40,17 @@ pub(crate) enum Interval {
     Week,
     Month,
     Year,
+}
+
+impl Interval {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Interval::Day => "day",
+            Interval::Week => "week",
+            Interval::Month => "month",
+            Interval::Year => "year",
+        }
+    }
 }
 
 impl Resource for Price {
@@ -145,7 +156,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
         }
         (None, Some(product)) => {
             params.finish()?;
-            tx.put(product.clone());
+            announced(tx, product.clone(), "product.created");
             product
         }
     };
@@ -168,7 +179,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
         metadata: BTreeMap::new(),
     };
     metadata.apply(&mut price.metadata)?;
-    Ok(saved(tx, price))
+    Ok(announced(tx, price, "price.created"))
 }
 
 fn take_unit_amount(params: &mut Params) -> Result<String, ApiError> {
@@ -226,7 +237,7 @@ pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     metadata.apply(&mut price.metadata)?;
     price.active = active.unwrap_or(price.active);
     price.nickname = nickname.unwrap_or(price.nickname);
-    Ok(saved(tx, price))
+    Ok(changed(tx, price, "price.updated"))
 }
 
 pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
@@ -238,7 +249,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let lookup_keys = params.texts("lookup_keys")?;
     let created = params.time_range("created")?;
     params.finish()?;
-    page_of::<Price>(tx.view(), &page, |price| {
+    page_of::<Price>(tx.view(), &page, None, |price| {
         created.contains(price.created)
             && active.is_none_or(|active| price.active == active)
             && product.as_ref().is_none_or(|product| price.product == *product)

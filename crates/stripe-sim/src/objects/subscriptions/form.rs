@@ -3,31 +3,27 @@
 use serde_json::{Value, json};
 
 use crate::http::lists::list;
+use crate::objects::customers::Customer;
 use crate::objects::prices::Price;
-use crate::objects::subscriptions::{Item, Subscription};
+use crate::objects::subscriptions::{Item, Period, Subscription};
 use crate::objects::{Kind, Object, Resource, form};
 use crate::state::View;
 
 /// Fields that no subscription here has.
-const UNSET: [&str; 18] = [
+const UNSET: [&str; 13] = [
     "application",
     "application_fee_percent",
     "billing_cycle_anchor_config",
     "billing_thresholds",
     "default_payment_method",
     "default_source",
-    "latest_invoice",
     "next_pending_invoice_item_invoice",
     "on_behalf_of",
-    "pause_collection",
     "pending_invoice_item_interval",
     "pending_setup_intent",
     "pending_update",
     "schedule",
-    "test_clock",
     "transfer_data",
-    "trial_end",
-    "trial_start",
 ];
 
 impl Resource for Subscription {
@@ -41,11 +37,18 @@ impl Resource for Subscription {
         &self.id
     }
 
+    fn customer(&self) -> Option<&str> {
+        Some(&self.customer)
+    }
+
+    fn due(&self) -> Option<i64> {
+        self.next_due()
+    }
+
     fn render(&self, view: &View<'_>) -> Value {
-        let ended_at = self.ended(view.now);
+        let customer = view.state.get::<Customer>(&self.customer);
         let items = self.items.iter().map(|item| self.render_item(item, view)).collect();
         let items_url = format!("/v1/subscription_items?subscription={}", self.id);
-        let reason = self.canceled_at.map(|_| "cancellation_requested");
         let own = json!({
             "id": self.id,
             "object": "subscription",
@@ -54,12 +57,12 @@ impl Resource for Subscription {
             "billing_mode": { "flexible": null, "type": "classic" },
             "billing_schedules": [],
             "cancel_at": self.cancel_at,
-            "cancel_at_period_end": self.cancel_at.is_some() && ended_at.is_none(),
+            "cancel_at_period_end": self.cancel_at.is_some() && !self.own_cancel_at,
             "canceled_at": self.canceled_at,
             "cancellation_details": {
                 "comment": self.cancellation_comment,
                 "feedback": self.cancellation_feedback,
-                "reason": reason,
+                "reason": self.cancellation_reason,
             },
             "collection_method": self.collection_method,
             "created": self.created,
@@ -69,19 +72,24 @@ impl Resource for Subscription {
             "default_tax_rates": [],
             "description": self.description,
             "discounts": [],
-            "ended_at": ended_at,
+            "ended_at": self.ended_at,
             "invoice_settings": { "account_tax_ids": null, "issuer": { "type": "self" } },
             "items": list(&items_url, items, false),
+            "latest_invoice": self.latest_invoice,
             "livemode": false,
             "metadata": self.metadata,
+            "pause_collection": self.pause,
             "payment_settings": {
                 "payment_method_options": null,
                 "payment_method_types": null,
                 "save_default_payment_method": "off",
             },
             "start_date": self.created,
-            "status": if ended_at.is_some() { "canceled" } else { "active" },
+            "status": self.status(),
+            "test_clock": customer.and_then(|customer| customer.test_clock.as_ref()),
+            "trial_end": self.trial.map(|trial| trial.end),
             "trial_settings": { "end_behavior": { "missing_payment_method": "create_invoice" } },
+            "trial_start": self.trial.map(|trial| trial.start),
         });
         form(&UNSET, [own])
     }
@@ -89,7 +97,7 @@ impl Resource for Subscription {
 
 impl Subscription {
     fn render_item(&self, item: &Item, view: &View<'_>) -> Value {
-        let (start, end) = self.period(view.now);
+        let Period { start, end } = self.current_period();
         let price = view.state.get::<Price>(&item.price);
         json!({
             "id": item.id,

@@ -1,0 +1,182 @@
+//! Webhook endpoints: who is told of which events.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::http::API_VERSION;
+use crate::http::error::ApiError;
+use crate::http::forms::{MetadataChange, Params};
+use crate::http::lists::{Page, page_of};
+use crate::objects::{Kind, Object, Resource, events, named, saved};
+use crate::state::{Tx, View};
+
+const MAX_ENDPOINTS: usize = 16;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct WebhookEndpoint {
+    id: String,
+    created: i64,
+    pub(crate) url: String,
+    pub(crate) secret: String,
+    enabled_events: Vec<String>,
+    description: Option<String>,
+    metadata: BTreeMap<String, String>,
+    disabled: bool,
+}
+
+impl Resource for WebhookEndpoint {
+    const KIND: Kind = Kind::WebhookEndpoint;
+
+    fn from_object(object: &Object) -> Option<&Self> {
+        Self::variant_of(object)
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn render(&self, _: &View<'_>) -> Value {
+        json!({
+            "id": self.id,
+            "object": "webhook_endpoint",
+            "api_version": API_VERSION,
+            "application": null,
+            "created": self.created,
+            "description": self.description,
+            "enabled_events": self.enabled_events,
+            "livemode": false,
+            "metadata": self.metadata,
+            "status": if self.disabled { "disabled" } else { "enabled" },
+            "url": self.url,
+        })
+    }
+}
+
+impl WebhookEndpoint {
+    pub(crate) fn wants(&self, kind: &str) -> bool {
+        !self.disabled && self.enabled_events.iter().any(|wanted| events::matches(wanted, kind))
+    }
+
+    /// The form with the secret, which only the answer to its creation has.
+    fn render_with_secret(&self, view: &View<'_>) -> Value {
+        let mut form = self.render(view);
+        form["secret"] = json!(self.secret);
+        form
+    }
+}
+
+/// Plain HTTP only: whatever listens is on the same machine or network.
+pub(crate) fn check_url(url: &str) -> Result<(), String> {
+    match url.strip_prefix("http://") {
+        Some(rest) if !rest.is_empty() && !rest.starts_with('/') => Ok(()),
+        _ => Err(format!("Invalid URL: {url}. The stand-in sends webhooks to http:// URLs.")),
+    }
+}
+
+struct Fields {
+    url: Option<String>,
+    enabled_events: Vec<String>,
+    description: Option<Option<String>>,
+    metadata: MetadataChange,
+}
+
+impl Fields {
+    fn take(params: &mut Params) -> Result<Self, ApiError> {
+        let fields = Self {
+            url: params.text("url")?,
+            enabled_events: params.texts("enabled_events")?,
+            description: params.clearable("description")?,
+            metadata: params.metadata()?,
+        };
+        if let Some(url) = &fields.url {
+            check_url(url).map_err(|message| ApiError::invalid("url_invalid", "url", message))?;
+        }
+        Ok(fields)
+    }
+}
+
+pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
+    let fields = Fields::take(&mut params)?;
+    params.text("api_version")?;
+    let url = fields.url.ok_or_else(|| params.missing("url"))?;
+    if fields.enabled_events.is_empty() {
+        return Err(params.missing("enabled_events"));
+    }
+    params.finish()?;
+    if tx.state().count::<WebhookEndpoint>() >= MAX_ENDPOINTS {
+        let message = format!("There can be up to {MAX_ENDPOINTS} webhook endpoints.");
+        return Err(ApiError::refused(message));
+    }
+    let mut endpoint = WebhookEndpoint {
+        id: tx.ids().next("we"),
+        created: tx.now(),
+        url,
+        secret: format!("whsec_{}", tx.ids().letters(32)),
+        enabled_events: fields.enabled_events,
+        description: fields.description.flatten(),
+        metadata: BTreeMap::new(),
+        disabled: false,
+    };
+    fields.metadata.apply(&mut endpoint.metadata)?;
+    tx.put(endpoint.clone());
+    Ok(endpoint.render_with_secret(&tx.view()))
+}
+
+/// An endpoint with a secret that its receiver knows already; the one of that URL, if it is there.
+pub(crate) fn set(tx: &mut Tx<'_>, url: String, secret: String, enabled_events: Vec<String>) -> Value {
+    let there = tx.state().all::<WebhookEndpoint>().find(|endpoint| endpoint.url == url).cloned();
+    let endpoint = match there {
+        Some(there) => WebhookEndpoint { secret, enabled_events, disabled: false, ..there },
+        None => WebhookEndpoint {
+            id: tx.ids().next("we"),
+            created: tx.now(),
+            url,
+            secret,
+            enabled_events,
+            description: None,
+            metadata: BTreeMap::new(),
+            disabled: false,
+        },
+    };
+    tx.put(endpoint.clone());
+    endpoint.render_with_secret(&tx.view())
+}
+
+pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
+    params.finish()?;
+    Ok(named::<WebhookEndpoint>(tx, id)?.render(&tx.view()))
+}
+
+pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
+    let fields = Fields::take(&mut params)?;
+    let disabled = params.boolean("disabled")?;
+    params.finish()?;
+    let mut endpoint: WebhookEndpoint = named(tx, id)?;
+    fields.metadata.apply(&mut endpoint.metadata)?;
+    endpoint.url = fields.url.unwrap_or(endpoint.url);
+    if !fields.enabled_events.is_empty() {
+        endpoint.enabled_events = fields.enabled_events;
+    }
+    endpoint.description = fields.description.unwrap_or(endpoint.description);
+    endpoint.disabled = disabled.unwrap_or(endpoint.disabled);
+    if endpoint.disabled {
+        events::drop_endpoint(tx, id);
+    }
+    Ok(saved(tx, endpoint))
+}
+
+pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
+    params.finish()?;
+    named::<WebhookEndpoint>(tx, id)?;
+    events::drop_endpoint(tx, id);
+    tx.remove::<WebhookEndpoint>(id);
+    Ok(json!({ "id": id, "object": "webhook_endpoint", "deleted": true }))
+}
+
+pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
+    let page = Page::take(&mut params)?;
+    params.finish()?;
+    page_of::<WebhookEndpoint>(tx.view(), &page, None, |_| true)
+}
