@@ -4,6 +4,7 @@ mod accounts;
 mod audit;
 mod books;
 mod change_plan;
+mod cycle;
 mod dry_run;
 mod engine;
 mod histories;

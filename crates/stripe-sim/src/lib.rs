@@ -13,7 +13,7 @@
 //!   `lists` pages, `expand` expands, `answer` and `error` are what goes back, `log` remembers
 //!   the requests, `admin` is the `/_sim` part.
 //! - `objects`: one file or folder per resource: what is kept of it, its rules, its JSON form.
-//! - `state`: all objects and stored answers, and transactions over them.
+//! - `state`: all objects and stored answers, and what falls due when; `tx`: transactions over them.
 //! - `store`: the state with its ids and journal; one transaction is one journal line.
 //! - `journal`: the file that lets the state survive a restart.
 //! - `faults`: what goes wrong, when, and the requests held back by a test; `chaos`: what goes
@@ -36,6 +36,7 @@ mod limits;
 mod objects;
 mod state;
 mod store;
+mod tx;
 
 use std::sync::Arc;
 
@@ -45,7 +46,7 @@ use rand::rngs::StdRng;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use crate::config::{Config, SecretKey, SecretKeyError};
+pub use crate::config::{Config, SecretKey, SecretKeyError, WebhookSecret};
 pub use crate::error::Error;
 
 use crate::clock::Clock;
@@ -64,8 +65,11 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Cancellation
     let ids = Ids::new(StdRng::from_os_rng());
     let store = Store::open(config.data.as_deref(), ids)?;
     let clock = Clock::new(|| chrono::Utc::now().timestamp_millis());
-    let sender = Sender::new();
-    let app = Arc::new(App::new(config.secret_key, clock, store, sender, shutdown.clone()));
+    let app = Arc::new(App::new(config.secret_key, clock, store, Sender::new(), shutdown.clone()));
+    if let Some((url, secret)) = config.webhook_url.zip(config.webhook_secret) {
+        let secret = secret.expose().to_owned();
+        app.send_webhooks_to(url, secret, config.webhook_events).await.map_err(Error::Write)?;
+    }
     let listener = CuttableListener::new(listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");

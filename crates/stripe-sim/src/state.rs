@@ -1,4 +1,4 @@
-//! All objects and stored answers, what falls due when, and transactions over them.
+//! All objects and stored answers, and what falls due when.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
@@ -6,10 +6,8 @@ use std::ops::Bound;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ids::Ids;
 use crate::objects::customers::Customer;
 use crate::objects::events::{Event, Unreliable};
-use crate::objects::test_clocks::TestClock;
 use crate::objects::{Kind, Object, Resource};
 
 /// Stripe may prune an idempotency key once it is 24 hours old; here it always does.
@@ -113,12 +111,20 @@ impl State {
     }
 
     pub(crate) fn object(&self, kind: Kind, id: &str) -> Option<&Object> {
-        let table = self.tables.get(&kind)?;
-        table.rows.get(table.row_of.get(id)?)
+        self.object_at(kind, self.row(kind, id)?)
     }
 
-    pub(crate) fn row<T: Resource>(&self, id: &str) -> Option<u64> {
-        self.tables.get(&T::KIND)?.row_of.get(id).copied()
+    /// The object of any kind.
+    pub(crate) fn find(&self, id: &str) -> Option<&Object> {
+        Kind::ALL.iter().find_map(|kind| self.object(*kind, id))
+    }
+
+    pub(crate) fn row(&self, kind: Kind, id: &str) -> Option<u64> {
+        self.tables.get(&kind)?.row_of.get(id).copied()
+    }
+
+    pub(crate) fn object_at(&self, kind: Kind, row: u64) -> Option<&Object> {
+        self.tables.get(&kind)?.rows.get(&row)
     }
 
     /// Oldest first.
@@ -181,8 +187,7 @@ impl State {
     /// What next happens by itself on a clock, if it does until `until`.
     pub(crate) fn first_due(&self, clock: Option<&String>, until: i64) -> Option<(i64, Object)> {
         let due = self.due.get(&clock.cloned())?.first().filter(|due| due.at <= until)?;
-        let object = self.tables.get(&due.kind)?.rows.get(&due.row)?;
-        Some((due.at, object.clone()))
+        Some((due.at, self.object_at(due.kind, due.row)?.clone()))
     }
 
     /// When the next webhook is sent.
@@ -192,10 +197,8 @@ impl State {
 
     /// The events with a webhook to send until `until`, in the order of their times.
     pub(crate) fn due_deliveries(&self, until: i64) -> impl Iterator<Item = &Event> {
-        let table = self.tables.get(&Kind::Event);
-        self.deliveries
-            .range(..=(until, u64::MAX))
-            .filter_map(move |(_, row)| Event::from_object(table?.rows.get(row)?))
+        let due = self.deliveries.range(..=(until, u64::MAX));
+        due.filter_map(|(_, row)| Event::from_object(self.object_at(Kind::Event, *row)?))
     }
 
     /// The test clock an object goes by.
@@ -210,14 +213,15 @@ impl State {
     pub(crate) fn apply(&mut self, change: Change) {
         match change {
             Change::Put(object) => {
+                let known = self.row(object.kind(), object.id());
                 let table = self.tables.entry(object.kind()).or_default();
-                let row = table.row_of.get(object.id()).copied().unwrap_or(table.next);
+                let row = known.unwrap_or(table.next);
                 table.next = table.next.max(row + 1);
                 self.set(object.kind(), row, Some(object));
             }
             Change::Remove(kind, id) => {
-                if let Some(row) = self.tables.get(&kind).and_then(|table| table.row_of.get(&id)) {
-                    self.set(kind, *row, None);
+                if let Some(row) = self.row(kind, &id) {
+                    self.set(kind, row, None);
                 }
             }
             Change::Remember(answer) => {
@@ -230,7 +234,7 @@ impl State {
     }
 
     /// Puts an object into its row, or clears that, and keeps the indices true.
-    fn set(&mut self, kind: Kind, row: u64, object: Option<Object>) {
+    pub(crate) fn set(&mut self, kind: Kind, row: u64, object: Option<Object>) {
         if let Some(old) = self.tables.entry(kind).or_default().rows.remove(&row) {
             self.index(kind, row, &old, false);
             let table = self.tables.entry(kind).or_default();
@@ -283,7 +287,7 @@ pub(crate) struct View<'a> {
 impl View<'_> {
     /// The JSON form of any object, by its id.
     pub(crate) fn render_by_id(&self, id: &str) -> Option<Value> {
-        Kind::ALL.iter().find_map(|kind| self.state.object(*kind, id)).map(|object| object.render(self))
+        self.state.find(id).map(|object| object.render(self))
     }
 
     /// All but the events, which have a list of their own.
@@ -296,122 +300,5 @@ impl View<'_> {
                 (kind.collection().to_owned(), Value::Array(rendered.collect()))
             })
             .collect()
-    }
-}
-
-/// Changes that are seen at once, and taken back unless they are committed.
-pub(crate) struct Tx<'a> {
-    state: &'a mut State,
-    ids: &'a mut Ids,
-    /// The time of all objects that go by no test clock.
-    common_time: i64,
-    now: i64,
-    request: Option<&'a Cause>,
-    changes: Vec<Change>,
-    undo: Vec<Undo>,
-}
-
-/// The request that a transaction executes.
-pub(crate) struct Cause {
-    pub(crate) request_id: String,
-    pub(crate) idempotency_key: Option<String>,
-    /// Under which name the caller reached the stand-in.
-    pub(crate) host: Option<String>,
-}
-
-/// A row as it was, at its place in the order.
-struct Undo {
-    kind: Kind,
-    row: u64,
-    before: Option<Object>,
-}
-
-impl<'a> Tx<'a> {
-    pub(crate) fn begin(
-        state: &'a mut State,
-        ids: &'a mut Ids,
-        now: i64,
-        request: Option<&'a Cause>,
-    ) -> Self {
-        Self { state, ids, common_time: now, now, request, changes: Vec::new(), undo: Vec::new() }
-    }
-
-    /// The time, by the test clock the transaction goes by if there is one.
-    pub(crate) fn now(&self) -> i64 {
-        self.now
-    }
-
-    /// The time by the clock of all.
-    pub(crate) fn common_time(&self) -> i64 {
-        self.common_time
-    }
-
-    /// From now on the time is the one of that test clock.
-    pub(crate) fn go_by(&mut self, clock: Option<&str>) {
-        let frozen = clock.and_then(|id| self.state.get::<TestClock>(id)).map(|clock| clock.frozen_time);
-        self.now = frozen.unwrap_or(self.common_time);
-    }
-
-    /// From now on the time is `now`, whatever a clock says.
-    pub(crate) fn set_now(&mut self, now: i64) {
-        self.now = now;
-    }
-
-    pub(crate) fn request(&self) -> Option<&'a Cause> {
-        self.request
-    }
-
-    pub(crate) fn view(&self) -> View<'_> {
-        View { state: self.state, now: self.now }
-    }
-
-    pub(crate) fn state(&self) -> &State {
-        self.state
-    }
-
-    pub(crate) fn ids(&mut self) -> &mut Ids {
-        self.ids
-    }
-
-    pub(crate) fn put(&mut self, resource: impl Resource) {
-        let object: Object = resource.into();
-        let kind = object.kind();
-        let id = object.id().to_owned();
-        let known = self.row(kind, &id);
-        let before = known.and_then(|row| self.object_at(kind, row).cloned());
-        self.changes.push(Change::Put(object.clone()));
-        self.state.apply(Change::Put(object));
-        if let Some(row) = self.row(kind, &id) {
-            self.undo.push(Undo { kind, row, before });
-        }
-    }
-
-    pub(crate) fn remove<T: Resource>(&mut self, id: &str) {
-        let Some(row) = self.row(T::KIND, id) else { return };
-        let before = self.object_at(T::KIND, row).cloned();
-        self.undo.push(Undo { kind: T::KIND, row, before });
-        let change = Change::Remove(T::KIND, id.to_owned());
-        self.changes.push(change.clone());
-        self.state.apply(change);
-    }
-
-    fn row(&self, kind: Kind, id: &str) -> Option<u64> {
-        self.state.tables.get(&kind)?.row_of.get(id).copied()
-    }
-
-    fn object_at(&self, kind: Kind, row: u64) -> Option<&Object> {
-        self.state.tables.get(&kind)?.rows.get(&row)
-    }
-
-    /// Takes every change back.
-    pub(crate) fn roll_back(&mut self) {
-        self.changes.clear();
-        while let Some(Undo { kind, row, before }) = self.undo.pop() {
-            self.state.set(kind, row, before);
-        }
-    }
-
-    pub(crate) fn changes(&self) -> &[Change] {
-        &self.changes
     }
 }

@@ -7,7 +7,8 @@ use crate::error::Error;
 use crate::ids::Ids;
 use crate::journal::Journal;
 use crate::objects;
-use crate::state::{Cause, Change, Settings, State, StoredAnswer, Tx};
+use crate::state::{Change, Settings, State, StoredAnswer};
+use crate::tx::{Cause, Tx};
 
 pub(crate) struct Store {
     pub(crate) state: State,
@@ -53,14 +54,15 @@ impl Store {
                 answer
             }
         };
-        let mut line = tx.changes().to_vec();
-        line.extend(answer.clone().map(Change::Remember));
-        if let Some(journal) = &mut self.journal
-            && !line.is_empty()
-            && let Err(error) = journal.append(&line)
-        {
-            tx.roll_back();
-            return Err(error);
+        if let Some(journal) = &mut self.journal {
+            let mut line = tx.changes().to_vec();
+            line.extend(answer.clone().map(Change::Remember));
+            if !line.is_empty()
+                && let Err(error) = journal.append(&line)
+            {
+                tx.roll_back();
+                return Err(error);
+            }
         }
         if let Some(answer) = answer {
             self.state.apply(Change::Remember(answer));

@@ -21,9 +21,9 @@ use crate::http::log::Entry;
 use crate::limits::Rates;
 use crate::objects::customers::Poison;
 use crate::objects::events::Unreliable;
-use crate::objects::{Kind, checkout, customers, subscriptions, webhooks};
-use crate::state::{Settings, Tx, View};
-use crate::store::Ending;
+use crate::objects::{checkout, customers, subscriptions, webhooks};
+use crate::state::{Settings, View};
+use crate::tx::Tx;
 
 type Reply = Result<Json<Value>, AdminError>;
 
@@ -135,25 +135,15 @@ async fn release(State(app): State<Arc<App>>) -> Reply {
 }
 
 /// Changes objects as a request would.
-async fn change(app: &App, work: impl FnOnce(&mut Tx<'_>) -> Result<Value, ApiError>) -> Reply {
-    let mut store = app.store.lock().await;
-    let now = app.now(&store);
-    store.catch_up(now).map_err(AdminError::internal)?;
-    let result = store.transact(now, None, |tx| match work(tx) {
-        Ok(value) => (Ok(value), Ending::Commit(None)),
-        Err(error) => (Err(error), Ending::RollBack(None)),
-    });
-    app.wake_if_due(&store, now);
-    match result.map_err(AdminError::internal)? {
+async fn change(
+    app: &App,
+    id: Option<&str>,
+    work: impl FnOnce(&mut Tx<'_>) -> Result<Value, ApiError>,
+) -> Reply {
+    match app.change(id, work).await.map_err(AdminError::internal)? {
         Ok(value) => Ok(Json(value)),
         Err(error) => Err(AdminError(error.status, error.message.into())),
     }
-}
-
-/// The object's own time, if it goes by a test clock.
-fn go_by_clock_of(tx: &mut Tx<'_>, kind: Kind, id: &str) {
-    let clock = tx.state().object(kind, id).and_then(|object| tx.state().clock_of(object));
-    tx.go_by(clock.as_deref());
 }
 
 async fn poison_customer(
@@ -162,11 +152,7 @@ async fn poison_customer(
     body: Result<Json<Poison>, JsonRejection>,
 ) -> Reply {
     let Json(poison) = body?;
-    change(&app, |tx| {
-        go_by_clock_of(tx, Kind::Customer, &id);
-        customers::poison(tx, &id, poison)
-    })
-    .await
+    change(&app, Some(&id), |tx| customers::poison(tx, &id, poison)).await
 }
 
 #[derive(Deserialize)]
@@ -181,11 +167,7 @@ async fn set_subscription(
     body: Result<Json<SetSubscription>, JsonRejection>,
 ) -> Reply {
     let Json(set) = body?;
-    change(&app, |tx| {
-        go_by_clock_of(tx, Kind::Subscription, &id);
-        subscriptions::set_status(tx, &id, set.status)
-    })
-    .await
+    change(&app, Some(&id), |tx| subscriptions::set_status(tx, &id, set.status)).await
 }
 
 /// What the customer does on the page of the session.
@@ -202,11 +184,7 @@ async fn complete_checkout(
     body: Result<Json<Completion>, JsonRejection>,
 ) -> Reply {
     let Json(completion) = body?;
-    change(&app, |tx| {
-        go_by_clock_of(tx, Kind::CheckoutSession, &id);
-        checkout::complete(tx, &id, completion.email, completion.declined)
-    })
-    .await
+    change(&app, Some(&id), |tx| checkout::complete(tx, &id, completion.email, completion.declined)).await
 }
 
 /// Moves the clock ahead, or to a time, or lets it run so many times as fast.
@@ -266,7 +244,7 @@ fn all_events() -> Vec<String> {
 async fn set_webhook(State(app): State<Arc<App>>, body: Result<Json<SetWebhook>, JsonRejection>) -> Reply {
     let Json(set) = body?;
     webhooks::check_url(&set.url).map_err(AdminError::bad_request)?;
-    change(&app, |tx| Ok(webhooks::set(tx, set.url, set.secret, set.enabled_events))).await
+    change(&app, None, |tx| Ok(webhooks::set(tx, set.url, set.secret, set.enabled_events))).await
 }
 
 /// Answers once all webhooks that are still to be sent were tried, whenever they are due.

@@ -85,7 +85,7 @@ pub(crate) fn page_of<T: Resource>(
     keep: impl Fn(&T) -> bool,
 ) -> Result<Value, ApiError> {
     let cursor = |id: &str, param: &str| {
-        view.state.row::<T>(id).ok_or_else(|| ApiError::missing(T::KIND.name(), id, param))
+        view.state.row(T::KIND, id).ok_or_else(|| ApiError::missing(T::KIND.name(), id, param))
     };
     let (range, backwards) = match &page.cursor {
         Cursor::Start => ((Bound::Unbounded, Bound::Unbounded), false),
@@ -122,7 +122,8 @@ mod tests {
     use crate::ids::Ids;
     use crate::objects::customers;
     use crate::objects::invoice_items::{self, InvoiceItem};
-    use crate::state::{State, Tx};
+    use crate::state::State;
+    use crate::tx::Tx;
 
     fn params(pairs: &[(&str, &str)]) -> Result<Params, ApiError> {
         let owned: Vec<(String, String)> =

@@ -18,6 +18,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
+use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -25,10 +26,13 @@ use crate::clock::Clock;
 use crate::config::SecretKey;
 use crate::deliver::{self, Sender};
 use crate::faults::Faults;
+use crate::http::error::ApiError;
 use crate::http::idempotency::KeysInUse;
 use crate::http::log::RequestLog;
 use crate::limits::Limits;
-use crate::store::Store;
+use crate::objects::webhooks;
+use crate::store::{Ending, Store};
+use crate::tx::Tx;
 
 /// The version whose form the answers and events have.
 pub(crate) const API_VERSION: &str = "2026-09-30.endive";
@@ -80,6 +84,43 @@ impl App {
         let mut store = self.store.lock().await;
         let now = self.now(&store);
         store.catch_up(now)
+    }
+
+    /// Changes objects as a request would, by the time of the object of that id, if there is one.
+    async fn change(
+        &self,
+        id: Option<&str>,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<Value, ApiError>,
+    ) -> io::Result<Result<Value, ApiError>> {
+        let mut store = self.store.lock().await;
+        let now = self.now(&store);
+        store.catch_up(now)?;
+        let result = store.transact(now, None, |tx| {
+            let state = tx.state();
+            let clock = id.and_then(|id| state.find(id)).and_then(|object| state.clock_of(object));
+            tx.go_by(clock.as_deref());
+            match work(tx) {
+                Ok(value) => (Ok(value), Ending::Commit(None)),
+                Err(error) => (Err(error), Ending::RollBack(None)),
+            }
+        });
+        self.wake_if_due(&store, now);
+        result
+    }
+
+    /// From now on events of these types go to the URL that was configured, and no longer to the one before it.
+    pub(crate) async fn send_webhooks_to(
+        &self,
+        url: String,
+        secret: String,
+        events: Vec<String>,
+    ) -> io::Result<()> {
+        let mut store = self.store.lock().await;
+        let now = self.now(&store);
+        store.transact(now, None, |tx| {
+            webhooks::configure(tx, url, secret, events);
+            ((), Ending::Commit(None))
+        })
     }
 
     /// Has the webhooks sent that are due.

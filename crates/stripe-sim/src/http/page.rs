@@ -21,7 +21,6 @@ use crate::objects::invoices::Invoice;
 use crate::objects::subscriptions::Subscription;
 use crate::objects::{Kind, Resource};
 use crate::state::View;
-use crate::store::Ending;
 
 /// How many of each kind are shown.
 const SHOWN: usize = 50;
@@ -321,26 +320,15 @@ async fn answer_checkout(
     Path(id): Path<String>,
     Form(given): Form<CheckoutAnswer>,
 ) -> Response {
-    let mut store = app.store.lock().await;
-    let now = app.now(&store);
     let declined = given.answer == "decline";
     let email = Some(given.email).filter(|email| !email.is_empty());
     let completed = if given.answer == "leave" {
         Ok(Ok(Value::Null))
     } else {
-        store.catch_up(now).and_then(|()| {
-            store.transact(now, None, |tx| {
-                let clock =
-                    tx.state().object(Kind::CheckoutSession, &id).and_then(|it| tx.state().clock_of(it));
-                tx.go_by(clock.as_deref());
-                match checkout::complete(tx, &id, email, declined) {
-                    Ok(form) => (Ok(form), Ending::Commit(None)),
-                    Err(error) => (Err(error), Ending::RollBack(None)),
-                }
-            })
-        })
+        app.change(Some(&id), |tx| checkout::complete(tx, &id, email, declined)).await
     };
-    app.wake_if_due(&store, now);
+    let store = app.store.lock().await;
+    let now = app.now(&store);
     let view = View { state: &store.state, now };
     match completed {
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

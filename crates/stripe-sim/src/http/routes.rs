@@ -8,7 +8,7 @@ use crate::objects::{
     Kind, checkout, customers, events, invoice_items, invoices, prices, products, subscriptions, test_clocks,
     webhooks,
 };
-use crate::state::Tx;
+use crate::tx::Tx;
 
 /// Calls the endpoint; `None` when there is none.
 pub(crate) fn call(
@@ -89,7 +89,7 @@ pub(crate) fn call(
 }
 
 /// What of a URL names no object.
-const WORDS: &str = "v1 customers products prices subscriptions resume invoiceitems invoices lines finalize \
+const WORDS: &str = "v1 customers products prices subscriptions resume invoiceitems invoices lines finalize add_lines \
     pay void mark_uncollectible checkout sessions expire line_items events webhook_endpoints test_helpers \
     test_clocks advance";
 
@@ -106,7 +106,7 @@ pub(crate) fn endpoint(method: &str, path: &str) -> String {
 /// test clock in its parameters.
 fn clock_of(tx: &Tx<'_>, path: &[&str], params: &Params) -> Option<String> {
     let state = tx.state();
-    let named = path.iter().find_map(|id| Kind::ALL.iter().find_map(|kind| state.object(*kind, id)));
+    let named = path.iter().find_map(|id| state.find(id));
     let given = params.peek("customer").and_then(|id| state.object(Kind::Customer, id));
     match named.or(given) {
         Some(object) => state.clock_of(object),

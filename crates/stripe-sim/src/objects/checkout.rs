@@ -13,7 +13,8 @@ use crate::objects::money::UnitAmount;
 use crate::objects::prices::Price;
 use crate::objects::subscriptions::{self, Offer, Subscription};
 use crate::objects::{Kind, Object, Resource, announced, form, named, referenced, saved};
-use crate::state::{Tx, View};
+use crate::state::View;
+use crate::tx::Tx;
 
 const SHORTEST_SECONDS: i64 = 30 * 60;
 const LONGEST_SECONDS: i64 = 24 * 3600;
@@ -113,7 +114,8 @@ impl Resource for CheckoutSession {
     }
 
     fn render(&self, view: &View<'_>) -> Value {
-        let total: i64 = self.items.iter().map(|item| item.amount(view)).sum();
+        let whole: i64 = self.items.iter().map(|item| item.amount(view)).sum();
+        let total = if self.has_trial() { 0 } else { whole };
         let customer = self.customer.as_ref().and_then(|id| view.state.get::<Customer>(id));
         let email = customer.and_then(Customer::email).or(self.customer_email.as_deref());
         let details = email.map(|email| {
@@ -155,7 +157,7 @@ impl Resource for CheckoutSession {
             "mode": "subscription",
             "payment_method_collection": "always",
             "payment_method_types": ["card"],
-            "payment_status": if self.status == Status::Complete { "paid" } else { "unpaid" },
+            "payment_status": self.payment_status(total),
             "phone_number_collection": { "enabled": false },
             "shipping_options": [],
             "status": self.status,
@@ -220,6 +222,18 @@ impl CheckoutSession {
             return Ok(());
         }
         Err(ApiError::refused("Only Checkout Sessions with a status in [\"open\"] can be changed."))
+    }
+
+    fn has_trial(&self) -> bool {
+        ["trial_end", "trial_period_days"].iter().any(|field| self.subscription_data.contains_key(*field))
+    }
+
+    fn payment_status(&self, total: i64) -> &'static str {
+        match self.status {
+            Status::Complete if total == 0 => "no_payment_required",
+            Status::Complete => "paid",
+            Status::Open | Status::Expired => "unpaid",
+        }
     }
 
     pub(crate) fn is_open(&self) -> bool {

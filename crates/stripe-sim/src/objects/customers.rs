@@ -12,7 +12,8 @@ use crate::objects::invoices::Invoice;
 use crate::objects::subscriptions::{self, Subscription};
 use crate::objects::test_clocks::{self, TestClock};
 use crate::objects::{Kind, Object, Resource, announced, changed, events, named, referenced, saved};
-use crate::state::{Tx, View};
+use crate::state::View;
+use crate::tx::Tx;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Customer {
@@ -264,7 +265,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     params.finish()?;
     page_of::<Customer>(tx.view(), &page, None, |customer| {
         !customer.deleted
-            && (test_clock.is_none() || customer.test_clock == test_clock)
+            && customer.test_clock == test_clock
             && created.contains(customer.created)
             && (email.is_none() || customer.email == email)
     })

@@ -12,7 +12,8 @@ use crate::http::forms::Params;
 use crate::http::lists::{Page, page_of};
 use crate::objects::webhooks::WebhookEndpoint;
 use crate::objects::{Kind, Object, Resource, named};
-use crate::state::{Tx, View};
+use crate::state::View;
+use crate::tx::Tx;
 
 const DAY: i64 = 86_400;
 /// For how long an event can be retrieved.
@@ -61,6 +62,25 @@ pub(crate) struct Unreliable {
     pub(crate) delay: f64,
     /// How late at most, by the clock of the stand-in.
     pub(crate) max_delay_seconds: u32,
+}
+
+impl Unreliable {
+    /// How the event of that number is delivered.
+    fn delivery(&self, kind: &str, number: u64, now: i64) -> Delivery {
+        let mut delivery = Delivery { at: now, attempts: 0, first_attempt: None, twice: false };
+        if self.duplicate > 0.0 || self.delay > 0.0 {
+            let chance = Chance::new(self.seed, &[kind, &number.to_string()]);
+            delivery.twice = chance.strikes("duplicate", self.duplicate);
+            if chance.strikes("delay", self.delay) {
+                delivery.at += self.lateness(&chance, "late");
+            }
+        }
+        delivery
+    }
+
+    fn lateness(&self, chance: &Chance, question: &str) -> i64 {
+        chance.below(question, self.max_delay_seconds.saturating_add(1)).into()
+    }
 }
 
 impl Resource for Event {
@@ -125,19 +145,7 @@ pub(crate) fn emit(tx: &mut Tx<'_>, kind: &str, object: &Value, previous: Option
         data["previous_attributes"] = Value::Object(previous);
     }
     let id = tx.ids().next("evt");
-    let unreliable = &tx.state().unreliable;
-    let chance = Chance::new(unreliable.seed, &[kind, &tx.state().events_so_far().to_string()]);
-    let late = if chance.strikes("delay", unreliable.delay) {
-        i64::from(chance.below("late", unreliable.max_delay_seconds.saturating_add(1)))
-    } else {
-        0
-    };
-    let delivery = Delivery {
-        at: tx.common_time() + late,
-        attempts: 0,
-        first_attempt: None,
-        twice: chance.strikes("duplicate", unreliable.duplicate),
-    };
+    let delivery = tx.state().unreliable.delivery(kind, tx.state().events_so_far(), tx.common_time());
     let deliveries: BTreeMap<String, Delivery> = tx
         .state()
         .all::<WebhookEndpoint>()
@@ -187,9 +195,8 @@ pub(crate) fn note_attempt(tx: &mut Tx<'_>, id: &str, endpoint: &str, taken: boo
     if taken && delivery.twice {
         // It counts as another attempt: the endpoint's answer was lost.
         delivery.twice = false;
-        let longest = tx.state().unreliable.max_delay_seconds;
-        let chance = Chance::new(tx.state().unreliable.seed, &[id]);
-        delivery.at = now + i64::from(chance.below("again", longest.saturating_add(1)));
+        let unreliable = &tx.state().unreliable;
+        delivery.at = now + unreliable.lateness(&Chance::new(unreliable.seed, &[id]), "again");
         event.deliveries.insert(endpoint.to_owned(), delivery);
     } else if !taken {
         // The last attempt is at the very end.

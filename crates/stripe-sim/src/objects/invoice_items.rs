@@ -13,8 +13,9 @@ use crate::objects::invoices::Invoice;
 use crate::objects::money::{UnitAmount, check_amount, take_currency};
 use crate::objects::prices::Price;
 use crate::objects::subscriptions::Subscription;
-use crate::objects::{Kind, Object, Resource, announced, events, named, referenced, saved};
-use crate::state::{Tx, View};
+use crate::objects::{Kind, Object, Resource, announced, events, named, referenced, retold, saved};
+use crate::state::View;
+use crate::tx::Tx;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct InvoiceItem {
@@ -268,12 +269,27 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
     metadata.apply(&mut item.metadata)?;
     cost.apply(tx, &mut item)?;
     item.discountable = discountable.unwrap_or(item.amount >= 0);
-    if let Some(id) = invoice {
-        let mut invoice: Invoice = referenced(tx, &id, "invoice")?;
+    let Some(id) = invoice else {
+        return Ok(announced(tx, item, "invoiceitem.created"));
+    };
+    let mut invoice: Invoice = referenced(tx, &id, "invoice")?;
+    on_invoice(tx, Some(&id), |tx| {
         invoice.attach(&mut item)?;
         tx.put(invoice);
+        Ok(announced(tx, item, "invoiceitem.created"))
+    })
+}
+
+/// Changes an item, and tells of the invoice it is on if there is one.
+fn on_invoice<R>(
+    tx: &mut Tx<'_>,
+    invoice: Option<&str>,
+    work: impl FnOnce(&mut Tx<'_>) -> Result<R, ApiError>,
+) -> Result<R, ApiError> {
+    match invoice {
+        Some(id) => retold::<Invoice, R>(tx, id, "invoice.updated", work),
+        None => work(tx),
     }
-    Ok(announced(tx, item, "invoiceitem.created"))
 }
 
 /// The price's currency, which the one asked for must not contradict.
@@ -327,22 +343,25 @@ pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     item.description = description.unwrap_or(item.description);
     item.period = period.unwrap_or(item.period);
     item.discountable = discountable.unwrap_or(item.discountable);
-    Ok(saved(tx, item))
+    let invoice = item.invoice.clone();
+    on_invoice(tx, invoice.as_deref(), |tx| Ok(saved(tx, item)))
 }
 
 pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
     let item: InvoiceItem = named(tx, id)?;
     check_open_to_change(tx, &item)?;
-    if let Some(invoice) = &item.invoice {
-        let mut invoice: Invoice = named(tx, invoice)?;
-        invoice.detach(id);
-        tx.put(invoice);
-    }
-    let form = item.render(&tx.view());
-    tx.remove::<InvoiceItem>(id);
-    events::emit(tx, "invoiceitem.deleted", &form, None);
-    Ok(json!({ "id": id, "object": "invoiceitem", "deleted": true }))
+    on_invoice(tx, item.invoice.as_deref(), |tx| {
+        let form = item.render(&tx.view());
+        if let Some(invoice) = &item.invoice {
+            let mut invoice: Invoice = named(tx, invoice)?;
+            invoice.detach(id);
+            tx.put(invoice);
+        }
+        tx.remove::<InvoiceItem>(id);
+        events::emit(tx, "invoiceitem.deleted", &form, None);
+        Ok(json!({ "id": id, "object": "invoiceitem", "deleted": true }))
+    })
 }
 
 /// An item on an invoice can change only while that is a draft.

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::http::error::ApiError;
-use crate::state::{Tx, View};
+use crate::state::View;
+use crate::tx::Tx;
 
 use checkout::CheckoutSession;
 use customers::Customer;
@@ -198,11 +199,34 @@ pub(crate) fn announced<T: Resource>(tx: &mut Tx<'_>, resource: T, event: &str) 
 /// Puts a resource that was there before; if its form has changed, emits an event of that type
 /// which says what it was. Answers with the form.
 pub(crate) fn changed<T: Resource>(tx: &mut Tx<'_>, resource: T, event: &str) -> Value {
-    let before = tx.state().get::<T>(resource.id()).map(|it| it.render(&tx.view()));
+    let before = form_of::<T>(tx, resource.id());
     let form = saved(tx, resource);
-    let previous = before.as_ref().map(|before| events::previous_attributes(before, &form));
-    if previous.as_ref().is_none_or(|previous| !previous.is_empty()) {
-        events::emit(tx, event, &form, previous);
-    }
+    tell_of_change(tx, event, before.as_ref(), &form);
     form
+}
+
+/// Likewise for a resource that `work` changes, in whatever way.
+pub(crate) fn retold<T: Resource, R>(
+    tx: &mut Tx<'_>,
+    id: &str,
+    event: &str,
+    work: impl FnOnce(&mut Tx<'_>) -> Result<R, ApiError>,
+) -> Result<R, ApiError> {
+    let before = form_of::<T>(tx, id);
+    let result = work(tx)?;
+    if let Some(form) = form_of::<T>(tx, id) {
+        tell_of_change(tx, event, before.as_ref(), &form);
+    }
+    Ok(result)
+}
+
+fn form_of<T: Resource>(tx: &Tx<'_>, id: &str) -> Option<Value> {
+    tx.state().get::<T>(id).map(|it| it.render(&tx.view()))
+}
+
+fn tell_of_change(tx: &mut Tx<'_>, event: &str, before: Option<&Value>, form: &Value) {
+    let previous = before.map(|before| events::previous_attributes(before, form));
+    if previous.as_ref().is_none_or(|previous| !previous.is_empty()) {
+        events::emit(tx, event, form, previous);
+    }
 }

@@ -11,7 +11,8 @@ use crate::http::lists::{Page, page_of};
 use crate::objects::money::{UnitAmount, check_amount, take_currency};
 use crate::objects::products::{self, Product};
 use crate::objects::{Kind, Object, Resource, announced, changed, named, referenced};
-use crate::state::{Tx, View};
+use crate::state::View;
+use crate::tx::Tx;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Price {

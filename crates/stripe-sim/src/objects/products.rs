@@ -9,7 +9,8 @@ use crate::http::error::ApiError;
 use crate::http::forms::Params;
 use crate::http::lists::{Page, page_of};
 use crate::objects::{Kind, Object, Resource, announced, changed, named};
-use crate::state::{Tx, View};
+use crate::state::View;
+use crate::tx::Tx;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Product {

@@ -10,7 +10,8 @@ use crate::objects::checkout::CheckoutSession;
 use crate::objects::customers::{self, Customer};
 use crate::objects::subscriptions::Subscription;
 use crate::objects::{Kind, Object, Resource, announced, events, fall_due, named};
-use crate::state::{Tx, View};
+use crate::state::View;
+use crate::tx::Tx;
 
 const DAY: i64 = 86_400;
 const KEPT_SECONDS: i64 = 30 * DAY;
@@ -84,6 +85,9 @@ pub(crate) fn advance(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<V
                        shortest subscription (two years without one) later.";
         return Err(ApiError::refused(message).param("frozen_time"));
     }
+    let mut advancing = clock.render(&tx.view());
+    advancing["status"] = json!("advancing");
+    events::emit(tx, "test_helpers.test_clock.advancing", &advancing, None);
     let key = Some(id.to_owned());
     while let Some((at, object)) = tx.state().first_due(key.as_ref(), frozen_time) {
         // An object that was due before the clock began is due now.

@@ -10,7 +10,8 @@ use crate::http::error::ApiError;
 use crate::http::forms::{MetadataChange, Params};
 use crate::http::lists::{Page, page_of};
 use crate::objects::{Kind, Object, Resource, events, named, saved};
-use crate::state::{Tx, View};
+use crate::state::View;
+use crate::tx::Tx;
 
 const MAX_ENDPOINTS: usize = 16;
 
@@ -24,6 +25,9 @@ pub(crate) struct WebhookEndpoint {
     description: Option<String>,
     metadata: BTreeMap<String, String>,
     disabled: bool,
+    /// Whether it is the one of the configuration.
+    #[serde(default)]
+    configured: bool,
 }
 
 impl Resource for WebhookEndpoint {
@@ -99,7 +103,7 @@ impl Fields {
 
 pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
     let fields = Fields::take(&mut params)?;
-    params.text("api_version")?;
+    params.one_of("api_version", &[API_VERSION])?;
     let url = fields.url.ok_or_else(|| params.missing("url"))?;
     if fields.enabled_events.is_empty() {
         return Err(params.missing("enabled_events"));
@@ -109,16 +113,9 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
         let message = format!("There can be up to {MAX_ENDPOINTS} webhook endpoints.");
         return Err(ApiError::refused(message));
     }
-    let mut endpoint = WebhookEndpoint {
-        id: tx.ids().next("we"),
-        created: tx.now(),
-        url,
-        secret: format!("whsec_{}", tx.ids().letters(32)),
-        enabled_events: fields.enabled_events,
-        description: fields.description.flatten(),
-        metadata: BTreeMap::new(),
-        disabled: false,
-    };
+    let mut endpoint = new(tx, url);
+    endpoint.enabled_events = fields.enabled_events;
+    endpoint.description = fields.description.flatten();
     fields.metadata.apply(&mut endpoint.metadata)?;
     tx.put(endpoint.clone());
     Ok(endpoint.render_with_secret(&tx.view()))
@@ -127,21 +124,34 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
 /// An endpoint with a secret that its receiver knows already; the one of that URL, if it is there.
 pub(crate) fn set(tx: &mut Tx<'_>, url: String, secret: String, enabled_events: Vec<String>) -> Value {
     let there = tx.state().all::<WebhookEndpoint>().find(|endpoint| endpoint.url == url).cloned();
-    let endpoint = match there {
-        Some(there) => WebhookEndpoint { secret, enabled_events, disabled: false, ..there },
-        None => WebhookEndpoint {
-            id: tx.ids().next("we"),
-            created: tx.now(),
-            url,
-            secret,
-            enabled_events,
-            description: None,
-            metadata: BTreeMap::new(),
-            disabled: false,
-        },
-    };
+    let endpoint = there.unwrap_or_else(|| new(tx, url));
+    let endpoint = WebhookEndpoint { secret, enabled_events, disabled: false, ..endpoint };
     tx.put(endpoint.clone());
     endpoint.render_with_secret(&tx.view())
+}
+
+/// The endpoint of the configuration; without types it takes all events.
+pub(crate) fn configure(tx: &mut Tx<'_>, url: String, secret: String, mut enabled_events: Vec<String>) {
+    if enabled_events.is_empty() {
+        enabled_events.push("*".to_owned());
+    }
+    let there = tx.state().all::<WebhookEndpoint>().find(|it| it.configured || it.url == url).cloned();
+    let endpoint = there.unwrap_or_else(|| new(tx, url.clone()));
+    tx.put(WebhookEndpoint { url, secret, enabled_events, disabled: false, configured: true, ..endpoint });
+}
+
+fn new(tx: &mut Tx<'_>, url: String) -> WebhookEndpoint {
+    WebhookEndpoint {
+        id: tx.ids().next("we"),
+        created: tx.now(),
+        url,
+        secret: format!("whsec_{}", tx.ids().letters(32)),
+        enabled_events: Vec::new(),
+        description: None,
+        metadata: BTreeMap::new(),
+        disabled: false,
+        configured: false,
+    }
 }
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {

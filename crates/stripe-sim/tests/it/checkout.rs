@@ -89,3 +89,15 @@ async fn a_person_completes_it_on_its_page() -> Result<()> {
     assert_eq!(ids(&list)?.len(), 1);
     sim.stop().await
 }
+
+#[tokio::test]
+async fn a_session_with_a_trial_takes_no_payment_yet() -> Result<()> {
+    let sim = Sim::start().await?;
+    let created = session(&sim, &[("subscription_data[trial_period_days]", "14")]).await?;
+    assert_eq!(created["amount_total"], 0);
+    let completed = sim.admin(&format!("/checkout/{}/complete", id(&created)?), json!({})).await?;
+    assert_eq!(completed["payment_status"], "no_payment_required");
+    let subscription = completed["subscription"].as_str().context("a subscription")?;
+    assert_eq!(sim.read(&format!("/v1/subscriptions/{subscription}")).await?["status"], "trialing");
+    sim.stop().await
+}

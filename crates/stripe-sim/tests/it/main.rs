@@ -2,6 +2,7 @@
 
 mod chaos;
 mod checkout;
+mod collection;
 mod contract;
 mod contract_cycles;
 mod contract_errors;

@@ -39,6 +39,22 @@ async fn customers_of_a_test_clock_live_in_its_time_alone() -> Result<()> {
     assert_eq!((&invoice["status"], &invoice["created"]), (&json!("paid"), &json!(end)));
     assert_eq!(invoice["status_transitions"]["paid_at"], end + 3600);
     assert_eq!(ids(&sim.read("/v1/test_helpers/test_clocks").await?)?, [clock_id.clone()]);
+    let told = async |kind: &str| {
+        let events = sim.read(&format!("/v1/events?type=test_helpers.test_clock.{kind}")).await?;
+        anyhow::Ok(events["data"][0]["data"]["object"].clone())
+    };
+    let (advancing, ready) = (told("advancing").await?, told("ready").await?);
+    assert_eq!((&advancing["status"], &advancing["frozen_time"]), (&json!("advancing"), &json!(start)));
+    assert_eq!((&ready["status"], &ready["frozen_time"]), (&json!("ready"), &json!(end + 3600)));
+
+    // Lists leave them out unless they are asked for.
+    let other = sim.customer().await?;
+    let count = async |path: &str| anyhow::Ok(ids(&sim.read(path).await?)?.len());
+    assert_eq!(ids(&sim.read("/v1/customers").await?)?, [other]);
+    assert_eq!(count(&format!("/v1/customers?test_clock={clock_id}")).await?, 1);
+    assert_eq!(count("/v1/subscriptions").await?, 0);
+    assert_eq!(count(&format!("/v1/subscriptions?test_clock={clock_id}")).await?, 1);
+    assert_eq!(count(&format!("/v1/subscriptions?customer={customer}")).await?, 1);
 
     let path = format!("/v1/test_helpers/test_clocks/{clock_id}");
     assert_eq!(sim.delete(&path).send().await?.status(), 200);

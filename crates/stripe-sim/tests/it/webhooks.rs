@@ -7,12 +7,23 @@ use axum::http::StatusCode;
 use hmac::{Hmac, Mac as _};
 use serde_json::{Value, json};
 use sha2::Sha256;
+use stripe_sim::Config;
 
 use crate::harness::{Sim, id, ids, read};
-use crate::receiver::Receiver;
+use crate::receiver::{Received, Receiver};
 
 async fn endpoint(sim: &Sim, receiver: &Receiver, events: &str) -> Result<Value> {
     sim.create("/v1/webhook_endpoints", &[("url", &receiver.url), ("enabled_events[]", events)]).await
+}
+
+fn check_signature(received: &Received, secret: &str) -> Result<()> {
+    let (t, v1) = received.signature.split_once(",v1=").context("t and v1")?;
+    let t = t.strip_prefix("t=").context("t")?;
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes())?;
+    mac.update(format!("{t}.{}", received.body).as_bytes());
+    assert_eq!(v1, hex::encode(mac.finalize().into_bytes()));
+    ensure!((chrono::Utc::now().timestamp() - t.parse::<i64>()?).abs() < 60);
+    Ok(())
 }
 
 #[tokio::test]
@@ -30,12 +41,7 @@ async fn an_event_is_signed_with_the_endpoints_secret() -> Result<()> {
     sim.advance(0).await?;
     let received = receiver.received();
     assert_eq!(received.len(), 1);
-    let (t, v1) = received[0].signature.split_once(",v1=").context("t and v1")?;
-    let t = t.strip_prefix("t=").context("t")?;
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes())?;
-    mac.update(format!("{t}.{}", received[0].body).as_bytes());
-    assert_eq!(v1, hex::encode(mac.finalize().into_bytes()));
-    ensure!((chrono::Utc::now().timestamp() - t.parse::<i64>()?).abs() < 60);
+    check_signature(&received[0], secret)?;
 
     let event = received[0].event()?;
     assert_eq!((&event["type"], &event["object"]), (&json!("customer.created"), &json!("event")));
@@ -149,7 +155,7 @@ async fn a_draft_waits_for_its_webhook_and_not_longer_than_three_days() -> Resul
 #[tokio::test]
 async fn what_is_undelivered_survives_a_restart() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let config = || stripe_sim::Config { secret_key: None, data: Some(folder.path().join("stripe.jsonl")) };
+    let config = || Config { data: Some(folder.path().join("stripe.jsonl")), ..Config::default() };
     let receiver = Receiver::start().await?;
     let sim = Sim::start_with(config()).await?;
     endpoint(&sim, &receiver, "*").await?;
@@ -163,4 +169,28 @@ async fn what_is_undelivered_survives_a_restart() -> Result<()> {
     assert_eq!(receiver.received().len(), 2);
     assert_eq!(receiver.received()[0].body, receiver.received()[1].body);
     sim.stop().await
+}
+
+#[tokio::test]
+async fn the_configured_endpoint_gets_all_events_and_moves_with_the_configuration() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (before, after) = (Receiver::start().await?, Receiver::start().await?);
+    for (receiver, secret) in [(&before, "whsec_1"), (&after, "whsec_2")] {
+        let config = Config {
+            data: Some(folder.path().join("stripe.jsonl")),
+            webhook_url: Some(receiver.url.clone()),
+            webhook_secret: Some(secret.into()),
+            ..Config::default()
+        };
+        let sim = Sim::start_with(config).await?;
+        sim.customer().await?;
+        sim.advance(0).await?;
+        let received = receiver.received();
+        assert_eq!(received.len(), 1);
+        check_signature(&received[0], secret)?;
+        assert_eq!(ids(&sim.read("/v1/webhook_endpoints").await?)?.len(), 1);
+        sim.stop().await?;
+    }
+    assert_eq!(before.received().len(), 1);
+    Ok(())
 }

@@ -12,7 +12,7 @@ use crate::objects::invoices::{Invoice, Reason, Status, collect};
 use crate::objects::money::take_currency;
 use crate::objects::subscriptions::{Collection, Subscription};
 use crate::objects::{Resource as _, announced, changed, events, named, referenced};
-use crate::state::Tx;
+use crate::tx::Tx;
 
 /// What a customer without a currency is invoiced in: the account's own.
 const ACCOUNT_CURRENCY: &str = "usd";
@@ -124,9 +124,14 @@ pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
         invoice.check_draft()?;
     }
     metadata.apply(&mut invoice.metadata)?;
-    schedule(tx, &mut invoice, auto_advance, finalizes_at)?;
-    if invoice.status != Status::Draft {
-        invoice.finalizes_at = None;
+    match (invoice.status, auto_advance) {
+        (Status::Draft, _) => schedule(tx, &mut invoice, auto_advance, finalizes_at)?,
+        (Status::Open, Some(auto_advance)) => invoice.collect_by_itself(auto_advance, tx.now()),
+        (_, Some(true)) => {
+            let message = "Only a draft or an open invoice can advance by itself.";
+            return Err(ApiError::refused(message).param("auto_advance"));
+        }
+        _ => {}
     }
     invoice.description = description.unwrap_or(invoice.description);
     Ok(changed(tx, invoice, "invoice.updated"))
@@ -160,12 +165,9 @@ pub(crate) fn finalize(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<
         return Err(ApiError::refused(message).code("invoice_not_editable"));
     }
     Customer::referenced(tx, &invoice.customer)?;
-    invoice.auto_advance = auto_advance.unwrap_or(invoice.auto_advance);
+    invoice.collect_by_itself(auto_advance.unwrap_or(invoice.auto_advance), tx.now());
     let invoice = collect::finalize(tx, invoice);
-    if invoice.status == Status::Open && invoice.auto_advance && invoice.is_automatic() {
-        collect::attempt(tx, invoice, true);
-    }
-    Ok(named::<Invoice>(tx, id)?.render(&tx.view()))
+    Ok(invoice.render(&tx.view()))
 }
 
 pub(crate) fn pay(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {

@@ -5,9 +5,11 @@ use crate::objects::events;
 use crate::objects::invoices::{DRAFT_SECONDS, Invoice, Status};
 use crate::objects::subscriptions::{self, PauseBehavior, Subscription};
 use crate::objects::{Resource as _, announced, changed};
-use crate::state::Tx;
+use crate::tx::Tx;
 
 const DAY: i64 = 86_400;
+/// After how long what is open by request is collected by itself.
+const AUTOMATIC_SECONDS: i64 = 3600;
 
 /// What is due to an invoice: to be finalised, to be paid, or to be late.
 pub(crate) fn fall_due(tx: &mut Tx<'_>, mut invoice: Invoice) {
@@ -76,9 +78,8 @@ pub(super) fn finalize(tx: &mut Tx<'_>, mut invoice: Invoice) -> Invoice {
 }
 
 fn mark_paid(tx: &mut Tx<'_>, mut invoice: Invoice) -> Invoice {
-    invoice.status = Status::Paid;
+    invoice.end_as(Status::Paid);
     invoice.paid_at = Some(tx.now());
-    invoice.next_payment_attempt = None;
     let form = announced(tx, invoice.clone(), "invoice.paid");
     events::emit(tx, "invoice.payment_succeeded", &form, None);
     subscriptions::note_payment(tx, &invoice);
@@ -88,6 +89,25 @@ fn mark_paid(tx: &mut Tx<'_>, mut invoice: Invoice) -> Invoice {
 /// Paid by other means than a charge here.
 pub(super) fn pay_out_of_band(tx: &mut Tx<'_>, invoice: Invoice) -> Invoice {
     mark_paid(tx, invoice)
+}
+
+impl Invoice {
+    /// Whether it is collected without a further request once it is open, for the first time in an hour.
+    pub(super) fn collect_by_itself(&mut self, auto_advance: bool, now: i64) {
+        self.auto_advance = auto_advance;
+        self.next_payment_attempt = match self.next_payment_attempt {
+            _ if !auto_advance || !self.is_automatic() => None,
+            Some(at) => Some(at),
+            None => Some(now + AUTOMATIC_SECONDS),
+        };
+    }
+
+    /// A status in which nothing is collected any more.
+    fn end_as(&mut self, status: Status) {
+        self.status = status;
+        self.auto_advance = false;
+        self.next_payment_attempt = None;
+    }
 }
 
 /// Charges the customer. A failure is noted, and tried again by itself if that was by itself.
@@ -116,24 +136,30 @@ pub(crate) fn collect_now(tx: &mut Tx<'_>, id: &str, pays: bool) -> bool {
     let invoice = finalize(tx, draft);
     match invoice.status {
         Status::Paid => true,
-        _ if pays => attempt(tx, invoice, false).1,
+        _ if pays => attempt(tx, invoice, true).1,
         _ => false,
     }
 }
 
+/// The customer's balance is again what it was before the invoice.
 pub(super) fn void(tx: &mut Tx<'_>, mut invoice: Invoice) -> serde_json::Value {
-    invoice.status = Status::Void;
+    invoice.end_as(Status::Void);
     invoice.voided_at = Some(tx.now());
-    invoice.next_payment_attempt = None;
+    let applied = invoice.starting_balance - invoice.ending_balance.unwrap_or(invoice.starting_balance);
+    if applied != 0
+        && let Some(mut customer) = tx.state().get::<Customer>(&invoice.customer).cloned()
+    {
+        customer.balance += applied;
+        changed(tx, customer, "customer.updated");
+    }
     announced(tx, invoice, "invoice.voided")
 }
 
-/// The open invoices of a subscription that was canceled wait for someone to collect them.
-pub(crate) fn stop_collecting(tx: &mut Tx<'_>, subscription: &Subscription) {
+/// The open invoices of a customer whose subscription was canceled wait for someone to collect them.
+pub(crate) fn stop_collecting(tx: &mut Tx<'_>, customer: &str) {
     let open: Vec<Invoice> = tx
         .state()
-        .of_customer::<Invoice>(&subscription.customer)
-        .filter(|it| it.subscription.as_deref() == Some(subscription.id()))
+        .of_customer::<Invoice>(customer)
         .filter(|it| it.status == Status::Open && it.auto_advance)
         .cloned()
         .collect();
@@ -154,9 +180,8 @@ pub(crate) fn void_unpaid(tx: &mut Tx<'_>, id: &str) {
 }
 
 pub(super) fn mark_uncollectible(tx: &mut Tx<'_>, mut invoice: Invoice) -> serde_json::Value {
-    invoice.status = Status::Uncollectible;
+    invoice.end_as(Status::Uncollectible);
     invoice.uncollectible_at = Some(tx.now());
-    invoice.next_payment_attempt = None;
     announced(tx, invoice, "invoice.marked_uncollectible")
 }
 

@@ -14,7 +14,7 @@ use crate::objects::subscriptions::{
 };
 use crate::objects::webhooks::WebhookEndpoint;
 use crate::objects::{Resource as _, announced};
-use crate::state::Tx;
+use crate::tx::Tx;
 
 impl Invoice {
     /// A draft without lines.
@@ -110,8 +110,8 @@ pub(crate) fn draft_for(
     }
     let now = tx.now();
     let keep = matches!(&subscription.pause, Some(pause) if pause.behavior == PauseBehavior::KeepAsDraft);
-    // What is collected at once is not collected once more.
-    let later = reason == Reason::SubscriptionCycle || !invoice.is_automatic();
+    // A first invoice that is not paid is the customer's to pay.
+    let later = reason != Reason::SubscriptionCreate || !invoice.is_automatic();
     invoice.set_auto_advance(later && !keep && subscription.status != SubscriptionStatus::Unpaid, now);
     let id = invoice.id.clone();
     announced(tx, invoice, "invoice.created");

@@ -12,7 +12,7 @@ use crate::objects::money::take_currency;
 use crate::objects::subscriptions::terms::{self, AskedItem, Collection};
 use crate::objects::subscriptions::{CREATED, Period, Status, Subscription, UPDATED, boundary};
 use crate::objects::{Resource as _, changed, events, named, saved};
-use crate::state::Tx;
+use crate::tx::Tx;
 
 /// What a new subscription is made of.
 #[derive(Clone, Debug)]

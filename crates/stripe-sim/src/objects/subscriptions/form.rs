@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use crate::http::lists::list;
-use crate::objects::customers::Customer;
 use crate::objects::prices::Price;
 use crate::objects::subscriptions::{Item, Period, Subscription};
 use crate::objects::{Kind, Object, Resource, form};
@@ -46,7 +45,6 @@ impl Resource for Subscription {
     }
 
     fn render(&self, view: &View<'_>) -> Value {
-        let customer = view.state.get::<Customer>(&self.customer);
         let items = self.items.iter().map(|item| self.render_item(item, view)).collect();
         let items_url = format!("/v1/subscription_items?subscription={}", self.id);
         let own = json!({
@@ -86,7 +84,7 @@ impl Resource for Subscription {
             },
             "start_date": self.created,
             "status": self.status(),
-            "test_clock": customer.and_then(|customer| customer.test_clock.as_ref()),
+            "test_clock": self.test_clock(view.state),
             "trial_end": self.trial.map(|trial| trial.end),
             "trial_settings": { "end_behavior": { "missing_payment_method": "create_invoice" } },
             "trial_start": self.trial.map(|trial| trial.start),

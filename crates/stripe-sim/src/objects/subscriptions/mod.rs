@@ -17,10 +17,12 @@ use serde_json::{Value, json};
 use crate::http::error::ApiError;
 use crate::http::forms::Params;
 use crate::http::lists::{Page, page_of};
+use crate::objects::customers::Customer;
 use crate::objects::invoices::{self, Invoice, Reason};
 use crate::objects::prices::{Interval, Recurring};
 use crate::objects::{Resource as _, announced, changed, events, named};
-use crate::state::{AfterRetries, Tx};
+use crate::state::{AfterRetries, State};
+use crate::tx::Tx;
 
 pub(crate) use create::{Offer, create, start};
 pub(crate) use terms::Collection;
@@ -127,6 +129,10 @@ impl Subscription {
 
     pub(crate) fn is_trialing(&self) -> bool {
         self.status == Status::Trialing
+    }
+
+    pub(crate) fn test_clock<'a>(&self, state: &'a State) -> Option<&'a str> {
+        state.get::<Customer>(&self.customer)?.test_clock.as_deref()
     }
 
     fn status(&self) -> Value {
@@ -301,9 +307,10 @@ pub(crate) fn cancel(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
         feedback = details.text("feedback")?;
         details.finish()?;
     }
-    let invoice_now = params.boolean("invoice_now")?.unwrap_or(false);
-    if params.boolean("prorate")? == Some(true) {
-        return Err(params.wrong("prorate", "The stand-in makes no prorations."));
+    for field in ["invoice_now", "prorate"] {
+        if params.boolean(field)? == Some(true) {
+            return Err(params.wrong(field, "The stand-in has no prorations and no metered usage."));
+        }
     }
     params.finish()?;
     let mut subscription: Subscription = named(tx, id)?;
@@ -312,22 +319,19 @@ pub(crate) fn cancel(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     }
     subscription.cancellation_comment = comment;
     subscription.cancellation_feedback = feedback;
-    if invoice_now && let Some(invoice) = invoices::draft_of_pending_items(tx, &subscription) {
-        subscription.latest_invoice = Some(invoice);
-    }
     let ended = end(tx, subscription, "cancellation_requested");
     Ok(ended.render(&tx.view()))
 }
 
-/// Ends a subscription now. What is pending stays pending, and its open invoices are no longer
-/// collected by themselves.
+/// Ends a subscription now. What is pending stays pending, and the customer's open invoices are no
+/// longer collected by themselves.
 pub(crate) fn end(tx: &mut Tx<'_>, mut subscription: Subscription, reason: &str) -> Subscription {
     subscription.ended_at = Some(tx.now());
     subscription.canceled_at = Some(tx.now());
     subscription.cancel_at = None;
     subscription.own_cancel_at = false;
     subscription.cancellation_reason = Some(reason.to_owned());
-    invoices::stop_collecting(tx, &subscription);
+    invoices::stop_collecting(tx, &subscription.customer);
     announced(tx, subscription.clone(), DELETED);
     subscription
 }
@@ -353,7 +357,6 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let test_clock = params.text("test_clock")?;
     let created = params.time_range("created")?;
     params.finish()?;
-    let state = tx.state();
     page_of::<Subscription>(tx.view(), &page, customer.as_deref(), |subscription| {
         let state_now = subscription.status();
         let wanted = match status.as_deref() {
@@ -367,7 +370,8 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
             && created.contains(subscription.created)
             && price.as_ref().is_none_or(|price| subscription.items.iter().any(|item| item.price == *price))
             && collection_method.as_ref().is_none_or(|method| subscription.collection_method == *method)
-            && (test_clock.is_none() || state.clock_of(&subscription.clone().into()) == test_clock)
+            && ((test_clock.is_none() && customer.is_some())
+                || subscription.test_clock(tx.state()) == test_clock.as_deref())
     })
 }
 

@@ -7,7 +7,7 @@ use crate::http::forms::{MetadataChange, Params};
 use crate::objects::prices::{Price, Recurring};
 use crate::objects::referenced;
 use crate::objects::subscriptions::Item;
-use crate::state::Tx;
+use crate::tx::Tx;
 
 pub(super) const MAX_ITEMS: usize = 20;
 

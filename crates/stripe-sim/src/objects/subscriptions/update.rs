@@ -9,7 +9,7 @@ use crate::objects::subscriptions::create::PaymentBehavior;
 use crate::objects::subscriptions::terms::{self, AskedItem, Collection, MAX_ITEMS, take_quantity};
 use crate::objects::subscriptions::{Pause, PauseBehavior, Status, Subscription, UPDATED, tell};
 use crate::objects::{Resource as _, changed, named};
-use crate::state::Tx;
+use crate::tx::Tx;
 
 /// What a request wants changed.
 struct Wanted {
