@@ -22,7 +22,7 @@ pub struct Config {
           value_parser = webhook_url)]
     pub webhook_url: Option<String>,
 
-    /// Sign the webhooks to that URL with this secret
+    /// Sign the webhooks to that URL with this secret; while it is empty, none are sent there
     #[arg(long, env = "STRIPE_SIM_WEBHOOK_SECRET", hide_env_values = true)]
     pub webhook_secret: Option<WebhookSecret>,
 
@@ -36,13 +36,14 @@ fn webhook_url(url: &str) -> Result<String, String> {
     Ok(url.to_owned())
 }
 
-/// What an endpoint's webhooks are signed with. Its `Debug` form does not show it.
+/// What an endpoint's webhooks are signed with; of several, separated by commas, the first. Its `Debug` form does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WebhookSecret(String);
 
 impl WebhookSecret {
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
+    /// The first, if there are several; `None`, when it is empty.
+    pub(crate) fn expose(&self) -> Option<&str> {
+        self.0.split(',').next().filter(|secret| !secret.is_empty())
     }
 }
 

@@ -17,7 +17,7 @@ use crate::objects::Resource as _;
 use crate::objects::events::{self, Event};
 use crate::objects::invoices;
 use crate::objects::webhooks::WebhookEndpoint;
-use crate::state::View;
+use crate::state::State;
 use crate::store::Ending;
 
 /// How long an endpoint may take to answer.
@@ -90,9 +90,8 @@ pub(crate) async fn send_all(app: &App) {
 }
 
 fn attempts(state: &crate::state::State, until: i64) -> Vec<Attempt> {
-    let view = View { state, now: until };
     let of_event = |event: &Event| {
-        let body = event.render(&view).to_string();
+        let body = event.render(state).to_string();
         let targets: Vec<Attempt> = event
             .endpoints(until)
             .map(|endpoint| Attempt {

@@ -66,9 +66,9 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Cancellation
     let store = Store::open(config.data.as_deref(), ids)?;
     let clock = Clock::new(|| chrono::Utc::now().timestamp_millis());
     let app = Arc::new(App::new(config.secret_key, clock, store, Sender::new(), shutdown.clone()));
-    if let Some((url, secret)) = config.webhook_url.zip(config.webhook_secret) {
-        let secret = secret.expose().to_owned();
-        app.send_webhooks_to(url, secret, config.webhook_events).await.map_err(Error::Write)?;
+    let secret = config.webhook_secret.as_ref().and_then(WebhookSecret::expose);
+    if let Some((url, secret)) = config.webhook_url.zip(secret) {
+        app.send_webhooks_to(url, secret.to_owned(), config.webhook_events).await.map_err(Error::Write)?;
     }
     let listener = CuttableListener::new(listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {

@@ -233,6 +233,23 @@ impl State {
         }
     }
 
+    /// The JSON form of any object, by its id.
+    pub(crate) fn render_by_id(&self, id: &str) -> Option<Value> {
+        self.find(id).map(|object| object.render(self))
+    }
+
+    /// All but the events, which have a list of their own.
+    pub(crate) fn render_all(&self) -> serde_json::Map<String, Value> {
+        let kinds = Kind::ALL.iter().filter(|kind| **kind != Kind::Event);
+        kinds
+            .map(|kind| {
+                let rows = self.tables.get(kind).map(|table| table.rows.values());
+                let rendered = rows.into_iter().flatten().map(|object| object.render(self));
+                (kind.collection().to_owned(), Value::Array(rendered.collect()))
+            })
+            .collect()
+    }
+
     /// Puts an object into its row, or clears that, and keeps the indices true.
     pub(crate) fn set(&mut self, kind: Kind, row: u64, object: Option<Object>) {
         if let Some(old) = self.tables.entry(kind).or_default().rows.remove(&row) {
@@ -274,31 +291,5 @@ impl State {
                 self.deliveries.remove(&(at, row))
             };
         }
-    }
-}
-
-/// What a JSON form is made from: the objects as they are at a moment.
-#[derive(Clone, Copy)]
-pub(crate) struct View<'a> {
-    pub(crate) state: &'a State,
-    pub(crate) now: i64,
-}
-
-impl View<'_> {
-    /// The JSON form of any object, by its id.
-    pub(crate) fn render_by_id(&self, id: &str) -> Option<Value> {
-        self.state.find(id).map(|object| object.render(self))
-    }
-
-    /// All but the events, which have a list of their own.
-    pub(crate) fn render_all(&self) -> serde_json::Map<String, Value> {
-        let kinds = Kind::ALL.iter().filter(|kind| **kind != Kind::Event);
-        kinds
-            .map(|kind| {
-                let rows = self.state.tables.get(kind).map(|table| table.rows.values());
-                let rendered = rows.into_iter().flatten().map(|object| object.render(self));
-                (kind.collection().to_owned(), Value::Array(rendered.collect()))
-            })
-            .collect()
     }
 }

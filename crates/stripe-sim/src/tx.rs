@@ -3,7 +3,7 @@
 use crate::ids::Ids;
 use crate::objects::test_clocks::TestClock;
 use crate::objects::{Kind, Object, Resource};
-use crate::state::{Change, State, View};
+use crate::state::{Change, State};
 
 /// Changes that are seen at once, and taken back unless they are committed.
 pub(crate) struct Tx<'a> {
@@ -65,10 +65,6 @@ impl<'a> Tx<'a> {
 
     pub(crate) fn request(&self) -> Option<&'a Cause> {
         self.request
-    }
-
-    pub(crate) fn view(&self) -> View<'_> {
-        View { state: self.state, now: self.now }
     }
 
     pub(crate) fn state(&self) -> &State {

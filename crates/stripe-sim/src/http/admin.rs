@@ -22,7 +22,7 @@ use crate::limits::Rates;
 use crate::objects::customers::Poison;
 use crate::objects::events::Unreliable;
 use crate::objects::{checkout, customers, subscriptions, webhooks};
-use crate::state::{Settings, View};
+use crate::state::Settings;
 use crate::tx::Tx;
 
 type Reply = Result<Json<Value>, AdminError>;
@@ -263,8 +263,7 @@ async fn set_unreliable(State(app): State<Arc<App>>, body: Result<Json<Unreliabl
 
 async fn state(State(app): State<Arc<App>>) -> Reply {
     let store = app.store.lock().await;
-    let view = View { state: &store.state, now: app.now(&store) };
-    Ok(Json(Value::Object(view.render_all())))
+    Ok(Json(Value::Object(store.state.render_all())))
 }
 
 #[derive(Deserialize)]

@@ -247,7 +247,7 @@ fn execute(
     let result = routes::call(tx, &received.method, &received.path, params)
         .unwrap_or_else(|| Err(received.unknown_url()))
         .and_then(|mut value| {
-            expand::expand(tx.view(), &mut value, paths)?;
+            expand::expand(tx.state(), &mut value, paths)?;
             Ok(value)
         });
     if let Outcome::StoredError { effect, status } = outcome {

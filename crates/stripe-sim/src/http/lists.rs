@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::http::error::ApiError;
 use crate::http::forms::Params;
 use crate::objects::Resource;
-use crate::state::View;
+use crate::state::State;
 
 /// Which part of a list is asked for.
 #[derive(Clone, Debug)]
@@ -79,20 +79,20 @@ pub(crate) fn list(url: &str, data: Vec<Value>, has_more: bool) -> Value {
 /// The page of a resource's objects that `keep` lets through, newest first; only the rows of
 /// `customer` are looked at if there is one, and of all rows only those from the cursor on.
 pub(crate) fn page_of<T: Resource>(
-    view: View<'_>,
+    state: &State,
     page: &Page,
     customer: Option<&str>,
     keep: impl Fn(&T) -> bool,
 ) -> Result<Value, ApiError> {
     let cursor = |id: &str, param: &str| {
-        view.state.row(T::KIND, id).ok_or_else(|| ApiError::missing(T::KIND.name(), id, param))
+        state.row(T::KIND, id).ok_or_else(|| ApiError::missing(T::KIND.name(), id, param))
     };
     let (range, backwards) = match &page.cursor {
         Cursor::Start => ((Bound::Unbounded, Bound::Unbounded), false),
         Cursor::After(id) => ((Bound::Unbounded, Bound::Excluded(cursor(id, "starting_after")?)), false),
         Cursor::Before(id) => ((Bound::Excluded(cursor(id, "ending_before")?), Bound::Unbounded), true),
     };
-    let rows = view.state.rows::<T>(customer, range).filter(|row| keep(row));
+    let rows = state.rows::<T>(customer, range).filter(|row| keep(row));
     // One more than asked for says whether there are more.
     let mut found: Vec<&T> = if backwards {
         rows.take(page.limit + 1).collect()
@@ -104,7 +104,7 @@ pub(crate) fn page_of<T: Resource>(
     if backwards {
         found.reverse();
     }
-    let data = found.into_iter().map(|row| row.render(&view)).collect();
+    let data = found.into_iter().map(|row| row.render(state)).collect();
     Ok(list(&format!("/v1/{}", T::KIND.collection()), data, has_more))
 }
 
@@ -151,7 +151,6 @@ mod tests {
     fn paging_through_a_list_looks_at_every_row_once() -> Result<(), ApiError> {
         let mut state = State::default();
         let last_customer = filled(&mut state)?;
-        let view = crate::state::View { state: &state, now: 1_800_000_000 };
         let looked_at = Cell::new(0);
         let look = |_: &InvoiceItem| {
             looked_at.set(looked_at.get() + 1);
@@ -163,7 +162,7 @@ mod tests {
             if !cursor.is_empty() {
                 form.push(("starting_after", &cursor));
             }
-            let page = page_of(view, &Page::take(&mut params(&form)?)?, None, look)?;
+            let page = page_of(&state, &Page::take(&mut params(&form)?)?, None, look)?;
             let rows = page["data"].as_array().map_or(&[][..], Vec::as_slice);
             (pages, seen) = (pages + 1, seen + rows.len());
             if page["has_more"] != Value::Bool(true) {
@@ -176,7 +175,7 @@ mod tests {
         assert_eq!(looked_at.get(), 1000 + 9);
 
         looked_at.set(0);
-        page_of(view, &Page::take(&mut Params::default())?, Some(&last_customer), look)?;
+        page_of(&state, &Page::take(&mut Params::default())?, Some(&last_customer), look)?;
         assert_eq!(looked_at.get(), 2);
         Ok(())
     }

@@ -20,7 +20,7 @@ use crate::objects::invoice_items::InvoiceItem;
 use crate::objects::invoices::Invoice;
 use crate::objects::subscriptions::Subscription;
 use crate::objects::{Kind, Resource};
-use crate::state::View;
+use crate::state::State as Objects;
 
 /// How many of each kind are shown.
 const SHOWN: usize = 50;
@@ -106,19 +106,19 @@ fn cell(cell: &Cell) -> String {
 
 /// The newest objects of a kind, as a table.
 fn table<T: Resource>(
-    view: View<'_>,
+    state: &Objects,
     customer: Option<&str>,
     title: &str,
     columns: &[&str],
     row: impl Fn(&Value) -> Vec<Cell>,
 ) -> String {
     let all: Box<dyn Iterator<Item = &T>> = match customer {
-        Some(customer) => Box::new(view.state.of_customer::<T>(customer).rev()),
-        None => Box::new(view.state.all::<T>().rev()),
+        Some(customer) => Box::new(state.of_customer::<T>(customer).rev()),
+        None => Box::new(state.all::<T>().rev()),
     };
     let rows: Vec<String> = all
         .take(SHOWN)
-        .map(|object| row(&object.render(&view)).iter().map(cell).collect::<String>())
+        .map(|object| row(&object.render(state)).iter().map(cell).collect::<String>())
         .collect();
     let mut html = format!("<h2>{title}</h2>");
     if rows.is_empty() {
@@ -141,7 +141,7 @@ struct Overview {
 async fn overview(State(app): State<Arc<App>>, Query(query): Query<Overview>) -> Response {
     let store = app.store.lock().await;
     let now = app.now(&store);
-    let view = View { state: &store.state, now };
+    let state = &store.state;
     let customer = query.customer.as_deref();
     let mut html = format!(
         "<h1>stripe-sim</h1><p>It is {} UTC here. Of each kind the newest {SHOWN} are shown; amounts are in \
@@ -155,7 +155,7 @@ async fn overview(State(app): State<Arc<App>>, Query(query): Query<Overview>) ->
                 .unwrap_or_default();
         }
         None => html.push_str(&table::<Customer>(
-            view,
+            state,
             None,
             "Customers",
             &["Id", "Email", "Currency", "Balance", "Created"],
@@ -171,7 +171,7 @@ async fn overview(State(app): State<Arc<App>>, Query(query): Query<Overview>) ->
         )),
     }
     html.push_str(&table::<Subscription>(
-        view,
+        state,
         customer,
         "Subscriptions",
         &["Id", "Customer", "Status", "Period", "Latest invoice"],
@@ -188,7 +188,7 @@ async fn overview(State(app): State<Arc<App>>, Query(query): Query<Overview>) ->
         },
     ));
     html.push_str(&table::<InvoiceItem>(
-        view,
+        state,
         customer,
         "Invoice items",
         &["Id", "Customer", "Amount", "Description", "Invoice", "Created"],
@@ -208,7 +208,7 @@ async fn overview(State(app): State<Arc<App>>, Query(query): Query<Overview>) ->
         },
     ));
     html.push_str(&table::<Invoice>(
-        view,
+        state,
         customer,
         "Invoices",
         &["Id", "Customer", "Status", "Reason", "Total", "Due", "Created"],
@@ -225,7 +225,7 @@ async fn overview(State(app): State<Arc<App>>, Query(query): Query<Overview>) ->
         },
     ));
     html.push_str(&table::<CheckoutSession>(
-        view,
+        state,
         customer,
         "Checkout sessions",
         &["Id", "Status", "Customer", "Subscription", "Expires"],
@@ -241,7 +241,7 @@ async fn overview(State(app): State<Arc<App>>, Query(query): Query<Overview>) ->
     ));
     if customer.is_none() {
         html.push_str(&table::<Event>(
-            view,
+            state,
             None,
             "Events",
             &["Id", "Type", "Object", "Webhooks to send", "Created"],
@@ -261,8 +261,8 @@ async fn overview(State(app): State<Arc<App>>, Query(query): Query<Overview>) ->
 
 async fn object(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
     let store = app.store.lock().await;
-    let view = View { state: &store.state, now: app.now(&store) };
-    let Some(form) = view.render_by_id(&id) else {
+    let state = &store.state;
+    let Some(form) = state.render_by_id(&id) else {
         let html = format!("<h1>Nothing here</h1><p>There is no object {}.</p>", escape(&id));
         return (StatusCode::NOT_FOUND, page("Nothing here", &html)).into_response();
     };
@@ -277,16 +277,16 @@ async fn object(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response
 
 async fn show_checkout(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
     let store = app.store.lock().await;
-    let view = View { state: &store.state, now: app.now(&store) };
-    checkout_page(view, &id, "")
+    let state = &store.state;
+    checkout_page(state, &id, "")
 }
 
-fn checkout_page(view: View<'_>, id: &str, notice: &str) -> Response {
-    let Some(session) = view.state.get::<CheckoutSession>(id) else {
+fn checkout_page(state: &Objects, id: &str, notice: &str) -> Response {
+    let Some(session) = state.get::<CheckoutSession>(id) else {
         return (StatusCode::NOT_FOUND, page("Checkout", "<h1>There is no such session</h1>"))
             .into_response();
     };
-    let form = session.render(&view);
+    let form = session.render(state);
     let mut html = format!(
         "<h1>Checkout</h1><p>Subscribe for {}. No money moves: this is a stand-in.</p>",
         escape(&amount(&form, "amount_total"))
@@ -328,14 +328,13 @@ async fn answer_checkout(
         app.change(Some(&id), |tx| checkout::complete(tx, &id, email, declined)).await
     };
     let store = app.store.lock().await;
-    let now = app.now(&store);
-    let view = View { state: &store.state, now };
+    let state = &store.state;
     match completed {
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-        Ok(Err(error)) => checkout_page(view, &id, &error.message),
-        Ok(Ok(_)) => match store.state.get::<CheckoutSession>(&id).and_then(CheckoutSession::next_url) {
+        Ok(Err(error)) => checkout_page(state, &id, &error.message),
+        Ok(Ok(_)) => match state.get::<CheckoutSession>(&id).and_then(CheckoutSession::next_url) {
             Some(url) => Redirect::to(&url).into_response(),
-            None => checkout_page(view, &id, ""),
+            None => checkout_page(state, &id, ""),
         },
     }
 }

@@ -13,7 +13,7 @@ use crate::objects::money::UnitAmount;
 use crate::objects::prices::Price;
 use crate::objects::subscriptions::{self, Offer, Subscription};
 use crate::objects::{Kind, Object, Resource, announced, form, named, referenced, saved};
-use crate::state::View;
+use crate::state::State;
 use crate::tx::Tx;
 
 const SHORTEST_SECONDS: i64 = 30 * 60;
@@ -113,10 +113,10 @@ impl Resource for CheckoutSession {
         (self.status == Status::Open).then_some(self.expires_at)
     }
 
-    fn render(&self, view: &View<'_>) -> Value {
-        let whole: i64 = self.items.iter().map(|item| item.amount(view)).sum();
+    fn render(&self, state: &State) -> Value {
+        let whole: i64 = self.items.iter().map(|item| item.amount(state)).sum();
         let total = if self.has_trial() { 0 } else { whole };
-        let customer = self.customer.as_ref().and_then(|id| view.state.get::<Customer>(id));
+        let customer = self.customer.as_ref().and_then(|id| state.get::<Customer>(id));
         let email = customer.and_then(Customer::email).or(self.customer_email.as_deref());
         let details = email.map(|email| {
             json!({
@@ -182,17 +182,17 @@ impl LineItem {
         Ok(item)
     }
 
-    fn amount(&self, view: &View<'_>) -> i64 {
-        let price = view.state.get::<Price>(&self.price);
+    fn amount(&self, state: &State) -> i64 {
+        let price = state.get::<Price>(&self.price);
         let unit = price.and_then(|price| UnitAmount::parse(&price.unit_amount_decimal));
         let quantity = u64::try_from(self.quantity).unwrap_or(0);
         let amount = unit.and_then(|unit| unit.times(quantity)).unwrap_or(0);
         i64::try_from(amount).unwrap_or(i64::MAX)
     }
 
-    fn render(&self, view: &View<'_>) -> Value {
-        let amount = self.amount(view);
-        let price = view.state.get::<Price>(&self.price);
+    fn render(&self, state: &State) -> Value {
+        let amount = self.amount(state);
+        let price = state.get::<Price>(&self.price);
         json!({
             "id": self.id,
             "object": "item",
@@ -203,7 +203,7 @@ impl LineItem {
             "currency": price.map(|price| &price.currency),
             "description": price.map(|price| &price.product),
             "metadata": {},
-            "price": price.map(|price| price.render(view)),
+            "price": price.map(|price| price.render(state)),
             "quantity": self.quantity,
         })
     }
@@ -357,7 +357,7 @@ pub(crate) fn expire(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value,
     let session: CheckoutSession = named(tx, id)?;
     session.check_open()?;
     expire_now(tx, session);
-    Ok(named::<CheckoutSession>(tx, id)?.render(&tx.view()))
+    Ok(named::<CheckoutSession>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn expire_now(tx: &mut Tx<'_>, mut session: CheckoutSession) {
@@ -368,7 +368,7 @@ pub(crate) fn expire_now(tx: &mut Tx<'_>, mut session: CheckoutSession) {
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<CheckoutSession>(tx, id)?.render(&tx.view()))
+    Ok(named::<CheckoutSession>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
@@ -383,8 +383,8 @@ pub(crate) fn line_items(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Resul
     let page = Page::take(&mut params)?;
     params.finish()?;
     let session: CheckoutSession = named(tx, id)?;
-    let view = tx.view();
-    let items: Vec<Value> = session.items.iter().map(|item| item.render(&view)).collect();
+    let state = tx.state();
+    let items: Vec<Value> = session.items.iter().map(|item| item.render(state)).collect();
     let (items, has_more) = page.cut(items, "item", |item| item["id"].as_str().unwrap_or(""))?;
     Ok(list_form(&format!("/v1/checkout/sessions/{id}/line_items"), items, has_more))
 }
@@ -396,7 +396,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let status = params.one_of("status", &["complete", "expired", "open"])?;
     let created = params.time_range("created")?;
     params.finish()?;
-    page_of::<CheckoutSession>(tx.view(), &page, customer.as_deref(), |session| {
+    page_of::<CheckoutSession>(tx.state(), &page, customer.as_deref(), |session| {
         created.contains(session.created)
             && (subscription.is_none() || session.subscription == subscription)
             && status.as_ref().is_none_or(|status| json!(session.status) == status.as_str())

@@ -12,7 +12,7 @@ use crate::objects::invoices::Invoice;
 use crate::objects::subscriptions::{self, Subscription};
 use crate::objects::test_clocks::{self, TestClock};
 use crate::objects::{Kind, Object, Resource, announced, changed, events, named, referenced, saved};
-use crate::state::View;
+use crate::state::State;
 use crate::tx::Tx;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -52,11 +52,11 @@ impl Resource for Customer {
         &self.id
     }
 
-    fn render(&self, view: &View<'_>) -> Value {
+    fn render(&self, state: &State) -> Value {
         if self.deleted {
             return json!({ "id": self.id, "object": "customer", "deleted": true });
         }
-        let delinquent = view.state.of_customer::<Invoice>(&self.id).any(Invoice::is_overdue);
+        let delinquent = state.of_customer::<Invoice>(&self.id).any(Invoice::is_overdue);
         json!({
             "id": self.id,
             "object": "customer",
@@ -221,7 +221,7 @@ pub(crate) fn from_checkout(tx: &mut Tx<'_>, email: String) -> Customer {
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<Customer>(tx, id)?.render(&tx.view()))
+    Ok(named::<Customer>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
@@ -246,7 +246,7 @@ pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value,
     for subscription in active {
         subscriptions::end(tx, subscription, "cancellation_requested");
     }
-    let form = customer.render(&tx.view());
+    let form = customer.render(tx.state());
     let deleted = saved(tx, Customer { deleted: true, ..customer });
     events::emit(tx, "customer.deleted", &form, None);
     Ok(deleted)
@@ -263,7 +263,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let created = params.time_range("created")?;
     let test_clock = params.text("test_clock")?;
     params.finish()?;
-    page_of::<Customer>(tx.view(), &page, None, |customer| {
+    page_of::<Customer>(tx.state(), &page, None, |customer| {
         !customer.deleted
             && customer.test_clock == test_clock
             && created.contains(customer.created)

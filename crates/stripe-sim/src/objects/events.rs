@@ -12,14 +12,14 @@ use crate::http::forms::Params;
 use crate::http::lists::{Page, page_of};
 use crate::objects::webhooks::WebhookEndpoint;
 use crate::objects::{Kind, Object, Resource, named};
-use crate::state::View;
+use crate::state::State;
 use crate::tx::Tx;
 
 const DAY: i64 = 86_400;
 /// For how long an event can be retrieved.
 const KEPT_SECONDS: i64 = 30 * DAY;
 /// More are not kept either, once they are delivered.
-const KEPT: usize = 100_000;
+const KEPT: usize = 20_000;
 
 /// For how long a delivery is tried again.
 const RETRIED_SECONDS: i64 = 3 * DAY;
@@ -94,7 +94,7 @@ impl Resource for Event {
         &self.id
     }
 
-    fn render(&self, _: &View<'_>) -> Value {
+    fn render(&self, _: &State) -> Value {
         json!({
             "id": self.id,
             "object": "event",
@@ -226,7 +226,7 @@ pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Valu
     if event.created < tx.common_time() - KEPT_SECONDS {
         return Err(ApiError::not_found(Kind::Event.name(), id));
     }
-    Ok(event.render(&tx.view()))
+    Ok(event.render(tx.state()))
 }
 
 pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
@@ -241,7 +241,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     params.finish()?;
     let wanted: Vec<String> = kind.into_iter().chain(kinds).collect();
     let oldest = tx.common_time() - KEPT_SECONDS;
-    page_of::<Event>(tx.view(), &page, None, |event| {
+    page_of::<Event>(tx.state(), &page, None, |event| {
         event.created >= oldest
             && created.contains(event.created)
             && delivered.is_none_or(|delivered| event.delivered == delivered)

@@ -14,7 +14,7 @@ use crate::objects::money::{UnitAmount, check_amount, take_currency};
 use crate::objects::prices::Price;
 use crate::objects::subscriptions::Subscription;
 use crate::objects::{Kind, Object, Resource, announced, events, named, referenced, retold, saved};
-use crate::state::View;
+use crate::state::State;
 use crate::tx::Tx;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,14 +57,14 @@ impl Resource for InvoiceItem {
         Some(&self.customer)
     }
 
-    fn render(&self, view: &View<'_>) -> Value {
+    fn render(&self, state: &State) -> Value {
         let parent = self.subscription.as_ref().map(|subscription| {
             json!({
                 "subscription_details": { "subscription": subscription, "subscription_item": null },
                 "type": "subscription_details",
             })
         });
-        let customer = view.state.get::<Customer>(&self.customer);
+        let customer = state.get::<Customer>(&self.customer);
         let test_clock = customer.and_then(|customer| customer.test_clock.as_ref());
         json!({
             "id": self.id,
@@ -82,7 +82,7 @@ impl Resource for InvoiceItem {
             "net_amount": self.amount,
             "parent": parent,
             "period": self.period,
-            "pricing": self.render_pricing(view),
+            "pricing": self.render_pricing(state),
             "proration": false,
             "quantity": self.quantity,
             "quantity_decimal": self.quantity.to_string(),
@@ -93,8 +93,8 @@ impl Resource for InvoiceItem {
 }
 
 impl InvoiceItem {
-    fn render_pricing(&self, view: &View<'_>) -> Value {
-        let price = self.price.as_ref().and_then(|id| view.state.get::<Price>(id));
+    fn render_pricing(&self, state: &State) -> Value {
+        let price = self.price.as_ref().and_then(|id| state.get::<Price>(id));
         json!({
             "price_details": price.map(|price| json!({ "price": price.id(), "product": price.product })),
             "type": "price_details",
@@ -103,7 +103,7 @@ impl InvoiceItem {
     }
 
     /// Its form as a line of the invoice it is on.
-    pub(crate) fn render_line(&self, view: &View<'_>) -> Value {
+    pub(crate) fn render_line(&self, state: &State) -> Value {
         json!({
             "id": self.id.replacen("ii_", "il_", 1),
             "object": "line_item",
@@ -128,7 +128,7 @@ impl InvoiceItem {
             },
             "period": self.period,
             "pretax_credit_amounts": [],
-            "pricing": self.render_pricing(view),
+            "pricing": self.render_pricing(state),
             "quantity": self.quantity,
             "quantity_decimal": self.quantity.to_string(),
             "subscription": self.subscription,
@@ -322,7 +322,7 @@ fn check_subscription(tx: &Tx<'_>, id: &str, customer: &str) -> Result<(), ApiEr
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<InvoiceItem>(tx, id)?.render(&tx.view()))
+    Ok(named::<InvoiceItem>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
@@ -352,7 +352,7 @@ pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value,
     let item: InvoiceItem = named(tx, id)?;
     check_open_to_change(tx, &item)?;
     on_invoice(tx, item.invoice.as_deref(), |tx| {
-        let form = item.render(&tx.view());
+        let form = item.render(tx.state());
         if let Some(invoice) = &item.invoice {
             let mut invoice: Invoice = named(tx, invoice)?;
             invoice.detach(id);
@@ -382,7 +382,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     // The items of an invoice are among those of its customer.
     let of_invoice = invoice.as_deref().and_then(|id| tx.state().get::<Invoice>(id));
     let owner = customer.as_deref().or_else(|| of_invoice.map(|it| it.customer.as_str()));
-    page_of::<InvoiceItem>(tx.view(), &page, owner, |item| {
+    page_of::<InvoiceItem>(tx.state(), &page, owner, |item| {
         created.contains(item.date)
             && (invoice.is_none() || item.invoice == invoice)
             && pending.is_none_or(|pending| item.invoice.is_none() == pending)

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::http::error::ApiError;
-use crate::state::View;
+use crate::state::State;
 use crate::tx::Tx;
 
 use checkout::CheckoutSession;
@@ -37,7 +37,7 @@ pub(crate) trait Resource: Clone + Into<Object> + 'static {
     fn from_object(object: &Object) -> Option<&Self>;
     fn id(&self) -> &str;
     /// Stripe's JSON form.
-    fn render(&self, view: &View<'_>) -> Value;
+    fn render(&self, state: &State) -> Value;
     /// The customer it belongs to.
     fn customer(&self) -> Option<&str> {
         None
@@ -93,9 +93,9 @@ macro_rules! resources {
                 }
             }
 
-            pub(crate) fn render(&self, view: &View<'_>) -> Value {
+            pub(crate) fn render(&self, state: &State) -> Value {
                 match self {
-                    $(Object::$kind(it) => it.render(view),)*
+                    $(Object::$kind(it) => it.render(state),)*
                 }
             }
 
@@ -186,7 +186,7 @@ pub(crate) fn referenced<T: Resource>(tx: &Tx<'_>, id: &str, param: &str) -> Res
 /// Puts a resource and answers with its form.
 pub(crate) fn saved<T: Resource>(tx: &mut Tx<'_>, resource: T) -> Value {
     tx.put(resource.clone());
-    resource.render(&tx.view())
+    resource.render(tx.state())
 }
 
 /// Puts a resource, emits an event of that type, and answers with the resource's form.
@@ -221,7 +221,7 @@ pub(crate) fn retold<T: Resource, R>(
 }
 
 fn form_of<T: Resource>(tx: &Tx<'_>, id: &str) -> Option<Value> {
-    tx.state().get::<T>(id).map(|it| it.render(&tx.view()))
+    tx.state().get::<T>(id).map(|it| it.render(tx.state()))
 }
 
 fn tell_of_change(tx: &mut Tx<'_>, event: &str, before: Option<&Value>, form: &Value) {

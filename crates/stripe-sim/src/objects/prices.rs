@@ -11,7 +11,7 @@ use crate::http::lists::{Page, page_of};
 use crate::objects::money::{UnitAmount, check_amount, take_currency};
 use crate::objects::products::{self, Product};
 use crate::objects::{Kind, Object, Resource, announced, changed, named, referenced};
-use crate::state::View;
+use crate::state::State;
 use crate::tx::Tx;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -65,7 +65,7 @@ impl Resource for Price {
         &self.id
     }
 
-    fn render(&self, _: &View<'_>) -> Value {
+    fn render(&self, _: &State) -> Value {
         let recurring = self.recurring.as_ref().map(|recurring| {
             json!({
                 "interval": recurring.interval,
@@ -226,7 +226,7 @@ fn take_recurring(mut params: Params) -> Result<Recurring, ApiError> {
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<Price>(tx, id)?.render(&tx.view()))
+    Ok(named::<Price>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
@@ -250,7 +250,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let lookup_keys = params.texts("lookup_keys")?;
     let created = params.time_range("created")?;
     params.finish()?;
-    page_of::<Price>(tx.view(), &page, None, |price| {
+    page_of::<Price>(tx.state(), &page, None, |price| {
         created.contains(price.created)
             && active.is_none_or(|active| price.active == active)
             && product.as_ref().is_none_or(|product| price.product == *product)

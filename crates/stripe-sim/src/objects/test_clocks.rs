@@ -10,7 +10,7 @@ use crate::objects::checkout::CheckoutSession;
 use crate::objects::customers::{self, Customer};
 use crate::objects::subscriptions::Subscription;
 use crate::objects::{Kind, Object, Resource, announced, events, fall_due, named};
-use crate::state::View;
+use crate::state::State;
 use crate::tx::Tx;
 
 const DAY: i64 = 86_400;
@@ -39,7 +39,7 @@ impl Resource for TestClock {
         &self.id
     }
 
-    fn render(&self, _: &View<'_>) -> Value {
+    fn render(&self, _: &State) -> Value {
         json!({
             "id": self.id,
             "object": "test_helpers.test_clock",
@@ -64,13 +64,13 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<TestClock>(tx, id)?.render(&tx.view()))
+    Ok(named::<TestClock>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
     let page = Page::take(&mut params)?;
     params.finish()?;
-    page_of::<TestClock>(tx.view(), &page, None, |_| true)
+    page_of::<TestClock>(tx.state(), &page, None, |_| true)
 }
 
 /// What is due to its customers until then happens, each thing at its own time. It is over when
@@ -85,7 +85,7 @@ pub(crate) fn advance(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<V
                        shortest subscription (two years without one) later.";
         return Err(ApiError::refused(message).param("frozen_time"));
     }
-    let mut advancing = clock.render(&tx.view());
+    let mut advancing = clock.render(tx.state());
     advancing["status"] = json!("advancing");
     events::emit(tx, "test_helpers.test_clock.advancing", &advancing, None);
     let key = Some(id.to_owned());
@@ -128,7 +128,7 @@ pub(crate) fn check_room(tx: &Tx<'_>, clock: &str) -> Result<(), ApiError> {
 pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
     let clock: TestClock = named(tx, id)?;
-    let form = clock.render(&tx.view());
+    let form = clock.render(tx.state());
     for customer in customers_of(tx, id) {
         let sessions: Vec<CheckoutSession> =
             tx.state().of_customer::<CheckoutSession>(&customer).filter(|it| it.is_open()).cloned().collect();

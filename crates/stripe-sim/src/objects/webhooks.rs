@@ -10,7 +10,7 @@ use crate::http::error::ApiError;
 use crate::http::forms::{MetadataChange, Params};
 use crate::http::lists::{Page, page_of};
 use crate::objects::{Kind, Object, Resource, events, named, saved};
-use crate::state::View;
+use crate::state::State;
 use crate::tx::Tx;
 
 const MAX_ENDPOINTS: usize = 16;
@@ -41,7 +41,7 @@ impl Resource for WebhookEndpoint {
         &self.id
     }
 
-    fn render(&self, _: &View<'_>) -> Value {
+    fn render(&self, _: &State) -> Value {
         json!({
             "id": self.id,
             "object": "webhook_endpoint",
@@ -64,8 +64,8 @@ impl WebhookEndpoint {
     }
 
     /// The form with the secret, which only the answer to its creation has.
-    fn render_with_secret(&self, view: &View<'_>) -> Value {
-        let mut form = self.render(view);
+    fn render_with_secret(&self, state: &State) -> Value {
+        let mut form = self.render(state);
         form["secret"] = json!(self.secret);
         form
     }
@@ -118,7 +118,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
     endpoint.description = fields.description.flatten();
     fields.metadata.apply(&mut endpoint.metadata)?;
     tx.put(endpoint.clone());
-    Ok(endpoint.render_with_secret(&tx.view()))
+    Ok(endpoint.render_with_secret(tx.state()))
 }
 
 /// An endpoint with a secret that its receiver knows already; the one of that URL, if it is there.
@@ -127,7 +127,7 @@ pub(crate) fn set(tx: &mut Tx<'_>, url: String, secret: String, enabled_events: 
     let endpoint = there.unwrap_or_else(|| new(tx, url));
     let endpoint = WebhookEndpoint { secret, enabled_events, disabled: false, ..endpoint };
     tx.put(endpoint.clone());
-    endpoint.render_with_secret(&tx.view())
+    endpoint.render_with_secret(tx.state())
 }
 
 /// The endpoint of the configuration; without types it takes all events.
@@ -156,7 +156,7 @@ fn new(tx: &mut Tx<'_>, url: String) -> WebhookEndpoint {
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<WebhookEndpoint>(tx, id)?.render(&tx.view()))
+    Ok(named::<WebhookEndpoint>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
@@ -188,5 +188,5 @@ pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value,
 pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
     let page = Page::take(&mut params)?;
     params.finish()?;
-    page_of::<WebhookEndpoint>(tx.view(), &page, None, |_| true)
+    page_of::<WebhookEndpoint>(tx.state(), &page, None, |_| true)
 }

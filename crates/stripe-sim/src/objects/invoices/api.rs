@@ -110,7 +110,7 @@ fn pull_pending_items(tx: &mut Tx<'_>, invoice: &mut Invoice) -> Result<(), ApiE
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<Invoice>(tx, id)?.render(&tx.view()))
+    Ok(named::<Invoice>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
@@ -145,7 +145,7 @@ pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value,
         let message = "Only drafts that were not made by a subscription can be deleted: void it.";
         return Err(ApiError::refused(message).code("invoice_not_editable"));
     }
-    let form = invoice.render(&tx.view());
+    let form = invoice.render(tx.state());
     for item in invoice.item_ids() {
         let mut item: InvoiceItem = named(tx, item)?;
         item.invoice = None;
@@ -167,7 +167,7 @@ pub(crate) fn finalize(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<
     Customer::referenced(tx, &invoice.customer)?;
     invoice.collect_by_itself(auto_advance.unwrap_or(invoice.auto_advance), tx.now());
     let invoice = collect::finalize(tx, invoice);
-    Ok(invoice.render(&tx.view()))
+    Ok(invoice.render(tx.state()))
 }
 
 pub(crate) fn pay(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
@@ -186,7 +186,7 @@ pub(crate) fn pay(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value
         // The attempt has happened, and is told of.
         return Err(ApiError { keeps: true, ..ApiError::card_declined() });
     }
-    Ok(named::<Invoice>(tx, id)?.render(&tx.view()))
+    Ok(named::<Invoice>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn void(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
@@ -214,8 +214,8 @@ pub(crate) fn lines(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Val
     let page = Page::take(&mut params)?;
     params.finish()?;
     let invoice: Invoice = named(tx, id)?;
-    let view = tx.view();
-    let lines: Vec<Value> = invoice.render_each_line(&view).collect();
+    let state = tx.state();
+    let lines: Vec<Value> = invoice.render_each_line(state).collect();
     let (lines, has_more) = page.cut(lines, "line_item", |line| line["id"].as_str().unwrap_or(""))?;
     Ok(list_form(&invoice.lines_url(), lines, has_more))
 }
@@ -231,7 +231,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     // The invoices of a subscription are among those of its customer.
     let of_subscription = subscription.as_deref().and_then(|id| tx.state().get::<Subscription>(id));
     let owner = customer.as_deref().or_else(|| of_subscription.map(|it| it.customer.as_str()));
-    page_of::<Invoice>(tx.view(), &page, owner, |invoice| {
+    page_of::<Invoice>(tx.state(), &page, owner, |invoice| {
         created.contains(invoice.created)
             && (subscription.is_none() || invoice.subscription == subscription)
             && collection_method.as_ref().is_none_or(|method| invoice.collection_method == *method)

@@ -4,7 +4,7 @@ use crate::objects::customers::Customer;
 use crate::objects::events;
 use crate::objects::invoices::{DRAFT_SECONDS, Invoice, Status};
 use crate::objects::subscriptions::{self, PauseBehavior, Subscription};
-use crate::objects::{Resource as _, announced, changed};
+use crate::objects::{announced, changed};
 use crate::tx::Tx;
 
 const DAY: i64 = 86_400;
@@ -60,7 +60,7 @@ pub(super) fn finalize(tx: &mut Tx<'_>, mut invoice: Invoice) -> Invoice {
     invoice.number = Some(customer.next_invoice_number());
     invoice.finalized_at = Some(tx.now());
     invoice.finalizes_at = None;
-    let total = invoice.total(&tx.view());
+    let total = invoice.total(tx.state());
     invoice.starting_balance = customer.balance;
     customer.balance = (total + customer.balance).min(0);
     invoice.ending_balance = Some(customer.balance);
@@ -71,7 +71,7 @@ pub(super) fn finalize(tx: &mut Tx<'_>, mut invoice: Invoice) -> Invoice {
     }
     invoice.status = Status::Open;
     announced(tx, invoice.clone(), "invoice.finalized");
-    if invoice.due_amount(&tx.view()) == 0 {
+    if invoice.due_amount(tx.state()) == 0 {
         return mark_paid(tx, invoice);
     }
     invoice

@@ -8,7 +8,7 @@ use crate::objects::invoice_items::InvoiceItem;
 use crate::objects::invoices::{Invoice, Line, PlanLine, Status};
 use crate::objects::subscriptions::Subscription;
 use crate::objects::{Kind, Object, Resource, form};
-use crate::state::View;
+use crate::state::State;
 
 /// Fields that no invoice here has.
 const UNSET: [&str; 21] = [
@@ -54,12 +54,12 @@ impl Resource for Invoice {
         self.next_due()
     }
 
-    fn render(&self, view: &View<'_>) -> Value {
-        let total = self.total(view);
-        let due = self.due_amount(view);
+    fn render(&self, state: &State) -> Value {
+        let total = self.total(state);
+        let due = self.due_amount(state);
         let paid = if self.status == Status::Paid { due } else { 0 };
         let parent = self.subscription.as_ref().map(|id| {
-            let subscription = view.state.get::<Subscription>(id);
+            let subscription = state.get::<Subscription>(id);
             json!({
                 "quote_details": null,
                 "subscription_details": {
@@ -69,7 +69,7 @@ impl Resource for Invoice {
                 "type": "subscription_details",
             })
         });
-        let customer = view.state.get::<Customer>(&self.customer);
+        let customer = state.get::<Customer>(&self.customer);
         let own = json!({
             "id": self.id,
             "amount_due": due,
@@ -89,7 +89,7 @@ impl Resource for Invoice {
             "due_date": self.due_date(),
             "effective_at": self.finalized_at,
             "ending_balance": self.ending_balance,
-            "lines": self.render_lines(view),
+            "lines": self.render_lines(state),
             "metadata": self.metadata,
             "next_payment_attempt": self.next_payment_attempt,
             "number": self.number,
@@ -117,15 +117,15 @@ impl Resource for Invoice {
 
 impl Invoice {
     /// The first lines, as the invoice itself shows them.
-    fn render_lines(&self, view: &View<'_>) -> Value {
-        let lines: Vec<Value> = self.render_each_line(view).take(Page::EMBEDDED).collect();
+    fn render_lines(&self, state: &State) -> Value {
+        let lines: Vec<Value> = self.render_each_line(state).take(Page::EMBEDDED).collect();
         let has_more = self.items.len() > lines.len();
         list(&self.lines_url(), lines, has_more)
     }
 
-    pub(super) fn render_each_line<'a>(&'a self, view: &'a View<'a>) -> impl Iterator<Item = Value> + 'a {
+    pub(super) fn render_each_line<'a>(&'a self, state: &'a State) -> impl Iterator<Item = Value> + 'a {
         self.items.iter().filter_map(move |line| match line {
-            Line::Item(id) => Some(view.state.get::<InvoiceItem>(id)?.render_line(view)),
+            Line::Item(id) => Some(state.get::<InvoiceItem>(id)?.render_line(state)),
             Line::Plan(line) => Some(self.render_plan_line(line)),
         })
     }

@@ -17,7 +17,7 @@ use crate::http::error::ApiError;
 use crate::objects::Resource as _;
 use crate::objects::invoice_items::InvoiceItem;
 use crate::objects::subscriptions::{Collection, Period};
-use crate::state::View;
+use crate::state::State;
 
 pub(crate) use add_lines::add_lines;
 pub(crate) use api::{
@@ -120,8 +120,7 @@ pub(crate) enum Reason {
 }
 
 impl Invoice {
-    fn items<'a>(&'a self, view: &View<'a>) -> impl Iterator<Item = &'a InvoiceItem> {
-        let state = view.state;
+    fn items<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a InvoiceItem> {
         self.item_ids().filter_map(move |id| state.get::<InvoiceItem>(id))
     }
 
@@ -133,17 +132,17 @@ impl Invoice {
         })
     }
 
-    pub(crate) fn total(&self, view: &View<'_>) -> i64 {
+    pub(crate) fn total(&self, state: &State) -> i64 {
         let plan = self.items.iter().map(|line| match line {
             Line::Item(_) => 0,
             Line::Plan(line) => line.amount,
         });
-        self.items(view).map(|item| item.amount).sum::<i64>() + plan.sum::<i64>()
+        self.items(state).map(|item| item.amount).sum::<i64>() + plan.sum::<i64>()
     }
 
     /// What the customer has to pay, after the balance.
-    pub(crate) fn due_amount(&self, view: &View<'_>) -> i64 {
-        (self.total(view) + self.starting_balance).max(0)
+    pub(crate) fn due_amount(&self, state: &State) -> i64 {
+        (self.total(state) + self.starting_balance).max(0)
     }
 
     fn lines_url(&self) -> String {

@@ -123,7 +123,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
     params.finish()?;
     let customer = Customer::referenced(tx, &customer)?;
     let id = start(tx, customer, offer)?;
-    Ok(named::<Subscription>(tx, &id)?.render(&tx.view()))
+    Ok(named::<Subscription>(tx, &id)?.render(tx.state()))
 }
 
 /// Begins a subscription, and says its id.

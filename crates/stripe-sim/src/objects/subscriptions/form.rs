@@ -6,7 +6,7 @@ use crate::http::lists::list;
 use crate::objects::prices::Price;
 use crate::objects::subscriptions::{Item, Period, Subscription};
 use crate::objects::{Kind, Object, Resource, form};
-use crate::state::View;
+use crate::state::State;
 
 /// Fields that no subscription here has.
 const UNSET: [&str; 13] = [
@@ -44,8 +44,8 @@ impl Resource for Subscription {
         self.next_due()
     }
 
-    fn render(&self, view: &View<'_>) -> Value {
-        let items = self.items.iter().map(|item| self.render_item(item, view)).collect();
+    fn render(&self, state: &State) -> Value {
+        let items = self.items.iter().map(|item| self.render_item(item, state)).collect();
         let items_url = format!("/v1/subscription_items?subscription={}", self.id);
         let own = json!({
             "id": self.id,
@@ -84,7 +84,7 @@ impl Resource for Subscription {
             },
             "start_date": self.created,
             "status": self.status(),
-            "test_clock": self.test_clock(view.state),
+            "test_clock": self.test_clock(state),
             "trial_end": self.trial.map(|trial| trial.end),
             "trial_settings": { "end_behavior": { "missing_payment_method": "create_invoice" } },
             "trial_start": self.trial.map(|trial| trial.start),
@@ -94,9 +94,9 @@ impl Resource for Subscription {
 }
 
 impl Subscription {
-    fn render_item(&self, item: &Item, view: &View<'_>) -> Value {
+    fn render_item(&self, item: &Item, state: &State) -> Value {
         let Period { start, end } = self.current_period();
-        let price = view.state.get::<Price>(&item.price);
+        let price = state.get::<Price>(&item.price);
         json!({
             "id": item.id,
             "object": "subscription_item",
@@ -107,7 +107,7 @@ impl Subscription {
             "discounts": [],
             "metadata": item.metadata,
             "plan": price.map(|price| price.render_plan(&self.recurring)),
-            "price": price.map(|price| price.render(view)),
+            "price": price.map(|price| price.render(state)),
             "quantity": item.quantity,
             "subscription": self.id,
             "tax_rates": [],

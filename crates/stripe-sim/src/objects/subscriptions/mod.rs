@@ -297,7 +297,7 @@ fn of_invoice(tx: &Tx<'_>, invoice: &Invoice) -> Option<Subscription> {
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<Subscription>(tx, id)?.render(&tx.view()))
+    Ok(named::<Subscription>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn cancel(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
@@ -320,7 +320,7 @@ pub(crate) fn cancel(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     subscription.cancellation_comment = comment;
     subscription.cancellation_feedback = feedback;
     let ended = end(tx, subscription, "cancellation_requested");
-    Ok(ended.render(&tx.view()))
+    Ok(ended.render(tx.state()))
 }
 
 /// Ends a subscription now. What is pending stays pending, and the customer's open invoices are no
@@ -357,7 +357,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let test_clock = params.text("test_clock")?;
     let created = params.time_range("created")?;
     params.finish()?;
-    page_of::<Subscription>(tx.view(), &page, customer.as_deref(), |subscription| {
+    page_of::<Subscription>(tx.state(), &page, customer.as_deref(), |subscription| {
         let state_now = subscription.status();
         let wanted = match status.as_deref() {
             // Without a status, all that are not canceled.
@@ -377,7 +377,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
 
 /// An event that says more than that the subscription has changed.
 fn tell(tx: &mut Tx<'_>, subscription: &Subscription, event: &str) {
-    let form = subscription.render(&tx.view());
+    let form = subscription.render(tx.state());
     events::emit(tx, event, &form, None);
 }
 

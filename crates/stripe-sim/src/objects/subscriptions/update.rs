@@ -175,7 +175,7 @@ pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     } else {
         changed(tx, subscription, UPDATED);
     }
-    Ok(named::<Subscription>(tx, id)?.render(&tx.view()))
+    Ok(named::<Subscription>(tx, id)?.render(tx.state()))
 }
 
 fn change_items(
@@ -269,7 +269,7 @@ pub(crate) fn resume(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     }
     let subscription: Subscription = named(tx, id)?;
     tell(tx, &subscription, "customer.subscription.resumed");
-    Ok(subscription.render(&tx.view()))
+    Ok(subscription.render(tx.state()))
 }
 
 /// The fault of `/_sim/subscriptions/{id}`: the subscription is in that status, however it came to it.
