@@ -237,9 +237,14 @@ pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
 pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
     let customer = existing(tx, id)?;
+    Ok(remove(tx, customer))
+}
+
+/// Answers with what is left of it.
+pub(crate) fn remove(tx: &mut Tx<'_>, customer: Customer) -> Value {
     let active: Vec<Subscription> = tx
         .state()
-        .of_customer::<Subscription>(id)
+        .of_customer::<Subscription>(customer.id())
         .filter(|subscription| !subscription.is_over())
         .cloned()
         .collect();
@@ -249,7 +254,7 @@ pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value,
     let form = customer.render(tx.state());
     let deleted = saved(tx, Customer { deleted: true, ..customer });
     events::emit(tx, "customer.deleted", &form, None);
-    Ok(deleted)
+    deleted
 }
 
 fn existing(tx: &Tx<'_>, id: &str) -> Result<Customer, ApiError> {

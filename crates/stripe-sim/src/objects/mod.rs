@@ -150,12 +150,12 @@ pub(crate) fn fall_due(tx: &mut Tx<'_>, object: Object) {
         Object::Subscription(it) => subscriptions::fall_due(tx, it),
         Object::Invoice(it) => invoices::fall_due(tx, it),
         Object::CheckoutSession(it) => checkout::expire_now(tx, it),
+        Object::TestClock(it) => test_clocks::remove(tx, &it),
         // Nothing happens to the others by itself: they are never due.
         Object::Customer(_)
         | Object::Product(_)
         | Object::Price(_)
         | Object::InvoiceItem(_)
-        | Object::TestClock(_)
         | Object::WebhookEndpoint(_)
         | Object::Event(_) => {}
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::http::error::ApiError;
 use crate::http::forms::Params;
 use crate::http::lists::{Page, page_of};
-use crate::objects::checkout::CheckoutSession;
+use crate::objects::checkout::{self, CheckoutSession};
 use crate::objects::customers::{self, Customer};
 use crate::objects::subscriptions::Subscription;
 use crate::objects::{Kind, Object, Resource, announced, events, fall_due, named};
@@ -39,18 +39,29 @@ impl Resource for TestClock {
         &self.id
     }
 
+    fn due(&self) -> Option<i64> {
+        Some(self.deletes_after())
+    }
+
     fn render(&self, _: &State) -> Value {
         json!({
             "id": self.id,
             "object": "test_helpers.test_clock",
             "created": self.created,
-            "deletes_after": self.created + KEPT_SECONDS,
+            "deletes_after": self.deletes_after(),
             "frozen_time": self.frozen_time,
             "livemode": false,
             "name": self.name,
             "status": "ready",
             "status_details": {},
         })
+    }
+}
+
+impl TestClock {
+    /// By the clock of all.
+    fn deletes_after(&self) -> i64 {
+        self.created + KEPT_SECONDS
     }
 }
 
@@ -104,16 +115,16 @@ pub(crate) fn advance(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<V
 fn farthest_advance(tx: &Tx<'_>, clock: &TestClock) -> i64 {
     let shortest = customers_of(tx, clock.id())
         .iter()
-        .flat_map(|customer| tx.state().of_customer::<Subscription>(customer))
+        .flat_map(|customer| tx.state().of_customer::<Subscription>(customer.id()))
         .filter(|subscription| !subscription.is_over())
         .map(|subscription| subscription.two_intervals_from(clock.frozen_time))
         .min();
     shortest.unwrap_or(LONGEST_ADVANCE_SECONDS)
 }
 
-fn customers_of(tx: &Tx<'_>, clock: &str) -> Vec<String> {
+fn customers_of(tx: &Tx<'_>, clock: &str) -> Vec<Customer> {
     let customers = tx.state().all::<Customer>().filter(|it| it.test_clock.as_deref() == Some(clock));
-    customers.filter(|it| !it.is_deleted()).map(|it| it.id().to_owned()).collect()
+    customers.filter(|it| !it.is_deleted()).cloned().collect()
 }
 
 pub(crate) fn check_room(tx: &Tx<'_>, clock: &str) -> Result<(), ApiError> {
@@ -124,20 +135,29 @@ pub(crate) fn check_room(tx: &Tx<'_>, clock: &str) -> Result<(), ApiError> {
     Err(ApiError::refused(message).param("test_clock"))
 }
 
-/// Its customers go with it, and their subscriptions.
 pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
     let clock: TestClock = named(tx, id)?;
-    let form = clock.render(tx.state());
-    for customer in customers_of(tx, id) {
-        let sessions: Vec<CheckoutSession> =
-            tx.state().of_customer::<CheckoutSession>(&customer).filter(|it| it.is_open()).cloned().collect();
-        for session in sessions {
-            crate::objects::checkout::expire_now(tx, session);
-        }
-        customers::delete(tx, &customer, Params::default())?;
-    }
-    tx.remove::<TestClock>(id);
-    events::emit(tx, "test_helpers.test_clock.deleted", &form, None);
+    remove(tx, &clock);
     Ok(json!({ "id": id, "object": "test_helpers.test_clock", "deleted": true }))
+}
+
+/// Its customers go with it, and their subscriptions and sessions.
+pub(crate) fn remove(tx: &mut Tx<'_>, clock: &TestClock) {
+    tx.go_by(Some(clock.id()));
+    let form = clock.render(tx.state());
+    for customer in customers_of(tx, clock.id()) {
+        let sessions: Vec<CheckoutSession> = tx
+            .state()
+            .of_customer::<CheckoutSession>(customer.id())
+            .filter(|it| it.is_open())
+            .cloned()
+            .collect();
+        for session in sessions {
+            checkout::expire_now(tx, session);
+        }
+        customers::remove(tx, customer);
+    }
+    tx.remove::<TestClock>(clock.id());
+    events::emit(tx, "test_helpers.test_clock.deleted", &form, None);
 }

@@ -25,7 +25,7 @@ async fn customers_of_a_test_clock_live_in_its_time_alone() -> Result<()> {
         anyhow::Ok(list["data"][0].clone())
     };
     // The clock of all does not touch it.
-    sim.advance(90 * 86_400).await?;
+    sim.advance(29 * 86_400).await?;
     assert_eq!(latest().await?["billing_reason"], "subscription_create");
 
     let advance = format!("/v1/test_helpers/test_clocks/{clock_id}/advance");
@@ -59,5 +59,29 @@ async fn customers_of_a_test_clock_live_in_its_time_alone() -> Result<()> {
     let path = format!("/v1/test_helpers/test_clocks/{clock_id}");
     assert_eq!(sim.delete(&path).send().await?.status(), 200);
     assert_eq!(sim.read(&format!("/v1/customers/{customer}")).await?["deleted"], true);
+    sim.stop().await
+}
+
+#[tokio::test]
+async fn a_test_clock_is_deleted_after_thirty_days_of_ours() -> Result<()> {
+    let sim = Sim::start().await?;
+    let clock = sim.create("/v1/test_helpers/test_clocks", &[("frozen_time", "1800000000")]).await?;
+    let customer = id(&sim.create("/v1/customers", &[("test_clock", &id(&clock)?)]).await?)?;
+    let session = sim
+        .create(
+            "/v1/checkout/sessions",
+            &[
+                ("mode", "subscription"),
+                ("success_url", "http://localhost/done"),
+                ("customer", &customer),
+                ("line_items[0][price]", &sim.price().await?),
+            ],
+        )
+        .await?;
+    sim.admin("/clock", json!({ "to": clock["deletes_after"] })).await?;
+    assert_eq!(ids(&sim.read("/v1/test_helpers/test_clocks").await?)?.len(), 0);
+    assert_eq!(sim.read(&format!("/v1/customers/{customer}")).await?["deleted"], true);
+    let session = sim.read(&format!("/v1/checkout/sessions/{}", id(&session)?)).await?;
+    assert_eq!(session["status"], "expired");
     sim.stop().await
 }
