@@ -176,6 +176,7 @@ async fn a_failed_payment_makes_the_subscription_past_due_until_it_is_paid() -> 
 async fn after_the_last_try_the_settings_decide() -> Result<()> {
     for (setting, expected) in [("cancel", "canceled"), ("unpaid", "unpaid"), ("past_due", "past_due")] {
         let sim = Sim::start().await?;
+        sim.freeze().await?;
         sim.admin("/settings", json!({ "retry_days": [1, 1], "after_retries": setting })).await?;
         let (customer, subscription, end) = subscribed(&sim).await?;
         sim.admin(&format!("/customers/{customer}"), json!({ "payment_fails": true })).await?;

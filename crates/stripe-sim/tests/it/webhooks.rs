@@ -121,6 +121,7 @@ async fn by_seed_events_come_twice_and_out_of_order_and_none_is_lost() -> Result
 async fn a_draft_waits_for_its_webhook_and_not_longer_than_three_days() -> Result<()> {
     let sim = Sim::start().await?;
     let receiver = Receiver::start().await?;
+    sim.freeze().await?;
     let form = json!({ "url": receiver.url, "secret": "whsec_known" });
     let set = sim.admin("/webhooks", form.clone()).await?;
     assert_eq!(sim.admin("/webhooks", form).await?["id"], set["id"]);
