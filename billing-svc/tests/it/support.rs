@@ -35,7 +35,7 @@ pub(crate) const WEBHOOK_SECRET: &str = "whsec_billing";
 /// All of Stripe's events that came are processed.
 pub(crate) const NONE_WAITS: &str =
     "select not exists (select from eco_stripe_events where processed_time is null)";
-const FORM: &str = "application/x-www-form-urlencoded";
+pub(crate) const FORM: &str = "application/x-www-form-urlencoded";
 
 /// A running billing-svc.
 pub(crate) struct Billing {
@@ -314,31 +314,6 @@ impl Sim {
         let price = "currency=usd&unit_amount=4900&recurring[interval]=month&product_data[name]=Pro";
         let price = self.create("prices", price).await?;
         self.create("subscriptions", &format!("customer={customer}&items[0][price]={price}")).await
-    }
-
-    /// A monthly price of 49 dollars, which leads to a plan by its lookup key.
-    pub(crate) async fn price(&self, lookup_key: &str) -> Result<String> {
-        let price = format!(
-            "currency=usd&unit_amount=4900&recurring[interval]=month&product_data[name]=X&lookup_key={lookup_key}"
-        );
-        self.create("prices", &price).await
-    }
-
-    pub(crate) async fn cancel(&self, subscription: &str) -> Result<()> {
-        self.call(Method::DELETE, &format!("/v1/subscriptions/{subscription}"), FORM, String::new()).await?;
-        Ok(())
-    }
-
-    /// An object of Stripe's.
-    pub(crate) async fn get(&self, path: &str) -> Result<Value> {
-        self.call(Method::GET, &format!("/v1/{path}"), FORM, String::new()).await
-    }
-
-    /// The invoices that were made by request, oldest first.
-    pub(crate) async fn made_invoices(&self) -> Result<Vec<Value>> {
-        let state = self.read("/state").await?;
-        let all = state["invoices"].as_array().context("invoices")?;
-        Ok(all.iter().filter(|invoice| invoice["billing_reason"] == "manual").cloned().collect())
     }
 
     /// A call to the part that only the stand-in has.

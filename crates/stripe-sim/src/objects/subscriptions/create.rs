@@ -9,8 +9,8 @@ use crate::http::forms::{MetadataChange, Params};
 use crate::objects::customers::Customer;
 use crate::objects::invoices::{self, Reason};
 use crate::objects::money::take_currency;
-use crate::objects::subscriptions::terms::{self, AskedItem, Collection};
-use crate::objects::subscriptions::{CREATED, Period, Status, Subscription, UPDATED, boundary};
+use crate::objects::subscriptions::terms::{self, AskedItem, Collection, boundary};
+use crate::objects::subscriptions::{CREATED, Period, Status, Subscription, UPDATED};
 use crate::objects::{Resource as _, changed, events, named, saved};
 use crate::tx::Tx;
 

@@ -10,7 +10,6 @@ mod update;
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Months};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -19,13 +18,14 @@ use crate::http::forms::Params;
 use crate::http::lists::{Page, page_of};
 use crate::objects::customers::Customer;
 use crate::objects::invoices::{self, Invoice, Reason};
-use crate::objects::prices::{Interval, Recurring};
+use crate::objects::prices::Recurring;
 use crate::objects::{Resource as _, announced, changed, events, named};
 use crate::state::{AfterRetries, State};
 use crate::tx::Tx;
 
 pub(crate) use create::{Offer, create, start};
 pub(crate) use terms::Collection;
+use terms::boundary;
 pub(crate) use update::{resume, set_status, update};
 
 /// For how long the first invoice of an incomplete subscription can be paid.
@@ -193,20 +193,6 @@ impl Subscription {
         let resumes_at = self.pause.as_ref().and_then(|pause| pause.resumes_at);
         [Some(period.end), self.cancel_at, resumes_at].into_iter().flatten().min()
     }
-}
-
-/// The start of period `index`. Months are counted from the anchor, so a 31st comes back.
-fn boundary(anchor: i64, recurring: &Recurring, index: u32) -> i64 {
-    let count = recurring.count.saturating_mul(index);
-    let months = match recurring.interval {
-        Interval::Day => return anchor + i64::from(count) * 86_400,
-        Interval::Week => return anchor + i64::from(count) * 7 * 86_400,
-        Interval::Month => count,
-        Interval::Year => count.saturating_mul(12),
-    };
-    DateTime::from_timestamp(anchor, 0)
-        .and_then(|anchor| anchor.checked_add_months(Months::new(months)))
-        .map_or(i64::MAX, |start| start.timestamp())
 }
 
 /// What is due to a subscription: a renewal, an end, or the end of a pause.
@@ -379,24 +365,4 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
 fn tell(tx: &mut Tx<'_>, subscription: &Subscription, event: &str) {
     let form = subscription.render(tx.state());
     events::emit(tx, event, &form, None);
-}
-
-#[cfg(test)]
-mod tests {
-    use chrono::{TimeZone as _, Utc};
-
-    use super::boundary;
-    use crate::objects::prices::{Interval, Recurring};
-
-    fn day(year: i32, month: u32, day: u32) -> i64 {
-        Utc.with_ymd_and_hms(year, month, day, 12, 0, 0).single().map_or(0, |at| at.timestamp())
-    }
-
-    #[test]
-    fn a_monthly_anchor_on_the_31st_is_clamped_and_comes_back() {
-        let monthly = Recurring { interval: Interval::Month, count: 1 };
-        let anchor = day(2026, 1, 31);
-        let starts: Vec<i64> = (0..4).map(|index| boundary(anchor, &monthly, index)).collect();
-        assert_eq!(starts, [anchor, day(2026, 2, 28), day(2026, 3, 31), day(2026, 4, 30)]);
-    }
 }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Months};
+
 use crate::http::error::ApiError;
 use crate::http::forms::{MetadataChange, Params};
-use crate::objects::prices::{Price, Recurring};
+use crate::objects::prices::{Interval, Price, Recurring};
 use crate::objects::referenced;
 use crate::objects::subscriptions::Item;
 use crate::tx::Tx;
@@ -121,5 +123,39 @@ impl Collection {
 
     pub(crate) fn automatic() -> Self {
         Self { method: Self::AUTOMATIC.to_owned(), days_until_due: None }
+    }
+}
+
+/// The start of period `index`. Months are counted from the anchor, so a 31st comes back.
+pub(super) fn boundary(anchor: i64, recurring: &Recurring, index: u32) -> i64 {
+    let count = recurring.count.saturating_mul(index);
+    let months = match recurring.interval {
+        Interval::Day => return anchor + i64::from(count) * 86_400,
+        Interval::Week => return anchor + i64::from(count) * 7 * 86_400,
+        Interval::Month => count,
+        Interval::Year => count.saturating_mul(12),
+    };
+    DateTime::from_timestamp(anchor, 0)
+        .and_then(|anchor| anchor.checked_add_months(Months::new(months)))
+        .map_or(i64::MAX, |start| start.timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::{TimeZone as _, Utc};
+
+    use super::boundary;
+    use crate::objects::prices::{Interval, Recurring};
+
+    fn day(year: i32, month: u32, day: u32) -> i64 {
+        Utc.with_ymd_and_hms(year, month, day, 12, 0, 0).single().map_or(0, |at| at.timestamp())
+    }
+
+    #[test]
+    fn a_monthly_anchor_on_the_31st_is_clamped_and_comes_back() {
+        let monthly = Recurring { interval: Interval::Month, count: 1 };
+        let anchor = day(2026, 1, 31);
+        let starts: Vec<i64> = (0..4).map(|index| boundary(anchor, &monthly, index)).collect();
+        assert_eq!(starts, [anchor, day(2026, 2, 28), day(2026, 3, 31), day(2026, 4, 30)]);
     }
 }
