@@ -11,9 +11,7 @@ use axum::{
 };
 use chrono::{DateTime, DurationRound, Months, TimeDelta, Utc};
 use nexus_core::plan::Plan;
-use nexus_proto::billing::v1::{
-    HandleStripeEventRequest, billing_service_client::BillingServiceClient,
-};
+use nexus_proto::billing::v1::{HandleStripeEventRequest, billing_service_client::BillingServiceClient};
 use nexus_testkit::{db::TestDb, seed};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -31,8 +29,7 @@ impl Gateway {
     async fn start(billing: &Billing) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}/webhooks/stripe", listener.local_addr()?);
-        let app =
-            Router::new().route("/webhooks/stripe", post(hand_on)).with_state(billing.client.clone());
+        let app = Router::new().route("/webhooks/stripe", post(hand_on)).with_state(billing.client.clone());
         Ok(Self { url, server: tokio::spawn(async move { axum::serve(listener, app).await }) })
     }
 }
@@ -76,7 +73,8 @@ impl World {
         let gateway = Gateway::start(&billing).await?;
         sim.admin("/webhooks", json!({ "url": gateway.url, "secret": WEBHOOK_SECRET })).await?;
         sim.admin("/webhooks/unreliable", unreliable).await?;
-        let start = (Utc::now() - TimeDelta::hours(1) - Months::new(1)).duration_trunc(TimeDelta::seconds(1))?;
+        let start =
+            (Utc::now() - TimeDelta::hours(1) - Months::new(1)).duration_trunc(TimeDelta::seconds(1))?;
         let clock =
             sim.create("test_helpers/test_clocks", &format!("frozen_time={}", start.timestamp())).await?;
         let customer = sim.create("customers", &format!("test_clock={clock}&metadata[eco_id]=eco_a")).await?;
@@ -176,7 +174,8 @@ async fn a_life(unreliable: Value) -> Result<()> {
 }
 
 #[tokio::test]
-async fn all_that_is_owed_is_on_the_invoice_of_its_period_and_after_the_end_on_one_of_its_own() -> Result<()> {
+async fn all_that_is_owed_is_on_the_invoice_of_its_period_and_after_the_end_on_one_of_its_own() -> Result<()>
+{
     a_life(json!({})).await
 }
 

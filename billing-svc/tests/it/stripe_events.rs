@@ -31,7 +31,6 @@ use crate::{
     support::{Billing, NONE_WAITS, Sim, anchor, event, record, until},
 };
 
-
 /// What an account has: plan, state, Stripe's subscription and customer.
 async fn account(db: &TestDb, eco_id: &str) -> Result<(String, String, Option<String>, Option<String>)> {
     let statement = "select s.plan, s.status, s.stripe_subscription_id, i.stripe_customer_id

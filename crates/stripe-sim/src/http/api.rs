@@ -16,8 +16,8 @@ use crate::http::forms::Params;
 use crate::http::log::{Ended, Entry};
 use crate::http::{API_VERSION, App, auth, brackets, expand, idempotency, routes};
 use crate::state::{KeySlot, StoredAnswer};
-use crate::tx::{Cause, Tx};
 use crate::store::Ending;
+use crate::tx::{Cause, Tx};
 
 const MAX_BODY: usize = 1024 * 1024;
 

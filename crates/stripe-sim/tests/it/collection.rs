@@ -97,9 +97,8 @@ async fn a_void_invoice_gives_the_balance_back() -> Result<()> {
     let draft = draft(&sim, &customer, &[]).await?;
     let open = sim.create(&format!("/v1/invoices/{draft}/finalize"), &[]).await?;
     assert_eq!((&open["amount_due"], &open["ending_balance"]), (&json!(200), &json!(0)));
-    let balance = async || {
-        anyhow::Ok(sim.read(&format!("/v1/customers/{customer}")).await?["balance"].clone())
-    };
+    let balance =
+        async || anyhow::Ok(sim.read(&format!("/v1/customers/{customer}")).await?["balance"].clone());
     assert_eq!(balance().await?, 0);
     sim.create(&format!("/v1/invoices/{draft}/void"), &[]).await?;
     assert_eq!(balance().await?, -300);
