@@ -89,7 +89,7 @@ pub(crate) async fn send_all(app: &App) {
     send(app, batch).await;
 }
 
-fn attempts(state: &crate::state::State, until: i64) -> Vec<Attempt> {
+fn attempts(state: &State, until: i64) -> Vec<Attempt> {
     let of_event = |event: &Event| {
         let body = event.render(state).to_string();
         let targets: Vec<Attempt> = event

@@ -2,7 +2,6 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
-use stripe::StripeRequest as _;
 use stripe_billing::invoice::{DeleteInvoice, ListInvoice, MarkUncollectibleInvoice, RetrieveInvoice};
 use stripe_billing::subscription::{
     CreateSubscription, CreateSubscriptionItems, ResumeSubscription, RetrieveSubscription,

@@ -60,7 +60,8 @@ impl Receiver {
 
     /// The ids and types that came, in their order.
     pub(crate) fn events(&self) -> Result<Vec<(String, String)>> {
-        let text = |event: &Value, field: &str| Ok(event[field].as_str().context("a text")?.to_owned());
+        let text =
+            |event: &Value, field: &str| anyhow::Ok(event[field].as_str().context("a text")?.to_owned());
         self.received()
             .iter()
             .map(|received| {
