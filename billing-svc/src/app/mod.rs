@@ -17,6 +17,9 @@
 //! | [`handle_stripe_event`], [`stripe_events`] | stores Stripe's events; applies them |
 //! | [`settle_draft`] | charges on a draft of a billing cycle what its period owes |
 //! | [`settle_ended`], [`collect`] | charges what is owed after a subscription's end, and makes an invoice for it |
+//! | [`tell_thresholds`], [`usage_thresholds`] | what accounts are told of their usage |
+//! | [`webhooks`] | customers' webhooks: their endpoints, and the delivery of messages to them |
+//! | [`notify_operators`] | tells operators of runs that failed or are overdue, and of drift |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
 //! | [`list_runs`] | the runs there were, and whom they could not charge |
 
@@ -34,6 +37,7 @@ pub mod list_audit_log;
 pub mod list_charges;
 pub mod list_plans;
 pub mod list_runs;
+pub mod notify_operators;
 pub mod process_overage;
 pub mod reconcile;
 pub mod refresh;
@@ -42,4 +46,7 @@ pub mod set_spend_cap;
 pub mod settle_draft;
 pub mod settle_ended;
 pub mod stripe_events;
+pub mod tell_thresholds;
 pub mod upsert_plan;
+pub mod usage_thresholds;
+pub mod webhooks;

@@ -11,6 +11,7 @@ use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    app::tell_thresholds,
     domain::period::PeriodKey,
     error::Error,
     store::{changes, facts, lease, records},
@@ -73,11 +74,12 @@ async fn refresh_batch(db: &mut PgConnection) -> Result<bool, Error> {
     Ok(taken as i64 == BATCH)
 }
 
-/// Computes the summary of these periods anew.
+/// Computes the summary of these periods anew, and tells accounts which thresholds they have reached.
 pub async fn refresh(db: &mut PgConnection, periods: &[PeriodKey]) -> Result<(), Error> {
     if periods.is_empty() {
         return Ok(());
     }
     let facts = facts::read(db, periods).await?;
-    Ok(records::upsert(db, &facts).await?)
+    records::upsert(db, &facts).await?;
+    tell_thresholds::run(db, &facts).await
 }

@@ -6,12 +6,14 @@ mod ledger;
 mod overage;
 mod reconcile;
 mod runs;
+mod webhooks;
 
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
 use nexus_kit::{
     auth::{Caller, Scope},
+    convert::timestamp,
     page,
     serve::MAX_REQUEST_BYTES,
 };
@@ -26,7 +28,10 @@ use uuid::Uuid;
 
 use crate::{
     app::{self, process_overage::Engine, reconcile::Reconciler},
-    domain::stripe_signature::Secrets,
+    domain::{
+        stripe_signature::Secrets,
+        webhook::{signature::Secret, url::Policy},
+    },
     error::Error,
 };
 
@@ -44,6 +49,8 @@ pub struct Service {
     pub event_stored: Arc<Notify>,
     /// Longest time one call may take.
     pub request_timeout: Duration,
+    /// Which URLs customers' endpoints may have.
+    pub webhook_policy: Policy,
 }
 
 /// The tonic server: message sizes bounded, compressed requests accepted.
@@ -307,6 +314,148 @@ impl BillingService for Service {
         Ok(Response::new(ListOverageRunErrorsResponse {
             errors: errors.into_iter().map(overage::error).collect(),
             next_page_token: next.map(|eco_id| page::encode(&asked.run_id, &eco_id)).unwrap_or_default(),
+        }))
+    }
+
+    async fn create_webhook_endpoint(
+        &self,
+        request: Request<CreateWebhookEndpointRequest>,
+    ) -> Result<Response<CreateWebhookEndpointResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let new =
+            webhooks::new_endpoint(&caller, &self.webhook_policy, Uuid::now_v7(), request.into_inner())?;
+        let secret = Secret::random(&mut rand::rng());
+        let (endpoint, secret) = app::webhooks::create_endpoint::run(&self.pool, &new, secret).await?;
+        Ok(Response::new(CreateWebhookEndpointResponse {
+            endpoint: Some(webhooks::endpoint(endpoint)),
+            secret: secret.map(|secret| secret.expose()).unwrap_or_default(),
+        }))
+    }
+
+    async fn list_webhook_endpoints(
+        &self,
+        request: Request<ListWebhookEndpointsRequest>,
+    ) -> Result<Response<ListWebhookEndpointsResponse>, Status> {
+        let asked = webhooks::endpoint_page(&Caller::of(&request)?, request.get_ref())?;
+        let (endpoints, next) =
+            app::webhooks::list_endpoints::run(&self.pool, &asked.eco_id, asked.after.as_ref(), asked.size)
+                .await?;
+        Ok(Response::new(ListWebhookEndpointsResponse {
+            endpoints: endpoints.into_iter().map(webhooks::endpoint).collect(),
+            next_page_token: next.map(|cursor| page::encode(&asked.eco_id, &cursor)).unwrap_or_default(),
+        }))
+    }
+
+    async fn update_webhook_endpoint(
+        &self,
+        request: Request<UpdateWebhookEndpointRequest>,
+    ) -> Result<Response<UpdateWebhookEndpointResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let (asked, change) = webhooks::endpoint_change(&caller, &self.webhook_policy, request.into_inner())?;
+        let endpoint =
+            app::webhooks::update_endpoint::run(&self.pool, &asked.eco_id, asked.endpoint_id, &change)
+                .await?;
+        Ok(Response::new(UpdateWebhookEndpointResponse { endpoint: Some(webhooks::endpoint(endpoint)) }))
+    }
+
+    async fn delete_webhook_endpoint(
+        &self,
+        request: Request<DeleteWebhookEndpointRequest>,
+    ) -> Result<Response<DeleteWebhookEndpointResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let asked =
+            webhooks::endpoint_asked(&caller, &request.get_ref().eco_id, &request.get_ref().endpoint_id)?;
+        app::webhooks::delete_endpoint::run(&self.pool, &asked.eco_id, asked.endpoint_id).await?;
+        Ok(Response::new(DeleteWebhookEndpointResponse {}))
+    }
+
+    async fn rotate_webhook_secret(
+        &self,
+        request: Request<RotateWebhookSecretRequest>,
+    ) -> Result<Response<RotateWebhookSecretResponse>, Status> {
+        let rotation = webhooks::rotation(&Caller::of(&request)?, request.get_ref())?;
+        let secret = Secret::random(&mut rand::rng());
+        let rotated = app::webhooks::rotate_secret::run(&self.pool, &rotation, secret).await?;
+        Ok(Response::new(RotateWebhookSecretResponse {
+            secret: rotated.secret.map(|secret| secret.expose()).unwrap_or_default(),
+            old_secret_expire_time: rotated.before_end_time.map(timestamp),
+        }))
+    }
+
+    async fn list_webhook_deliveries(
+        &self,
+        request: Request<ListWebhookDeliveriesRequest>,
+    ) -> Result<Response<ListWebhookDeliveriesResponse>, Status> {
+        let page = webhooks::delivery_page(&Caller::of(&request)?, request.get_ref())?;
+        let asked = &page.asked;
+        let (deliveries, next) = app::webhooks::list_deliveries::run(
+            &self.pool,
+            &asked.eco_id,
+            asked.endpoint_id,
+            page.status,
+            page.after,
+            page.size,
+        )
+        .await?;
+        Ok(Response::new(ListWebhookDeliveriesResponse {
+            deliveries: deliveries.into_iter().map(webhooks::delivery).collect(),
+            next_page_token: next.map(|cursor| page.token(&cursor)).unwrap_or_default(),
+        }))
+    }
+
+    async fn redeliver_webhook(
+        &self,
+        request: Request<RedeliverWebhookRequest>,
+    ) -> Result<Response<RedeliverWebhookResponse>, Status> {
+        let (asked, message_id, request_id) =
+            webhooks::redelivery(&Caller::of(&request)?, request.get_ref())?;
+        let delivery = app::webhooks::redeliver::run(
+            &self.pool,
+            &asked.eco_id,
+            asked.endpoint_id,
+            message_id,
+            request_id,
+        )
+        .await?;
+        Ok(Response::new(RedeliverWebhookResponse { delivery: Some(webhooks::delivery(delivery)) }))
+    }
+
+    async fn send_test_webhook(
+        &self,
+        request: Request<SendTestWebhookRequest>,
+    ) -> Result<Response<SendTestWebhookResponse>, Status> {
+        let (asked, request_id) = webhooks::test_asked(&Caller::of(&request)?, request.get_ref())?;
+        let delivery = app::webhooks::send_test::run(
+            &self.pool,
+            &asked.eco_id,
+            asked.endpoint_id,
+            Uuid::now_v7(),
+            request_id,
+        )
+        .await?;
+        Ok(Response::new(SendTestWebhookResponse { delivery: Some(webhooks::delivery(delivery)) }))
+    }
+
+    async fn get_usage_thresholds(
+        &self,
+        request: Request<GetUsageThresholdsRequest>,
+    ) -> Result<Response<GetUsageThresholdsResponse>, Status> {
+        Caller::of(&request)?;
+        let thresholds = app::usage_thresholds::get(&self.pool).await?;
+        Ok(Response::new(GetUsageThresholdsResponse {
+            thresholds: thresholds.into_iter().map(webhooks::usage_thresholds).collect(),
+        }))
+    }
+
+    async fn set_usage_thresholds(
+        &self,
+        request: Request<SetUsageThresholdsRequest>,
+    ) -> Result<Response<SetUsageThresholdsResponse>, Status> {
+        Caller::of(&request)?.require_admin_or(&[])?;
+        let (plan, percents) = webhooks::thresholds(request.into_inner()).map_err(Error::from)?;
+        app::usage_thresholds::set(&self.pool, plan, &percents).await?;
+        Ok(Response::new(SetUsageThresholdsResponse {
+            thresholds: Some(webhooks::usage_thresholds((plan, percents))),
         }))
     }
 }

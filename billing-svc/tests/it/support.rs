@@ -52,6 +52,7 @@ pub(crate) fn config(db: &TestDb, stripe: &str) -> Config {
         stripe: stripe_args(stripe),
         stripe_webhook_secret: Some(WEBHOOK_SECRET.into()),
         overage_concurrency: 8,
+        notify: nexus_billing::config::NotifyArgs::default(),
     }
 }
 

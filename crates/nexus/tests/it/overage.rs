@@ -53,6 +53,7 @@ impl Billing {
             },
             stripe_webhook_secret: None,
             overage_concurrency: 1,
+            notify: nexus_billing::config::NotifyArgs::default(),
         };
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
         let proxy = Proxy::before_tcp(listeners.main_addr()?).await?;

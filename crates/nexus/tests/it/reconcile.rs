@@ -42,6 +42,7 @@ async fn differences_are_told_and_repaired_and_the_exit_code_says_whether_any_ar
         },
         stripe_webhook_secret: None,
         overage_concurrency: 1,
+        notify: nexus_billing::config::NotifyArgs::default(),
     };
     let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
     let address = listeners.main_addr()?.to_string();

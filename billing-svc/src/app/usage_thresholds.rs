@@ -1,0 +1,18 @@
+//! The percentages at which accounts are told of their usage.
+
+use nexus_core::plan::Plan;
+use nexus_kit::db;
+use sqlx::PgPool;
+
+use crate::{error::Error, store::thresholds};
+
+/// Those of each plan, cheapest first.
+pub async fn get(pool: &PgPool) -> Result<Vec<(Plan, Vec<i32>)>, Error> {
+    let mut rules = thresholds::rules(&mut *db::acquire(pool).await?).await?;
+    Ok(Plan::ALL.map(|plan| (plan, rules.percents.remove(&plan).unwrap_or_default())).into())
+}
+
+/// Sets those of a plan, ascending.
+pub async fn set(pool: &PgPool, plan: Plan, percents: &[i32]) -> Result<(), Error> {
+    Ok(thresholds::set(&mut *db::acquire(pool).await?, plan, percents).await?)
+}

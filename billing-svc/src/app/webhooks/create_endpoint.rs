@@ -1,0 +1,43 @@
+//! Adds an endpoint to an account, with its first secret.
+
+use chrono::TimeDelta;
+use nexus_kit::db;
+use sqlx::PgPool;
+
+use super::endpoint;
+use crate::{
+    domain::webhook::{Endpoint, MAX_ENDPOINTS, NewEndpoint, signature::Secret},
+    error::Error,
+    store::{webhook_endpoints, webhook_secrets},
+};
+
+/// A repeat of a request returns the endpoint it created, and the secret as long as that signs.
+pub async fn run(
+    pool: &PgPool,
+    new: &NewEndpoint,
+    secret: Secret,
+) -> Result<(Endpoint, Option<Secret>), Error> {
+    let mut transaction = db::begin(pool).await?;
+    // Locks the account: a repeat at the same moment waits here.
+    let found = webhook_endpoints::count(&mut transaction, &new.eco_id).await?;
+    let (count, closed) = found.ok_or_else(|| Error::AccountNotFound(new.eco_id.clone()))?;
+    if let Some(request_id) = new.request_id
+        && let Some(created) =
+            webhook_endpoints::find_by_request(&mut transaction, &new.eco_id, request_id).await?
+    {
+        let made = webhook_secrets::made_by(&mut transaction, created.endpoint_id, request_id).await?;
+        return Ok((created, made.and_then(|made| made.secret)));
+    }
+    if closed {
+        return Err(Error::AccountClosed(new.eco_id.clone()));
+    }
+    if count >= MAX_ENDPOINTS {
+        return Err(Error::TooManyEndpoints(new.eco_id.clone()));
+    }
+    webhook_endpoints::insert(&mut transaction, new).await?;
+    let (id, none) = (new.endpoint_id, TimeDelta::zero());
+    webhook_secrets::rotate(&mut transaction, id, &secret, none, new.request_id).await?;
+    let created = endpoint(&mut transaction, &new.eco_id, id).await?;
+    transaction.commit().await?;
+    Ok((created, Some(secret)))
+}

@@ -1,0 +1,13 @@
+//! Deletes an endpoint with everything that belongs to it.
+
+use nexus_core::id::EcoId;
+use nexus_kit::db;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::{error::Error, store::webhook_endpoints};
+
+/// One that does not exist is deleted.
+pub async fn run(pool: &PgPool, eco_id: &EcoId, endpoint_id: Uuid) -> Result<(), Error> {
+    Ok(webhook_endpoints::delete(&mut *db::acquire(pool).await?, eco_id, endpoint_id).await?)
+}
