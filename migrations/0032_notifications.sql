@@ -11,7 +11,8 @@ insert into eco_usage_thresholds (plan, percents) values
     ('free', '{75,90,100,120}'), ('pro', '{75,90,100,120}'), ('enterprise', '{75,90,100,120}');
 grant select, insert, update on eco_usage_thresholds to nexus_billing;
 
--- What was reached, each once: a row is written in the transaction that writes the messages about it.
+-- What was reached, each once: a row is written in the transaction that writes the messages about it. Those of periods
+-- that are long over are deleted: such a period reaches nothing more.
 create table eco_usage_crossings (
     eco_id       text        not null references eco_identities,
     period_start timestamptz not null,
@@ -21,7 +22,8 @@ create table eco_usage_crossings (
     crossed_time timestamptz not null default now(),
     primary key (eco_id, period_start, percent, limit_units)
 );
-grant select, insert on eco_usage_crossings to nexus_billing;
+create index eco_usage_crossings_crossed on eco_usage_crossings (crossed_time);
+grant select, insert, update, delete on eco_usage_crossings to nexus_billing;
 
 create table eco_webhook_endpoints (
     endpoint_id     uuid        primary key,
@@ -34,23 +36,28 @@ create table eco_webhook_endpoints (
     failing_since   timestamptz,  -- first failure after the last success; null: none
     created_time    timestamptz not null default now(),
     request_id      uuid,         -- makes a repeated creation return this endpoint
+    created_as      jsonb,        -- what that creation asked for: the same id with anything else is refused
     unique (eco_id, request_id),
-    check ((disabled_reason is null) = (disabled_time is null))
+    check ((disabled_reason is null) = (disabled_time is null)),
+    check ((request_id is null) = (created_as is null))
 );
 create index eco_webhook_endpoints_account on eco_webhook_endpoints (eco_id, created_time);
 grant select, insert, update, delete on eco_webhook_endpoints to nexus_billing;
 
 -- All that are not over sign; the one without an end is the newest.
 create table eco_webhook_secrets (
-    endpoint_id  uuid        not null references eco_webhook_endpoints on delete cascade,
-    secret       bytea       not null check (length(secret) between 24 and 64),
-    created_time timestamptz not null default clock_timestamp(),
-    expire_time  timestamptz,
-    request_id   uuid,        -- of the rotation that made it
+    endpoint_id     uuid        not null references eco_webhook_endpoints on delete cascade,
+    eco_id          text        not null,  -- whose endpoint it is: the audit log names the account
+    secret          bytea       not null check (length(secret) between 24 and 64),
+    created_time    timestamptz not null default clock_timestamp(),
+    expire_time     timestamptz,
+    request_id      uuid,        -- of the creation or rotation that made it
+    grace_period_ms bigint      not null check (grace_period_ms >= 0),  -- as that asked for
     primary key (endpoint_id, created_time),
     unique (endpoint_id, request_id)
 );
 create unique index eco_webhook_secrets_newest on eco_webhook_secrets (endpoint_id) where expire_time is null;
+create index eco_webhook_secrets_ended on eco_webhook_secrets (expire_time) where expire_time is not null;
 grant select, insert, update, delete on eco_webhook_secrets to nexus_billing;
 
 -- The payload is kept as the very bytes that are signed.
@@ -62,6 +69,7 @@ create table eco_webhook_messages (
     created_time timestamptz not null default now()
 );
 create index eco_webhook_messages_created on eco_webhook_messages (created_time);
+create index eco_webhook_messages_tests on eco_webhook_messages (eco_id, created_time) where event_type = 'webhook.test';
 grant select, insert, update, delete on eco_webhook_messages to nexus_billing;
 
 -- A message on its way to an endpoint. Whoever sends it holds it until the lease ends, by the time of the database.
@@ -69,22 +77,28 @@ create table eco_webhook_deliveries (
     endpoint_id    uuid        not null references eco_webhook_endpoints on delete cascade,
     message_id     uuid        not null references eco_webhook_messages on delete cascade,
     status         text        not null default 'pending' check (status in ('pending', 'succeeded', 'failed')),
+    held           boolean     not null default false,  -- the endpoint is disabled: it waits until that is enabled
     attempts       int         not null default 0,  -- made so far, and the number of the last
     tries          int         not null default 0,  -- of these, since it was begun or begun again
     due_time       timestamptz not null default now(),
     lease_end_time timestamptz,
     created_time   timestamptz not null default now(),
     finished_time  timestamptz,
-    request_id     uuid,        -- of the last redelivery
+    request_id     uuid,        -- of the test that it is
+    redelivery_id  uuid,        -- request id of the last redelivery
     primary key (endpoint_id, message_id),
     check ((status = 'pending') = (finished_time is null))
 );
-create index eco_webhook_deliveries_due on eco_webhook_deliveries (due_time) where status = 'pending';
+create index eco_webhook_deliveries_due on eco_webhook_deliveries (due_time, message_id)
+    where status = 'pending' and not held;
+create index eco_webhook_deliveries_leased on eco_webhook_deliveries (lease_end_time)
+    where lease_end_time is not null;
 create index eco_webhook_deliveries_list on eco_webhook_deliveries (endpoint_id, created_time desc, message_id);
 create index eco_webhook_deliveries_message on eco_webhook_deliveries (message_id);
 grant select, insert, update, delete on eco_webhook_deliveries to nexus_billing;
 
--- The delivery log. A row is written before the request is sent, so that one whose process ended is in it, too.
+-- The delivery log: the last attempts of each. A row is written before the request is sent, so that one whose process
+-- ended is in it, too.
 create table eco_webhook_attempts (
     endpoint_id  uuid        not null,
     message_id   uuid        not null,
@@ -96,7 +110,7 @@ create table eco_webhook_attempts (
     primary key (endpoint_id, message_id, attempt),
     foreign key (endpoint_id, message_id) references eco_webhook_deliveries on delete cascade
 );
-grant select, insert, update on eco_webhook_attempts to nexus_billing;
+grant select, insert, update, delete on eco_webhook_attempts to nexus_billing;
 
 -- What operators are told, each occurrence once: `subject` names it.
 create table eco_operator_notices (
@@ -115,3 +129,23 @@ create table eco_operator_notices (
 );
 create index eco_operator_notices_due on eco_operator_notices (due_time) where status = 'pending';
 grant select, insert, update on eco_operator_notices to nexus_billing;
+
+-- Every replica looks for them every second.
+create index eco_overage_runs_full on eco_overage_runs (finished_time)
+    where status = 'finished' and account_ids is null;
+create index eco_overage_runs_unfinished on eco_overage_runs (coalesce(finished_time, heartbeat_time))
+    where status <> 'finished';
+create index eco_reconciliations_drift on eco_reconciliations (finished_time)
+    where status = 'finished' and drift <> '{}';
+
+-- Who changed where and of what an account is told, and gave it another secret; the secrets themselves are nobody's to
+-- read. That an endpoint fails, or works again, changes nothing about it.
+create trigger nexus_audit_insert after insert or delete on eco_webhook_endpoints for each row
+    execute function nexus_audit('webhook_endpoint', 'endpoint_id', 'url,description,event_types,disabled_reason');
+create trigger nexus_audit_update after update of url, description, event_types, disabled_reason
+    on eco_webhook_endpoints for each row
+    execute function nexus_audit('webhook_endpoint', 'endpoint_id', 'url,description,event_types,disabled_reason');
+create trigger nexus_audit after insert on eco_webhook_secrets for each row
+    execute function nexus_audit('webhook_secret', 'endpoint_id', 'created_time,grace_period_ms');
+create trigger nexus_audit after insert or update of percents on eco_usage_thresholds for each row
+    execute function nexus_audit('usage_thresholds', 'plan', 'percents');

@@ -55,6 +55,8 @@ pub enum Error {
         "webhook endpoint {0} has as many secrets in grace as one may have: rotate with a grace period of 0"
     )]
     TooManySecrets(Uuid),
+    #[error("account {0} has sent as many tests as an account may send in a day")]
+    TooManyTests(EcoId),
     #[error("there is no such delivery")]
     DeliveryNotFound,
     #[error(
@@ -111,6 +113,9 @@ impl From<Error> for Status {
             }
             Error::TooManyEndpoints(_) => {
                 status::with_reason(Code::FailedPrecondition, "TOO_MANY_ENDPOINTS", error.to_string())
+            }
+            Error::TooManyTests(_) => {
+                status::with_reason(Code::FailedPrecondition, "TOO_MANY_TESTS", error.to_string())
             }
             Error::TooManySecrets(_) => {
                 status::with_reason(Code::FailedPrecondition, "TOO_MANY_SECRETS", error.to_string())

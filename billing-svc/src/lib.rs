@@ -155,8 +155,12 @@ pub async fn serve(
                 tracing::error!(%error, "whoever notifies failed");
             }
         };
-        drained(async { tokio::join!(engine.finished(), reconciler.finished(), events, notifications) }, &shutdown, grace)
-            .await
+        drained(
+            async { tokio::join!(engine.finished(), reconciler.finished(), events, notifications) },
+            &shutdown,
+            grace,
+        )
+        .await
     };
     Ok(tokio::join!(serving, runs).0?)
 }

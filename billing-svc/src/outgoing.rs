@@ -41,6 +41,10 @@ use crate::domain::webhook::{
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// And for how long.
 const BODY_WITHIN: Duration = Duration::from_secs(1);
+/// Bytes of its head.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// Addresses of a name that are tried.
+const MAX_ADDRESSES: usize = 4;
 
 /// A connection, with or without TLS.
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -99,12 +103,13 @@ impl Client {
         let deadline = Instant::now() + self.timeout;
         let target = self.policy.target(url).map_err(|_| Failure::Url)?;
         let request = request(&target, headers, body).map_err(|_| Failure::Url)?;
-        let stream = timeout_at(deadline, self.open(&target)).await.unwrap_or(Err(Failure::Timeout))?;
+        let stream =
+            timeout_at(deadline, self.open(&target, deadline)).await.unwrap_or(Err(Failure::Timeout))?;
         send(stream, request, deadline).await
     }
 
-    async fn open(&self, target: &Target) -> Result<Box<dyn Stream>, Failure> {
-        let stream = self.connect(target).await?;
+    async fn open(&self, target: &Target, deadline: Instant) -> Result<Box<dyn Stream>, Failure> {
+        let stream = self.connect(target, deadline).await?;
         if !target.tls {
             return Ok(Box::new(stream));
         }
@@ -112,8 +117,9 @@ impl Client {
         Ok(Box::new(self.tls.connect(name, stream).await.map_err(|_| Failure::Tls)?))
     }
 
-    /// Connects to the first address that may be reached and takes the connection.
-    async fn connect(&self, target: &Target) -> Result<TcpStream, Failure> {
+    /// Connects to the first address that may be reached and takes the connection. One that does not answer leaves
+    /// time for the others.
+    async fn connect(&self, target: &Target, deadline: Instant) -> Result<TcpStream, Failure> {
         let found = match target.host.parse() {
             Ok(address) => vec![address],
             Err(_) => (self.resolver)(target.host.clone()).await.map_err(|_| Failure::Name)?,
@@ -121,11 +127,15 @@ impl Client {
         if found.is_empty() {
             return Err(Failure::Name);
         }
+        let permitted = found.into_iter().filter(|address| self.policy.reachable.permits(*address));
+        let permitted: Vec<IpAddr> = permitted.take(MAX_ADDRESSES).collect();
         let mut failure = Failure::Address;
-        for address in found.into_iter().filter(|address| self.policy.reachable.permits(*address)) {
-            match TcpStream::connect(SocketAddr::new(address, target.port)).await {
-                Ok(stream) => return Ok(stream),
-                Err(_) => failure = Failure::Connect,
+        for (address, left) in permitted.iter().zip((1..=permitted.len() as u32).rev()) {
+            let share = deadline.saturating_duration_since(Instant::now()) / left;
+            match timeout(share, TcpStream::connect(SocketAddr::new(*address, target.port))).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(_)) => failure = Failure::Connect,
+                Err(_) => failure = Failure::Timeout,
             }
         }
         Err(failure)
@@ -155,8 +165,9 @@ async fn send(
     request: Request<Full<Bytes>>,
     deadline: Instant,
 ) -> Result<u16, Failure> {
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|_| Failure::NoAnswer)?;
+    let mut http = http1::Builder::new();
+    let handshake = http.max_buf_size(MAX_HEAD_BYTES).handshake(TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.map_err(|_| Failure::NoAnswer)?;
     let exchange = async {
         let answer = timeout_at(deadline, sender.send_request(request)).await;
         judge(answer.map_err(|_| Failure::Timeout)?.map_err(|_| Failure::NoAnswer)?).await

@@ -13,12 +13,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
-        notice::Notice,
+        notice::{DETAILS_TOLD, Notice},
         webhook::{delivery::Failure, schedule},
     },
     error::Error,
     outgoing::Client,
-    store::notices::{self, Claimed},
+    store::{
+        notices::{self, Claimed},
+        run_accounts,
+    },
 };
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -104,7 +107,10 @@ impl Operators {
 /// Writes down what operators are to be told. Each occurrence has a name, so that all replicas may look.
 async fn look(pool: &PgPool, overdue_after: Duration) -> Result<(), Error> {
     let mut transaction = db::begin(pool).await?;
-    let failed = notices::failed_runs(&mut transaction, NEWS, SILENCE).await?;
+    let mut failed = notices::failed_runs(&mut transaction, NEWS, SILENCE).await?;
+    for run in &mut failed {
+        run.errors = run_accounts::errors(&mut transaction, run.run_id, "", DETAILS_TOLD as i64).await?;
+    }
     let overdue = notices::overdue(&mut transaction, overdue_after).await?;
     let drift = notices::drift_left(&mut transaction, NEWS).await?;
     let runs = failed.iter().map(Notice::run_failed).chain(overdue.map(Notice::run_overdue));

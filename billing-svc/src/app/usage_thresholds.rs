@@ -13,6 +13,9 @@ pub async fn get(pool: &PgPool) -> Result<Vec<(Plan, Vec<i32>)>, Error> {
 }
 
 /// Sets those of a plan, ascending.
-pub async fn set(pool: &PgPool, plan: Plan, percents: &[i32]) -> Result<(), Error> {
-    Ok(thresholds::set(&mut *db::acquire(pool).await?, plan, percents).await?)
+pub async fn set(pool: &PgPool, plan: Plan, percents: &[i32], actor: &str) -> Result<(), Error> {
+    let mut transaction = db::begin(pool).await?;
+    db::set_actor(&mut transaction, actor).await?;
+    thresholds::set(&mut transaction, plan, percents).await?;
+    Ok(transaction.commit().await?)
 }

@@ -3,13 +3,15 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Deserialize;
 use uuid::Uuid;
 
-use super::reconciliation::{Difference, Kind};
+use super::{
+    reconciliation::{Difference, Kind},
+    run::AccountError,
+};
 
 /// Errors of a run, or differences, that are told; more are kept.
-const DETAILS_TOLD: usize = 5;
+pub const DETAILS_TOLD: usize = 5;
 /// Characters of each.
 const DETAIL_CHARS: usize = 300;
 
@@ -62,18 +64,16 @@ pub struct FailedRun {
     /// Accounts that failed.
     pub failed: i32,
     /// Why those did, the first of them.
-    pub errors: Vec<RunError>,
+    pub errors: Vec<AccountError>,
 }
 
-/// Why an account could not be charged in a run.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct RunError {
-    /// Account.
-    pub eco_id: String,
-    /// Reason as a word.
-    pub reason: String,
-    /// Reason in a sentence.
-    pub message: String,
+/// That no run over all accounts has finished for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overdue {
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// How many times the longest time between two has passed by now, at least 1: each is told.
+    pub times: i64,
 }
 
 /// A reconciliation that left differences.
@@ -110,13 +110,14 @@ impl Notice {
     }
 
     /// No full run has finished since.
-    pub fn run_overdue(since: DateTime<Utc>) -> Self {
+    pub fn run_overdue(overdue: Overdue) -> Self {
         let message = format!(
             ":hourglass: *ProcessOverage is overdue*: no run over all accounts has finished since {}. Overage goes on \
              accruing and is not charged. Does the scheduler still call it?",
-            time(since),
+            time(overdue.since),
         );
-        Self { kind: NoticeKind::RunOverdue, subject: since.timestamp_micros().to_string(), message }
+        let subject = format!("{} {}", overdue.since.timestamp_micros(), overdue.times);
+        Self { kind: NoticeKind::RunOverdue, subject, message }
     }
 
     /// A reconciliation left differences.
@@ -174,11 +175,8 @@ mod tests {
 
     #[test]
     fn text_from_outside_is_no_mark_up() {
-        let error = RunError {
-            eco_id: "eco_a".into(),
-            reason: "CARD".into(),
-            message: "<!channel> a & b <https://evil.example|here>\n*new*".into(),
-        };
+        let message = "<!channel> a & b <https://evil.example|here>\n*new*";
+        let error = AccountError::new("eco_a", "CARD", message);
         let started_time = DateTime::from_timestamp(1_700_000_000, 0).expect("a time");
         let run = FailedRun {
             run_id: Uuid::nil(),

@@ -27,6 +27,8 @@ pub struct Rules {
 /// A threshold that an account's usage has reached in a period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reached {
+    /// The plan whose limit it is: that of the account, or the free one where the subscription does not grant it.
+    pub plan: Plan,
     /// Percentage of the limit.
     pub percent: i32,
     /// The limit.
@@ -45,7 +47,7 @@ pub fn reached(facts: &Facts, rules: &Rules) -> Vec<Reached> {
     percents
         .iter()
         .filter(|percent| is_reached(calls, limit, **percent))
-        .map(|percent| Reached { percent: *percent, limit })
+        .map(|percent| Reached { plan, percent: *percent, limit })
         .collect()
 }
 

@@ -13,7 +13,6 @@ use std::{sync::Arc, time::Duration};
 use futures::{StreamExt, stream::BoxStream};
 use nexus_kit::{
     auth::{Caller, Scope},
-    convert::timestamp,
     page,
     serve::MAX_REQUEST_BYTES,
 };
@@ -28,10 +27,7 @@ use uuid::Uuid;
 
 use crate::{
     app::{self, process_overage::Engine, reconcile::Reconciler},
-    domain::{
-        stripe_signature::Secrets,
-        webhook::{signature::Secret, url::Policy},
-    },
+    domain::{stripe_signature::Secrets, webhook::url::Policy},
     error::Error,
 };
 
@@ -321,141 +317,69 @@ impl BillingService for Service {
         &self,
         request: Request<CreateWebhookEndpointRequest>,
     ) -> Result<Response<CreateWebhookEndpointResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let new =
-            webhooks::new_endpoint(&caller, &self.webhook_policy, Uuid::now_v7(), request.into_inner())?;
-        let secret = Secret::random(&mut rand::rng());
-        let (endpoint, secret) = app::webhooks::create_endpoint::run(&self.pool, &new, secret).await?;
-        Ok(Response::new(CreateWebhookEndpointResponse {
-            endpoint: Some(webhooks::endpoint(endpoint)),
-            secret: secret.map(|secret| secret.expose()).unwrap_or_default(),
-        }))
+        webhooks::create(self, &request).await
     }
 
     async fn list_webhook_endpoints(
         &self,
         request: Request<ListWebhookEndpointsRequest>,
     ) -> Result<Response<ListWebhookEndpointsResponse>, Status> {
-        let asked = webhooks::endpoint_page(&Caller::of(&request)?, request.get_ref())?;
-        let (endpoints, next) =
-            app::webhooks::list_endpoints::run(&self.pool, &asked.eco_id, asked.after.as_ref(), asked.size)
-                .await?;
-        Ok(Response::new(ListWebhookEndpointsResponse {
-            endpoints: endpoints.into_iter().map(webhooks::endpoint).collect(),
-            next_page_token: next.map(|cursor| page::encode(&asked.eco_id, &cursor)).unwrap_or_default(),
-        }))
+        webhooks::list(self, &request).await
     }
 
     async fn update_webhook_endpoint(
         &self,
         request: Request<UpdateWebhookEndpointRequest>,
     ) -> Result<Response<UpdateWebhookEndpointResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let (asked, change) = webhooks::endpoint_change(&caller, &self.webhook_policy, request.into_inner())?;
-        let endpoint =
-            app::webhooks::update_endpoint::run(&self.pool, &asked.eco_id, asked.endpoint_id, &change)
-                .await?;
-        Ok(Response::new(UpdateWebhookEndpointResponse { endpoint: Some(webhooks::endpoint(endpoint)) }))
+        webhooks::update(self, &request).await
     }
 
     async fn delete_webhook_endpoint(
         &self,
         request: Request<DeleteWebhookEndpointRequest>,
     ) -> Result<Response<DeleteWebhookEndpointResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let asked =
-            webhooks::endpoint_asked(&caller, &request.get_ref().eco_id, &request.get_ref().endpoint_id)?;
-        app::webhooks::delete_endpoint::run(&self.pool, &asked.eco_id, asked.endpoint_id).await?;
-        Ok(Response::new(DeleteWebhookEndpointResponse {}))
+        webhooks::delete(self, &request).await
     }
 
     async fn rotate_webhook_secret(
         &self,
         request: Request<RotateWebhookSecretRequest>,
     ) -> Result<Response<RotateWebhookSecretResponse>, Status> {
-        let rotation = webhooks::rotation(&Caller::of(&request)?, request.get_ref())?;
-        let secret = Secret::random(&mut rand::rng());
-        let rotated = app::webhooks::rotate_secret::run(&self.pool, &rotation, secret).await?;
-        Ok(Response::new(RotateWebhookSecretResponse {
-            secret: rotated.secret.map(|secret| secret.expose()).unwrap_or_default(),
-            old_secret_expire_time: rotated.before_end_time.map(timestamp),
-        }))
+        webhooks::rotate(self, &request).await
     }
 
     async fn list_webhook_deliveries(
         &self,
         request: Request<ListWebhookDeliveriesRequest>,
     ) -> Result<Response<ListWebhookDeliveriesResponse>, Status> {
-        let page = webhooks::delivery_page(&Caller::of(&request)?, request.get_ref())?;
-        let asked = &page.asked;
-        let (deliveries, next) = app::webhooks::list_deliveries::run(
-            &self.pool,
-            &asked.eco_id,
-            asked.endpoint_id,
-            page.status,
-            page.after,
-            page.size,
-        )
-        .await?;
-        Ok(Response::new(ListWebhookDeliveriesResponse {
-            deliveries: deliveries.into_iter().map(webhooks::delivery).collect(),
-            next_page_token: next.map(|cursor| page.token(&cursor)).unwrap_or_default(),
-        }))
+        webhooks::deliveries(self, &request).await
     }
 
     async fn redeliver_webhook(
         &self,
         request: Request<RedeliverWebhookRequest>,
     ) -> Result<Response<RedeliverWebhookResponse>, Status> {
-        let (asked, message_id, request_id) =
-            webhooks::redelivery(&Caller::of(&request)?, request.get_ref())?;
-        let delivery = app::webhooks::redeliver::run(
-            &self.pool,
-            &asked.eco_id,
-            asked.endpoint_id,
-            message_id,
-            request_id,
-        )
-        .await?;
-        Ok(Response::new(RedeliverWebhookResponse { delivery: Some(webhooks::delivery(delivery)) }))
+        webhooks::redeliver(self, &request).await
     }
 
     async fn send_test_webhook(
         &self,
         request: Request<SendTestWebhookRequest>,
     ) -> Result<Response<SendTestWebhookResponse>, Status> {
-        let (asked, request_id) = webhooks::test_asked(&Caller::of(&request)?, request.get_ref())?;
-        let delivery = app::webhooks::send_test::run(
-            &self.pool,
-            &asked.eco_id,
-            asked.endpoint_id,
-            Uuid::now_v7(),
-            request_id,
-        )
-        .await?;
-        Ok(Response::new(SendTestWebhookResponse { delivery: Some(webhooks::delivery(delivery)) }))
+        webhooks::test(self, &request).await
     }
 
     async fn get_usage_thresholds(
         &self,
         request: Request<GetUsageThresholdsRequest>,
     ) -> Result<Response<GetUsageThresholdsResponse>, Status> {
-        Caller::of(&request)?;
-        let thresholds = app::usage_thresholds::get(&self.pool).await?;
-        Ok(Response::new(GetUsageThresholdsResponse {
-            thresholds: thresholds.into_iter().map(webhooks::usage_thresholds).collect(),
-        }))
+        webhooks::thresholds(self, &request).await
     }
 
     async fn set_usage_thresholds(
         &self,
         request: Request<SetUsageThresholdsRequest>,
     ) -> Result<Response<SetUsageThresholdsResponse>, Status> {
-        Caller::of(&request)?.require_admin_or(&[])?;
-        let (plan, percents) = webhooks::thresholds(request.into_inner()).map_err(Error::from)?;
-        app::usage_thresholds::set(&self.pool, plan, &percents).await?;
-        Ok(Response::new(SetUsageThresholdsResponse {
-            thresholds: Some(webhooks::usage_thresholds((plan, percents))),
-        }))
+        webhooks::set_thresholds(self, &request).await
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
 use crate::domain::{overage::Facts, threshold::Reached};
@@ -45,4 +45,23 @@ pub async fn add<'a>(
         added.contains(&(facts.eco_id.as_str(), facts.period.start, reached.percent, reached.limit))
     };
     Ok(reached.into_iter().filter(is_new).collect())
+}
+
+/// Deletes up to `limit` of periods that ended longer ago than `keep`; returns how many.
+#[tracing::instrument(name = "db.eco_usage_crossings.delete_old", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn delete_old(db: &mut PgConnection, keep: TimeDelta, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        "delete from eco_usage_crossings
+         where ctid = any (array(
+             select c.ctid from eco_usage_crossings c
+             join eco_usage_records r on r.eco_id = c.eco_id and r.period_start = c.period_start
+             where c.crossed_time < now() - $1::interval and r.period_end < now() - $1::interval
+             order by c.crossed_time limit $2
+             for update of c skip locked))",
+        keep as _,
+        limit,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
 }

@@ -6,11 +6,15 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, types::Json};
 
 use crate::domain::{
-    notice::{DriftLeft, FailedRun, Notice, RunError},
+    notice::{DriftLeft, FailedRun, Notice, Overdue},
     reconciliation::{Difference, Kind},
 };
 
-/// Runs that failed within `since`, or have given no sign of life for `silence`, and that no notice is of.
+/// Occurrences of a kind that are read at once; the others are found when these are written down.
+const AT_ONCE: i64 = 20;
+
+/// Runs that failed within `since`, or have given no sign of life for `silence`, and that no notice is of; the first
+/// of them, without the errors of their accounts.
 #[tracing::instrument(name = "db.eco_overage_runs.failed", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn failed_runs(
     db: &mut PgConnection,
@@ -18,17 +22,18 @@ pub async fn failed_runs(
     silence: TimeDelta,
 ) -> sqlx::Result<Vec<FailedRun>> {
     let rows = sqlx::query!(
-        r#"select r.run_id, r.started_time, r.finished_time, r.processed, r.charged, r.failed,
-                  r.errors as "errors: Json<Vec<RunError>>"
+        r#"select r.run_id, r.started_time, r.finished_time, r.processed, r.charged, r.failed
            from eco_overage_runs r
-           where (r.status = 'failed' or (r.status = 'running' and r.heartbeat_time < now() - $2::interval))
-             and coalesce(r.finished_time, r.heartbeat_time) > now() - $1::interval
+           where r.status <> 'finished' and coalesce(r.finished_time, r.heartbeat_time) > now() - $1::interval
+             and (r.status = 'failed' or r.heartbeat_time < now() - $2::interval)
              and not exists (select from eco_operator_notices n
                              where n.kind = 'run_failed'
                                and n.subject = r.run_id::text || ' ' || (extract(epoch from r.started_time) * 1000000)::bigint)
-           order by r.started_time"#,
+           order by coalesce(r.finished_time, r.heartbeat_time)
+           limit $3"#,
         since as _,
         silence as _,
+        AT_ONCE,
     )
     .fetch_all(db)
     .await?;
@@ -41,7 +46,7 @@ pub async fn failed_runs(
             processed: row.processed,
             charged: row.charged,
             failed: row.failed,
-            errors: row.errors.0,
+            errors: Vec::new(),
         })
         .collect())
 }
@@ -49,20 +54,22 @@ pub async fn failed_runs(
 /// Since when no run over all accounts has finished, if that is longer than `after`. Before the first run it is the
 /// first account that one could have been for.
 #[tracing::instrument(name = "db.eco_overage_runs.overdue", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn overdue(db: &mut PgConnection, after: Duration) -> sqlx::Result<Option<DateTime<Utc>>> {
-    sqlx::query_scalar!(
-        r#"select since as "since!"
+pub async fn overdue(db: &mut PgConnection, after: Duration) -> sqlx::Result<Option<Overdue>> {
+    sqlx::query_as!(
+        Overdue,
+        r#"select since as "since!",
+                  floor(extract(epoch from now() - since) / extract(epoch from $1::interval))::bigint as "times!"
            from (select coalesce((select max(r.finished_time) from eco_overage_runs r
                                   where r.status = 'finished' and r.account_ids is null),
                                  (select min(i.created_time) from eco_identities i)) as since) s
-           where since < now() - $1::interval"#,
+           where since <= now() - $1::interval"#,
         after as _,
     )
     .fetch_optional(db)
     .await
 }
 
-/// Reconciliations that ended within `since` and left differences, and that no notice is of.
+/// Reconciliations that ended within `since` and left differences, and that no notice is of; the first of them.
 #[tracing::instrument(name = "db.eco_reconciliations.drift_left", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn drift_left(db: &mut PgConnection, since: TimeDelta) -> sqlx::Result<Vec<DriftLeft>> {
     let rows = sqlx::query!(
@@ -73,8 +80,10 @@ pub async fn drift_left(db: &mut PgConnection, since: TimeDelta) -> sqlx::Result
            where c.status = 'finished' and c.finished_time > now() - $1::interval and c.drift <> '{}'
              and not exists (select from eco_operator_notices n
                              where n.kind = 'drift_found' and n.subject = c.reconciliation_id::text)
-           order by c.finished_time"#,
+           order by c.finished_time
+           limit $2"#,
         since as _,
+        AT_ONCE,
     )
     .fetch_all(db)
     .await?;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::unknown_word;
 use crate::domain::webhook::{
+    ATTEMPTS_KEPT,
     delivery::{Attempt, Delivery, DeliveryStatus},
     event::Message,
 };
@@ -31,7 +32,8 @@ pub struct Claimed {
     pub now: DateTime<Utc>,
 }
 
-/// Begins the deliveries of messages to the endpoints of their accounts that are enabled and want their type.
+/// Begins the deliveries of messages to the endpoints of their accounts that are enabled and want their type. None of
+/// these is disabled or deleted before the transaction ends.
 #[tracing::instrument(name = "db.eco_webhook_deliveries.fan_out", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn fan_out(db: &mut PgConnection, messages: &[Message]) -> sqlx::Result<()> {
     let messages: Vec<Uuid> = messages.iter().map(|message| message.message_id).collect();
@@ -42,7 +44,7 @@ pub async fn fan_out(db: &mut PgConnection, messages: &[Message]) -> sqlx::Resul
          join eco_webhook_endpoints e on e.eco_id = m.eco_id
          where m.message_id = any ($1) and e.disabled_reason is null
            and (cardinality(e.event_types) = 0 or m.event_type = any (e.event_types))
-         for key share of e
+         for share of e
          on conflict do nothing",
         &messages,
     )
@@ -71,28 +73,33 @@ pub async fn insert(
 }
 
 /// Takes up to `limit` deliveries that are due and notes that an attempt begins. Of an endpoint one at a time, the
-/// one that is due the longest: one that hangs holds up its own alone.
+/// one that is due the longest: one that hangs holds up its own alone. For the holder of the lock of
+/// [`super::lease::try_webhooks`]. Only the first that are due are looked at: those of endpoints that are at work are
+/// passed over, so that the rest has its turn.
 #[tracing::instrument(name = "db.eco_webhook_deliveries.claim", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn claim(db: &mut PgConnection, lease: Duration, limit: i64) -> sqlx::Result<Vec<Claimed>> {
     sqlx::query_as!(
         Claimed,
-        r#"with due as (
-               select d.endpoint_id, d.message_id
+        r#"with first as (
+               select d.endpoint_id, d.message_id, d.due_time
                from eco_webhook_deliveries d
-               where d.status = 'pending' and d.due_time <= now()
-                 and (d.lease_end_time is null or d.lease_end_time <= now())
-                 and (d.endpoint_id, d.message_id) in (
-                     select distinct on (f.endpoint_id) f.endpoint_id, f.message_id
-                     from eco_webhook_deliveries f
-                     join eco_webhook_endpoints e on e.endpoint_id = f.endpoint_id and e.disabled_reason is null
-                     where f.status = 'pending' and f.due_time <= now()
-                       and not exists (select from eco_webhook_deliveries o
-                                       where o.endpoint_id = f.endpoint_id and o.status = 'pending'
-                                         and o.lease_end_time > now())
-                     order by f.endpoint_id, f.due_time, f.message_id)
-               order by d.due_time
+               where d.status = 'pending' and not d.held and d.due_time <= now()
+                 and d.endpoint_id <> all (array(
+                     select o.endpoint_id from eco_webhook_deliveries o where o.lease_end_time > now()))
+               order by d.due_time, d.message_id
+               limit $2::bigint * 8
+           ), each as (
+               select distinct on (f.endpoint_id) f.endpoint_id, f.message_id, f.due_time
+               from first f
+               order by f.endpoint_id, f.due_time, f.message_id
+           ), due as (
+               select d.endpoint_id, d.message_id
+               from each f
+               join eco_webhook_deliveries d on d.endpoint_id = f.endpoint_id and d.message_id = f.message_id
+               where d.status = 'pending' and not d.held
+               order by f.due_time, f.message_id
                limit $2
-               for update skip locked
+               for update of d skip locked
            ), claimed as (
                update eco_webhook_deliveries d
                set attempts = d.attempts + 1, tries = d.tries + 1, lease_end_time = now() + $1::interval
@@ -102,16 +109,47 @@ pub async fn claim(db: &mut PgConnection, lease: Duration, limit: i64) -> sqlx::
            ), noted as (
                insert into eco_webhook_attempts (endpoint_id, message_id, attempt)
                select c.endpoint_id, c.message_id, c.attempts from claimed c
+           ), forgotten as (
+               delete from eco_webhook_attempts a
+               using claimed c
+               where a.endpoint_id = c.endpoint_id and a.message_id = c.message_id and a.attempt <= c.attempts - $3::bigint
            )
-           select c.endpoint_id, c.message_id, c.attempts as attempt, c.tries, e.url, m.payload, now() as "now!"
+           select c.endpoint_id as "endpoint_id!", c.message_id as "message_id!", c.attempts as "attempt!",
+                  c.tries as "tries!", e.url, m.payload, now() as "now!"
            from claimed c
            join eco_webhook_endpoints e on e.endpoint_id = c.endpoint_id
            join eco_webhook_messages m on m.message_id = c.message_id"#,
         lease as _,
         limit,
+        ATTEMPTS_KEPT,
     )
     .fetch_all(db)
     .await
+}
+
+/// Holds what waits for an endpoint, which was disabled.
+#[tracing::instrument(name = "db.eco_webhook_deliveries.hold", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn hold(db: &mut PgConnection, endpoint_id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_webhook_deliveries set held = true where endpoint_id = $1 and status = 'pending' and not held",
+        endpoint_id,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Has what was held for an endpoint sent now.
+#[tracing::instrument(name = "db.eco_webhook_deliveries.release", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn release(db: &mut PgConnection, endpoint_id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_webhook_deliveries set held = false, due_time = least(due_time, now())
+         where endpoint_id = $1 and held",
+        endpoint_id,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// How an attempt ended.
@@ -178,9 +216,9 @@ pub async fn redeliver(
     let done = sqlx::query!(
         "update eco_webhook_deliveries d
          set status = 'pending', tries = 0, due_time = now(), finished_time = null,
-             request_id = coalesce($3, d.request_id)
+             redelivery_id = coalesce($3, d.redelivery_id)
          where d.endpoint_id = $1 and d.message_id = $2
-           and ($3::uuid is null or d.request_id is distinct from $3)
+           and ($3::uuid is null or d.redelivery_id is distinct from $3)
            and (d.lease_end_time is null or d.lease_end_time <= now())",
         endpoint_id,
         message_id,
@@ -213,6 +251,7 @@ struct Row {
     event_type: String,
     payload: String,
     status: String,
+    held: bool,
     due_time: DateTime<Utc>,
     created_time: DateTime<Utc>,
     finished_time: Option<DateTime<Utc>>,
@@ -228,7 +267,7 @@ pub async fn list(
 ) -> sqlx::Result<Vec<Delivery>> {
     let rows = sqlx::query_as!(
         Row,
-        "select d.message_id, d.endpoint_id, m.event_type, m.payload, d.status, d.due_time, d.created_time,
+        "select d.message_id, d.endpoint_id, m.event_type, m.payload, d.status, d.held, d.due_time, d.created_time,
                 d.finished_time
          from eco_webhook_deliveries d
          join eco_webhook_messages m on m.message_id = d.message_id
@@ -259,6 +298,7 @@ pub async fn list(
                 message_id: row.message_id,
                 endpoint_id: row.endpoint_id,
                 payload: row.payload,
+                held: row.held,
                 due_time: row.due_time,
                 created_time: row.created_time,
                 finished_time: row.finished_time,
@@ -290,10 +330,11 @@ async fn logs(
          cross join lateral (
              select * from eco_webhook_attempts a
              where a.endpoint_id = $1 and a.message_id = k.message_id
-             order by a.attempt desc limit 50) a
+             order by a.attempt desc limit $3) a
          order by a.message_id, a.attempt",
         endpoint_id,
         messages,
+        ATTEMPTS_KEPT,
     )
     .fetch_all(db)
     .await?;

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::id::EcoId;
+use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -51,14 +52,15 @@ fn words(event_types: &[EventType]) -> Vec<String> {
 #[tracing::instrument(name = "db.eco_webhook_endpoints.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn insert(db: &mut PgConnection, new: &NewEndpoint) -> sqlx::Result<()> {
     sqlx::query!(
-        "insert into eco_webhook_endpoints (endpoint_id, eco_id, url, description, event_types, request_id)
-         values ($1, $2, $3, $4, $5, $6)",
+        "insert into eco_webhook_endpoints (endpoint_id, eco_id, url, description, event_types, request_id, created_as)
+         values ($1, $2, $3, $4, $5, $6, $7)",
         new.endpoint_id,
         new.eco_id.as_str(),
         new.url,
         new.description,
         &words(&new.event_types),
         new.request_id,
+        new.request_id.map(|_| new.asked()),
     )
     .execute(db)
     .await?;
@@ -83,26 +85,56 @@ pub async fn get(db: &mut PgConnection, eco_id: &EcoId, endpoint_id: Uuid) -> sq
     .transpose()
 }
 
-/// The endpoint that a request has created.
-#[tracing::instrument(name = "db.eco_webhook_endpoints.find_by_request", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn find_by_request(
+/// The same; it is neither disabled nor deleted before the transaction ends.
+#[tracing::instrument(name = "db.eco_webhook_endpoints.get_to_send", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn get_to_send(
     db: &mut PgConnection,
     eco_id: &EcoId,
-    request_id: Uuid,
+    endpoint_id: Uuid,
 ) -> sqlx::Result<Option<Endpoint>> {
     sqlx::query_as!(
         Row,
         "select endpoint_id, eco_id, url, description, event_types, disabled_reason, disabled_time, failing_since,
                 created_time
          from eco_webhook_endpoints
-         where eco_id = $1 and request_id = $2",
+         where endpoint_id = $1 and eco_id = $2
+         for share",
+        endpoint_id,
         eco_id.as_str(),
-        request_id,
     )
     .fetch_optional(db)
     .await?
     .map(Endpoint::try_from)
     .transpose()
+}
+
+/// What a request has created.
+#[derive(Debug)]
+pub struct Created {
+    /// The endpoint as it is now.
+    pub endpoint: Endpoint,
+    /// What the request asked for.
+    pub created_as: Value,
+}
+
+/// The endpoint that a request has created.
+#[tracing::instrument(name = "db.eco_webhook_endpoints.find_by_request", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn find_by_request(
+    db: &mut PgConnection,
+    eco_id: &EcoId,
+    request_id: Uuid,
+) -> sqlx::Result<Option<Created>> {
+    let found = sqlx::query!(
+        r#"select endpoint_id, created_as as "created_as!" from eco_webhook_endpoints
+           where eco_id = $1 and request_id = $2"#,
+        eco_id.as_str(),
+        request_id,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some(found) = found else { return Ok(None) };
+    let endpoint = get(db, eco_id, found.endpoint_id).await?;
+    Ok(endpoint.map(|endpoint| Created { endpoint, created_as: found.created_as }))
 }
 
 /// The endpoints of an account, oldest first, after a place in that order.
@@ -243,10 +275,10 @@ pub async fn fail(db: &mut PgConnection, endpoint_id: Uuid) -> sqlx::Result<Opti
     Ok(row.map(|row| row.now - row.failing_since))
 }
 
-/// Sends it nothing more until somebody enables it.
+/// Sends it nothing more until somebody enables it; false: it is disabled already, or deleted.
 #[tracing::instrument(name = "db.eco_webhook_endpoints.disable", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn disable(db: &mut PgConnection, endpoint_id: Uuid, reason: DisabledReason) -> sqlx::Result<()> {
-    sqlx::query!(
+pub async fn disable(db: &mut PgConnection, endpoint_id: Uuid, reason: DisabledReason) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
         "update eco_webhook_endpoints set disabled_reason = $2, disabled_time = now()
          where endpoint_id = $1 and disabled_reason is null",
         endpoint_id,
@@ -254,5 +286,5 @@ pub async fn disable(db: &mut PgConnection, endpoint_id: Uuid, reason: DisabledR
     )
     .execute(db)
     .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
 }

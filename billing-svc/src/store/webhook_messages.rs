@@ -1,6 +1,7 @@
 //! `eco_webhook_messages`: what customers are told, as the bytes that are sent.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use nexus_core::id::EcoId;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -31,6 +32,18 @@ pub async fn insert(db: &mut PgConnection, messages: &[Message]) -> sqlx::Result
     .execute(db)
     .await?;
     Ok(())
+}
+
+/// Tests that an account has sent within a day.
+#[tracing::instrument(name = "db.eco_webhook_messages.count_tests", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn count_tests(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"select count(*) as "count!" from eco_webhook_messages
+           where eco_id = $1 and event_type = 'webhook.test' and created_time > now() - interval '1 day'"#,
+        eco_id.as_str(),
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// Deletes up to `limit` messages that are older, with their deliveries; returns how many.

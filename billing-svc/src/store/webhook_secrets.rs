@@ -27,10 +27,12 @@ pub async fn rotate(
     .fetch_one(&mut *db)
     .await?;
     sqlx::query!(
-        "insert into eco_webhook_secrets (endpoint_id, secret, request_id) values ($1, $2, $3)",
+        "insert into eco_webhook_secrets (endpoint_id, eco_id, secret, request_id, grace_period_ms)
+         select e.endpoint_id, e.eco_id, $2::bytea, $3::uuid, $4::bigint from eco_webhook_endpoints e where e.endpoint_id = $1",
         endpoint_id,
         secret.as_bytes(),
         request_id,
+        grace.num_milliseconds(),
     )
     .execute(db)
     .await?;
@@ -54,13 +56,15 @@ pub async fn signing(db: &mut PgConnection, endpoint_id: Uuid) -> sqlx::Result<V
 /// What a request has made, and when the secret before it ends.
 #[derive(Debug)]
 pub struct Made {
-    /// The secret; `None`: it does not sign any more.
+    /// The secret; `None`: it does not sign any more, or is older than what a repeat may be.
     pub secret: Option<Secret>,
+    /// The grace that was asked for.
+    pub grace: TimeDelta,
     /// End of the one before.
     pub before_end_time: Option<DateTime<Utc>>,
 }
 
-/// The secret that a creation or a rotation with this request id has made.
+/// The secret that a creation or a rotation with this request id has made. A day later nobody is shown it any more.
 #[tracing::instrument(name = "db.eco_webhook_secrets.made_by", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn made_by(
     db: &mut PgConnection,
@@ -68,7 +72,9 @@ pub async fn made_by(
     request_id: Uuid,
 ) -> sqlx::Result<Option<Made>> {
     let row = sqlx::query!(
-        r#"select s.secret, (s.expire_time is null or s.expire_time > now()) as "signs!",
+        r#"select s.secret, s.grace_period_ms,
+                  ((s.expire_time is null or s.expire_time > now()) and s.created_time > now() - interval '1 day')
+                      as "shown!",
                   (select p.expire_time from eco_webhook_secrets p
                    where p.endpoint_id = s.endpoint_id and p.created_time < s.created_time
                    order by p.created_time desc limit 1) as before_end_time
@@ -80,7 +86,8 @@ pub async fn made_by(
     .fetch_optional(db)
     .await?;
     Ok(row.map(|row| Made {
-        secret: row.signs.then(|| Secret::from_bytes(row.secret)),
+        secret: row.shown.then(|| Secret::from_bytes(row.secret)),
+        grace: TimeDelta::milliseconds(row.grace_period_ms),
         before_end_time: row.before_end_time,
     }))
 }

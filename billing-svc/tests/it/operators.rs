@@ -18,10 +18,12 @@ use crate::{
 const ALL_TOLD: &str = "select count(*) > 0 and bool_and(status = 'sent') from eco_operator_notices";
 const WAITS: &str =
     "select exists (select from eco_operator_notices where error is not null and lease_end_time is null)";
-const FAILED: &str =
-    "insert into eco_overage_runs (run_id, status, processed, charged, failed, errors, finished_time)
-    values ('0197a000-0000-7000-8000-000000000001', 'failed', 7, 5, 2,
-            '[{\"eco_id\": \"eco_a\", \"reason\": \"CARD\", \"message\": \"<!channel> & co\"}]', now())";
+const FAILED: &str = "with run as (
+        insert into eco_overage_runs (run_id, status, processed, charged, failed, finished_time)
+        values ('0197a000-0000-7000-8000-000000000001', 'failed', 7, 5, 2, now()) returning run_id)
+    insert into eco_overage_run_accounts (run_id, eco_id, reason, message)
+    select run_id, 'eco_a', 'CARD', '<!channel> & co' from run
+    union all select run_id, 'eco_b', null, null from run";
 
 fn settings(db: &TestDb, slack: &Receiver) -> Config {
     let mut settings = config(db, NO_STRIPE);
@@ -87,8 +89,19 @@ async fn a_run_whose_process_is_gone_is_told_and_not_again_when_the_next_run_fin
     billing.stop().await
 }
 
+/// Has the gap before the first run begin earlier, and what was told of it be of that gap: time passes.
+async fn move_gap(db: &TestDb, hours: i32) -> Result<u64> {
+    let sql = "with moved as (
+                   update eco_identities set created_time = created_time - make_interval(hours => $1)
+                   returning created_time)
+               update eco_operator_notices
+               set subject = (select (extract(epoch from min(created_time)) * 1000000)::bigint || ' 1' from moved)
+               where kind = 'run_overdue'";
+    Ok(sqlx::query(sql).bind(hours).execute(&db.pool).await?.rows_affected())
+}
+
 #[tokio::test]
-async fn runs_that_stay_away_are_told_once_until_they_come_back() -> Result<()> {
+async fn runs_that_stay_away_are_told_each_time_too_long_has_passed_once_more() -> Result<()> {
     let db = TestDb::new().await?;
     let mut slack = Receiver::start().await?;
     let billing = Billing::start_with(settings(&db, &slack)).await?;
@@ -104,6 +117,14 @@ async fn runs_that_stay_away_are_told_once_until_they_come_back() -> Result<()> 
     let told = slack.next().await?.body;
     assert!(told.contains("ProcessOverage is overdue"), "{told}");
     until(&db, ALL_TOLD).await?;
+    assert_eq!(move_gap(&db, 24).await?, 1);
+    execute(&db, FAILED).await?;
+    let told = slack.next().await?.body;
+    assert!(told.contains("run of ProcessOverage failed"), "after 51 hours there is nothing new: {told}");
+    until(&db, ALL_TOLD).await?;
+    assert_eq!(move_gap(&db, 2).await?, 1);
+    assert!(slack.next().await?.body.contains("ProcessOverage is overdue"), "after 53 hours");
+    until(&db, ALL_TOLD).await?;
     execute(
         &db,
         "insert into eco_overage_runs (run_id, status, finished_time)
@@ -115,7 +136,7 @@ async fn runs_that_stay_away_are_told_once_until_they_come_back() -> Result<()> 
     until(&db, ALL_TOLD).await?;
     let notices: i64 =
         sqlx::query_scalar("select count(*) from eco_operator_notices").fetch_one(&db.pool).await?;
-    assert_eq!(notices, 2, "25 hours are no gap");
+    assert_eq!(notices, 4, "25 hours are no gap");
     assert!(slack.rest().is_empty());
     billing.stop().await
 }

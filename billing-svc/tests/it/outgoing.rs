@@ -16,7 +16,7 @@ use nexus_billing::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 
 use crate::receiver::Receiver;
@@ -146,6 +146,24 @@ async fn the_timeout_is_for_everything_up_to_the_answers_head() -> Result<()> {
     let (url, server) = says(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf", b"").await?;
     assert_eq!(patient.post(&url, &[], String::new()).await, Ok(200), "the head decides");
     server.abort();
+    Ok(())
+}
+
+/// The first address takes no more connections and says nothing.
+#[tokio::test]
+async fn an_address_that_does_not_answer_leaves_time_for_the_next() -> Result<()> {
+    let full = TcpSocket::new_v4()?;
+    full.bind(SocketAddr::new(ALLOWED.into(), 0))?;
+    let address = full.local_addr()?;
+    let _full = full.listen(0)?;
+    let _first = TcpStream::connect(address).await?;
+    let mut good = Receiver::start_at(SocketAddr::new(FORBIDDEN.into(), address.port())).await?;
+    let (resolver, _) = answers(vec![vec![ALLOWED.into(), FORBIDDEN.into()], vec![ALLOWED.into()]]);
+    let client = client("127.0.0.0/8", resolver, Duration::from_secs(1))?;
+    let url = format!("http://two.example:{}/", address.port());
+    assert_eq!(client.post(&url, &[], "{}".to_owned()).await, Ok(204));
+    good.next().await?;
+    assert_eq!(client.post(&url, &[], "{}".to_owned()).await, Err(Failure::Timeout), "that one alone");
     Ok(())
 }
 

@@ -20,7 +20,11 @@ use hmac::{Hmac, Mac};
 use nexus_testkit::settings::ANY_PORT;
 use serde_json::Value;
 use sha2::Sha256;
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+};
 
 /// How it answers a request.
 #[derive(Debug, Clone)]
@@ -30,6 +34,8 @@ pub(crate) enum Answer {
     Redirect(String),
     /// Never.
     Hang,
+    /// 204, once it is told to go on.
+    Wait,
 }
 
 /// A request as it came.
@@ -45,6 +51,7 @@ pub(crate) struct Receiver {
     pub(crate) url: String,
     received: mpsc::UnboundedReceiver<Received>,
     answers: Arc<Mutex<VecDeque<Answer>>>,
+    go_on: Arc<Notify>,
     server: JoinHandle<std::io::Result<()>>,
 }
 
@@ -58,6 +65,7 @@ impl Drop for Receiver {
 struct Shared {
     heard: mpsc::UnboundedSender<Received>,
     answers: Arc<Mutex<VecDeque<Answer>>>,
+    go_on: Arc<Notify>,
 }
 
 impl Receiver {
@@ -70,15 +78,21 @@ impl Receiver {
         let address = listener.local_addr()?;
         let (heard, received) = mpsc::unbounded_channel();
         let answers = Arc::<Mutex<VecDeque<Answer>>>::default();
-        let shared = Shared { heard, answers: answers.clone() };
+        let go_on = Arc::<Notify>::default();
+        let shared = Shared { heard, answers: answers.clone(), go_on: go_on.clone() };
         let router = Router::new().fallback(hear).with_state(shared);
         let server = tokio::spawn(async move { axum::serve(listener, router).await });
-        Ok(Self { address, url: format!("http://{address}/hook"), received, answers, server })
+        Ok(Self { address, url: format!("http://{address}/hook"), received, answers, go_on, server })
     }
 
     /// The next request that has no answer yet is answered so; without one: 204.
     pub(crate) fn answer(&self, answer: Answer) {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).push_back(answer);
+    }
+
+    /// Answers a request that waits for it.
+    pub(crate) fn go_on(&self) {
+        self.go_on.notify_one();
     }
 
     /// The next request.
@@ -106,6 +120,10 @@ async fn hear(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> 
         }
         Answer::Redirect(to) => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to)]).into_response(),
         Answer::Hang => std::future::pending().await,
+        Answer::Wait => {
+            shared.go_on.notified().await;
+            StatusCode::NO_CONTENT.into_response()
+        }
     }
 }
 

@@ -122,7 +122,12 @@ async fn a_change_of_plan_is_another_limit_and_tells_nothing_twice() -> Result<(
 async fn a_subscription_that_does_not_grant_its_plan_has_the_free_plans_limit() -> Result<()> {
     let mut w = World::with(Plan::Pro).await?;
     execute(&w.db, "update eco_subscriptions set status = 'unpaid'").await?;
-    assert_eq!(w.told(750).await?, [(75, 750, 1_000)]);
+    record(&w.db, "eco_a", 750).await?;
+    let data = w.receiver.next().await?.json()?["data"].take();
+    assert_eq!(
+        (&data["plan"], &data["threshold"], &data["limit"]),
+        (&json!("free"), &json!(75), &json!(1_000))
+    );
     w.billing.stop().await
 }
 
@@ -149,6 +154,39 @@ async fn a_period_is_told_of_until_it_is_settled_and_each_for_itself() -> Result
     record_at(&w.db, "eco_a", current, 80_000).await?;
     assert_eq!(w.heard().await?, [(75, 80_000, 100_000)]);
     w.billing.stop().await
+}
+
+#[tokio::test]
+async fn calls_of_keys_in_test_mode_reach_nothing() -> Result<()> {
+    let mut w = World::with(Plan::Pro).await?;
+    assert_eq!(w.told(10).await?, []);
+    execute(&w.db, "update eco_usage_counters set test_units = 1000000").await?;
+    assert_eq!(w.told(10).await?, []);
+    w.billing.stop().await
+}
+
+/// The rows that keep a crossing from being told twice are of no use once nothing more can be reached.
+#[tokio::test]
+async fn what_was_reached_is_forgotten_a_month_after_the_periods_end() -> Result<()> {
+    let mut w = World::with(Plan::Pro).await?;
+    assert_eq!(w.told(80_000).await?, [(75, 80_000, 100_000)]);
+    w.billing.stop().await?;
+    execute(
+        &w.db,
+        "with old as (
+             insert into eco_usage_records (eco_id, period_start, period_end, plan, plan_version, currency_code)
+             select eco_id, now() - interval '70 days', now() - interval '31 days', plan, plan_version, currency_code
+             from eco_usage_records returning eco_id, period_start)
+         insert into eco_usage_crossings (eco_id, period_start, percent, limit_units, api_calls, crossed_time)
+         select eco_id, period_start, percent, 100000, 90000, now() - interval '60 days'
+         from old, unnest(array[75, 90]) as percent",
+    )
+    .await?;
+    execute(&w.db, "update eco_usage_crossings set crossed_time = now() - interval '60 days'").await?;
+    let billing = Billing::start_with(settings(&w.db)).await?;
+    until(&w.db, "select count(*) = 1 and max(limit_units * percent) = 7500000 from eco_usage_crossings")
+        .await?;
+    billing.stop().await
 }
 
 #[tokio::test]

@@ -175,13 +175,92 @@ async fn an_endpoint_that_fails_for_five_days_is_disabled_and_what_waits_for_it_
     until(&w.db, ALL_WAIT).await?;
     let shown = w.billing.shown(&w.endpoint).await?;
     assert_eq!((shown.enabled, shown.disabled_reason()), (false, WebhookDisabledReason::Failing));
+    let waits = w.billing.deliveries(&w.endpoint).await?.remove(0);
+    assert_eq!((waits.status(), waits.next_attempt_time), (Status::Pending, None), "until it is enabled");
 
-    time_passes(&w.db).await?;
     let enable = UpdateWebhookEndpointRequest { enabled: Some(true), ..Default::default() };
     assert_eq!(w.billing.update(&w.endpoint, enable).await?.failing_since_time, None);
     assert_eq!(w.receiver.next().await?.id()?, sent.webhook_id);
     until(&w.db, ALL_DONE).await?;
     assert!(w.billing.shown(&w.endpoint).await?.enabled);
+    w.billing.stop().await
+}
+
+/// Its owner disables it while a request is under way: what that came to is noted, and nothing more is sent.
+#[tokio::test]
+async fn an_endpoint_that_is_disabled_in_the_middle_is_sent_the_rest_once_it_is_enabled() -> Result<()> {
+    let mut w = World::with(settings).await?;
+    w.receiver.answer(Answer::Wait);
+    w.billing.test(&w.endpoint).await?;
+    let first = w.receiver.next().await?;
+    let second = w.billing.test(&w.endpoint).await?;
+    let disable = UpdateWebhookEndpointRequest { enabled: Some(false), ..Default::default() };
+    w.billing.update(&w.endpoint, disable).await?;
+    let held = "select count(*) = 2 and bool_and(held) from eco_webhook_deliveries";
+    assert!(sqlx::query_scalar::<_, bool>(held).fetch_one(&w.db.pool).await?);
+    w.receiver.go_on();
+    until(&w.db, "select count(*) = 1 from eco_webhook_deliveries where status = 'succeeded'").await?;
+    time_passes(&w.db).await?;
+    let other = w.billing.endpoint("eco_a", &w.receiver.url).await?;
+    w.billing.test(&other).await?;
+    let heard = w.receiver.next().await?;
+    assert_eq!(heard.signed_by(&other.secret)?, 1, "the other endpoint alone");
+    let enable = UpdateWebhookEndpointRequest { enabled: Some(true), ..Default::default() };
+    w.billing.update(&w.endpoint, enable).await?;
+    let then = w.receiver.next().await?.id()?;
+    assert_eq!(then, second.webhook_id);
+    assert_ne!(then, first.id()?);
+    until(&w.db, ALL_DONE).await?;
+    assert!(w.receiver.rest().is_empty());
+    w.billing.stop().await
+}
+
+/// Of an endpoint that hangs, more is due, and for longer, than a replica looks at when it takes what is due.
+#[tokio::test]
+async fn however_much_waits_for_one_endpoint_the_others_have_their_turn() -> Result<()> {
+    let mut w = World::with(settings).await?;
+    let mut other = Receiver::start().await?;
+    let second = w.billing.endpoint("eco_a", &other.url).await?;
+    w.receiver.answer(Answer::Hang);
+    let many = "with messages as (
+            insert into eco_webhook_messages (message_id, eco_id, event_type, payload)
+            select gen_random_uuid(), 'eco_a', 'webhook.test', '{}' from generate_series(1, 1000)
+            returning message_id)
+        insert into eco_webhook_deliveries (endpoint_id, message_id, due_time)
+        select $1::uuid, message_id, now() - interval '1 hour' from messages";
+    sqlx::query(many).bind(&w.endpoint.id).execute(&w.db.pool).await?;
+    w.receiver.next().await?;
+    // Sent by hand: an account may not send so many tests.
+    let sent = "with message as (
+            insert into eco_webhook_messages (message_id, eco_id, event_type, payload)
+            values (gen_random_uuid(), 'eco_a', 'webhook.test', '{}') returning message_id)
+        insert into eco_webhook_deliveries (endpoint_id, message_id)
+        select $1::uuid, message_id from message";
+    sqlx::query(sent).bind(&second.id).execute(&w.db.pool).await?;
+    other.next().await?;
+    assert!(w.receiver.rest().is_empty(), "one at a time");
+    w.billing.kill().await
+}
+
+#[tokio::test]
+async fn the_log_of_a_delivery_has_the_last_fifty_attempts() -> Result<()> {
+    let mut w = World::with(settings).await?;
+    let sent = w.billing.test(&w.endpoint).await?;
+    w.receiver.next().await?;
+    until(&w.db, ALL_DONE).await?;
+    let earlier = "with delivery as (
+            update eco_webhook_deliveries set attempts = 60 returning endpoint_id, message_id)
+        insert into eco_webhook_attempts (endpoint_id, message_id, attempt)
+        select endpoint_id, message_id, attempt from delivery, generate_series(2, 60) as attempt";
+    execute(&w.db, earlier).await?;
+    w.billing.redeliver(&w.endpoint, &sent.webhook_id, "").await??;
+    w.receiver.next().await?;
+    until(&w.db, ALL_DONE).await?;
+    let log = w.billing.deliveries(&w.endpoint).await?.remove(0).attempts;
+    assert_eq!(log.iter().map(|attempt| attempt.attempt).collect::<Vec<_>>(), (12..=61).collect::<Vec<_>>());
+    let kept: i64 =
+        sqlx::query_scalar("select count(*) from eco_webhook_attempts").fetch_one(&w.db.pool).await?;
+    assert_eq!(kept, 50);
     w.billing.stop().await
 }
 

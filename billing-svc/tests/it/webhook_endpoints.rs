@@ -93,6 +93,20 @@ async fn a_repeated_creation_returns_the_endpoint_and_its_secret_while_that_sign
     assert_ne!(first.secret, answers[0].secret);
     assert_eq!(rotated().await?, first, "a repeat rotates nothing");
     assert_eq!(create().await?.secret, "", "the first secret does not sign any more");
+
+    for other in [
+        CreateWebhookEndpointRequest { url: "http://127.0.0.1:10/".into(), ..request.clone() },
+        CreateWebhookEndpointRequest { event_types: Vec::new(), ..request.clone() },
+    ] {
+        let refused = billing.client.clone().create_webhook_endpoint(user("eco_a")?.request(other)).await;
+        assert_eq!(fields(&refused.err().context("refused")?), ["request_id"]);
+    }
+    let other = RotateWebhookSecretRequest { grace_period_ms: None, ..rotate.clone() };
+    let refused = billing.client.clone().rotate_webhook_secret(user("eco_a")?.request(other)).await;
+    assert_eq!(fields(&refused.err().context("refused")?), ["request_id"]);
+
+    execute(&db, "update eco_webhook_secrets set created_time = created_time - interval '25 hours'").await?;
+    assert_eq!(rotated().await?.secret, "", "a repeat comes within a day");
     billing.stop().await
 }
 
@@ -164,6 +178,41 @@ async fn an_account_has_at_most_twenty_endpoints_and_a_closed_one_gets_none() ->
     seen.sort();
     seen.dedup();
     assert_eq!(seen.len(), 20, "each once");
+    billing.stop().await
+}
+
+#[tokio::test]
+async fn an_account_sends_at_most_a_hundred_tests_a_day() -> Result<()> {
+    let (db, billing) = started().await?;
+    let endpoint = billing.endpoint("eco_a", "http://127.0.0.1:9/").await?;
+    execute(
+        &db,
+        "insert into eco_webhook_messages (message_id, eco_id, event_type, payload, created_time)
+         select gen_random_uuid(), 'eco_a', 'webhook.test', '{}', now() - interval '23 hours'
+         from generate_series(1, 99)",
+    )
+    .await?;
+    let request_id = "7f5cbd0c-0d4c-4f6f-9c41-6a2f0f8d7a10";
+    let test = |request_id: &str| {
+        let (endpoint_id, request_id) = (endpoint.id.clone(), request_id.to_owned());
+        let mut client = billing.client.clone();
+        async move {
+            let request = SendTestWebhookRequest { endpoint_id, request_id, ..Default::default() };
+            anyhow::Ok(client.send_test_webhook(user("eco_a")?.request(request)).await)
+        }
+    };
+    let last = test(request_id).await??.into_inner().delivery.context("a delivery")?.webhook_id;
+    let too_many = (Code::FailedPrecondition, "TOO_MANY_TESTS".into());
+    assert_eq!(told(&test("").await?.err().context("refused")?), too_many);
+    let repeated = test(request_id).await??.into_inner().delivery.context("a delivery")?.webhook_id;
+    assert_eq!(repeated, last, "a repeat is none more");
+    billing.test(&billing.endpoint("eco_b", "http://127.0.0.1:9/").await?).await?;
+    execute(
+        &db,
+        "update eco_webhook_messages set created_time = now() - interval '25 hours' where payload = '{}'",
+    )
+    .await?;
+    test("").await??;
     billing.stop().await
 }
 

@@ -4,11 +4,11 @@
 
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, stream::FuturesUnordered};
 use hyper::header::{HeaderName, HeaderValue};
 use nexus_kit::db;
 use rand::Rng;
 use sqlx::PgPool;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     error::Error,
     outgoing::Client,
     store::{
+        crossings, lease,
         webhook_deliveries::{self, Claimed, Outcome},
         webhook_endpoints, webhook_messages, webhook_secrets,
     },
@@ -46,47 +47,67 @@ pub struct Deliverer {
 }
 
 impl Deliverer {
-    /// Sends what is due until `shutdown`, then ends what it has begun.
+    /// Sends what is due until `shutdown`, then ends what it has begun. Each attempt is a task, so that none is held up
+    /// by a database that is slow to say what is due; they end with this future.
     pub async fn work(self, shutdown: CancellationToken) {
-        let mut at_work = FuturesUnordered::new();
+        let mut at_work = JoinSet::new();
         let mut cleaned = None;
         let mut failed = false;
         while !shutdown.is_cancelled() {
-            let room = AT_ONCE - at_work.len();
-            let claimed = match self.claim(room, &mut cleaned).await {
+            while let Some(ended) = at_work.try_join_next() {
+                note_end(ended);
+            }
+            let claimed = match self.claim(AT_ONCE - at_work.len(), &mut cleaned).await {
                 Ok(claimed) => {
                     failed = false;
                     claimed
                 }
+                Err(error) if failed => {
+                    tracing::debug!(%error, "webhooks that are due could still not be read");
+                    Vec::new()
+                }
                 Err(error) => {
-                    if !failed {
-                        tracing::warn!(%error, "webhooks that are due could not be read");
-                    }
+                    tracing::warn!(%error, "webhooks that are due could not be read");
                     failed = true;
                     Vec::new()
                 }
             };
-            let pause = if claimed.is_empty() { EVERY } else { Duration::ZERO };
-            at_work.extend(claimed.into_iter().map(|claimed| self.deliver(claimed)));
-            let full = at_work.len() == AT_ONCE;
+            let nothing_due = claimed.is_empty();
+            for claimed in claimed {
+                let deliverer = self.clone();
+                at_work.spawn(async move { deliverer.deliver(claimed).await });
+            }
+            let full = at_work.len() >= AT_ONCE;
+            if !full && !nothing_due {
+                continue;
+            }
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                Some(()) = at_work.next(), if !at_work.is_empty() => {}
-                () = tokio::time::sleep(pause), if !full => {}
+                Some(ended) = at_work.join_next() => note_end(ended),
+                () = tokio::time::sleep(EVERY), if !full => {}
             }
         }
-        while at_work.next().await.is_some() {}
+        while let Some(ended) = at_work.join_next().await {
+            note_end(ended);
+        }
     }
 
     async fn claim(&self, room: usize, cleaned: &mut Option<Instant>) -> Result<Vec<Claimed>, Error> {
-        let mut connection = db::acquire(&self.pool).await?;
         if cleaned.is_none_or(|at| at.elapsed() >= CLEAN_EVERY) {
+            let mut connection = db::acquire(&self.pool).await?;
             webhook_messages::delete_old(&mut connection, KEEP, CLEAN_BATCH).await?;
             webhook_secrets::delete_ended(&mut connection, KEEP).await?;
+            crossings::delete_old(&mut connection, KEEP, CLEAN_BATCH).await?;
             *cleaned = Some(Instant::now());
         }
+        let mut transaction = db::begin(&self.pool).await?;
+        if !lease::try_webhooks(&mut transaction).await? {
+            return Ok(Vec::new());
+        }
         let lease = self.timeout + LEASE_MARGIN;
-        Ok(webhook_deliveries::claim(&mut connection, lease, room as i64).await?)
+        let claimed = webhook_deliveries::claim(&mut transaction, lease, room as i64).await?;
+        transaction.commit().await?;
+        Ok(claimed)
     }
 
     async fn deliver(&self, claimed: Claimed) {
@@ -117,6 +138,7 @@ impl Deliverer {
         self.note(claimed, result, started.elapsed()).await
     }
 
+    /// The endpoint's row is locked before the delivery's, as by whoever disables or deletes an endpoint.
     async fn note(
         &self,
         claimed: &Claimed,
@@ -130,12 +152,11 @@ impl Deliverer {
             error: result.as_ref().err().map(ToString::to_string),
         };
         let mut transaction = db::begin(&self.pool).await?;
-        webhook_deliveries::finish_attempt(&mut transaction, claimed, &outcome).await?;
         match result {
             Ok(_) => {
+                webhook_endpoints::succeed(&mut transaction, claimed.endpoint_id).await?;
                 webhook_deliveries::finish(&mut transaction, claimed, DeliveryStatus::Succeeded, None)
                     .await?;
-                webhook_endpoints::succeed(&mut transaction, claimed.endpoint_id).await?;
             }
             Err(failure) => {
                 let failing = webhook_endpoints::fail(&mut transaction, claimed.endpoint_id).await?;
@@ -145,13 +166,22 @@ impl Deliverer {
                 let pause = consequence.pause;
                 let status = if pause.is_some() { DeliveryStatus::Pending } else { DeliveryStatus::Failed };
                 webhook_deliveries::finish(&mut transaction, claimed, status, pause).await?;
-                if let Some(reason) = consequence.disable {
-                    webhook_endpoints::disable(&mut transaction, claimed.endpoint_id, reason).await?;
+                if let Some(reason) = consequence.disable
+                    && webhook_endpoints::disable(&mut transaction, claimed.endpoint_id, reason).await?
+                {
+                    webhook_deliveries::hold(&mut transaction, claimed.endpoint_id).await?;
                     let endpoint_id = claimed.endpoint_id;
                     tracing::info!(%endpoint_id, reason = reason.as_str(), "a webhook endpoint was disabled");
                 }
             }
         }
+        webhook_deliveries::finish_attempt(&mut transaction, claimed, &outcome).await?;
         Ok(transaction.commit().await?)
+    }
+}
+
+fn note_end(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "an attempt to deliver a webhook failed; it is made again when its lease has ended");
     }
 }

@@ -26,11 +26,13 @@ async fn endpoint(db: &mut PgConnection, eco_id: &EcoId, endpoint_id: Uuid) -> R
     webhook_endpoints::get(db, eco_id, endpoint_id).await?.ok_or(Error::EndpointNotFound(endpoint_id))
 }
 
+/// One that is enabled, and stays so until the transaction ends.
 async fn enabled_endpoint(
     db: &mut PgConnection,
     eco_id: &EcoId,
     endpoint_id: Uuid,
 ) -> Result<Endpoint, Error> {
-    let endpoint = endpoint(db, eco_id, endpoint_id).await?;
+    let found = webhook_endpoints::get_to_send(db, eco_id, endpoint_id).await?;
+    let endpoint = found.ok_or(Error::EndpointNotFound(endpoint_id))?;
     if endpoint.disabled.is_some() { Err(Error::EndpointDisabled(endpoint_id)) } else { Ok(endpoint) }
 }

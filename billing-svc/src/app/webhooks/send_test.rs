@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{enabled_endpoint, redeliver::delivery};
 use crate::{
-    domain::webhook::{delivery::Delivery, event::Message},
+    domain::webhook::{MAX_TESTS_A_DAY, delivery::Delivery, event::Message},
     error::Error,
     store::{webhook_deliveries, webhook_endpoints, webhook_messages},
 };
@@ -29,6 +29,9 @@ pub async fn run(
             webhook_deliveries::find_by_request(&mut transaction, endpoint_id, request_id).await?
     {
         return delivery(&mut transaction, endpoint_id, earlier).await;
+    }
+    if webhook_messages::count_tests(&mut transaction, eco_id).await? >= MAX_TESTS_A_DAY {
+        return Err(Error::TooManyTests(eco_id.clone()));
     }
     let now = webhook_messages::now(&mut transaction).await?;
     let message = Message::test(message_id, &endpoint, now);

@@ -53,13 +53,15 @@ pub struct Delivery {
     pub payload: String,
     /// How far it is.
     pub status: DeliveryStatus,
-    /// When it is tried next.
+    /// Whether it waits until its endpoint is enabled.
+    pub held: bool,
+    /// When it is tried next, unless it is held.
     pub due_time: DateTime<Utc>,
     /// When it was begun.
     pub created_time: DateTime<Utc>,
     /// When it was over.
     pub finished_time: Option<DateTime<Utc>>,
-    /// Its attempts, oldest first.
+    /// Its last attempts, oldest first.
     pub attempts: Vec<Attempt>,
 }
 

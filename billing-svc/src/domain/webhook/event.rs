@@ -61,7 +61,7 @@ impl Message {
     pub fn threshold_reached(facts: &Facts, reached: Reached) -> Self {
         let data = json!({
             "eco_id": facts.eco_id,
-            "plan": facts.plan.as_str(),
+            "plan": reached.plan.as_str(),
             "threshold": reached.percent,
             "limit": reached.limit,
             "api_calls": facts.api_calls(),

@@ -20,12 +20,17 @@ use std::str::FromStr;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::id::EcoId;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use self::event::EventType;
 
 /// Endpoints an account may have.
 pub const MAX_ENDPOINTS: i64 = 20;
+/// Tests that an account may send in a day: their messages are kept as long as others.
+pub const MAX_TESTS_A_DAY: i64 = 100;
+/// Attempts of a delivery that its log has, the last ones.
+pub const ATTEMPTS_KEPT: i64 = 50;
 /// Characters of an endpoint's description.
 pub const MAX_DESCRIPTION: usize = 256;
 /// An endpoint that has failed for so long, without a success between, is disabled.
@@ -69,6 +74,14 @@ pub struct NewEndpoint {
     pub event_types: Vec<EventType>,
     /// Makes a repeat return the endpoint.
     pub request_id: Option<Uuid>,
+}
+
+impl NewEndpoint {
+    /// What is asked for, as it is kept to tell a repeat from another request.
+    pub fn asked(&self) -> Value {
+        let types: Vec<_> = self.event_types.iter().map(|event_type| event_type.as_str()).collect();
+        json!({ "url": self.url, "description": self.description, "event_types": types })
+    }
 }
 
 /// What is to change of an endpoint; `None`: nothing.

@@ -1,10 +1,10 @@
-//! Requests and answers about customers' webhooks and usage thresholds.
+//! Requests about customers' webhooks and usage thresholds.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::{id::EcoId, plan::Plan};
 use nexus_kit::{
     auth::{Caller, Scope},
-    convert::{plan_from_proto, plan_to_proto, timestamp},
+    convert::plan_from_proto,
     page, status,
     validate::Violations,
 };
@@ -17,8 +17,8 @@ use crate::{
     domain::{
         threshold::check_percents,
         webhook::{
-            DisabledReason, Endpoint, EndpointChange, MAX_DESCRIPTION, NewEndpoint,
-            delivery::{Attempt, Delivery, DeliveryStatus},
+            EndpointChange, MAX_DESCRIPTION, NewEndpoint,
+            delivery::DeliveryStatus,
             event::{self, EventType},
             signature::{DEFAULT_GRACE_MS, MAX_GRACE_MS},
             url::Policy,
@@ -33,7 +33,7 @@ pub(super) fn new_endpoint(
     caller: &Caller,
     policy: &Policy,
     endpoint_id: Uuid,
-    request: pb::CreateWebhookEndpointRequest,
+    request: &pb::CreateWebhookEndpointRequest,
 ) -> Result<NewEndpoint, Status> {
     let mut v = Violations::new();
     let eco_id = caller.account_among(&request.eco_id, SCOPES, &mut v)?;
@@ -42,7 +42,7 @@ pub(super) fn new_endpoint(
     let event_types = event_types(&mut v, "event_types", &request.event_types);
     let request_id = v.optional_uuid("request_id", &request.request_id);
     let eco_id = finish(v, eco_id)?;
-    let (url, description) = (request.url, request.description);
+    let (url, description) = (request.url.clone(), request.description.clone());
     Ok(NewEndpoint { endpoint_id, eco_id, url, description, event_types, request_id })
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Asked {
 pub(super) fn endpoint_change(
     caller: &Caller,
     policy: &Policy,
-    request: pb::UpdateWebhookEndpointRequest,
+    request: &pb::UpdateWebhookEndpointRequest,
 ) -> Result<(Asked, EndpointChange), Status> {
     let mut v = Violations::new();
     let asked = asked(caller, &request.eco_id, &request.endpoint_id, &mut v)?;
@@ -66,11 +66,11 @@ pub(super) fn endpoint_change(
     if let Some(description) = &request.description {
         check_description(&mut v, description);
     }
-    let filter = request.event_filter;
+    let filter = request.event_filter.as_ref();
     let event_types =
         filter.map(|filter| event_types(&mut v, "event_filter.event_types", &filter.event_types));
     let asked = finish(v, asked)?;
-    let (url, description, enabled) = (request.url, request.description, request.enabled);
+    let (url, description, enabled) = (request.url.clone(), request.description.clone(), request.enabled);
     Ok((asked, EndpointChange { url, description, event_types, enabled }))
 }
 
@@ -130,6 +130,13 @@ pub(super) struct EndpointPage {
     pub(super) after: Option<Cursor>,
 }
 
+impl EndpointPage {
+    /// Token of the next page.
+    pub(super) fn token(&self, next: &Cursor) -> String {
+        page::encode(&self.eco_id, next)
+    }
+}
+
 /// Reads a request to list endpoints.
 pub(super) fn endpoint_page(
     caller: &Caller,
@@ -187,9 +194,9 @@ pub(super) fn delivery_page(
 }
 
 /// Reads a request to set thresholds.
-pub(super) fn thresholds(request: pb::SetUsageThresholdsRequest) -> Result<(Plan, Vec<i32>), Violations> {
+pub(super) fn thresholds(request: &pb::SetUsageThresholdsRequest) -> Result<(Plan, Vec<i32>), Violations> {
     let mut v = Violations::new();
-    let Some(asked) = request.thresholds else { return Err(Violations::one("thresholds", "is required")) };
+    let Some(asked) = &request.thresholds else { return Err(Violations::one("thresholds", "is required")) };
     let plan = plan_from_proto(asked.plan).and_then(|plan| plan.ok_or("is required"));
     let plan = v.take("thresholds.plan", plan);
     let percents = v.take("thresholds.percents", check_percents(&asked.percents));
@@ -241,63 +248,4 @@ fn event_types(v: &mut Violations, field: &str, words: &[String]) -> Vec<EventTy
         }
     }
     types
-}
-
-/// An endpoint for the wire.
-pub(super) fn endpoint(endpoint: Endpoint) -> pb::WebhookEndpoint {
-    use pb::WebhookDisabledReason as R;
-    let reason = match endpoint.disabled {
-        None => R::Unspecified,
-        Some((DisabledReason::ByUser, _)) => R::ByUser,
-        Some((DisabledReason::Gone, _)) => R::Gone,
-        Some((DisabledReason::Failing, _)) => R::Failing,
-    };
-    pb::WebhookEndpoint {
-        endpoint_id: endpoint.endpoint_id.to_string(),
-        eco_id: endpoint.eco_id,
-        url: endpoint.url,
-        description: endpoint.description,
-        event_types: endpoint.event_types.into_iter().map(|t| t.as_str().to_owned()).collect(),
-        enabled: endpoint.disabled.is_none(),
-        disabled_reason: reason.into(),
-        disable_time: endpoint.disabled.map(|(_, time)| timestamp(time)),
-        failing_since_time: endpoint.failing_since.map(timestamp),
-        create_time: Some(timestamp(endpoint.created_time)),
-    }
-}
-
-/// A delivery for the wire.
-pub(super) fn delivery(delivery: Delivery) -> pb::WebhookDelivery {
-    use pb::WebhookDeliveryStatus as S;
-    let (status, next) = match delivery.status {
-        DeliveryStatus::Pending => (S::Pending, Some(timestamp(delivery.due_time))),
-        DeliveryStatus::Succeeded => (S::Succeeded, None),
-        DeliveryStatus::Failed => (S::Failed, None),
-    };
-    pb::WebhookDelivery {
-        webhook_id: event::webhook_id(delivery.message_id),
-        endpoint_id: delivery.endpoint_id.to_string(),
-        event_type: delivery.event_type.as_str().to_owned(),
-        payload: delivery.payload,
-        status: status.into(),
-        next_attempt_time: next,
-        create_time: Some(timestamp(delivery.created_time)),
-        finish_time: delivery.finished_time.map(timestamp),
-        attempts: delivery.attempts.into_iter().map(attempt).collect(),
-    }
-}
-
-fn attempt(attempt: Attempt) -> pb::WebhookAttempt {
-    pb::WebhookAttempt {
-        attempt: attempt.attempt,
-        start_time: Some(timestamp(attempt.started_time)),
-        duration_ms: attempt.duration_ms,
-        http_status: attempt.http_status.unwrap_or_default(),
-        error: attempt.error.unwrap_or_default(),
-    }
-}
-
-/// Percentages of a plan for the wire.
-pub(super) fn usage_thresholds((plan, percents): (Plan, Vec<i32>)) -> pb::UsageThresholds {
-    pb::UsageThresholds { plan: plan_to_proto(plan).into(), percents }
 }
