@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::unknown_word;
 use crate::domain::webhook::{
-    ATTEMPTS_KEPT,
+    ACCOUNT_AT_ONCE, ATTEMPTS_KEPT,
     delivery::{Attempt, Delivery, DeliveryStatus},
     event::Message,
 };
@@ -73,30 +73,47 @@ pub async fn insert(
 }
 
 /// Takes up to `limit` deliveries that are due and notes that an attempt begins. Of an endpoint one at a time, the
-/// one that is due the longest: one that hangs holds up its own alone. For the holder of the lock of
-/// [`super::lease::try_webhooks`]. Only the first that are due are looked at: those of endpoints that are at work are
-/// passed over, so that the rest has its turn.
+/// one that is due the longest, and of an account a few: who hangs holds up the own alone. For the holder of the lock
+/// of [`super::lease::try_webhooks`]. Only the first that are due are looked at; those that may not be taken now are
+/// passed over before, so that the rest has its turn.
 #[tracing::instrument(name = "db.eco_webhook_deliveries.claim", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn claim(db: &mut PgConnection, lease: Duration, limit: i64) -> sqlx::Result<Vec<Claimed>> {
     sqlx::query_as!(
         Claimed,
-        r#"with first as (
+        r#"with busy as (
+               select e.endpoint_id, e.eco_id
+               from eco_webhook_deliveries o
+               join eco_webhook_endpoints e on e.endpoint_id = o.endpoint_id
+               where o.lease_end_time > now()
+           ), accounts as (
+               select b.eco_id, count(*) as at_work from busy b group by b.eco_id
+           ), first as (
                select d.endpoint_id, d.message_id, d.due_time
                from eco_webhook_deliveries d
                where d.status = 'pending' and not d.held and d.due_time <= now()
                  and d.endpoint_id <> all (array(
-                     select o.endpoint_id from eco_webhook_deliveries o where o.lease_end_time > now()))
+                     select b.endpoint_id from busy b
+                     union
+                     select e.endpoint_id from accounts a join eco_webhook_endpoints e on e.eco_id = a.eco_id
+                     where a.at_work >= $4::bigint))
                order by d.due_time, d.message_id
                limit $2::bigint * 8
            ), each as (
                select distinct on (f.endpoint_id) f.endpoint_id, f.message_id, f.due_time
                from first f
                order by f.endpoint_id, f.due_time, f.message_id
+           ), placed as (
+               select f.endpoint_id, f.message_id, f.due_time,
+                      coalesce(a.at_work, 0)
+                          + row_number() over (partition by e.eco_id order by f.due_time, f.message_id) as place
+               from each f
+               join eco_webhook_endpoints e on e.endpoint_id = f.endpoint_id
+               left join accounts a on a.eco_id = e.eco_id
            ), due as (
                select d.endpoint_id, d.message_id
-               from each f
+               from placed f
                join eco_webhook_deliveries d on d.endpoint_id = f.endpoint_id and d.message_id = f.message_id
-               where d.status = 'pending' and not d.held
+               where f.place <= $4::bigint and d.status = 'pending' and not d.held
                order by f.due_time, f.message_id
                limit $2
                for update of d skip locked
@@ -122,6 +139,7 @@ pub async fn claim(db: &mut PgConnection, lease: Duration, limit: i64) -> sqlx::
         lease as _,
         limit,
         ATTEMPTS_KEPT,
+        ACCOUNT_AT_ONCE,
     )
     .fetch_all(db)
     .await

@@ -242,6 +242,31 @@ async fn however_much_waits_for_one_endpoint_the_others_have_their_turn() -> Res
     w.billing.kill().await
 }
 
+/// All endpoints of an account hang, and there are more of them than are tried at once.
+#[tokio::test]
+async fn an_account_has_a_few_deliveries_under_way_and_leaves_the_rest_to_others() -> Result<()> {
+    let mut w = World::with(settings).await?;
+    seed::account(&w.db.pool, "eco_b", Plan::Pro, anchor()).await?;
+    let mut other = Receiver::start().await?;
+    for _ in 0..6 {
+        w.receiver.answer(Answer::Hang);
+        let endpoint = w.billing.endpoint("eco_a", &w.receiver.url).await?;
+        w.billing.test(&endpoint).await?;
+    }
+    for _ in 0..4 {
+        w.receiver.next().await?;
+    }
+    for _ in 0..3 {
+        w.billing.test(&w.billing.endpoint("eco_b", &other.url).await?).await?;
+        other.next().await?;
+    }
+    let under_way = "select count(*) from eco_webhook_deliveries where lease_end_time > now()
+                     and endpoint_id in (select endpoint_id from eco_webhook_endpoints where eco_id = 'eco_a')";
+    assert_eq!(sqlx::query_scalar::<_, i64>(under_way).fetch_one(&w.db.pool).await?, 4);
+    assert!(w.receiver.rest().is_empty());
+    w.billing.kill().await
+}
+
 #[tokio::test]
 async fn the_log_of_a_delivery_has_the_last_fifty_attempts() -> Result<()> {
     let mut w = World::with(settings).await?;

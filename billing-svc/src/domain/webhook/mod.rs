@@ -29,6 +29,8 @@ use self::event::EventType;
 pub const MAX_ENDPOINTS: i64 = 20;
 /// Tests that an account may send in a day: their messages are kept as long as others.
 pub const MAX_TESTS_A_DAY: i64 = 100;
+/// Deliveries to an account's endpoints that are under way at once.
+pub const ACCOUNT_AT_ONCE: i64 = 4;
 /// Attempts of a delivery that its log has, the last ones.
 pub const ATTEMPTS_KEPT: i64 = 50;
 /// Characters of an endpoint's description.
