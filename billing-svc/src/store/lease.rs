@@ -36,6 +36,16 @@ pub async fn try_stripe_object(db: &mut PgConnection, id: &str) -> sqlx::Result<
     .await
 }
 
+/// Waits for an object of Stripe's and takes it until the transaction ends, likewise. To be the first lock of its
+/// transaction.
+#[tracing::instrument(name = "db.lease.stripe_object", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn stripe_object(db: &mut PgConnection, id: &str) -> sqlx::Result<()> {
+    sqlx::query!("select pg_advisory_xact_lock(hashtext('nexus_stripe_object'), hashtext($1))", id)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
 /// What one process at a time does, over all replicas, for as long as a connection of its own lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lease {

@@ -11,6 +11,7 @@ mod problem;
 mod requests;
 mod secure;
 mod spend_cap;
+mod subscriptions;
 mod suite;
 mod usage;
 mod webhooks;

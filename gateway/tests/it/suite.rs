@@ -317,10 +317,12 @@ async fn billing(db: DbArgs, stripe: String) -> Result<(SocketAddr, Running)> {
             stripe_api_base: stripe,
             stripe_rate_per_second: NonZeroU32::new(1_000).context("a rate")?,
             stripe_timeout: TIMEOUT,
+            stripe_proration: nexus_billing::config::Proration::None,
         },
         stripe_webhook_secret: Some(WEBHOOK_SECRET.into()),
         overage_concurrency: 4,
         stripe_events_concurrency: 4,
+        dashboard_url: "http://localhost:8080/dashboard/billing".to_owned(),
     };
     let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
     let address = listeners.main_addr()?;
