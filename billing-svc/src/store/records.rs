@@ -246,7 +246,7 @@ pub async fn park(
         key.eco_id,
         key.start,
         reason.map(ParkReason::as_str),
-        untold.map(|error| &error.message),
+        untold.map(|error| error.message.as_str()),
     )
     .execute(db)
     .await?;

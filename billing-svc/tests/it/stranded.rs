@@ -122,7 +122,7 @@ async fn charges_on_a_draft_that_nobody_finalises_are_collected_by_an_invoice_of
     for killed in [false, true] {
         let memory = Arc::new(Memory::new());
         let (db, _) = on_a_dead_draft(&memory).await?;
-        let [(first, _)] = memory.items().try_into().ok().context("one item")?;
+        let [(first, _)]: [_; 1] = memory.items().try_into().ok().context("one item")?;
         let context = charging(&db, memory.clone())?;
         let ended = end_subscription(&db, 5_000).await?;
         if killed {
@@ -133,7 +133,7 @@ async fn charges_on_a_draft_that_nobody_finalises_are_collected_by_an_invoice_of
         for _ in 0..2 {
             let settled = settle_ended::run(&context, "eco_a", ended).await?;
             ensure!(settled.error.is_none(), "{killed}: {settled:?}");
-            let [(item, _)] = memory.items().try_into().ok().context("one item")?;
+            let [(item, _)]: [_; 1] = memory.items().try_into().ok().context("one item")?;
             assert_ne!(item, first);
             assert_eq!(memory.finalised(), [vec![item]], "{killed}");
             assert_eq!(attempts(&db).await?, [(1, 1, "failed".into()), (2, 1, "succeeded".into())], "{killed}");
@@ -147,7 +147,7 @@ async fn charges_on_a_draft_that_nobody_finalises_are_collected_by_an_invoice_of
 async fn a_charge_on_an_invoice_that_was_finalised_after_all_stays() -> Result<()> {
     let memory = Arc::new(Memory::new());
     let (db, draft) = on_a_dead_draft(&memory).await?;
-    let [(item, _)] = memory.items().try_into().ok().context("one item")?;
+    let [(item, _)]: [_; 1] = memory.items().try_into().ok().context("one item")?;
     let context = charging(&db, memory.clone())?;
     let mut connection = nexus_kit::db::acquire(&context.pool).await?;
     take_backs::begin(&mut connection, "eco_a", std::slice::from_ref(&item)).await?;
@@ -199,7 +199,10 @@ async fn an_account_that_never_had_a_subscription_gets_an_invoice_when_its_perio
     billing.run_all().await?;
     assert_eq!(invoices(&sim).await?.len(), 1);
 
-    // A month later, that of the next one: it was charged before the first invoice was made.
+    // A month later, that of the next one: it was charged long before the first invoice was made.
+    sqlx::query("update eco_overage_charges set finished_time = finished_time - interval '1 hour'")
+        .execute(&db.pool)
+        .await?;
     let ends = "update eco_usage_records set period_end = now() - interval '25 hours' where settled_time is null";
     sqlx::query(ends).execute(&db.pool).await?;
     billing.run_all().await?;

@@ -9,7 +9,7 @@ use stripe_billing::{
 };
 use stripe_types::List;
 
-use super::{HttpClient, Pace, RequestError, invoices};
+use super::{HttpClient, Pace, RequestError, invoices, is_missing};
 
 /// Entries a page has at most.
 const PAGE: i64 = 100;
@@ -91,7 +91,12 @@ pub(super) async fn look_through<L: Listing>(
             if turn > 0 {
                 pace.wait().await;
             }
-            let page = list.page(client).await?;
+            let page = match list.page(client).await {
+                Ok(page) => page,
+                // Whoever is not there has nothing.
+                Err(error) if turn == 0 && is_missing(&error) => return Ok(found),
+                Err(error) => return Err(error),
+            };
             let last = page.data.last().map(L::id).transpose()?;
             found.extend(page.data.into_iter().filter(&wanted));
             if !page.has_more {

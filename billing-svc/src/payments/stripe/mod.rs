@@ -98,9 +98,9 @@ impl Payments for Stripe {
                 pace.wait().await;
                 items.extend(items::on_invoice(&self.client, &invoice_id, pace).await?);
             }
-            Ok(items)
+            Ok::<_, RequestError>(items)
         };
-        Box::pin(call.map_err(|e: RequestError| doubt(&e)).instrument(span))
+        Box::pin(call.map_err(|e| doubt(&e)).instrument(span))
     }
 
     fn create_invoice<'a>(&'a self, invoice: &'a NewInvoice, key: &'a str) -> BoxFuture<'a, Outcome> {
