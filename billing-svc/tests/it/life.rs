@@ -63,7 +63,6 @@ fn stand(memory: &MemorySubscriptions, now: DateTime<Utc>, happened: usize) {
         eco_id: None,
     };
     let session = CheckoutSession {
-        id: "cs_1".to_owned(),
         eco_id: Some(ACCOUNT.to_owned()),
         subscription: Some("sub_1".to_owned()),
         is_complete: true,
@@ -73,11 +72,11 @@ fn stand(memory: &MemorySubscriptions, now: DateTime<Utc>, happened: usize) {
         subscription: Some("sub_1".to_owned()),
         is_draft: false,
         is_of_cycle: true,
-        period: (created, created),
+        period_end: created,
     };
     let mut state = memory.state();
     state.subscriptions.insert(subscription.id.clone(), subscription);
-    state.sessions.insert(session.id.clone(), session);
+    state.sessions.insert("cs_1".to_owned(), session);
     state.invoices.insert(invoice.id.clone(), invoice);
 }
 
