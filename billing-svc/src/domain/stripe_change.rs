@@ -67,7 +67,7 @@ pub fn is_so(found: &Subscription, change: &SubscriptionChange) -> bool {
         SubscriptionChange::Price { item_id, price_id, .. } => {
             !ends && found.prices.iter().any(|price| price.item_id == *item_id && price.id == *price_id)
         }
-        SubscriptionChange::EndWithPeriod => ends,
+        SubscriptionChange::EndWithPeriod => ends || is_over(found),
         SubscriptionChange::GoOn => !ends,
         SubscriptionChange::EndNow => is_over(found),
     }
@@ -235,6 +235,7 @@ mod tests {
             (&ending, to("price_pro"), false),
             (&active, SubscriptionChange::EndWithPeriod, false),
             (&ending, SubscriptionChange::EndWithPeriod, true),
+            (&over, SubscriptionChange::EndWithPeriod, true),
             (&active, SubscriptionChange::GoOn, true),
             (&ending, SubscriptionChange::GoOn, false),
             (&ending, SubscriptionChange::EndNow, false),

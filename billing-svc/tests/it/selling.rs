@@ -379,8 +379,9 @@ async fn a_user_gets_a_plan_that_is_paid_for_only_by_a_checkout_and_an_admin_giv
     ensure!(ask("eco_a", common::Plan::Pro).await.is_err());
     ask("eco_a", common::Plan::Free).await?;
     ask("eco_a", common::Plan::Enterprise).await?;
-    let shown = billing.client.clone().get_subscription(user("eco_a")?.request(GetSubscriptionRequest::default()));
-    let shown = shown.await?.into_inner().subscription.context("a subscription")?;
+    let request = user("eco_a")?.request(GetSubscriptionRequest::default());
+    let shown = billing.client.clone().get_subscription(request).await?.into_inner();
+    let shown = shown.subscription.context("a subscription")?;
     assert_eq!((shown.plan(), shown.next_plan()), (common::Plan::Enterprise, common::Plan::Unspecified));
     ensure!(shown.stripe_subscription_id.is_empty() && shown.cancel_time.is_none(), "{shown:?}");
     tokio::time::timeout(Duration::from_secs(10), billing.stop()).await?

@@ -1,5 +1,7 @@
 //! [`Sales`] at Stripe.
 
+use std::collections::HashMap;
+
 use futures::future::BoxFuture;
 use serde::Serialize;
 use stripe_billing::subscription::{
@@ -128,21 +130,21 @@ impl Stripe {
     }
 
     async fn create_checkout(&self, checkout: &NewCheckout, key: &str) -> Result<String, RequestError> {
-        let named = || [(ECO_ID.to_owned(), checkout.eco_id.clone())].into();
+        let named = HashMap::from([(ECO_ID.to_owned(), checkout.eco_id.clone())]);
         let item = CreateCheckoutSessionLineItems {
             price: Some(checkout.price_id.clone()),
             quantity: Some(1),
             ..CreateCheckoutSessionLineItems::new()
         };
         let subscription = CreateCheckoutSessionSubscriptionData {
-            metadata: Some(named()),
+            metadata: Some(named.clone()),
             ..CreateCheckoutSessionSubscriptionData::new()
         };
         let mut request = CreateCheckoutSession::new()
             .mode(CheckoutSessionMode::Subscription)
             .line_items(vec![item])
             .client_reference_id(&checkout.eco_id)
-            .metadata::<std::collections::HashMap<String, String>>(named())
+            .metadata(named)
             .subscription_data(subscription)
             .success_url(&checkout.success_url)
             .cancel_url(&checkout.cancel_url)
