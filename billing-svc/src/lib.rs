@@ -95,12 +95,8 @@ pub async fn serve(
         // Stripe's limit is one per endpoint.
         pace: Arc::new(Pace::new(config.stripe.stripe_rate_per_second)),
     };
-    let sales = Sales {
-        pool: pool.clone(),
-        port: stripe.clone(),
-        events: events_context.clone(),
-        pages: Pages::of(&config.dashboard_url),
-    };
+    let pages = Pages::of(&config.dashboard_url);
+    let sales = Sales::new(pool.clone(), stripe.clone(), events_context.clone(), pages);
     let selling = tokio::spawn(app::sales::worker::run(sales.clone(), shutdown.clone()));
     let _sell_with_us = AbortOnDrop(selling);
     let worker = Worker::new(

@@ -58,12 +58,9 @@ impl World {
         memory.add_price("price_enterprise", "enterprise", "usd");
         seed::account(&db.pool, "eco_a", Plan::Free, anchor()).await?;
         let pace = Arc::new(Pace::new(NonZeroU32::new(10_000).context("not zero")?));
-        let sales = Sales {
-            pool: db::pool(&db.args(), Role::Billing)?,
-            port: memory.clone(),
-            events: stripe_events::Context { subscriptions: memory.clone(), pace },
-            pages: Pages::of("https://example.com/billing"),
-        };
+        let pool = db::pool(&db.args(), Role::Billing)?;
+        let events = stripe_events::Context { subscriptions: memory.clone(), pace };
+        let sales = Sales::new(pool, memory.clone(), events, Pages::of("https://example.com/billing"));
         Ok(Self { db, memory, sales, eco_id: EcoId::parse("eco_a")? })
     }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use nexus_core::{id::EcoId, money::Currency, plan::Plan};
 use nexus_kit::db;
 use sqlx::PgPool;
+use tokio::sync::Semaphore;
 
 use super::stripe_events::{self, Failure};
 use crate::{
@@ -41,7 +42,12 @@ pub struct Sales {
     pub events: stripe_events::Context,
     /// Where customers come back to from a checkout.
     pub pages: Pages,
+    /// Had by who brings our tables up: each has a connection for as long as Stripe takes to answer.
+    places: Arc<Semaphore>,
 }
+
+/// Subscriptions that our tables are brought up to at once.
+const PLACES: usize = 4;
 
 /// Pages of the product's own.
 #[derive(Debug, Clone)]
@@ -70,6 +76,11 @@ impl From<Doubt> for Error {
 }
 
 impl Sales {
+    /// Sells over `port`, and reads by `events`.
+    pub fn new(pool: PgPool, port: Arc<dyn Port>, events: stripe_events::Context, pages: Pages) -> Self {
+        Self { pool, port, events, pages, places: Arc::new(Semaphore::new(PLACES)) }
+    }
+
     /// The subscription of an open account, as our tables have it.
     async fn subscription(&self, eco_id: &EcoId) -> Result<Subscription, Error> {
         let mut connection = db::acquire(&self.pool).await?;
@@ -83,6 +94,7 @@ impl Sales {
 
     /// Brings our tables to how a subscription stands at Stripe.
     pub(super) async fn bring_up(&self, id: &str, named: Option<&str>) -> Result<(), Error> {
+        let _place = self.places.acquire().await.map_err(|_| Error::Stopping)?;
         match stripe_events::bring_up(&self.pool, &self.events, id, named).await {
             Ok(()) => Ok(()),
             Err(Failure::Own(error)) => Err(error),
