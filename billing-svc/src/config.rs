@@ -36,7 +36,12 @@ pub struct Config {
     #[arg(long, env = "STRIPE_WEBHOOK_SECRET", hide_env_values = true, value_name = "SECRETS")]
     pub stripe_webhook_secret: Option<SecretString>,
     /// Page of the product where customers come back to from a checkout
-    #[arg(long, env = "DASHBOARD_URL", default_value = "http://localhost:8080/dashboard/billing", value_name = "URL")]
+    #[arg(
+        long,
+        env = "DASHBOARD_URL",
+        default_value = "http://localhost:8080/dashboard/billing",
+        value_name = "URL"
+    )]
     pub dashboard_url: String,
     /// Accounts a run of ProcessOverage works on at once; at least the rate, times the seconds that Stripe takes
     #[arg(long, env = "OVERAGE_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "N")]
@@ -62,7 +67,13 @@ pub struct StripeArgs {
     #[arg(long, env = "STRIPE_TIMEOUT", default_value = "30s", value_parser = parse_timeout, value_name = "DURATION")]
     pub stripe_timeout: Duration,
     /// How what is left of a billing period is charged when a plan changes within it
-    #[arg(long, env = "STRIPE_PRORATION", value_enum, default_value = "create_prorations", value_name = "HOW")]
+    #[arg(
+        long,
+        env = "STRIPE_PRORATION",
+        value_enum,
+        default_value = "create_prorations",
+        value_name = "HOW"
+    )]
     pub stripe_proration: Proration,
 }
 

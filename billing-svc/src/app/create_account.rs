@@ -45,7 +45,9 @@ async fn check_at_stripe(sales: &Sales, new: &NewAccount) -> Result<Option<DateT
     let (mut violations, mut anchor) = (Violations::new(), None);
     let found: Option<Subscription> = sales.events.subscriptions.subscription(id).await?;
     match found.filter(|found| !is_over(found)) {
-        None => violations.add("stripe_subscription_id", "must be a subscription at Stripe that has not ended"),
+        None => {
+            violations.add("stripe_subscription_id", "must be a subscription at Stripe that has not ended")
+        }
         Some(found) => {
             violations.require(
                 new.stripe_customer_id.as_ref() == Some(&found.customer),

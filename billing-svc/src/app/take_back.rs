@@ -38,8 +38,9 @@ pub async fn run(context: &ChargeContext, eco_id: &str) -> Result<Option<Account
             }
         }
     }
-    let message =
-        format!("It is not known whether all charges are off drafts that nobody finalises ({last}); a repeat goes on.");
+    let message = format!(
+        "It is not known whether all charges are off drafts that nobody finalises ({last}); a repeat goes on."
+    );
     Ok(Some(AccountError::new(eco_id, "IN_DOUBT", message)))
 }
 

@@ -68,7 +68,9 @@ pub async fn take_up(pool: PgPool, shutdown: CancellationToken) {
     while !shutdown.is_cancelled() {
         match hand_out(&pool, None).await {
             Ok(()) => return,
-            Err(error) if failed => tracing::debug!(%error, "versions of plans could still not be handed out"),
+            Err(error) if failed => {
+                tracing::debug!(%error, "versions of plans could still not be handed out")
+            }
             Err(error) => {
                 tracing::warn!(%error, "versions of plans could not be handed out");
                 failed = true;

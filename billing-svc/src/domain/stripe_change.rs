@@ -173,7 +173,11 @@ mod tests {
             (None, true, Free, false, StepAtStripe::Nothing),
             (None, true, Free, true, StepAtStripe::End { now: true }),
         ] {
-            assert_eq!(step(&held(Pro, waiting, ends, now, end), wanted, apply_now), expected, "{wanted} {ends}");
+            assert_eq!(
+                step(&held(Pro, waiting, ends, now, end), wanted, apply_now),
+                expected,
+                "{wanted} {ends}"
+            );
         }
         for (waiting, ends, wanted, apply_now, expected) in [
             (None, false, Pro, false, price(false, true)),

@@ -206,7 +206,9 @@ impl State {
         match change {
             Change::Item(item) => {
                 self.check_customer(&item.customer)?;
-                if let Some(ended) = item.subscription.as_ref().filter(|id| self.ended_subscriptions.contains(*id)) {
+                if let Some(ended) =
+                    item.subscription.as_ref().filter(|id| self.ended_subscriptions.contains(*id))
+                {
                     return Err(refusal("INVALID_REQUEST_ERROR", format!("{ended} has ended")));
                 }
                 item.invoice.iter().try_for_each(|invoice| self.check_draft(invoice, &item.customer))

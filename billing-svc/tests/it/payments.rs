@@ -223,12 +223,18 @@ async fn abandoned(
     draft: impl AsyncFn() -> Result<()>,
 ) -> Result<()> {
     let abandoned = async || payments.abandoned_items(subscription, &pace()).await;
-    let on = |id| InvoiceItem { subscription: Some(subscription.to_owned()), ..item(customer, Uuid::from_u128(id), 5) };
+    let on = |id| InvoiceItem {
+        subscription: Some(subscription.to_owned()),
+        ..item(customer, Uuid::from_u128(id), 5)
+    };
     let on_draft = create(payments, &on(51), "ab1").await?;
     assert_eq!(abandoned().await, Ok(HashSet::new()));
     draft().await?;
     let of_settlement = create(payments, &on(52), "ab2").await?;
-    let new = NewInvoice { subscription: Some(subscription.to_owned()), ..new_invoice(customer, Uuid::from_u128(53)) };
+    let new = NewInvoice {
+        subscription: Some(subscription.to_owned()),
+        ..new_invoice(customer, Uuid::from_u128(53))
+    };
     let invoice = done(payments.create_invoice(&new, "ab3").await)?;
     done(payments.add_items(&invoice, &[of_settlement], "ab4").await)?;
     create(payments, &on(54), "ab5").await?;

@@ -114,7 +114,11 @@ async fn what_was_not_handed_out_is_taken_up_at_the_start() -> Result<()> {
         sqlx::query(statement).execute(&db.pool).await?;
     }
     let billing = Billing::start(&db, "http://127.0.0.1:9/").await?;
-    until(&db, "select exists (select from eco_subscriptions where next_plan = 'pro' and next_plan_version = 2)").await?;
+    until(
+        &db,
+        "select exists (select from eco_subscriptions where next_plan = 'pro' and next_plan_version = 2)",
+    )
+    .await?;
     billing.stop().await
 }
 

@@ -300,7 +300,8 @@ async fn an_item_of_a_period_that_was_cut_is_taken_in() -> Result<()> {
     let (db, sim) = (TestDb::new().await?, Sim::start().await?);
     let billing = charged(&db, &sim, &["eco_a"]).await?;
     let before = sim.amounts().await?;
-    sql(&db, "update eco_usage_records set period_end = now(), settle_time = now() + interval '1 day'").await?;
+    sql(&db, "update eco_usage_records set period_end = now(), settle_time = now() + interval '1 day'")
+        .await?;
     sql(&db, "delete from eco_overage_charges").await?;
     sql(&db, "update eco_usage_records set billed_micros = 0").await?;
     assert_eq!(billing.differences(true).await?, pairs(&[("eco_a", "ITEM_EXTRA")]));

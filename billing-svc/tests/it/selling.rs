@@ -113,7 +113,8 @@ impl World {
 
     /// Nothing is left to be made at Stripe.
     async fn nothing_is_left(&self) -> Result<()> {
-        until(&self.db, "select not exists (select from eco_stripe_changes where finished_time is null)").await
+        until(&self.db, "select not exists (select from eco_stripe_changes where finished_time is null)")
+            .await
     }
 }
 
@@ -212,7 +213,10 @@ async fn a_change_whose_caller_is_gone_is_made_by_the_server() -> Result<()> {
     shutdown.cancel();
     server.await?;
     assert_eq!(world.at_stripe()?.prices[0].id, "price_pro");
-    assert_eq!(world.account().await?, ("enterprise".into(), Some("sub_1".into()), Some("pro".into()), false));
+    assert_eq!(
+        world.account().await?,
+        ("enterprise".into(), Some("sub_1".into()), Some("pro".into()), false)
+    );
     Ok(())
 }
 
@@ -325,7 +329,12 @@ async fn a_closed_account_pays_for_nothing_more() -> Result<()> {
 #[tokio::test]
 async fn an_account_is_created_with_what_its_subscription_is_at_stripe() -> Result<()> {
     let world = World::subscribed(Plan::Pro).await?;
-    let other = Subscription { id: "sub_2".to_owned(), customer: "cus_2".to_owned(), eco_id: None, ..world.at_stripe()? };
+    let other = Subscription {
+        id: "sub_2".to_owned(),
+        customer: "cus_2".to_owned(),
+        eco_id: None,
+        ..world.at_stripe()?
+    };
     world.memory.state().subscriptions.insert(other.id.clone(), other.clone());
     let new = NewAccount {
         eco_id: EcoId::parse("eco_new")?,
@@ -340,7 +349,10 @@ async fn an_account_is_created_with_what_its_subscription_is_at_stripe() -> Resu
     for (wrong, field) in [
         (NewAccount { plan: Plan::Enterprise, ..new.clone() }, "plan"),
         (NewAccount { stripe_customer_id: Some("cus_1".to_owned()), ..new.clone() }, "stripe_customer_id"),
-        (NewAccount { stripe_subscription_id: Some("sub_x".to_owned()), ..new.clone() }, "stripe_subscription_id"),
+        (
+            NewAccount { stripe_subscription_id: Some("sub_x".to_owned()), ..new.clone() },
+            "stripe_subscription_id",
+        ),
     ] {
         match create_account::run(&world.sales, &wrong, "test").await {
             Err(Error::Invalid(violations)) => {
@@ -366,10 +378,20 @@ async fn a_user_gets_a_plan_that_is_paid_for_only_by_a_checkout_and_an_admin_giv
         plan: plan.into(),
         ..ChangePlanRequest::default()
     };
-    let ask = async |who: &str, plan| billing.client.clone().change_plan(user(who)?.request(change(plan))).await.map_err(anyhow::Error::from);
+    let ask = async |who: &str, plan| {
+        billing
+            .client
+            .clone()
+            .change_plan(user(who)?.request(change(plan)))
+            .await
+            .map_err(anyhow::Error::from)
+    };
     let refused = ask("eco_a", common::Plan::Pro).await.err().context("not refused")?;
     let refused = refused.downcast::<tonic::Status>()?;
-    assert_eq!((refused.code(), status::reason(&refused).as_str()), (Code::FailedPrecondition, "CHECKOUT_REQUIRED"));
+    assert_eq!(
+        (refused.code(), status::reason(&refused).as_str()),
+        (Code::FailedPrecondition, "CHECKOUT_REQUIRED")
+    );
     let given = ask(settings::ADMIN, common::Plan::Enterprise).await?.into_inner();
     assert_eq!(given.account.context("an account")?.plan(), common::Plan::Enterprise);
     // A lower one that is paid for is none that was given.

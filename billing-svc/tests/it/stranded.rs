@@ -36,7 +36,8 @@ impl Sim {
 }
 
 async fn attempts(db: &TestDb) -> Result<Vec<(i32, i32, String)>> {
-    let statement = "select sequence, attempt, status from eco_overage_charges order by created_time, sequence, attempt";
+    let statement =
+        "select sequence, attempt, status from eco_overage_charges order by created_time, sequence, attempt";
     Ok(sqlx::query_as(statement).fetch_all(&db.pool).await?)
 }
 
@@ -66,7 +67,8 @@ async fn a_draft_whose_subscription_has_ended_meanwhile_leaves_its_charge_to_the
     let (db, sim) = (TestDb::new().await?, Sim::start().await?);
     let (customer, subscription, period_end) = subscribed(&db, &sim).await?;
     record_at(&db, "eco_a", period_before(&db).await?, 105_000).await?;
-    let form = format!("customer={customer}&subscription={subscription}&pending_invoice_items_behavior=exclude");
+    let form =
+        format!("customer={customer}&subscription={subscription}&pending_invoice_items_behavior=exclude");
     let invoice_id = sim.create("invoices", &form).await?;
     sim.end(&subscription).await?;
     let draft = Draft { eco_id: "eco_a".to_owned(), invoice_id, period_end };
@@ -94,7 +96,8 @@ async fn what_a_settlement_was_refused_is_told_by_the_next_run_once() -> Result<
     let only = ProcessOverageRequest { account_ids: vec!["eco_b".to_owned()], ..Default::default() };
     assert_eq!(billing.run(only).await?.errors.len(), 0, "not of these accounts");
     let run = billing.run_all().await?;
-    let errors: Vec<_> = run.errors.iter().map(|e| (e.eco_id.as_str(), e.reason.as_str(), &e.message)).collect();
+    let errors: Vec<_> =
+        run.errors.iter().map(|e| (e.eco_id.as_str(), e.reason.as_str(), &e.message)).collect();
     assert_eq!(errors, [("eco_a", "RESOURCE_MISSING", &told.message)]);
     assert_eq!(billing.run_all().await?.errors.len(), 0);
     billing.stop().await
@@ -136,7 +139,11 @@ async fn charges_on_a_draft_that_nobody_finalises_are_collected_by_an_invoice_of
             let [(item, _)]: [_; 1] = memory.items().try_into().ok().context("one item")?;
             assert_ne!(item, first);
             assert_eq!(memory.finalised(), [vec![item]], "{killed}");
-            assert_eq!(attempts(&db).await?, [(1, 1, "failed".into()), (2, 1, "succeeded".into())], "{killed}");
+            assert_eq!(
+                attempts(&db).await?,
+                [(1, 1, "failed".into()), (2, 1, "succeeded".into())],
+                "{killed}"
+            );
         }
     }
     Ok(())
@@ -168,7 +175,8 @@ async fn a_subscription_that_is_ended_at_once_leaves_nothing_on_its_drafts() -> 
     let billing = Billing::start(&db, &sim.base).await?;
     record(&db, "eco_a", 101_000).await?;
     assert_eq!(billing.run_all().await?.charged_count, 1);
-    let form = format!("customer={customer}&subscription={subscription}&pending_invoice_items_behavior=include");
+    let form =
+        format!("customer={customer}&subscription={subscription}&pending_invoice_items_behavior=include");
     sim.create("invoices", &form).await?;
     sim.end(&subscription).await?;
     let ended = end_subscription(&db, 1_000).await?;
@@ -203,7 +211,8 @@ async fn an_account_that_never_had_a_subscription_gets_an_invoice_when_its_perio
     sqlx::query("update eco_overage_charges set finished_time = finished_time - interval '1 hour'")
         .execute(&db.pool)
         .await?;
-    let ends = "update eco_usage_records set period_end = now() - interval '25 hours' where settled_time is null";
+    let ends =
+        "update eco_usage_records set period_end = now() - interval '25 hours' where settled_time is null";
     sqlx::query(ends).execute(&db.pool).await?;
     billing.run_all().await?;
     billing.run_all().await?;

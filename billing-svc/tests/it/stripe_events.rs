@@ -189,7 +189,11 @@ async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
         id: "sub_1".to_owned(),
         customer: "cus_1".to_owned(),
         status: SubscriptionStatus::Active,
-        prices: vec![Price { id: "price_1".to_owned(), lookup_key: Some("pro".to_owned()), item_id: "si_1".to_owned() }],
+        prices: vec![Price {
+            id: "price_1".to_owned(),
+            lookup_key: Some("pro".to_owned()),
+            item_id: "si_1".to_owned(),
+        }],
         anchor: anchor(),
         created: anchor(),
         ended: None,
@@ -197,7 +201,11 @@ async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
         eco_id: None,
     };
     // An older one of the account, which is superseded; and one of another product.
-    let older = Subscription { id: "sub_0".to_owned(), created: anchor() - TimeDelta::days(1), ..subscription.clone() };
+    let older = Subscription {
+        id: "sub_0".to_owned(),
+        created: anchor() - TimeDelta::days(1),
+        ..subscription.clone()
+    };
     let prices = vec![Price { id: "price_x".to_owned(), lookup_key: None, item_id: "si_2".to_owned() }];
     let foreign = Subscription { id: "sub_x".to_owned(), prices, ..subscription.clone() };
     for subscription in [subscription, older, foreign] {
@@ -214,8 +222,7 @@ async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
         ("sub_x", true, true, Outcome::NotOurs, None),
     ] {
         let subscription = Some(of.to_owned());
-        let invoice =
-            Invoice { id: "in_1".to_owned(), subscription, is_draft, is_of_cycle, period_end: now };
+        let invoice = Invoice { id: "in_1".to_owned(), subscription, is_draft, is_of_cycle, period_end: now };
         memory.state().invoices.insert(invoice.id.clone(), invoice);
         let job = Job {
             event_id: "evt_1".to_owned(),
@@ -314,7 +321,8 @@ async fn another_products_subscription_of_the_same_customer_is_left_alone() -> R
     billing.event(&created("evt_1", &subscription)).await?;
     until(&db, NONE_WAITS).await?;
     sim.admin("/clock", json!({ "advance_seconds": 5 })).await?;
-    let foreign = sim.create("subscriptions", &format!("customer={customer}&items[0][price]={other}")).await?;
+    let foreign =
+        sim.create("subscriptions", &format!("customer={customer}&items[0][price]={other}")).await?;
     billing.event(&created("evt_2", &foreign)).await?;
     until(&db, NONE_WAITS).await?;
     let outcome = "select outcome from eco_stripe_events where stripe_event_id = 'evt_2'";

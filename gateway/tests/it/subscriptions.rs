@@ -51,13 +51,19 @@ async fn a_free_account_has_a_subscription_that_nobody_pays_for() -> Result<()> 
     assert_answer!(suite.get_as("eco_a", CURRENT).await?);
     for path in [CANCEL, REACTIVATE] {
         let refused = suite.post_as("eco_a", path, &json!({})).await?;
-        assert_eq!((refused.status.as_u16(), &refused.body["error"]), (409, &"No subscription".into()), "{path}");
+        assert_eq!(
+            (refused.status.as_u16(), &refused.body["error"]),
+            (409, &"No subscription".into()),
+            "{path}"
+        );
     }
     assert_eq!(suite.get_as("eco_nobody", CURRENT).await?.status, 404);
     for (method, path) in [("GET", CURRENT), ("POST", CHECKOUT), ("POST", CANCEL), ("POST", REACTIVATE)] {
         assert_eq!(Answer::of(suite.request(method, path)?).await?.status, 401, "{path}");
     }
-    for (body, field) in [(json!({}), "plan"), (json!({ "plan": "free" }), "plan"), (json!({ "plan": 1 }), "plan")] {
+    for (body, field) in
+        [(json!({}), "plan"), (json!({ "plan": "free" }), "plan"), (json!({ "plan": 1 }), "plan")]
+    {
         let refused = suite.post_as("eco_a", CHECKOUT, &body).await?;
         assert_eq!((refused.status.as_u16(), &refused.body["field"]), (400, &field.into()), "{body}");
     }
@@ -75,12 +81,25 @@ async fn a_subscription_ends_with_its_period_and_goes_on_and_ends_now() -> Resul
     // Without a body.
     let token = format!("Bearer {}", nexus_testkit::settings::user_token("eco_a")?);
     let ends = Answer::of(suite.request("POST", CANCEL)?.header("authorization", &token)).await?;
-    assert_eq!((ends.status.as_u16(), &ends.body["cancel_at_period_end"]), (200, &true.into()), "{}", ends.body);
+    assert_eq!(
+        (ends.status.as_u16(), &ends.body["cancel_at_period_end"]),
+        (200, &true.into()),
+        "{}",
+        ends.body
+    );
     assert_eq!((&ends.body["plan"], &ends.body["cancel_at"]), (&"pro".into(), &ends.body["period_end"]));
     let goes_on = suite.post_as("eco_a", REACTIVATE, &json!({})).await?;
-    assert_eq!((&goes_on.body["cancel_at_period_end"], &goes_on.body["cancel_at"]), (&false.into(), &Value::Null));
+    assert_eq!(
+        (&goes_on.body["cancel_at_period_end"], &goes_on.body["cancel_at"]),
+        (&false.into(), &Value::Null)
+    );
     let ended = suite.post_as("eco_a", CANCEL, &json!({ "apply_now": true })).await?;
-    assert_eq!((&ended.body["plan"], &ended.body["paid_at_stripe"]), (&"free".into(), &false.into()), "{}", ended.body);
+    assert_eq!(
+        (&ended.body["plan"], &ended.body["paid_at_stripe"]),
+        (&"free".into(), &false.into()),
+        "{}",
+        ended.body
+    );
     let refused = suite.post_as("eco_a", CANCEL, &json!({ "apply_now": "yes" })).await?;
     assert_eq!((refused.status.as_u16(), &refused.body["field"]), (400, &"apply_now".into()));
     Ok(())

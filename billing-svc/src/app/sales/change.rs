@@ -66,12 +66,7 @@ pub async fn go_on(sales: &Sales, eco_id: &EcoId, actor: &str) -> Result<(), Err
 }
 
 /// Returns from when on it is so.
-async fn ask(
-    sales: &Sales,
-    eco_id: &EcoId,
-    wanted: Wanted,
-    actor: &str,
-) -> Result<DateTime<Utc>, Error> {
+async fn ask(sales: &Sales, eco_id: &EcoId, wanted: Wanted, actor: &str) -> Result<DateTime<Utc>, Error> {
     let none = || Error::NoSubscription(eco_id.clone());
     let id = sales.subscription(eco_id).await?.stripe_subscription_id.ok_or_else(none)?;
     // Decided by how it stands, and not by the last that was heard of it.
@@ -154,9 +149,7 @@ async fn write_down(
         return Ok(None);
     };
     let written = match change {
-        Some(change) => {
-            Some(stripe_changes::insert(&mut transaction, eco_id, id, &change, OWN_TIME).await?)
-        }
+        Some(change) => Some(stripe_changes::insert(&mut transaction, eco_id, id, &change, OWN_TIME).await?),
         None => None,
     };
     transaction.commit().await?;
@@ -173,7 +166,9 @@ async fn what(
 ) -> Result<Option<(Option<SubscriptionChange>, DateTime<Utc>)>, Error> {
     let now = current.now;
     Ok(match (step, wanted) {
-        (StepAtStripe::Nothing, Wanted::Plan(Plan::Free, _)) => Some((None, current.cancel_time.unwrap_or(now))),
+        (StepAtStripe::Nothing, Wanted::Plan(Plan::Free, _)) => {
+            Some((None, current.cancel_time.unwrap_or(now)))
+        }
         (StepAtStripe::Nothing, Wanted::Plan(plan, _)) => {
             let waits = current.waiting.filter(|waiting| plan != current.plan && waiting.plan == plan);
             Some((None, waits.map_or(now, |waiting| waiting.time)))

@@ -144,11 +144,7 @@ async fn complete(sales: &Sales, eco_id: &EcoId, session: &CheckoutSession) -> R
 }
 
 /// Opens it at Stripe; `None`: it never will be.
-async fn send(
-    sales: &Sales,
-    eco_id: &EcoId,
-    written: &WrittenCheckout,
-) -> Result<Option<String>, Error> {
+async fn send(sales: &Sales, eco_id: &EcoId, written: &WrittenCheckout) -> Result<Option<String>, Error> {
     sales.events.pace.wait().await;
     let key = checkout_key(eco_id, written.number);
     match sales.port.open_checkout(&written.checkout, &key).await {

@@ -23,7 +23,9 @@ pub async fn run(sales: Sales, shutdown: CancellationToken) {
         match next(&sales).await {
             Ok(true) => continue,
             Ok(false) => failed = false,
-            Err(error) if failed => tracing::debug!(%error, "changes of subscriptions could still not be made"),
+            Err(error) if failed => {
+                tracing::debug!(%error, "changes of subscriptions could still not be made")
+            }
             Err(error) => {
                 tracing::warn!(%error, "changes of subscriptions could not be made");
                 failed = true;

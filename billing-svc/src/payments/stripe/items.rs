@@ -9,7 +9,8 @@ use stripe_billing::{
 use stripe_client_core::StripeRequest;
 
 use super::{
-    FoundItem, HttpClient, Pace, RequestError, is_missing, listing::look_through, once, parse_currency, unordered,
+    FoundItem, HttpClient, Pace, RequestError, is_missing, listing::look_through, once, parse_currency,
+    unordered,
 };
 use crate::domain::charge::{CHARGE_ID, InvoiceItem};
 

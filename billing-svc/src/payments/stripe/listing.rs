@@ -2,11 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use stripe_billing::{
-    Invoice, InvoiceItem,
-    invoice::ListInvoice,
-    invoice_item::ListInvoiceItem,
-};
+use stripe_billing::{Invoice, InvoiceItem, invoice::ListInvoice, invoice_item::ListInvoiceItem};
 use stripe_types::List;
 
 use super::{HttpClient, Pace, RequestError, invoices, is_missing};
@@ -24,7 +20,10 @@ pub(super) trait Listing: Sized + Send {
     type Entry: Send;
 
     /// Asks for the page.
-    fn page(&self, client: &HttpClient) -> impl Future<Output = Result<List<Self::Entry>, RequestError>> + Send;
+    fn page(
+        &self,
+        client: &HttpClient,
+    ) -> impl Future<Output = Result<List<Self::Entry>, RequestError>> + Send;
 
     /// With pages as large as they may be.
     fn in_large_pages(self) -> Self;

@@ -90,8 +90,7 @@ impl Payments for Stripe {
         subscription: &'a str,
         pace: &'a Pace,
     ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>> {
-        let span =
-            tracing::info_span!("stripe.list_drafts", otel.kind = "client", server.address = "stripe");
+        let span = tracing::info_span!("stripe.list_drafts", otel.kind = "client", server.address = "stripe");
         let call = async move {
             let mut items = HashSet::new();
             for invoice_id in invoices::abandoned(&self.client, subscription, pace).await? {

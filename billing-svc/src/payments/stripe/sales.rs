@@ -106,8 +106,7 @@ impl Sales for Stripe {
 
 impl Stripe {
     async fn price_of(&self, names: &[String], currency: &str) -> Result<Option<String>, RequestError> {
-        let fits =
-            |price: &Price| price.active && price.currency.to_string().eq_ignore_ascii_case(currency);
+        let fits = |price: &Price| price.active && price.currency.to_string().eq_ignore_ascii_case(currency);
         for some in names.chunks(MOST_LOOKUP_KEYS) {
             let request = ListPrices { active: true, lookup_keys: some, limit: 100 };
             let found = request.customize().send(&self.client).await?.data;
@@ -162,12 +161,7 @@ impl Stripe {
         Ok(request.send(&self.client).await?.id.to_string())
     }
 
-    async fn change(
-        &self,
-        id: &str,
-        change: &SubscriptionChange,
-        key: &str,
-    ) -> Result<String, RequestError> {
+    async fn change(&self, id: &str, change: &SubscriptionChange, key: &str) -> Result<String, RequestError> {
         let update = UpdateSubscription::new(id);
         let update = match change {
             SubscriptionChange::Price { item_id, price_id, is_prorated } => {

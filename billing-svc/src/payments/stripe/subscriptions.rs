@@ -42,9 +42,9 @@ impl Subscriptions for Stripe {
     fn customer<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Customer>, Doubt>> {
         read("customer", async move {
             Ok(match RetrieveCustomer::new(id).send(&self.client).await? {
-                RetrieveCustomerReturned::Customer(customer) => Some(Customer {
-                    eco_id: customer.metadata.as_ref().and_then(named),
-                }),
+                RetrieveCustomerReturned::Customer(customer) => {
+                    Some(Customer { eco_id: customer.metadata.as_ref().and_then(named) })
+                }
                 RetrieveCustomerReturned::DeletedCustomer(_) => None,
             })
         })
@@ -76,15 +76,11 @@ fn subscription(found: stripe_shared::Subscription) -> Result<Subscription, Requ
     // Older API versions have no time where it is the period's end.
     let period_end = found.items.data.first().map(|item| item.current_period_end);
     let cancel_at = found.cancel_at.or(period_end.filter(|_| found.cancel_at_period_end));
-    let prices = found
-        .items
-        .data
-        .into_iter()
-        .map(|item| Price {
-            id: item.price.id.to_string(),
-            lookup_key: item.price.lookup_key,
-            item_id: item.id.to_string(),
-        });
+    let prices = found.items.data.into_iter().map(|item| Price {
+        id: item.price.id.to_string(),
+        lookup_key: item.price.lookup_key,
+        item_id: item.id.to_string(),
+    });
     Ok(Subscription {
         status: found.status.as_str().parse().map_err(unreadable)?,
         prices: prices.collect(),

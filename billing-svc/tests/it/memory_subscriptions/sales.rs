@@ -216,9 +216,11 @@ impl State {
             Asked::Change(id, change) => {
                 let now = Utc::now();
                 let lookup_key = match change {
-                    SubscriptionChange::Price { price_id, .. } => {
-                        self.prices.iter().find(|price| price.id == *price_id).and_then(|p| p.lookup_key.clone())
-                    }
+                    SubscriptionChange::Price { price_id, .. } => self
+                        .prices
+                        .iter()
+                        .find(|price| price.id == *price_id)
+                        .and_then(|p| p.lookup_key.clone()),
                     _ => None,
                 };
                 if let Some(found) = self.subscriptions.get_mut(id) {
