@@ -72,7 +72,7 @@ async fn revoke(replicas: &[Client], options: &CallOptions, eco_id: &str) -> Res
     for replica in replicas {
         verify(replica).await?;
     }
-    first.revoke_api_key(options.request(RevokeApiKeyRequest { key_id, ..Default::default() })).await?;
+    first.revoke_api_key(options.request(RevokeApiKeyRequest { key_id })).await?;
     let committed = Instant::now();
     try_join_all(replicas.iter().map(async |replica| {
         loop {
