@@ -450,6 +450,7 @@ async fn a_long_reconciliation_goes_on_without_its_caller_and_a_repeat_has_the_f
     ensure!(first.running && first.differences_count == 1, "{first:?}");
     let other = billing.reconcile(ReconcileRequest::default()).await?;
     ensure!(other.already_running && !other.running && other.reconciliation_id.is_empty());
+    sim.read("/held").await?;
     sim.admin("/release", json!({})).await?;
     let end = billing.reconcile(request.clone()).await?;
     ensure!(!end.running && end.reconciliation_id == first.reconciliation_id, "{end:?}");

@@ -204,6 +204,7 @@ async fn a_run_goes_on_without_its_caller_and_past_the_callers_deadline() -> Res
         billing.client.clone().process_overage(hurried.request(Default::default())).await?.into_inner();
     ensure!(so_far.running && !so_far.run_id.is_empty());
     assert_eq!((so_far.processed_count, so_far.charged_count), (0, 0));
+    sim.read("/held").await?;
     sim.admin("/release", json!({})).await?;
     until(&db, "select exists (select from eco_overage_runs where status = 'finished' and charged = 1)")
         .await?;

@@ -78,12 +78,12 @@ impl Held {
             let more = bytes - *before;
             let grown = |all: usize| all.checked_add(more).filter(|all| *all <= of.max_bytes);
             if of.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).is_err() {
-                return Err(overloaded("too much is arriving at once"));
+                return Err(status::overloaded("too much is arriving at once"));
             }
             let size = u32::try_from(bytes).unwrap_or(u32::MAX);
             if share.as_mut().is_some_and(|share| !share.resize(size)) {
                 of.bytes.fetch_sub(more, Ordering::Relaxed);
-                return Err(overloaded("too much of this account is arriving at once"));
+                return Err(status::overloaded("too much of this account is arriving at once"));
             }
         } else {
             of.bytes.fetch_sub(*before - bytes, Ordering::Relaxed);
@@ -100,10 +100,6 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.of.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
-}
-
-fn overloaded(message: &str) -> Status {
-    status::unavailable("OVERLOADED", message, status::RETRY_SOON)
 }
 
 /// How far a message has come.

@@ -103,13 +103,13 @@ where
             if let Some(caller) = &caller {
                 Span::current().record("caller", caller_name(caller).as_str());
                 let Some(place) = layer.metrics.enter(layer.max_in_flight) else {
-                    return call.finish_with(overloaded("too many calls in flight"));
+                    return call.finish_with(status::overloaded("too many calls in flight"));
                 };
                 call._place = Some(place);
                 if let Caller::User { eco_id, .. } = caller {
                     match layer.shares.enter(eco_id) {
                         Some(share) => call._share = Some(share),
-                        None => return call.finish_with(overloaded(SHARE_IS_HELD)),
+                        None => return call.finish_with(status::overloaded(SHARE_IS_HELD)),
                     }
                 }
                 request.extensions_mut().insert(caller.clone());
@@ -254,13 +254,9 @@ async fn verify(
     let verifier = layer.api_keys.as_ref();
     let verifier = verifier.ok_or_else(|| status::permission_denied("this service takes no API keys"))?;
     let key = verifier(text).await?;
-    let share = layer.shares.enter(&key.eco_id).ok_or_else(|| overloaded(SHARE_IS_HELD))?;
+    let share = layer.shares.enter(&key.eco_id).ok_or_else(|| status::overloaded(SHARE_IS_HELD))?;
     request.extensions_mut().insert(key);
     Ok(share)
-}
-
-fn overloaded(message: &str) -> Status {
-    status::unavailable("OVERLOADED", message, status::RETRY_SOON)
 }
 
 fn caller_name(caller: &Caller) -> String {

@@ -60,11 +60,16 @@ pub fn not_found(reason: &str, message: impl Into<String>) -> Status {
     with_reason(Code::NotFound, reason, message)
 }
 
-/// A dependency is away or we are overloaded: nothing happened, try again.
+/// A dependency is away: nothing happened, try again.
 pub fn unavailable(reason: &str, message: impl Into<String>, retry: Duration) -> Status {
     let mut details = error_info(reason, HashMap::new());
     details.set_retry_info(Some(retry));
     Status::with_error_details(Code::Unavailable, message, details)
+}
+
+/// More is asked for at once than we hold: nothing happened, try again.
+pub fn overloaded(message: impl Into<String>) -> Status {
+    unavailable("OVERLOADED", message, RETRY_SOON)
 }
 
 /// Our own fault; the text for the caller says nothing of the inside, the log does.
