@@ -65,7 +65,9 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     let mut database = Database::start(args.shape.accounts).await?;
     let environment = [server_environment(), vec![("DATABASE_URL", database.url())]].concat();
     let usage = ServerProcess::start(&["usage"], &environment).await?;
-    let billing = ServerProcess::start(&["billing"], &environment).await?;
+    // Without it there is no billing-svc; nothing is asked of Stripe here.
+    let stripe = vec![("STRIPE_SECRET_KEY", "sk_test_soak".to_owned())];
+    let billing = ServerProcess::start(&["billing"], &[environment, stripe].concat()).await?;
     let limit = metric(&metrics(&usage).await?, WAITING_LIMIT)?;
     let generator: Environment = vec![(TOKEN_VARIABLE, token(&[Scope::UsageWrite, Scope::UsageCheck])?)];
 

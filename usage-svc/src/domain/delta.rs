@@ -105,6 +105,7 @@ impl<'a> Deltas<'a> {
 /// A row on its way into the rollups.
 struct Latency<'a> {
     row: &'a Row<'a>,
+    method: &'a str,
     hour: i64,
     bucket: i64,
 }
@@ -114,6 +115,7 @@ impl<'a> Latency<'a> {
         let payload = &row.event.payload;
         Self {
             row,
+            method: method::in_rollups(&payload.method),
             hour: payload.event_time.timestamp().div_euclid(HOUR),
             bucket: sketch::bucket(payload.response_time_ms),
         }
@@ -121,9 +123,8 @@ impl<'a> Latency<'a> {
 
     /// All but the hour.
     fn series(&self) -> (&'a str, &'a str, &'a str, i16) {
-        let payload = &self.row.event.payload;
-        let method = method::in_rollups(&payload.method);
-        (self.row.event.eco_id.as_str(), &self.row.route, method, payload.status_code / 100)
+        let event = self.row.event;
+        (event.eco_id.as_str(), &self.row.route, self.method, event.payload.status_code / 100)
     }
 
     fn compare(&self, other: &Self) -> std::cmp::Ordering {

@@ -218,14 +218,20 @@ impl Ledger {
     }
 
     /// So many units of 60, or none.
-    async fn grant(&self, lease: u128, least: i64) -> sqlx::Result<Option<i64>> {
+    async fn grant(&self, lease: u128, units: i64) -> sqlx::Result<Option<i64>> {
+        self.grant_for(lease, units, units).await
+    }
+
+    /// Units of 60 for so many that wait; the first of these needs `least`.
+    async fn grant_for(&self, lease: u128, least: i64, waiting: i64) -> sqlx::Result<Option<i64>> {
         let statement =
-            "select granted from nexus_grant_quota($1, gen_random_uuid(), 'eco_a', $2, $3, 60, $4, $4, 0)";
+            "select granted from nexus_grant_quota($1, gen_random_uuid(), 'eco_a', $2, $3, 60, $4, $5, 0)";
         sqlx::query_scalar(statement)
             .bind(Uuid::from_u128(lease))
             .bind(self.period.0)
             .bind(self.period.1)
             .bind(least)
+            .bind(waiting)
             .fetch_one(&self.pool)
             .await
     }
@@ -246,6 +252,18 @@ impl Ledger {
             .await?;
         granted(&self.db, "eco_a").await
     }
+}
+
+/// A replica that is killed then takes no more than a part with it.
+#[tokio::test]
+async fn what_waits_is_granted_in_parts_of_what_is_left() -> Result<()> {
+    let ledger = Ledger::new().await?;
+    let mut granted = Vec::new();
+    for lease in 1..=4 {
+        granted.push(ledger.grant_for(lease, 1, 60).await?.unwrap_or_default());
+    }
+    assert_eq!(granted, [30, 16, 14, 0], "half, at least 16, the rest");
+    Ok(())
 }
 
 #[tokio::test]
