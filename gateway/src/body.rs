@@ -33,11 +33,12 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 
 /// Why a body was not read: it is too long, or broke off.
 pub fn unread(rejection: BytesRejection) -> Error {
-    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        Error::PayloadTooLarge
-    } else {
-        Violations::one("body", "must come as a whole").into()
-    }
+    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { Error::PayloadTooLarge } else { not_whole() }
+}
+
+/// It broke off, or took too long.
+pub fn not_whole() -> Error {
+    Violations::one("body", "must come as a whole").into()
 }
 
 impl Body {

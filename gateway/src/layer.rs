@@ -27,8 +27,8 @@ use crate::{
     problem::{self, Failure},
 };
 
-/// Largest body a request may have.
-pub const MAX_BODY_BYTES: usize = MAX_WEBHOOK_BYTES;
+/// Largest body a request may have; but for webhooks, routes take less.
+const MAX_BODY_BYTES: usize = MAX_WEBHOOK_BYTES;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID: usize = 128;

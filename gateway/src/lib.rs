@@ -47,6 +47,7 @@ use nexus_kit::{
     serve::{self, Listeners},
     share::Shares,
 };
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use auth::SecretDigest;
@@ -78,6 +79,8 @@ pub struct Gateway {
     pub limits: ServeArgs,
     /// Of these requests, what each account has.
     pub shares: Shares,
+    /// Room for webhooks that are read.
+    pub webhooks: Semaphore,
     /// Whether the services are there.
     pub readiness: serve::Readiness,
 }
@@ -105,6 +108,7 @@ pub async fn serve(
         cron_secret: config.cron_secret.as_ref().and_then(SecretDigest::of),
         metrics: Metrics::new(),
         shares: Shares::of(config.serve.max_in_flight),
+        webhooks: routes::webhooks::room(),
         limits: config.serve,
     });
     listeners.announce()?;

@@ -137,11 +137,20 @@ impl Meter {
         Ok(Unit { admission: String::new(), quota })
     }
 
-    /// Returns once the event is committed, or goes on without the caller when that takes too long.
+    /// Returns once the event is committed, or goes on without the caller when that takes too long; at once while no
+    /// event can be delivered, so that an outage does not slow down the calls that are open in it.
     async fn record(&self, place: Place, event: UsageEvent) {
         let (eco_id, event_id) = (event.eco_id.clone(), event.event_id.clone());
         let delivery: Delivery = place.metadata(trace()).track(event);
-        match timeout(self.patience, delivery.outcome()).await {
+        let outcome = tokio::select! {
+            biased;
+            outcome = timeout(self.patience, delivery.outcome()) => outcome,
+            () = self.tracker.in_trouble() => {
+                tracing::debug!("the call is answered before its event is committed: nothing can be delivered");
+                return;
+            }
+        };
+        match outcome {
             Ok(Ok(EventOutcome::Accepted | EventOutcome::Duplicate)) => {}
             // What usage-svc refuses for good will not be taken later: say what is not metered.
             Ok(Ok(outcome)) => {

@@ -3,6 +3,9 @@
 //! that a message may take.
 //!
 //! Small messages do not count: their number is bounded, as that of the calls is.
+//!
+//! A stream keeps the room that its largest message took for as long as it lasts, as tonic's decoder does; of an account
+//! this is bounded, too. Services have streams of large batches, and are trusted not to have too many.
 
 use std::{
     pin::Pin,
@@ -20,12 +23,15 @@ use tokio::time::{Sleep, sleep};
 use tonic::{Status, body::Body, codegen::Bytes};
 
 use crate::{
+    serve::MAX_BATCH_BYTES,
     share::{Share, Shares},
     status,
 };
 
 /// Bytes that may be held at once; of one account, a quarter: the largest message of all.
 const MAX_BYTES: u32 = 64 * 1024 * 1024;
+/// So many times as much may be kept by streams.
+const STREAMS: u32 = 4;
 /// The first bytes of a message do not count.
 const FREE_BYTES: usize = 16 * 1024;
 /// Longest time from the first byte that counts to the last.
@@ -36,6 +42,14 @@ const PREFIX: usize = 5;
 /// What is held of all messages. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Arriving {
+    incomplete: Room,
+    /// By streams of accounts.
+    kept: Room,
+}
+
+/// Room for bytes.
+#[derive(Debug, Clone)]
+struct Room {
     bytes: Arc<AtomicUsize>,
     max_bytes: usize,
     shares: Shares,
@@ -49,21 +63,40 @@ impl Default for Arriving {
 
 impl Arriving {
     fn of(max_bytes: u32) -> Self {
+        Self { incomplete: Room::of(max_bytes), kept: Room::of(STREAMS * max_bytes) }
+    }
+
+    /// The body of a call with one message, of an account or of a service.
+    pub fn bound(&self, body: Body, eco_id: Option<&EcoId>) -> Body {
+        self.bounded(body, eco_id, None)
+    }
+
+    /// The body of a call with many.
+    pub fn bound_stream(&self, body: Body, eco_id: Option<&EcoId>) -> Body {
+        self.bounded(body, eco_id, eco_id.map(|_| self.kept.nothing(eco_id)))
+    }
+
+    fn bounded(&self, body: Body, eco_id: Option<&EcoId>, kept: Option<Held>) -> Body {
+        let held = self.incomplete.nothing(eco_id);
+        Body::new(Bounded { body, message: Message::default(), held, kept, late: None })
+    }
+}
+
+impl Room {
+    fn of(max_bytes: u32) -> Self {
         Self { bytes: Arc::default(), max_bytes: max_bytes as usize, shares: Shares::of(max_bytes) }
     }
 
-    /// The body of a call, of an account or of a service.
-    pub fn bound(&self, body: Body, eco_id: Option<&EcoId>) -> Body {
+    fn nothing(&self, eco_id: Option<&EcoId>) -> Held {
         let share = eco_id.map(|eco_id| self.shares.nothing(eco_id));
-        let held = Held { of: self.clone(), bytes: 0, share };
-        Body::new(Bounded { body, message: Message::default(), held, late: None })
+        Held { of: self.clone(), bytes: 0, share }
     }
 }
 
 /// What a call holds.
 #[derive(Debug)]
 struct Held {
-    of: Arriving,
+    of: Room,
     bytes: usize,
     share: Option<Share>,
 }
@@ -114,6 +147,8 @@ struct Message {
     arrived: usize,
     /// Bytes of those that ended with what came last.
     ended: usize,
+    /// Bytes of the largest one so far, unpacked.
+    largest: usize,
 }
 
 impl Message {
@@ -124,7 +159,7 @@ impl Message {
     /// The next one is asked for.
     fn next(&mut self) {
         if self.is_complete() {
-            *self = Self::default();
+            *self = Self { largest: self.largest, ..Self::default() };
         }
         self.ended = 0;
     }
@@ -133,7 +168,8 @@ impl Message {
     fn take(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             if self.is_complete() {
-                *self = Self { ended: self.ended + self.arrived, ..Self::default() };
+                let ended = self.ended + self.arrived;
+                *self = Self { ended, largest: self.largest, ..Self::default() };
             }
             if self.prefixed < PREFIX {
                 let (head, rest) = data.split_at(data.len().min(PREFIX - self.prefixed));
@@ -141,8 +177,11 @@ impl Message {
                 self.prefixed += head.len();
                 data = rest;
                 if self.prefixed == PREFIX {
-                    let [_, length @ ..] = self.prefix;
+                    let [packed, length @ ..] = self.prefix;
                     self.missing = u32::from_be_bytes(length) as usize;
+                    // What is packed may be as long as any.
+                    let unpacked = if packed == 0 { self.missing } else { MAX_BATCH_BYTES };
+                    self.largest = self.largest.max(unpacked.min(MAX_BATCH_BYTES));
                 }
             } else {
                 let taken = data.len().min(self.missing);
@@ -160,6 +199,8 @@ struct Bounded {
     body: Body,
     message: Message,
     held: Held,
+    /// Of a stream of an account: what its largest message took.
+    kept: Option<Held>,
     /// While the message that arrives counts: when it is late.
     late: Option<Pin<Box<Sleep>>>,
 }
@@ -172,7 +213,11 @@ impl Bounded {
         } else if self.late.is_none() {
             self.late = Some(Box::pin(sleep(MAX_TIME)));
         }
-        self.held.resize(bytes)
+        self.held.resize(bytes)?;
+        match &mut self.kept {
+            Some(kept) => kept.resize(self.message.largest.saturating_sub(FREE_BYTES)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -67,7 +67,7 @@ async fn incomplete_messages_are_bounded_for_all_and_for_each_account() -> Resul
         "small ones are free"
     );
     all.clear();
-    assert_eq!(arriving.bytes.load(Ordering::Relaxed), 0);
+    assert_eq!(arriving.incomplete.bytes.load(Ordering::Relaxed), 0);
     assert!(next(&mut begin(Some(&mine))).await?.is_some());
     Ok(())
 }
@@ -75,7 +75,7 @@ async fn incomplete_messages_are_bounded_for_all_and_for_each_account() -> Resul
 #[tokio::test]
 async fn a_message_counts_until_the_next_one_is_asked_for() -> Result<(), Status> {
     let arriving = Arriving::of(8_000);
-    let held = || arriving.bytes.load(Ordering::Relaxed);
+    let held = || arriving.incomplete.bytes.load(Ordering::Relaxed);
     // In pieces, the second of which ends one message and begins the next, within its prefix.
     let (first, second) = (message(LARGE, 0), message(LARGE, 0));
     let stream = [first, second].concat();
@@ -88,6 +88,33 @@ async fn a_message_counts_until_the_next_one_is_asked_for() -> Result<(), Status
     }
     assert_eq!(seen, [0, 1_000 - PREFIX, 1_000, 1_000]);
     assert_eq!(held(), 0, "what follows was asked for");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_of_an_account_keeps_what_its_largest_message_took() -> Result<(), Status> {
+    let arriving = Arriving::of(8_000);
+    let (mine, small) = (id("eco_a"), message(10, 0));
+    let begin = |first: Bytes| arriving.bound_stream(body([first, small.clone()]), Some(&mine));
+    let mut all = Vec::new();
+    // Of 32,000 bytes an account has a quarter.
+    for _ in 0..8 {
+        let mut call = begin(message(LARGE, 0));
+        while next(&mut call).await?.is_some() {}
+        all.push(call);
+    }
+    assert_eq!(arriving.incomplete.bytes.load(Ordering::Relaxed), 0, "each is complete");
+    let refused = next(&mut begin(message(LARGE, 0))).await.expect_err("its share is kept");
+    assert_eq!(refused.code(), Code::Unavailable);
+    let mut of_a_service = arriving.bound_stream(body([message(LARGE, 0)]), None);
+    assert!(next(&mut of_a_service).await?.is_some(), "it has no bound");
+    all.pop();
+    let mut again = begin(message(LARGE, 0));
+    assert!(next(&mut again).await?.is_some());
+    drop((all, again));
+    // Few bytes that may become many.
+    let packed = [&[1][..], &10_u32.to_be_bytes(), &[7; 10]].concat();
+    next(&mut begin(packed.into())).await.expect_err("it may be as long as any");
     Ok(())
 }
 

@@ -64,7 +64,8 @@ impl Role {
         }
     }
 
-    fn application(self) -> &'static str {
+    /// What its sessions are called in the database.
+    pub fn application(self) -> &'static str {
         match self {
             Role::Usage => "nexus usage",
             Role::Billing => "nexus billing",

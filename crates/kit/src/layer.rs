@@ -16,7 +16,7 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt;
 use nexus_core::id::ApiKeyText;
 use prost::Message;
-use prost_types::FileDescriptorSet;
+use prost_types::{FileDescriptorSet, MethodDescriptorProto};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
@@ -127,7 +127,10 @@ where
                 match share {
                     Ok(share) => {
                         let eco_id = share.as_ref().map(Share::eco_id).or(account.as_ref());
-                        let request = request.map(|body| layer.arriving.bound(body, eco_id));
+                        let request = request.map(|body| match rpc.client_streams {
+                            true => layer.arriving.bound_stream(body, eco_id),
+                            false => layer.arriving.bound(body, eco_id),
+                        });
                         inner.call(request).await.map(|response| (response, share))
                     }
                     Err(refusal) => Ok((refusal.into_http(), None)),
@@ -169,18 +172,20 @@ struct Rpc {
     service: String,
     method: String,
     span_name: String,
+    /// The caller sends any number of messages.
+    client_streams: bool,
 }
 
 impl Rpc {
-    fn of(service: &str, method: &str) -> Self {
+    fn of(service: &str, method: &str, client_streams: bool) -> Self {
         let short = service.rsplit('.').next().unwrap_or(service);
         let span_name = format!("rpc.{short}.{method}");
-        Self { service: service.to_owned(), method: method.to_owned(), span_name }
+        Self { service: service.to_owned(), method: method.to_owned(), span_name, client_streams }
     }
 }
 
 /// What we do not serve: what a client made up must not become a label of its own.
-static UNKNOWN_RPC: LazyLock<Rpc> = LazyLock::new(|| Rpc::of("unknown", "unknown"));
+static UNKNOWN_RPC: LazyLock<Rpc> = LazyLock::new(|| Rpc::of("unknown", "unknown", false));
 
 /// Every RPC that one of our servers has, by its path.
 static KNOWN_RPCS: LazyLock<HashMap<String, Rpc>> = LazyLock::new(|| {
@@ -191,7 +196,8 @@ static KNOWN_RPCS: LazyLock<HashMap<String, Rpc>> = LazyLock::new(|| {
         let package = file.package().to_owned();
         file.service.into_iter().flat_map(move |service| {
             let name = format!("/{package}.{}/", service.name());
-            service.method.into_iter().map(move |method| format!("{name}{}", method.name()))
+            let path = move |method: &MethodDescriptorProto| format!("{name}{}", method.name());
+            service.method.into_iter().map(move |method| (path(&method), method.client_streaming()))
         })
     });
     let others = [
@@ -199,12 +205,12 @@ static KNOWN_RPCS: LazyLock<HashMap<String, Rpc>> = LazyLock::new(|| {
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
     ];
-    let rpc = |path: String| {
+    let rpc = |(path, client_streams): (String, bool)| {
         let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
-        let rpc = Rpc::of(service, method);
+        let rpc = Rpc::of(service, method, client_streams);
         (path, rpc)
     };
-    ours.chain(others.map(str::to_owned)).map(rpc).collect()
+    ours.chain(others.map(|path| (path.to_owned(), false))).map(rpc).collect()
 });
 
 /// How long a call may take: what the caller asks for in `grpc-timeout`, and our own bound at most. Cut by a

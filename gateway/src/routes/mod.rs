@@ -7,13 +7,9 @@ use axum::{
     middleware,
     routing::{get, post},
 };
-use nexus_kit::serve;
+use nexus_kit::serve::{self, MAX_REQUEST_BYTES, MAX_WEBHOOK_BYTES};
 
-use crate::{
-    App,
-    error::Error,
-    layer::{self, MAX_BODY_BYTES},
-};
+use crate::{App, error::Error, layer};
 
 mod admin;
 mod cron;
@@ -21,7 +17,7 @@ mod keys;
 mod secure;
 mod spend_cap;
 mod usage;
-mod webhooks;
+pub mod webhooks;
 
 /// All endpoints, within the layer of every request.
 pub fn router(app: App) -> Router {
@@ -41,10 +37,10 @@ pub fn router(app: App) -> Router {
         .route("/api/keys/revoke", post(keys::revoke))
         .route("/api/keys/rotate", post(keys::rotate))
         .route("/api/secure/ping", get(secure::ping))
-        .route("/webhooks/stripe", post(webhooks::stripe))
+        .route("/webhooks/stripe", post(webhooks::stripe).layer(DefaultBodyLimit::max(MAX_WEBHOOK_BYTES)))
         .fallback(|| async { Error::NotFound("Not found") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(middleware::from_fn_with_state(app.clone(), layer::around))
         .with_state(app)
 }

@@ -1,15 +1,24 @@
 //! `/webhooks/*`: what others call when something happened on their side.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     body::Bytes,
-    extract::{State, rejection::BytesRejection},
+    extract::{FromRequest, Request, State},
 };
 use http::{HeaderMap, HeaderName};
 use nexus_kit::validate::Violations;
 use serde::Serialize;
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{App, body, error::Error};
+
+/// Webhooks that are read and handed on at once; others wait. Who sends one is known when it is whole, so that this
+/// bounds what anybody can have held here.
+const AT_ONCE: usize = 64;
+/// Longest time that one may take to come.
+const READ_WITHIN: Duration = Duration::from_secs(10);
 
 const SIGNATURE: HeaderName = HeaderName::from_static("stripe-signature");
 
@@ -19,18 +28,27 @@ pub(super) struct Received {
     duplicate: bool,
 }
 
+/// Room for webhooks.
+pub fn room() -> Semaphore {
+    Semaphore::new(AT_ONCE)
+}
+
 /// The body goes on byte for byte: it is what was signed. Whether the signature is good, billing-svc knows.
-pub(super) async fn stripe(
-    State(app): State<App>,
-    headers: HeaderMap,
-    sent: Result<Bytes, BytesRejection>,
-) -> Result<Json<Received>, Error> {
-    let payload = sent.map_err(body::unread)?;
+pub(super) async fn stripe(State(app): State<App>, request: Request) -> Result<Json<Received>, Error> {
+    let signature = signature(request.headers())?.to_owned();
+    let room = app.webhooks.acquire().await;
+    let _room = room.map_err(|_closed| Error::Internal("the room for webhooks is closed".to_owned()))?;
+    let sent = timeout(READ_WITHIN, Bytes::from_request(request, &app)).await;
+    let payload = sent.map_err(|_late| body::not_whole())?.map_err(body::unread)?;
+    let stored = app.backend.handle_stripe_event(payload, &signature).await?;
+    Ok(Json(Received { received: true, duplicate: stored.duplicate }))
+}
+
+fn signature(headers: &HeaderMap) -> Result<&str, Violations> {
     let mut signatures = headers.get_all(SIGNATURE).iter();
     let signature = signatures.next().and_then(|value| value.to_str().ok());
-    let (Some(signature), None) = (signature, signatures.next()) else {
-        return Err(Violations::one("Stripe-Signature", "must be sent, once").into());
-    };
-    let stored = app.backend.handle_stripe_event(payload, signature).await?;
-    Ok(Json(Received { received: true, duplicate: stored.duplicate }))
+    match (signature, signatures.next()) {
+        (Some(signature), None) => Ok(signature),
+        _ => Err(Violations::one("Stripe-Signature", "must be sent, once")),
+    }
 }

@@ -63,6 +63,23 @@ async fn without_the_database_every_route_says_so_and_all_go_on_when_it_is_back(
     Ok(())
 }
 
+/// The answer to a metered call goes out when its event is committed, unless none can be.
+#[tokio::test]
+async fn an_open_account_waits_for_no_event_that_cannot_be_delivered() -> Result<()> {
+    let suite = Suite::start_with(|config| config.backend_timeout = Duration::from_secs(3600)).await?;
+    suite.account("eco_pro", Plan::Pro).await?;
+    let key = suite.api_key("eco_pro", false).await?;
+    assert_eq!(suite.get("/api/secure/ping", &key).await?.status, 200);
+    suite.cut_database();
+    for _ in 0..3 {
+        assert_eq!(suite.get("/api/secure/ping", &key).await?.status, 200);
+    }
+    suite.mend_database();
+    let current = async |suite: &Suite| suite.get_as("eco_pro", USAGE[0]).await;
+    suite.until(current, |answer| answer.status == 200 && answer.body["api_calls"] == 4).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn without_usage_svc_its_routes_alone_are_away() -> Result<()> {
     let (mut suite, key) = working().await?;

@@ -5,6 +5,10 @@ use nexus_core::plan::Plan;
 use reqwest::RequestBuilder;
 use serde_json::json;
 use stripe_webhook::Webhook;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::{
     answer::{Answer, assert_answer},
@@ -66,6 +70,19 @@ async fn an_event_of_a_mebibyte_goes_all_the_way_and_a_longer_one_is_refused() -
     let event = |length: usize| format!("{BODY}{}", " ".repeat(length - BODY.len()));
     assert_eq!(Answer::of(signed(&suite, &event(LONGEST))?).await?.status, 200);
     assert_eq!(Answer::of(signed(&suite, &event(LONGEST + 1))?).await?.status, 413);
+    Ok(())
+}
+
+/// Nobody's bytes are taken before there is a signature to check them by.
+#[tokio::test]
+async fn without_a_signature_the_body_is_not_waited_for() -> Result<()> {
+    let suite = Suite::start().await?;
+    let mut connection = TcpStream::connect(suite.gateway.trim_start_matches("http://")).await?;
+    let head = format!("POST {ROUTE} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n");
+    connection.write_all(head.as_bytes()).await?;
+    let mut answer = [0; 12];
+    connection.read_exact(&mut answer).await?;
+    assert_eq!(&answer, b"HTTP/1.1 400");
     Ok(())
 }
 

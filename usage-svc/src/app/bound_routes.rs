@@ -1,9 +1,12 @@
 //! Bounds the routes of an account's rollups: what a caller makes up must not make rows without end. The first
 //! so many templates of an account are kept, over all replicas; calls of others are rolled up under `{other}`.
+//!
+//! Not every id is known for one by its looks. Where many templates are the same but for segments that may be ids, they
+//! become `{id}`.
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
 };
 
@@ -15,6 +18,10 @@ use crate::{domain::admission::Row, store, store::usage_routes::Routes};
 pub const MAX_ROUTES: i32 = 500;
 /// Where the calls of further ones go.
 pub const OTHER: &str = "{other}";
+/// So many templates that differ only in segments that may be ids become one.
+const SIBLINGS: usize = 20;
+/// A segment may be an id that is so long, and has digits; shorter ones with digits are `v1` or `oauth2`.
+const ID_BYTES: usize = 8;
 /// Routes that are remembered, 8 bytes each; then all are forgotten, and looked up again.
 const MAX_REMEMBERED: usize = 500_000;
 
@@ -58,7 +65,7 @@ pub(super) async fn run(
     known: &mut KnownRoutes,
     rows: &mut [Row<'_>],
 ) -> sqlx::Result<()> {
-    let without_place = {
+    let placed = {
         let mut unknown: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for row in rows.iter().filter(|row| !row.placement.test_mode) {
             let account = row.event.eco_id.as_str();
@@ -72,24 +79,87 @@ pub(super) async fn run(
         let accounts: Vec<&str> = unknown.keys().copied().collect();
         let stored = store::usage_routes::of(connection, &accounts).await?;
         take_out(&mut unknown, &stored, &mut known.found);
-        let is_full = |account: &str| stored.get(account).is_some_and(|r| r.len() >= MAX_ROUTES as usize);
-        let new = unknown.iter().filter(|(account, _)| !is_full(account));
-        let new: BTreeMap<&str, BTreeSet<&str>> = new.map(|(a, r)| (*a, r.clone())).collect();
-        if !new.is_empty() {
-            let stored = store::usage_routes::add(connection, &new, MAX_ROUTES).await?;
-            take_out(&mut unknown, &stored, &mut known.found);
-        }
-        unknown.iter().flat_map(|(a, routes)| routes.iter().map(|r| hash(a, r))).collect::<HashSet<u64>>()
+        place(connection, &unknown, stored, &mut known.found).await?
     };
-    if without_place.is_empty() {
+    if placed.is_empty() {
         return Ok(());
     }
     for row in rows.iter_mut().filter(|row| !row.placement.test_mode) {
-        if without_place.contains(&hash(row.event.eco_id.as_str(), &row.route)) {
-            row.route = Cow::Borrowed(OTHER);
+        if let Some(route) = placed.get(&hash(row.event.eco_id.as_str(), &row.route)) {
+            row.route = route.clone();
         }
     }
     Ok(())
+}
+
+/// Where the calls of routes go that have no place of their own, by the hash of account and route. Gives templates a
+/// place while there is one.
+async fn place(
+    connection: &mut PgConnection,
+    unknown: &BTreeMap<&str, BTreeSet<&str>>,
+    mut stored: Routes,
+    found: &mut Vec<u64>,
+) -> sqlx::Result<HashMap<u64, Cow<'static, str>>> {
+    let mut templates = BTreeMap::new();
+    let mut new: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (account, routes) in unknown {
+        let known = stored.get(*account).map_or(&[][..], Vec::as_slice);
+        let siblings = Siblings::among(known.iter().map(String::as_str).chain(routes.iter().copied()));
+        templates.extend(routes.iter().map(|route| ((*account, *route), siblings.template(route))));
+    }
+    let has_place = |stored: &Routes, account: &str, route: &str| {
+        stored.get(account).is_some_and(|routes| routes.iter().any(|known| known == route))
+    };
+    let is_full = |account: &str| stored.get(account).is_some_and(|r| r.len() >= MAX_ROUTES as usize);
+    for ((account, _), template) in &templates {
+        if !is_full(account) && !has_place(&stored, account, template) {
+            new.entry(account).or_default().insert(template);
+        }
+    }
+    if !new.is_empty() {
+        stored.extend(store::usage_routes::add(connection, &new, MAX_ROUTES).await?);
+    }
+    let mut elsewhere = HashMap::new();
+    for ((account, route), template) in &templates {
+        let key = hash(account, route);
+        if !has_place(&stored, account, template) {
+            elsewhere.insert(key, Cow::Borrowed(OTHER));
+        } else if template == route {
+            found.push(key);
+        } else {
+            elsewhere.insert(key, Cow::Owned(template.clone().into_owned()));
+        }
+    }
+    Ok(elsewhere)
+}
+
+/// How many of an account's templates are the same but for what may be ids.
+struct Siblings(HashMap<String, usize>);
+
+impl Siblings {
+    fn among<'a>(routes: impl Iterator<Item = &'a str>) -> Self {
+        let mut counts = HashMap::new();
+        for family in routes.filter_map(family) {
+            *counts.entry(family).or_default() += 1;
+        }
+        Self(counts)
+    }
+
+    /// A template as it is, or, of many siblings, that of all.
+    fn template<'a>(&self, route: &'a str) -> Cow<'a, str> {
+        let many = |family: &String| self.0.get(family).is_some_and(|count| *count >= SIBLINGS);
+        family(route).filter(many).map_or(Cow::Borrowed(route), Cow::Owned)
+    }
+}
+
+/// A template with `{id}` for what may be ids; `None`: nothing may.
+fn family(route: &str) -> Option<String> {
+    let may_be_id = |segment: &str| segment.len() >= ID_BYTES && segment.bytes().any(|c| c.is_ascii_digit());
+    if !route.split('/').any(may_be_id) {
+        return None;
+    }
+    let segments: Vec<&str> = route.split('/').map(|s| if may_be_id(s) { "{id}" } else { s }).collect();
+    Some(segments.join("/"))
 }
 
 /// Takes out of `unknown` what is stored; an account of which nothing is left goes, too.

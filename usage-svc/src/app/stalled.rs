@@ -1,5 +1,6 @@
 //! A replica that is stopped, or cut off without a word, in the middle of a flush holds the flush's locks. PostgreSQL ends
-//! a session that idles within a transaction, but not one that waits for the rest of a COPY, whatever its time limits.
+//! a session that idles within a transaction, but not one that waits for the rest of a COPY, or for its client to take
+//! what was found, whatever its time limits.
 //! So each replica looks for such sessions, of whichever replica, and ends them: nothing of them was acknowledged.
 
 use std::{collections::HashSet, time::Duration};
@@ -31,9 +32,9 @@ pub async fn run(pool: PgPool, stop: CancellationToken) {
 async fn once(pool: &PgPool, waited: &HashSet<Session>) -> sqlx::Result<HashSet<Session>> {
     let mut transaction = db::begin(pool).await?;
     sessions::as_login(&mut transaction).await?;
-    let waiting: HashSet<_> = sessions::waiting_copies(&mut transaction).await?.into_iter().collect();
+    let waiting: HashSet<_> = sessions::waiting(&mut transaction).await?.into_iter().collect();
     for session in waiting.intersection(waited) {
-        tracing::warn!(pid = session.pid, began = %session.began, "a flush is ended that has sent nothing for long");
+        tracing::warn!(pid = session.pid, began = %session.began, "a session is ended whose client has not been heard for long");
         sessions::terminate(&mut transaction, *session).await?;
     }
     transaction.commit().await?;

@@ -18,6 +18,8 @@ use crate::{
 };
 
 const MAX_BATCH: usize = 10_000;
+/// Bytes of an id that an answer repeats.
+const MAX_TOLD_ID: usize = 64;
 const MAX_ENDPOINT_BYTES: usize = 512;
 const MAX_METHOD_LETTERS: usize = 16;
 const MAX_RESPONSE_TIME_MS: i32 = 86_400_000;
@@ -53,10 +55,20 @@ pub(super) fn batch(sent: Vec<UsageEvent>, key: Option<&VerifiedKey>) -> Result<
             batch.events.push(event);
             batch.events.len() - 1
         });
-        batch.ids.push(id);
+        batch.ids.push(told_id(id));
         batch.places.push(place);
     }
     Ok(batch)
+}
+
+/// An id as the answer repeats it. One that is no id is cut: nobody is to have us hold and send megabytes.
+fn told_id(mut id: String) -> String {
+    if id.len() > MAX_TOLD_ID {
+        id.truncate(id.floor_char_boundary(MAX_TOLD_ID));
+        id.push('…');
+        id.shrink_to_fit();
+    }
+    id
 }
 
 /// The violations of the one event of a request.

@@ -1,6 +1,7 @@
 //! Sessions of the database, as `pg_stat_activity` shows them.
 
 use chrono::{DateTime, Utc};
+use nexus_kit::db::Role;
 use sqlx::PgConnection;
 
 /// A session, and since when it does what it does.
@@ -19,15 +20,19 @@ pub async fn as_login(connection: &mut PgConnection) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Sessions of this login that wait within a COPY of events, begun more than 5 seconds ago, for what their client sends.
+/// Sessions of this login that wait for their client, in what they began more than 5 seconds ago: within a COPY of events
+/// for what it sends, or, of usage-svc, until it takes what was found.
 #[tracing::instrument(name = "db.pg_stat_activity.select", level = "debug", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn waiting_copies(connection: &mut PgConnection) -> sqlx::Result<Vec<Session>> {
+pub async fn waiting(connection: &mut PgConnection) -> sqlx::Result<Vec<Session>> {
     sqlx::query_as!(
         Session,
         r#"select pid as "pid!", query_start as "began!" from pg_stat_activity
            where datname = current_database() and usename = session_user and state = 'active'
-             and wait_event = 'ClientRead' and query_start < now() - interval '5 seconds'
-             and (query like 'copy eco_api_usage %' or query like 'copy pg_temp.eco_usage_stage %')"#
+             and query_start < now() - interval '5 seconds'
+             and (wait_event = 'ClientWrite' and application_name = $1
+                  or wait_event = 'ClientRead'
+                     and (query like 'copy eco_api_usage %' or query like 'copy pg_temp.eco_usage_stage %'))"#,
+        Role::Usage.application(),
     )
     .fetch_all(connection)
     .await

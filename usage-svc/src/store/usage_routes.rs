@@ -22,14 +22,21 @@ pub async fn of(connection: &mut PgConnection, accounts: &[&str]) -> sqlx::Resul
     Ok(rows.into_iter().map(|row| (row.eco_id, row.routes)).collect())
 }
 
-/// Adds routes up to `max` an account, account by account in their order; returns what those accounts have then.
+/// Adds routes up to `max` an account, account by account in their order; returns what those accounts have then. Those
+/// that stand for many paths come first: where ids are not all known for what they are, these take no place from them.
 #[tracing::instrument(name = "db.eco_usage_routes.upsert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn add(
     connection: &mut PgConnection,
     new: &BTreeMap<&str, BTreeSet<&str>>,
     max: i32,
 ) -> sqlx::Result<Routes> {
-    let pairs = || new.iter().flat_map(|(account, routes)| routes.iter().map(|route| (*account, *route)));
+    let pairs = || {
+        new.iter().flat_map(|(account, routes)| {
+            let (of_many, of_one): (Vec<&&str>, Vec<&&str>) =
+                routes.iter().partition(|route| route.contains("{id}"));
+            of_many.into_iter().chain(of_one).map(|route| (*account, *route))
+        })
+    };
     let rows = sqlx::query!(
         "insert into eco_usage_routes as r (eco_id, routes)
          select u.eco_id, (array_agg(u.route order by u.position))[1 : $3]

@@ -309,6 +309,34 @@ async fn beyond_a_bound_an_accounts_routes_are_rolled_up_together() -> Result<()
     Ok(())
 }
 
+/// Ids that are not known for what they are by their looks.
+#[tokio::test]
+async fn many_routes_that_differ_in_an_id_become_one_and_leave_places_to_others() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let id = |n: usize| format!("/v1/posts/entry-{}-of-{}", n, char::from(b'a' + (n % 26) as u8));
+    let calls = |range: std::ops::Range<usize>| -> Vec<UsageEvent> {
+        range.map(|n| UsageEvent { endpoint: id(n), ..event("eco_a") }).collect()
+    };
+    // Few are routes of their own; many are not, whether they come one by one or at once.
+    for events in [calls(0..5), calls(5..10), calls(10..15), calls(15..100), calls(100..2_000)] {
+        record_batch(&server, events).await?;
+    }
+    record(&server, UsageEvent { endpoint: "/v1/new-route".to_owned(), ..event("eco_a") }).await?;
+    let routes: Vec<(String, i64)> = sqlx::query_as(
+        "select route, units_count from eco_usage_daily where eco_id = 'eco_a' order by units_count desc, route",
+    )
+    .fetch_all(&db.pool)
+    .await?;
+    assert_eq!(routes[0], ("/v1/posts/{id}".to_owned(), 1_985));
+    assert_eq!(routes.len(), 1 + 15 + 1, "{routes:?}");
+    assert!(routes.contains(&("/v1/new-route".to_owned(), 1)));
+    let before = rollups(&db).await?;
+    sqlx::query("select aggregate_daily_usage((now() at time zone 'UTC')::date)").execute(&db.pool).await?;
+    assert_eq!(rollups(&db).await?, before);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_missing_partition_loses_no_event() -> Result<()> {
     let (db, server) = server().await?;

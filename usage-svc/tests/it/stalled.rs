@@ -1,9 +1,15 @@
 //! Sessions of the database that stand still, and what they must not hold up.
 
+use std::str::FromStr;
+
 use anyhow::{Context, Result};
+use futures::TryStreamExt;
 use nexus_kit::db;
 use nexus_testkit::db::TestDb;
-use sqlx::{Connection, PgConnection, postgres::PgPoolCopyExt};
+use sqlx::{
+    Connection, PgConnection,
+    postgres::{PgConnectOptions, PgPoolCopyExt},
+};
 
 use crate::support::*;
 
@@ -19,6 +25,34 @@ async fn a_flush_that_sends_nothing_more_is_ended() -> Result<()> {
     eventually(async || Ok(!sqlx::query_scalar::<_, bool>(lives).bind(pid).fetch_one(&db.pool).await?))
         .await?;
     copy.finish().await.map(|_| ()).err().context("it is of no use any more")?;
+    Ok(())
+}
+
+/// As of a replica that is stopped while the database answers it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_takes_no_answer_is_ended_and_nobody_else() -> Result<()> {
+    let db = TestDb::new().await?;
+    let _server = Server::start(db.args()).await?;
+    let options = PgConnectOptions::from_str(db.url())?;
+    let mut person = PgConnection::connect_with(&options.clone().application_name("psql")).await?;
+    let mut replica = PgConnection::connect_with(&options.application_name("nexus usage")).await?;
+    let mut pids = Vec::new();
+    for connection in [&mut person, &mut replica] {
+        pids.push(sqlx::query_scalar::<_, i32>("select pg_backend_pid()").fetch_one(connection).await?);
+    }
+    // More than the buffers on the way take.
+    let much = "select repeat('x', 10000) from generate_series(1, 10000)";
+    let mut persons = sqlx::query(much).fetch(&mut person);
+    let mut replicas = sqlx::query(much).fetch(&mut replica);
+    persons.try_next().await?;
+    replicas.try_next().await?;
+    let lives = "select exists (select from pg_stat_activity where pid = $1)";
+    let lives = async |pid: i32| sqlx::query_scalar::<_, bool>(lives).bind(pid).fetch_one(&db.pool).await;
+    eventually(async || Ok(!lives(pids[1]).await?)).await?;
+    assert!(lives(pids[0]).await?, "whoever reads by hand may take their time");
+    while let Some(row) = persons.try_next().await? {
+        drop(row);
+    }
     Ok(())
 }
 

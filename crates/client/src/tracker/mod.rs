@@ -173,6 +173,12 @@ impl Tracker {
         &self.shared.clock
     }
 
+    /// Returns once the last call has failed and the server not answered since: at once where that is so already. What is
+    /// tracked then waits; see [`Stats::trouble`].
+    pub async fn in_trouble(&self) {
+        self.shared.counters.in_trouble().await;
+    }
+
     /// What became of everything so far.
     pub fn stats(&self) -> Stats {
         self.shared.counters.snapshot()

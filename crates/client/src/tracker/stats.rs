@@ -9,6 +9,7 @@ use std::{
 };
 
 use nexus_proto::usage::v1::EventOutcome;
+use tokio::sync::watch;
 
 /// Figures since the tracker was built. `tracked + recovered = accepted + duplicates + refused.total() +
 /// undelivered + damaged + queued + on_disk`, once nothing moves.
@@ -101,7 +102,7 @@ pub(super) struct Counters {
     pub(super) retries: AtomicU64,
     pub(super) disk_errors: AtomicU64,
     refused: Mutex<Refused>,
-    trouble: Mutex<Option<String>>,
+    trouble: watch::Sender<Option<String>>,
 }
 
 pub(super) fn add(counter: &AtomicU64, n: usize) {
@@ -133,7 +134,17 @@ impl Counters {
     }
 
     pub(super) fn set_trouble(&self, trouble: Option<String>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        self.trouble.send_if_modified(|before| {
+            let changed = *before != trouble;
+            *before = trouble;
+            changed
+        });
+    }
+
+    /// Returns while there is trouble.
+    pub(super) async fn in_trouble(&self) {
+        // The sender lives in `self`.
+        let _ = self.trouble.subscribe().wait_for(Option::is_some).await;
     }
 
     pub(super) fn snapshot(&self) -> Stats {
@@ -151,7 +162,7 @@ impl Counters {
             on_disk: get(&self.on_disk),
             retries: get(&self.retries),
             disk_errors: get(&self.disk_errors),
-            trouble: self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            trouble: self.trouble.borrow().clone(),
         }
     }
 }
