@@ -35,6 +35,7 @@ use nexus_kit::{
     metrics::Metrics,
     serve::{CONNECTION_AGE, GrpcServer, Listeners, Ready, ServeError},
     tls,
+    turn::Turns,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -65,6 +66,7 @@ pub async fn serve(
         auth,
         api_keys: None,
         metrics: Metrics::new(),
+        turns: Turns::of(config.db.database_max_connections),
         args: config.serve,
         connection_age: CONNECTION_AGE,
         readiness: Arc::new(move || {

@@ -42,6 +42,7 @@ use nexus_kit::{
     metrics::Metrics,
     serve::{CONNECTION_AGE, GrpcServer, Listeners, Ready, ServeError, drained},
     tls,
+    turn::Turns,
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -124,6 +125,7 @@ pub async fn serve(
         auth,
         api_keys: None,
         metrics,
+        turns: Turns::of(config.db.database_max_connections),
         args: config.serve,
         connection_age: CONNECTION_AGE,
         readiness: Arc::new(move || {

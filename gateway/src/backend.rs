@@ -27,19 +27,16 @@ use crate::{
 /// The scheduler's answer comes within 55 s, so the run's answer is wanted before.
 const OVERAGE_TIMEOUT: Duration = Duration::from_secs(54);
 
-/// Clients of the three services.
-pub struct Backend {
+/// Clients of the three services, over connections of their own.
+struct Clients {
     usage: UsageServiceClient<Channel>,
     billing: BillingServiceClient<Channel>,
     analytics: AnalyticsServiceClient<Channel>,
     channels: [(&'static str, Channel); 3],
-    tokens: Arc<ServiceTokens>,
-    timeout: Duration,
 }
 
-impl Backend {
-    /// Reads the addresses; connects when first used.
-    pub fn new(config: &Config) -> Result<Self, StartError> {
+impl Clients {
+    fn new(config: &Config) -> Result<Self, StartError> {
         let channel = |variable, flag, address: &str| {
             let channel = nexus_client::trusting_channel(address, config.tls_ca.as_deref());
             channel.map_err(|error| StartError::Address { variable, flag, error })
@@ -52,19 +49,38 @@ impl Backend {
             billing: nexus_client::billing(billing.clone()),
             analytics: nexus_client::analytics(analytics.clone()),
             channels: [("usage-svc", usage), ("billing-svc", billing), ("analytics-svc", analytics)],
+        })
+    }
+}
+
+/// The three services. A connection takes so many calls at once and no more: those that users ask for have other
+/// connections than the gateway's own, and never hold up the metering of calls, webhooks or health.
+pub struct Backend {
+    users: Clients,
+    own: Clients,
+    tokens: Arc<ServiceTokens>,
+    timeout: Duration,
+}
+
+impl Backend {
+    /// Reads the addresses; connects when first used.
+    pub fn new(config: &Config) -> Result<Self, StartError> {
+        Ok(Self {
+            users: Clients::new(config)?,
+            own: Clients::new(config)?,
             tokens: Arc::new(ServiceTokens::new(config.auth.service_token_secret.clone())),
             timeout: config.backend_timeout,
         })
     }
 
-    /// The services' names and channels, for readiness.
+    /// The services' names and channels for the gateway's own calls, for readiness.
     pub fn channels(&self) -> &[(&'static str, Channel); 3] {
-        &self.channels
+        &self.own.channels
     }
 
-    /// The channel to usage-svc.
+    /// The channel to usage-svc for the gateway's own calls.
     pub fn usage_channel(&self) -> Channel {
-        self.channels[0].1.clone()
+        self.own.channels[0].1.clone()
     }
 
     /// Who the gateway is for the services, for calls that others make in its name.
@@ -86,7 +102,7 @@ impl Backend {
 
     /// A user's usage of the current period.
     pub async fn current_usage(&self, user: &User) -> Result<usage::GetCurrentUsageResponse, Error> {
-        let mut client = self.usage.clone();
+        let mut client = self.users.usage.clone();
         let request = usage::GetCurrentUsageRequest { eco_id: String::new() };
         let send = |r| async move { client.get_current_usage(r).await };
         call("UsageService.GetCurrentUsage", self.user(user)?, self.timeout, request, send)
@@ -100,7 +116,7 @@ impl Backend {
         user: &User,
         days_count: i32,
     ) -> Result<analytics::GetUsageHistoryResponse, Error> {
-        let mut client = self.analytics.clone();
+        let mut client = self.users.analytics.clone();
         let request = analytics::GetUsageHistoryRequest { eco_id: String::new(), days_count };
         let send = |r| async move { client.get_usage_history(r).await };
         call("AnalyticsService.GetUsageHistory", self.user(user)?, self.timeout, request, send)
@@ -114,7 +130,7 @@ impl Backend {
         user: &User,
         days_count: i32,
     ) -> Result<analytics::ListEndpointStatsResponse, Error> {
-        let mut client = self.analytics.clone();
+        let mut client = self.users.analytics.clone();
         let request = analytics::ListEndpointStatsRequest { days_count, ..Default::default() };
         let send = |r| async move { client.list_endpoint_stats(r).await };
         call("AnalyticsService.ListEndpointStats", self.user(user)?, self.timeout, request, send)
@@ -124,7 +140,7 @@ impl Backend {
 
     /// A user's overage.
     pub async fn overage(&self, user: &User) -> Result<billing::GetOverageResponse, Error> {
-        let mut client = self.billing.clone();
+        let mut client = self.users.billing.clone();
         let request = billing::GetOverageRequest { eco_id: String::new() };
         let send = |r| async move { client.get_overage(r).await };
         call("BillingService.GetOverage", self.user(user)?, self.timeout, request, send)
@@ -138,7 +154,7 @@ impl Backend {
         user: &User,
         request: billing::SetSpendCapRequest,
     ) -> Result<billing::SetSpendCapResponse, Error> {
-        let mut client = self.billing.clone();
+        let mut client = self.users.billing.clone();
         let send = |r| async move { client.set_spend_cap(r).await };
         call("BillingService.SetSpendCap", self.user(user)?, self.timeout, request, send)
             .await
@@ -151,7 +167,7 @@ impl Backend {
         user: &User,
         request: usage::CreateApiKeyRequest,
     ) -> Result<usage::CreateApiKeyResponse, Error> {
-        let mut client = self.usage.clone();
+        let mut client = self.users.usage.clone();
         let send = |r| async move { client.create_api_key(r).await };
         call("UsageService.CreateApiKey", self.user(user)?, self.timeout, request, send)
             .await
@@ -164,7 +180,7 @@ impl Backend {
         user: &User,
         request: usage::ListApiKeysRequest,
     ) -> Result<usage::ListApiKeysResponse, Error> {
-        let mut client = self.usage.clone();
+        let mut client = self.users.usage.clone();
         let send = |r| async move { client.list_api_keys(r).await };
         call("UsageService.ListApiKeys", self.user(user)?, self.timeout, request, send)
             .await
@@ -177,7 +193,7 @@ impl Backend {
         user: &User,
         request: usage::RevokeApiKeyRequest,
     ) -> Result<usage::RevokeApiKeyResponse, Error> {
-        let mut client = self.usage.clone();
+        let mut client = self.users.usage.clone();
         let send = |r| async move { client.revoke_api_key(r).await };
         call("UsageService.RevokeApiKey", self.user(user)?, self.timeout, request, send)
             .await
@@ -190,7 +206,7 @@ impl Backend {
         user: &User,
         request: usage::RotateApiKeyRequest,
     ) -> Result<usage::RotateApiKeyResponse, Error> {
-        let mut client = self.usage.clone();
+        let mut client = self.users.usage.clone();
         let send = |r| async move { client.rotate_api_key(r).await };
         call("UsageService.RotateApiKey", self.user(user)?, self.timeout, request, send)
             .await
@@ -199,7 +215,7 @@ impl Backend {
 
     /// The business at a glance, for an admin.
     pub async fn overview(&self, admin: &User) -> Result<analytics::GetOverviewResponse, Error> {
-        let mut client = self.analytics.clone();
+        let mut client = self.users.analytics.clone();
         let send = |r| async move { client.get_overview(r).await };
         let request = analytics::GetOverviewRequest {};
         call("AnalyticsService.GetOverview", self.user(admin)?, self.timeout, request, send)
@@ -213,7 +229,7 @@ impl Backend {
         admin: &User,
         request: analytics::ListUsersRequest,
     ) -> Result<analytics::ListUsersResponse, Error> {
-        let mut client = self.analytics.clone();
+        let mut client = self.users.analytics.clone();
         let send = |r| async move { client.list_users(r).await };
         call("AnalyticsService.ListUsers", self.user(admin)?, self.timeout, request, send)
             .await
@@ -222,7 +238,7 @@ impl Backend {
 
     /// Runs billing for all accounts.
     pub async fn process_overage(&self) -> Result<billing::ProcessOverageResponse, Error> {
-        let mut client = self.billing.clone();
+        let mut client = self.own.billing.clone();
         let send = |r| async move { client.process_overage(r).await };
         let request = billing::ProcessOverageRequest::default();
         call("BillingService.ProcessOverage", self.own(OVERAGE_TIMEOUT)?, OVERAGE_TIMEOUT, request, send)
@@ -236,7 +252,7 @@ impl Backend {
         payload: Bytes,
         signature: &str,
     ) -> Result<billing::HandleStripeEventResponse, Error> {
-        let mut client = self.billing.clone();
+        let mut client = self.own.billing.clone();
         let send = |r| async move { client.handle_stripe_event(r).await };
         let request =
             billing::HandleStripeEventRequest { payload: payload.into(), signature: signature.to_owned() };
@@ -247,7 +263,7 @@ impl Backend {
 
     /// Whose API key this is.
     pub async fn verify_api_key(&self, key: &ApiKeyText) -> Result<usage::VerifyApiKeyResponse, Error> {
-        let mut client = self.usage.clone();
+        let mut client = self.own.usage.clone();
         let send = |r| async move { client.verify_api_key(r).await };
         let request = usage::VerifyApiKeyRequest { key: key.expose() };
         call("UsageService.VerifyApiKey", self.own(self.timeout)?, self.timeout, request, send)
@@ -257,7 +273,7 @@ impl Backend {
 
     /// An account's usage of the current period, whoever asks.
     pub async fn usage_of(&self, eco_id: &str) -> Result<usage::GetCurrentUsageResponse, Error> {
-        let mut client = self.usage.clone();
+        let mut client = self.own.usage.clone();
         let send = |r| async move { client.get_current_usage(r).await };
         let request = usage::GetCurrentUsageRequest { eco_id: eco_id.to_owned() };
         call("UsageService.GetCurrentUsage", self.own(self.timeout)?, self.timeout, request, send)

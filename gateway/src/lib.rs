@@ -60,6 +60,9 @@ pub use error::{Error, StartError};
 /// A gateway that stops delivers the events of answered calls for so long at least.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
 
+/// Requests of one account's users at once, and a quarter of all at most: each may wait for a lock of the account's.
+const USER_REQUESTS: u32 = 256;
+
 /// What all handlers share.
 pub type App = Arc<Gateway>;
 
@@ -77,7 +80,7 @@ pub struct Gateway {
     pub metrics: Metrics,
     /// How many requests at once, and how long each may take.
     pub limits: ServeArgs,
-    /// Of these requests, what each account has.
+    /// Of these requests, what the users of each account have.
     pub shares: Shares,
     /// Room for webhooks that are read.
     pub webhooks: Semaphore,
@@ -107,7 +110,7 @@ pub async fn serve(
         backend,
         cron_secret: config.cron_secret.as_ref().and_then(SecretDigest::of),
         metrics: Metrics::new(),
-        shares: Shares::of(config.serve.max_in_flight),
+        shares: Shares::of_at_most(config.serve.max_in_flight, USER_REQUESTS),
         webhooks: routes::webhooks::room(),
         limits: config.serve,
     });

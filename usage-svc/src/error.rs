@@ -67,6 +67,9 @@ pub enum Error {
     /// As many clients hold units over streams as may, of all accounts or of this one.
     #[error("too many streams of LeaseQuota are open")]
     TooManyClients,
+    /// As many calls wait to read where one account stands as may.
+    #[error("too many calls wait to read the usage of this account")]
+    TooManyReads,
     /// The server stops; whether the events were written is unknown.
     #[error("the server is stopping")]
     Stopping,
@@ -130,7 +133,7 @@ impl From<&Error> for Status {
             Error::RevokedApiKey => precondition("API_KEY_REVOKED"),
             Error::TooManySecrets(_) => precondition("TOO_MANY_SECRETS"),
             Error::DayNotRetained(_) => precondition("DAY_NOT_RETAINED"),
-            Error::Overloaded | Error::TooManyClients => unavailable("OVERLOADED"),
+            Error::Overloaded | Error::TooManyClients | Error::TooManyReads => unavailable("OVERLOADED"),
             Error::Stopping => unavailable("STOPPING"),
             Error::Flush(FlushError::Unavailable) => unavailable("DATABASE_UNAVAILABLE"),
             Error::Flush(FlushError::Busy) => unavailable("DATABASE_BUSY"),

@@ -54,6 +54,7 @@ use nexus_kit::{
     metrics::Metrics,
     serve::{CONNECTION_AGE, GrpcServer, Listeners, Ready, ServeError},
     tls,
+    turn::Turns,
 };
 use spool::SpoolError;
 use sqlx::PgPool;
@@ -138,6 +139,7 @@ pub async fn serve(
         auth,
         api_keys: Some(grpc::caller::key_verifier(keys.clone())),
         metrics,
+        turns: Turns::of(config.db.database_max_connections),
         args: config.serve,
         connection_age: CONNECTION_AGE,
         readiness: Arc::new(move || Box::pin(readiness(pool.clone(), spooling.clone()))),

@@ -11,6 +11,7 @@ use nexus_kit::{
     metrics::Metrics,
     serve::{CONNECTION_AGE, GrpcServer, Listeners},
     telemetry,
+    turn::Turns,
 };
 use nexus_proto::usage::v1::CheckQuotaResponse;
 use prost::Message;
@@ -97,6 +98,7 @@ impl Layers {
             auth: Arc::new(Authenticator::new(&self.auth)?),
             api_keys: None,
             metrics: Metrics::new(),
+            turns: Turns::of(16),
             args: self.serve,
             connection_age: CONNECTION_AGE,
             readiness: Arc::new(|| Box::pin(async { Ok(nexus_kit::serve::Ready::Fully) })),

@@ -1,12 +1,11 @@
 //! What happens around every RPC, in this order: a span that continues the caller's trace, authentication, a
-//! place among the calls in flight, the call itself within its deadline and with panics caught; then one log
-//! line and the metrics, when the last trailer is out or the caller is gone.
+//! place among the calls in flight, the turn of the account that calls, the call itself within its deadline and with
+//! panics caught; then one log line and the metrics, when the last trailer is out or the caller is gone.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     panic::AssertUnwindSafe,
-    sync::{Arc, LazyLock},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -15,8 +14,6 @@ use futures::{FutureExt, future::BoxFuture};
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt;
 use nexus_core::id::ApiKeyText;
-use prost::Message;
-use prost_types::{FileDescriptorSet, MethodDescriptorProto};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
@@ -25,11 +22,14 @@ use crate::{
     arriving::Arriving,
     auth::{AuthError, Authenticator, Caller, KeyVerifier},
     metrics::{InFlight, Metrics, RpcLabels},
+    rpc::Rpc,
     share::{Share, Shares},
     status, telemetry,
+    turn::{Turn, Turns},
 };
 
 const SHARE_IS_HELD: &str = "too many calls of this account in flight";
+const TOO_MANY_WAIT: &str = "too many calls of this account wait for their turn";
 
 /// The layer; one for all services of a server.
 #[derive(Clone)]
@@ -44,6 +44,8 @@ pub struct RequestLayer {
     pub max_in_flight: u32,
     /// Of these, what each account has.
     pub shares: Shares,
+    /// Of these again, what each account has at work.
+    pub turns: Turns,
     /// Bounds messages that arrive.
     pub arriving: Arriving,
     /// Longest time until a call is answered; a stream may go on after its first answer.
@@ -82,7 +84,7 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let layer = self.layer.clone();
-        let rpc = KNOWN_RPCS.get(request.uri().path()).unwrap_or(&UNKNOWN_RPC);
+        let rpc = Rpc::by_path(request.uri().path());
         let span = rpc_span(rpc);
         telemetry::continue_trace(&span, request.headers());
         let call = Call {
@@ -121,20 +123,27 @@ where
             let limit = time_limit(request.headers(), layer.request_timeout);
             let answer = async {
                 let share = match caller {
-                    Some(Caller::ApiKey(text)) => verify(&layer, text, &mut request).await.map(Some),
-                    _ => Ok(None),
+                    Some(Caller::ApiKey(text)) => Some(verify(&layer, text, &mut request).await?),
+                    _ => None,
                 };
-                match share {
-                    Ok(share) => {
-                        let eco_id = share.as_ref().map(Share::eco_id).or(account.as_ref());
-                        let request = request.map(|body| match rpc.client_streams {
-                            true => layer.arriving.bound_stream(body, eco_id),
-                            false => layer.arriving.bound(body, eco_id),
-                        });
-                        inner.call(request).await.map(|response| (response, share))
+                let eco_id = share.as_ref().map(Share::eco_id).or(account.as_ref());
+                let turn = match eco_id {
+                    Some(eco_id) if rpc.in_turn => {
+                        let turn = layer.turns.take(eco_id).await;
+                        Some(turn.ok_or_else(|| status::overloaded(TOO_MANY_WAIT))?)
                     }
-                    Err(refusal) => Ok((refusal.into_http(), None)),
-                }
+                    _ => None,
+                };
+                let request = request.map(|body| match rpc.client_streams {
+                    true => layer.arriving.bound_stream(body, eco_id),
+                    false => layer.arriving.bound(body, eco_id),
+                });
+                let answered = inner.call(request);
+                let response = match turn {
+                    Some(turn) => to_its_end(answered, turn, layer.request_timeout).await?,
+                    None => answered.await.unwrap_or_else(|never| match never {}),
+                };
+                Ok::<_, Status>((response, share))
             };
             let answer = AssertUnwindSafe(answer).catch_unwind();
             match tokio::time::timeout(limit, answer).await {
@@ -143,7 +152,7 @@ where
                     call._share = call._share.take().or(share);
                     call.follow(response)
                 }
-                Ok(Ok(Err(never))) => match never {},
+                Ok(Ok(Err(refusal))) => call.finish_with(refusal),
                 Ok(Err(_panic)) => {
                     tracing::error!("the handler panicked");
                     call.finish_with(status::internal())
@@ -167,51 +176,27 @@ fn rpc_span(rpc: &Rpc) -> Span {
     )
 }
 
-/// An RPC by its names.
-struct Rpc {
-    service: String,
-    method: String,
-    span_name: String,
-    /// The caller sends any number of messages.
-    client_streams: bool,
-}
-
-impl Rpc {
-    fn of(service: &str, method: &str, client_streams: bool) -> Self {
-        let short = service.rsplit('.').next().unwrap_or(service);
-        let span_name = format!("rpc.{short}.{method}");
-        Self { service: service.to_owned(), method: method.to_owned(), span_name, client_streams }
+/// Answers a call in a task of its own, which goes on when the caller goes away or its time is over: a statement that
+/// was sent keeps its connection until the database answers, and until then the account is to keep the turn, too.
+async fn to_its_end(
+    answered: impl Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
+    turn: Turn,
+    bound: Duration,
+) -> Result<Response<Body>, Status> {
+    let work = async move {
+        let answer = tokio::time::timeout(bound, answered).await;
+        drop(turn);
+        answer
+    };
+    match tokio::spawn(work.in_current_span()).await {
+        Ok(Ok(Ok(response))) => Ok(response),
+        Ok(Ok(Err(never))) => match never {},
+        Ok(Err(_elapsed)) => Err(status::deadline_exceeded()),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime ends.
+        Err(_cancelled) => Err(status::internal()),
     }
 }
-
-/// What we do not serve: what a client made up must not become a label of its own.
-static UNKNOWN_RPC: LazyLock<Rpc> = LazyLock::new(|| Rpc::of("unknown", "unknown", false));
-
-/// Every RPC that one of our servers has, by its path.
-static KNOWN_RPCS: LazyLock<HashMap<String, Rpc>> = LazyLock::new(|| {
-    let sets = [nexus_proto::DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
-    let files =
-        sets.iter().flat_map(|set| FileDescriptorSet::decode(*set).expect("our own descriptors").file);
-    let ours = files.flat_map(|file| {
-        let package = file.package().to_owned();
-        file.service.into_iter().flat_map(move |service| {
-            let name = format!("/{package}.{}/", service.name());
-            let path = move |method: &MethodDescriptorProto| format!("{name}{}", method.name());
-            service.method.into_iter().map(move |method| (path(&method), method.client_streaming()))
-        })
-    });
-    let others = [
-        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-        "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
-    ];
-    let rpc = |(path, client_streams): (String, bool)| {
-        let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
-        let rpc = Rpc::of(service, method, client_streams);
-        (path, rpc)
-    };
-    ours.chain(others.map(|path| (path.to_owned(), false))).map(rpc).collect()
-});
 
 /// How long a call may take: what the caller asks for in `grpc-timeout`, and our own bound at most. Cut by a
 /// hair, so that our answer is the one that is sent when the transport's own timer for that header is due.

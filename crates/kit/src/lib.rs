@@ -14,6 +14,8 @@
 //! | `connection` | ends connections whose other end is silent |
 //! | [`serve`] | listeners, reflection, health, drain; the operations port |
 //! | [`share`] | how much of what a server has one account may have |
+//! | [`turn`] | how many calls of one account are at work at once |
+//! | `rpc` | the RPCs by their paths; which of them are in turn |
 //! | [`tls`] | the certificate and key of a server |
 //! | [`db`] | migrations, pools that act as one database role, what an error of the database means |
 //! | [`status`] | gRPC statuses with `google.rpc` details |
@@ -32,9 +34,11 @@ pub mod layer;
 mod log;
 pub mod metrics;
 pub mod page;
+mod rpc;
 pub mod serve;
 pub mod share;
 pub mod status;
 pub mod telemetry;
 pub mod tls;
+pub mod turn;
 pub mod validate;

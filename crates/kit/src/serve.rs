@@ -25,6 +25,7 @@ use crate::{
     share::Shares,
     telemetry,
     tls::TlsError,
+    turn::Turns,
 };
 
 /// Longest batch of events that is read; 10,000 are about 2 MiB.
@@ -134,6 +135,8 @@ pub struct GrpcServer {
     pub api_keys: Option<KeyVerifier>,
     /// Its metrics.
     pub metrics: Metrics,
+    /// What each account has at work, of the connections that calls take.
+    pub turns: Turns,
     /// How to serve.
     pub args: ServeArgs,
     /// Whether it is ready.
@@ -179,6 +182,7 @@ impl GrpcServer {
             metrics: self.metrics,
             max_in_flight: self.args.max_in_flight,
             shares: Shares::of(self.args.max_in_flight),
+            turns: self.turns,
             arriving: Arriving::default(),
             request_timeout: self.args.request_timeout,
         };

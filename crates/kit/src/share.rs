@@ -29,7 +29,12 @@ pub struct Share {
 impl Shares {
     /// Of so many places.
     pub fn of(places: u32) -> Self {
-        Self(Arc::new(Inner { most: (places / 4).max(1), held: Mutex::default() }))
+        Self::of_at_most(places, u32::MAX)
+    }
+
+    /// The same, where an account has so much at most, however many places there are.
+    pub fn of_at_most(places: u32, most: u32) -> Self {
+        Self(Arc::new(Inner { most: (places / 4).clamp(1, most.max(1)), held: Mutex::default() }))
     }
 
     /// A place for a call of the account, unless it has its share.
@@ -98,6 +103,9 @@ mod tests {
         drop(other);
         assert!(!shares.held().contains_key(&id("eco_b")), "nothing is kept of who is gone");
         assert!(Shares::of(1).enter(&id("eco_a")).is_some());
+        let few = Shares::of_at_most(1_000, 1);
+        let _held = few.enter(&id("eco_a")).expect("its first");
+        assert!(few.enter(&id("eco_a")).is_none());
         let mut bytes = Shares::of(400).nothing(&id("eco_a"));
         assert!(bytes.resize(100) && !bytes.resize(101) && bytes.resize(1));
     }

@@ -10,6 +10,7 @@ mod outage;
 mod problem;
 mod requests;
 mod secure;
+mod shares;
 mod spend_cap;
 mod suite;
 mod usage;

@@ -28,6 +28,7 @@ mod revoke_api_key;
 mod rotate_api_key;
 mod rules;
 mod segments;
+mod shares;
 mod spend_caps;
 mod spool;
 mod stalled;

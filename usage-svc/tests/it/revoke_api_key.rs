@@ -59,6 +59,22 @@ async fn a_repeated_revocation_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_repeated_revocation_waits_for_nobody() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let id = key_id(&make_key(&server, "eco_a", false).await?);
+    let first = revoke(&server, user("eco_a")?, &id).await??;
+    let mut holder = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("select from eco_api_keys where key_id = $1 for update")
+        .bind(&id)
+        .execute(&mut *holder)
+        .await?;
+    assert_eq!(revoke(&server, user("eco_a")?, &id).await??, first);
+    refused(revoke(&server, user("eco_b")?, &id).await?, Code::NotFound, "API_KEY_NOT_FOUND");
+    Ok(())
+}
+
 /// Another account's key and one that is not there answer alike, to the letter.
 #[tokio::test]
 async fn a_user_revokes_keys_of_the_own_account_only() -> Result<()> {

@@ -11,15 +11,17 @@ use std::{
 use chrono::{TimeDelta, Utc};
 use http::uri::PathAndQuery;
 use nexus_client::CallOptions;
-use nexus_core::id::EcoId;
+use nexus_core::id::{ApiKeyText, EcoId};
 use nexus_kit::{
-    auth::{Scope, service_token, user_token},
+    auth::{Scope, VerifiedKey, service_token, user_token},
     metrics::Metrics,
     serve::{GrpcServer, Listeners},
+    turn::Turns,
 };
 use nexus_proto::usage::v1::{CheckQuotaRequest, StreamUsageRequest};
 use prost_types::Any;
 use secrecy::SecretString;
+use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Request, Status, client::Grpc, service::Routes, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -60,6 +62,33 @@ fn options() -> CallOptions {
     let token =
         service_token(&SecretString::from(SERVICE_SECRET), "tests", &[Scope::Admin], soon).expect("a token");
     CallOptions::bearer(&token, Duration::from_secs(20)).expect("a header")
+}
+
+fn user(eco_id: &str) -> CallOptions {
+    hasty_user(eco_id, Duration::from_secs(60))
+}
+
+fn hasty_user(eco_id: &str, timeout: Duration) -> CallOptions {
+    let (eco_id, soon) = (EcoId::parse(eco_id).expect("an id"), Utc::now() + TimeDelta::hours(1));
+    let token = user_token(&SecretString::from(USER_SECRET), "nexus", &eco_id, None, soon).expect("a token");
+    CallOptions::bearer(&token, timeout).expect("a header")
+}
+
+/// Returns once a condition holds that the server brings about.
+async fn until(mut holds: impl FnMut() -> bool) {
+    let holding = async {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), holding).await.expect("it comes true");
+}
+
+/// Returns once so many calls are in flight.
+async fn in_flight(metrics: &Metrics, calls: usize) {
+    let value = format!(" {calls}");
+    let says = |line: &str| line.starts_with("nexus_requests_in_flight") && line.ends_with(&value);
+    until(|| metrics.render().lines().any(says)).await;
 }
 
 /// Calls any path with any message.
@@ -181,27 +210,12 @@ async fn an_account_that_holds_its_share_leaves_the_places_to_the_others() {
     let mut server = server(routes);
     server.args.request_timeout = Duration::from_secs(60);
     let (channel, metrics, _stop) = serve(server).await;
-    let user = |eco_id: &str| {
-        let (eco_id, soon) = (EcoId::parse(eco_id).expect("an id"), Utc::now() + TimeDelta::hours(1));
-        let token =
-            user_token(&SecretString::from(USER_SECRET), "nexus", &eco_id, None, soon).expect("a token");
-        CallOptions::bearer(&token, Duration::from_secs(60)).expect("a header")
-    };
     let check = |options: CallOptions| {
         let mut client = nexus_client::usage(channel.clone());
         async move { client.check_quota(options.request(CheckQuotaRequest::default())).await }
     };
     let held = [(); 2].map(|()| tokio::spawn(check(user("eco_a"))));
-    let both_are_in_flight = async {
-        while !metrics
-            .render()
-            .lines()
-            .any(|l| l.starts_with("nexus_requests_in_flight") && l.ends_with(" 2"))
-        {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), both_are_in_flight).await.expect("they arrive");
+    in_flight(&metrics, 2).await;
     let refused = check(user("eco_a")).await.expect_err("its share is held");
     assert_eq!(code_and_reason(&refused), (Code::Unavailable, "OVERLOADED".into()));
     for options in [user("eco_b"), options()] {
@@ -214,6 +228,120 @@ async fn an_account_that_holds_its_share_leaves_the_places_to_the_others() {
         while call_as(&user("eco_a"), &channel, RECORD, Any::default()).await.code() != Code::Internal {}
     };
     tokio::time::timeout(Duration::from_secs(30), again).await.expect("it has its share again");
+}
+
+const ROTATE: &str = "/nexus.usage.v1.UsageService/RotateApiKey";
+
+/// A server that holds rotations until they are released, with one of an account at work and two that wait. Its API
+/// keys are of `eco_a`.
+struct Rotations {
+    channel: Channel,
+    metrics: Metrics,
+    begun: Arc<AtomicUsize>,
+    released: Arc<Semaphore>,
+    _stop: DropGuard,
+}
+
+impl Rotations {
+    async fn start() -> Self {
+        let (begun, released) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let (counted, gate) = (begun.clone(), released.clone());
+        let held = axum::routing::post(move || {
+            let (counted, gate) = (counted.clone(), gate.clone());
+            async move {
+                counted.fetch_add(1, Ordering::Relaxed);
+                gate.acquire().await.expect("it is not closed").forget();
+            }
+        });
+        let mut routes = Routes::default();
+        *routes.axum_router_mut() = std::mem::take(routes.axum_router_mut())
+            .route(ROTATE, held)
+            .route(RECORD, axum::routing::post(panics));
+        let mut server = server(routes);
+        server.args.request_timeout = Duration::from_secs(60);
+        server.args.max_in_flight = 40;
+        server.turns = Turns::new(1, 2);
+        server.api_keys = Some(Arc::new(|key: ApiKeyText| {
+            let (key_id, eco_id) = (key.key_id().to_owned(), EcoId::parse("eco_a").expect("an id"));
+            Box::pin(async move { Ok(VerifiedKey { key_id, eco_id, scopes: Vec::new(), test_mode: false }) })
+        }));
+        let (channel, metrics, stop) = serve(server).await;
+        Self { channel, metrics, begun, released, _stop: stop }
+    }
+
+    /// One that is under way.
+    fn rotate(&self, options: CallOptions) -> JoinHandle<Status> {
+        let channel = self.channel.clone();
+        tokio::spawn(async move { call_as(&options, &channel, ROTATE, Any::default()).await })
+    }
+
+    async fn begun(&self, calls: usize) {
+        until(|| self.begun.load(Ordering::Relaxed) == calls).await;
+    }
+}
+
+fn api_key() -> CallOptions {
+    let key = format!("ApiKey eco_api_{}.{}", "a".repeat(22), "b".repeat(22));
+    CallOptions::new(&key, Duration::from_secs(60)).expect("a header")
+}
+
+#[tokio::test]
+async fn of_an_account_one_call_is_at_work_and_the_others_wait_without_holding_anybody_up() {
+    let server = Rotations::start().await;
+    let first = server.rotate(user("eco_a"));
+    server.begun(1).await;
+    let others = [server.rotate(user("eco_a")), server.rotate(api_key())];
+    in_flight(&server.metrics, 3).await;
+    let refused = server.rotate(user("eco_a")).await.expect("no panic");
+    assert_eq!(code_and_reason(&refused), (Code::Unavailable, "OVERLOADED".into()));
+    // What takes no connection of its own is not held up, and neither are others.
+    for options in [user("eco_a"), api_key()] {
+        let status = call_as(&options, &server.channel, RECORD, Any::default()).await;
+        assert_eq!(status.code(), Code::Internal, "the handler was reached: {status:?}");
+    }
+    let of_others = [server.rotate(user("eco_b")), server.rotate(options()), server.rotate(options())];
+    server.begun(4).await;
+    server.released.add_permits(6);
+    for call in [first].into_iter().chain(others).chain(of_others) {
+        let status = call.await.expect("no panic");
+        assert_ne!(status.code(), Code::Unavailable, "{status:?}");
+    }
+    server.begun(6).await;
+}
+
+/// What it began may go on in the database, with a connection.
+#[tokio::test]
+async fn a_call_keeps_its_turn_until_it_is_done_though_its_caller_goes_away() {
+    let server = Rotations::start().await;
+    let gone = server.rotate(user("eco_a"));
+    server.begun(1).await;
+    gone.abort();
+    in_flight(&server.metrics, 0).await;
+    // Neither does it have the turn whose time is over while it waits.
+    server.rotate(hasty_user("eco_a", Duration::from_millis(100))).await.expect("no panic");
+    in_flight(&server.metrics, 0).await;
+    assert_eq!(server.begun.load(Ordering::Relaxed), 1);
+    let next = server.rotate(user("eco_a"));
+    in_flight(&server.metrics, 1).await;
+    assert_eq!(server.begun.load(Ordering::Relaxed), 1);
+    server.released.add_permits(2);
+    next.await.expect("no panic");
+    assert_eq!(server.begun.load(Ordering::Relaxed), 2);
+}
+
+/// The panic is in a task of its own there.
+#[tokio::test]
+async fn a_handler_that_panics_in_its_turn_is_an_internal_error_and_gives_the_turn_back() {
+    let mut routes = Routes::default();
+    *routes.axum_router_mut() =
+        std::mem::take(routes.axum_router_mut()).route(ROTATE, axum::routing::post(panics));
+    let mut server = server(routes);
+    server.turns = Turns::new(1, 1);
+    let (channel, _metrics, _stop) = serve(server).await;
+    for _ in 0..2 {
+        let status = call_as(&user("eco_a"), &channel, ROTATE, Any::default()).await;
+        assert_eq!(code_and_reason(&status), (Code::Internal, "INTERNAL".into()));
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use nexus_kit::{
     metrics::Metrics,
     serve::{CONNECTION_AGE, GrpcServer},
     status,
+    turn::Turns,
 };
 use tonic::service::Routes;
 
@@ -33,6 +34,7 @@ pub(crate) fn server(routes: Routes) -> GrpcServer {
         auth: Arc::new(Authenticator::new(&auth).expect("good settings")),
         api_keys: Some(Arc::new(|_| Box::pin(async { Err(status::unauthenticated("no key is good here")) }))),
         metrics: Metrics::new(),
+        turns: Turns::of(8),
         args: ServeArgs {
             shutdown_grace: Duration::from_secs(5),
             request_timeout: Duration::from_secs(5),

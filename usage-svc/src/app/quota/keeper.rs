@@ -10,7 +10,7 @@ use std::{
 
 use dashmap::DashMap;
 use nexus_core::id::EcoId;
-use nexus_kit::db;
+use nexus_kit::{db, turn::Turns};
 use sqlx::PgPool;
 use tokio::{
     sync::{Notify, Semaphore},
@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use super::{
-    Holder, Quota,
+    Holder, MAX_READS, Quota,
     account::{Account, Idle},
     metrics::QuotaMetrics,
     settle::Returns,
@@ -73,6 +73,7 @@ pub fn start(
         feed,
         known,
         learning: Semaphore::new(LEARN_AT_ONCE),
+        reads: Turns::new(1, MAX_READS),
         doubts: Notify::new(),
         accounts: DashMap::default(),
         clock: LaggingClock::new(),

@@ -38,7 +38,7 @@ use std::{
 
 use dashmap::DashMap;
 use nexus_core::{id::EcoId, period::Period};
-use nexus_kit::db;
+use nexus_kit::{db, turn::Turns};
 use prometheus_client::registry::Registry;
 use sqlx::PgPool;
 use tokio::{
@@ -72,6 +72,9 @@ const RECALL_WAIT: Duration = Duration::from_millis(250);
 const RECALL_AGAIN: Duration = Duration::from_millis(50);
 /// When a refused caller may come back while units may come back; a refusal is remembered as long.
 const COME_BACK: Duration = Duration::from_secs(1);
+/// Callers that wait to read where an account stands, keys in test mode that check among them: as many of an account as
+/// may be in flight by its keys, by default.
+const MAX_READS: usize = 2_500;
 
 /// The answer of a check.
 #[derive(Debug, Clone, Copy)]
@@ -115,6 +118,8 @@ struct Holder {
     known: Arc<Known>,
     /// Accounts that changed are read, not all at once.
     learning: Semaphore,
+    /// Where an account stands is read for one caller at a time: each read takes a connection.
+    reads: Turns,
     /// What is known of accounts may not be true any more.
     doubts: Notify,
     accounts: DashMap<EcoId, Slot, foldhash::fast::RandomState>,
@@ -187,6 +192,8 @@ impl Quota {
     where
         F: Future<Output = Result<Standing, Error>>,
     {
+        let _read = self.0.reads.take(eco_id).await.ok_or(Error::TooManyReads)?;
+        // Found out, it may be, by those whose turn was before.
         if self.0.outage.is_on() {
             return Err(Error::Database(sqlx::Error::PoolTimedOut));
         }

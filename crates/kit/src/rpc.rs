@@ -1,0 +1,102 @@
+//! Every RPC that one of our servers has, by its path.
+
+use std::{collections::HashMap, sync::LazyLock};
+
+use prost::Message;
+use prost_types::FileDescriptorSet;
+
+/// Of these an account's calls are at work all at once: they are decided in memory, or written together with others'.
+/// Calls of every other unary RPC may take a connection each, and so wait for their turn ([`crate::turn`]).
+const ALL_AT_ONCE: [&str; 3] = [
+    "/nexus.usage.v1.UsageService/RecordUsage",
+    "/nexus.usage.v1.UsageService/BatchRecordUsage",
+    "/nexus.usage.v1.UsageService/CheckQuota",
+];
+
+/// RPCs that these descriptors do not have: streams, and one that is for services alone.
+const OTHERS: [&str; 3] = [
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
+];
+
+/// An RPC by its names.
+pub(crate) struct Rpc {
+    pub(crate) service: String,
+    pub(crate) method: String,
+    pub(crate) span_name: String,
+    /// Whether calls of users and API keys wait for a turn of their account.
+    pub(crate) in_turn: bool,
+    /// The caller sends any number of messages.
+    pub(crate) client_streams: bool,
+}
+
+impl Rpc {
+    /// One that is never in turn, and takes one message.
+    fn of(service: &str, method: &str) -> Self {
+        let short = service.rsplit('.').next().unwrap_or(service);
+        let span_name = format!("rpc.{short}.{method}");
+        let (service, method) = (service.to_owned(), method.to_owned());
+        Self { service, method, span_name, in_turn: false, client_streams: false }
+    }
+
+    /// The RPC that a request is for.
+    pub(crate) fn by_path(path: &str) -> &'static Self {
+        KNOWN.get(path).unwrap_or(&UNKNOWN)
+    }
+}
+
+/// What we do not serve: what a client made up must not become a label of its own.
+static UNKNOWN: LazyLock<Rpc> = LazyLock::new(|| Rpc::of("unknown", "unknown"));
+
+static KNOWN: LazyLock<HashMap<String, Rpc>> = LazyLock::new(|| {
+    let sets = [nexus_proto::DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
+    let files =
+        sets.iter().flat_map(|set| FileDescriptorSet::decode(*set).expect("our own descriptors").file);
+    let ours = files.flat_map(|file| {
+        let package = file.package().to_owned();
+        file.service.into_iter().flat_map(move |service| {
+            let name = format!("/{package}.{}/", service.name());
+            service.method.into_iter().map(move |method| {
+                let path = format!("{name}{}", method.name());
+                let is_unary = !method.client_streaming() && !method.server_streaming();
+                let in_turn = is_unary && !ALL_AT_ONCE.contains(&path.as_str());
+                (path, in_turn, method.client_streaming())
+            })
+        })
+    });
+    let others = OTHERS.map(|path| (path.to_owned(), false, false));
+    let rpc = |(path, in_turn, client_streams): (String, bool, bool)| {
+        let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
+        let rpc = Rpc { in_turn, client_streams, ..Rpc::of(service, method) };
+        (path, rpc)
+    };
+    ours.chain(others).map(rpc).collect()
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_that_may_take_a_connection_each_are_in_turn() {
+        let usage = |method: &str| Rpc::by_path(&format!("/nexus.usage.v1.UsageService/{method}")).in_turn;
+        for method in ["RotateApiKey", "RevokeApiKey", "CreateApiKey", "ListApiKeys", "GetCurrentUsage"] {
+            assert!(usage(method), "{method}");
+        }
+        for method in ["RecordUsage", "BatchRecordUsage", "StreamUsage", "CheckQuota", "LeaseQuota", "NoSuch"]
+        {
+            assert!(!usage(method), "{method}");
+        }
+        let streams = |method: &str| Rpc::by_path(&format!("/nexus.usage.v1.UsageService/{method}")).client_streams;
+        assert!(streams("StreamUsage") && streams("LeaseQuota") && !streams("BatchRecordUsage"));
+        for path in ALL_AT_ONCE.iter().chain(&OTHERS) {
+            assert_ne!(Rpc::by_path(path).method, "unknown", "{path}");
+        }
+        for path in
+            ["/nexus.billing.v1.BillingService/SetSpendCap", "/nexus.analytics.v1.AnalyticsService/ListUsers"]
+        {
+            assert!(Rpc::by_path(path).in_turn, "{path}");
+        }
+    }
+}

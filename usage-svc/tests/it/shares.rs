@@ -1,0 +1,143 @@
+//! What one account cannot take from the others: connections of the database, however many of its calls wait there.
+
+use anyhow::Result;
+use futures::future::join_all;
+use nexus_client::CallOptions;
+use nexus_core::plan::Plan;
+use nexus_proto::usage::v1::{CheckQuotaRequest, RotateApiKeyRequest, RotateApiKeyResponse};
+use nexus_testkit::db::TestDb;
+use sqlx::{Postgres, Transaction};
+use tonic::Status;
+
+use crate::support::*;
+
+/// A quarter of the connections that tests give a server.
+const AT_WORK: i64 = 2;
+
+type Rotated = Result<RotateApiKeyResponse, Status>;
+
+/// Locks a key's row until the transaction ends.
+async fn hold_key(db: &TestDb, key_id: &str) -> Result<Transaction<'static, Postgres>> {
+    let mut holder = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("select from eco_api_keys where key_id = $1 for update")
+        .bind(key_id)
+        .execute(&mut *holder)
+        .await?;
+    Ok(holder)
+}
+
+/// So many rotations of one key at once.
+fn rotations(
+    server: &Server,
+    options: &CallOptions,
+    key_id: &str,
+    count: usize,
+) -> Result<impl Future<Output = Vec<Rotated>> + use<>> {
+    let client = server.client()?;
+    let calls: Vec<_> = (0..count)
+        .map(|_| {
+            let request = RotateApiKeyRequest { key_id: key_id.to_owned(), ..RotateApiKeyRequest::default() };
+            let (mut client, request) = (client.clone(), options.request(request));
+            async move { client.rotate_api_key(request).await.map(|answer| answer.into_inner()) }
+        })
+        .collect();
+    Ok(join_all(calls))
+}
+
+/// Returns once so many calls, at least, are in flight.
+async fn in_flight(server: &Server, calls: i64) -> Result<()> {
+    eventually(async || Ok(server.metric("nexus_requests_in_flight").await? >= calls)).await
+}
+
+/// Sessions that wait for a lock.
+async fn waiting(db: &TestDb) -> Result<i64> {
+    let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    Ok(sqlx::query_scalar(waits).fetch_one(&db.pool).await?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotations_that_wait_for_one_key_leave_the_connections_to_other_accounts() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    account(&db, "eco_b", Plan::Pro).await?;
+    let key_id = key_id(&make_key(&server, "eco_a", false).await?);
+    let holder = hold_key(&db, &key_id).await?;
+    let mut rotations = Box::pin(rotations(&server, &user("eco_a")?, &key_id, 100)?);
+    let others = async {
+        in_flight(&server, 50).await?;
+        eventually(async || Ok(waiting(&db).await? == AT_WORK)).await?;
+        check(&server, "eco_b", 1).await?;
+        make_key(&server, "eco_b", false).await?;
+        assert!(waiting(&db).await? <= AT_WORK);
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        early = &mut rotations => anyhow::bail!("their key is locked: {early:?}"),
+        others = others => others?,
+    }
+    holder.commit().await?;
+    // As many as a key may have secrets in grace; the rest is told so in its turn.
+    let rotated = rotations.await.into_iter().filter(|answer| answer.is_ok()).count();
+    assert_eq!(rotated, 4);
+    Ok(())
+}
+
+/// What they began waits on in the database, each with its connection: as if they were there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotations_whose_callers_went_away_are_no_room_for_more() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    account(&db, "eco_b", Plan::Pro).await?;
+    let key_id = key_id(&make_key(&server, "eco_a", false).await?);
+    let holder = hold_key(&db, &key_id).await?;
+    for _ in 0..4 {
+        let calls = rotations(&server, &user("eco_a")?, &key_id, 20)?;
+        let are_there = async {
+            in_flight(&server, 20).await?;
+            eventually(async || Ok(waiting(&db).await? == AT_WORK)).await
+        };
+        tokio::select! {
+            early = calls => anyhow::bail!("their key is locked: {early:?}"),
+            there = are_there => there?,
+        }
+        // They are gone.
+        eventually(async || Ok(server.metric("nexus_requests_in_flight").await? == 0)).await?;
+    }
+    assert!(waiting(&db).await? <= AT_WORK);
+    check(&server, "eco_b", 1).await?;
+    holder.commit().await?;
+    Ok(())
+}
+
+/// A check with such a key reads where the account stands, every time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checks_in_test_mode_leave_the_connections_to_other_accounts() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    account(&db, "eco_b", Plan::Pro).await?;
+    let (testing, other) =
+        (make_key(&server, "eco_a", true).await?.key, make_key(&server, "eco_b", false).await?.key);
+    let (client, options) = (server.client()?, api_key(&testing)?);
+    let checks = join_all((0..100).map(|_| {
+        let (mut client, request) = (client.clone(), options.request(CheckQuotaRequest::default()));
+        async move { client.check_quota(request).await }
+    }));
+    let mut holder = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("lock table eco_usage_adjustments in access exclusive mode").execute(&mut *holder).await?;
+    let others = async {
+        in_flight(&server, 50).await?;
+        eventually(async || Ok(waiting(&db).await? >= 1)).await?;
+        verify(&server, &other).await??;
+        make_key(&server, "eco_b", false).await?;
+        anyhow::Ok(())
+    };
+    let mut checks = Box::pin(checks);
+    tokio::select! {
+        early = &mut checks => anyhow::bail!("what they read is locked: {early:?}"),
+        others = others => others?,
+    }
+    holder.commit().await?;
+    let answered = checks.await.into_iter().filter(|answer| answer.is_ok()).count();
+    assert!(answered > 90, "{answered}");
+    Ok(())
+}
