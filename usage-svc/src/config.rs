@@ -36,7 +36,8 @@ pub struct Config {
     /// they are answered UNAVAILABLE then
     #[arg(long = "spool-dir", env = "SPOOL_DIR", value_name = "FOLDER")]
     pub spool_dir: Option<PathBuf>,
-    /// Bytes that the spool may take on its disk; beyond, events are answered UNAVAILABLE
+    /// Bytes that the spool may take on its disk, a quarter of them for the keys of one account; beyond, events are
+    /// answered UNAVAILABLE
     #[arg(long = "spool-max-bytes", env = "SPOOL_MAX_BYTES", default_value_t = 1024 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(1024 * 1024..), value_name = "BYTES")]
     pub spool_max_bytes: u64,
     #[command(flatten)]

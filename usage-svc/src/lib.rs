@@ -175,14 +175,19 @@ fn start_drain(
     tokio::spawn(Drain::new(spooling.clone(), pool, bound, stop.clone()).run())
 }
 
-/// Ready is who can record: by the database, or by the spool while that is away, or is not known to be back.
+/// Ready is who can record: by the database, or by a spool that takes events while that is away, or is not known to be
+/// back.
 async fn readiness(pool: PgPool, spooling: Option<Spooling>) -> Result<Ready, String> {
     match (db::ready(&pool, Role::Usage).await, spooling) {
-        (Err(NotReady::Away(_)), Some(spooling)) if spooling.takes_events() => {
+        (Err(NotReady::Away(reason)), Some(spooling)) => {
+            // Also where the spool takes nothing: whoever looks for the database asks that for room, too.
             spooling.note_away();
-            Ok(Ready::Degraded)
+            if spooling.takes_events().await { Ok(Ready::Degraded) } else { Err(reason) }
         }
-        (Ok(()), Some(spooling)) if spooling.is_away() => Ok(Ready::Degraded),
+        (Ok(()), Some(spooling)) if spooling.is_away() => {
+            let reason = "the database was not reached again yet, and the spool takes no events";
+            if spooling.takes_events().await { Ok(Ready::Degraded) } else { Err(reason.to_owned()) }
+        }
         (ready, _) => ready.map(|()| Ready::Fully).map_err(|reason| reason.to_string()),
     }
 }

@@ -87,6 +87,11 @@ impl Drain {
         let stop = self.stop.clone();
         while stop.run_until_cancelled(self.spooling.work()).await.is_some() {
             while let Err(error) = self.all().await {
+                if let DrainError::Spool(_) = &error {
+                    // The database was reached before the spool was asked for anything: whatever became of that
+                    // keeps nobody from writing there.
+                    self.spooling.note_back();
+                }
                 let pause = match &error {
                     DrainError::Away(_) | DrainError::Flush(FlushError::Unavailable | FlushError::Busy) => {
                         tracing::debug!(%error, "the spool is not drained yet");

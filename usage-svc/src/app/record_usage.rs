@@ -44,8 +44,8 @@ pub(super) struct Submission {
     pub(super) arrived: Instant,
     /// Room in the queue, or among what is set aside, until the answer is out.
     pub(super) room: OwnedSemaphorePermit,
-    /// The same of its account's part, where it has one.
-    pub(super) _own: Option<Arc<Places>>,
+    /// The same of its account's part, where a key sends them.
+    pub(super) own: Option<Arc<Places>>,
 }
 
 /// A caller that went away does not hear its answer; its events are written all the same.
@@ -164,7 +164,7 @@ impl Recorder {
             let (answer, answered) = oneshot::channel();
             let (span, arrived) = (Span::current(), Instant::now());
             let submission =
-                Submission { events: part.events, answer, span, arrived, room, _own: own.clone() };
+                Submission { events: part.events, answer, span, arrived, room, own: own.clone() };
             queue.try_send(submission).map_err(|e| match e {
                 mpsc::error::TrySendError::Full(_) => Error::Overloaded,
                 mpsc::error::TrySendError::Closed(_) => Error::Stopping,

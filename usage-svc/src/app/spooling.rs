@@ -15,7 +15,10 @@ use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
-use tokio::{sync::Notify, task::spawn_blocking};
+use tokio::{
+    sync::{Mutex, Notify},
+    task::spawn_blocking,
+};
 
 use super::{
     flush::FlushError,
@@ -24,7 +27,7 @@ use super::{
 };
 use crate::{
     domain::event::{Event, Outcome},
-    spool::{Drainable, Spool, SpoolError},
+    spool::{Call, Drainable, Spool, SpoolError},
 };
 
 /// What is counted about a spool.
@@ -52,7 +55,11 @@ impl SpoolMetrics {
         );
         gauge("nexus_usage_spool_events", "Events in the spool", &all.events);
         gauge("nexus_usage_spool_bytes", "Bytes of the spool on its disk", &all.bytes);
-        gauge("nexus_usage_spool_damaged_journals", "Damaged journals found since the start", &all.damaged);
+        gauge(
+            "nexus_usage_spool_damaged_journals",
+            "Journals found damaged, lost or not to be opened since the start",
+            &all.damaged,
+        );
         let mut counter = |name, help, counter: &Counter| registry.register(name, help, counter.clone());
         counter("nexus_usage_spooled_events", "Events acknowledged into the spool", &all.spooled);
         counter("nexus_usage_spool_refused_events", "Events neither written nor spooled", &all.refused);
@@ -75,6 +82,8 @@ struct Inner {
     away: AtomicBool,
     /// The spool took nothing when it was last asked.
     refuses: AtomicBool,
+    /// Held by who asks whether the volume is there: on a disk that does not answer one waits, not a crowd.
+    asking: Arc<Mutex<()>>,
     /// There is something to be drained, or the database to be reached.
     work: Notify,
 }
@@ -94,6 +103,7 @@ impl Spooling {
             metrics,
             away: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
+            asking: Arc::default(),
             work: Notify::new(),
         }));
         spooling.0.show_level();
@@ -112,9 +122,22 @@ impl Spooling {
         self.0.away.load(Ordering::Acquire)
     }
 
-    /// Whether events are taken without the database, as far as anybody knows.
-    pub fn takes_events(&self) -> bool {
-        self.0.known.is_anything() && !self.0.refuses.load(Ordering::Acquire)
+    /// Whether events are taken without the database, as far as anybody knows; asks whether the volume is there.
+    pub async fn takes_events(&self) -> bool {
+        if !self.0.known.is_anything() || self.0.refuses.load(Ordering::Acquire) {
+            return false;
+        }
+        let (inner, one) = (self.0.clone(), self.0.asking.clone().lock_owned().await);
+        let there = blocking(move || {
+            let there = inner.spool.is_there();
+            drop(one);
+            there
+        })
+        .await;
+        if there.is_err() {
+            self.0.note_room(&there);
+        }
+        there.is_ok()
     }
 
     /// Notes that the database is away.
@@ -147,16 +170,16 @@ impl Spooling {
             return;
         }
         let inner = self.0.clone();
-        let (taken, appended) = blocking(move || {
-            let appended = inner.append(&taken);
-            (taken, appended)
+        let (taken, kept) = blocking(move || {
+            let kept = inner.append(&taken);
+            (taken, kept)
         })
         .await;
-        self.note_room(&appended);
-        for (submission, outcomes) in taken {
-            match &appended {
-                Ok(()) => answer(vec![submission], Ok(outcomes)),
-                Err(_) => self.refuse(submission),
+        for ((submission, outcomes), kept) in taken.into_iter().zip(kept) {
+            if kept {
+                answer(vec![submission], Ok(outcomes));
+            } else {
+                self.refuse(submission);
             }
         }
         self.0.work.notify_one();
@@ -179,21 +202,12 @@ impl Spooling {
         answer(vec![submission], Err(FlushError::Unavailable));
     }
 
-    fn note_room(&self, result: &Result<(), SpoolError>) {
-        let refuses = result.is_err();
-        match result {
-            _ if self.0.refuses.swap(refuses, Ordering::AcqRel) == refuses => {}
-            Ok(()) => tracing::info!("the spool takes events again"),
-            Err(error) => tracing::error!(%error, "the spool takes no events"),
-        }
-    }
-
     /// Finds out whether a spool that took nothing has room by now.
     pub(super) async fn ask_for_room(&self) {
         if self.0.refuses.load(Ordering::Acquire) {
             let inner = self.0.clone();
             let room = blocking(move || inner.spool.has_room()).await;
-            self.note_room(&room);
+            self.0.note_room(&room);
         }
     }
 
@@ -240,17 +254,32 @@ impl Spooling {
 }
 
 impl Inner {
-    fn append(&self, taken: &[(Submission, Vec<Outcome>)]) -> Result<(), SpoolError> {
-        let judged = taken.iter().flat_map(|(submission, outcomes)| submission.events.iter().zip(outcomes));
-        let accepted: Vec<&Event> =
-            judged.filter(|(_, outcome)| **outcome == Outcome::Accepted).map(|(event, _)| event).collect();
-        if !accepted.is_empty() {
-            let appended = self.spool.append(&accepted);
-            self.show_level();
-            appended?;
-            self.metrics.spooled.inc_by(accepted.len() as u64);
+    /// Says which of the calls are kept: all or none, but those of accounts whose keys have their part.
+    fn append(&self, taken: &[(Submission, Vec<Outcome>)]) -> Vec<bool> {
+        let calls: Vec<Call<'_>> = taken.iter().map(call).collect();
+        if calls.iter().all(|call| call.events.is_empty()) {
+            return vec![true; calls.len()];
         }
-        Ok(())
+        let appended = self.spool.append(&calls);
+        self.show_level();
+        let kept = appended.as_deref().unwrap_or_default();
+        let spooled: usize =
+            calls.iter().zip(kept).filter(|(_, kept)| **kept).map(|(call, _)| call.events.len()).sum();
+        self.metrics.spooled.inc_by(spooled as u64);
+        // Where nothing was written, nobody knows.
+        if spooled > 0 || appended.is_err() {
+            self.note_room(&appended);
+        }
+        appended.unwrap_or_else(|_noted| vec![false; calls.len()])
+    }
+
+    fn note_room<T>(&self, result: &Result<T, SpoolError>) {
+        let refuses = result.is_err();
+        match result {
+            _ if self.refuses.swap(refuses, Ordering::AcqRel) == refuses => {}
+            Ok(_) => tracing::info!("the spool takes events again"),
+            Err(error) => tracing::error!(%error, "the spool takes no events"),
+        }
     }
 
     fn show_level(&self) {
@@ -264,6 +293,13 @@ impl Inner {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         }
     }
+}
+
+/// What of a call goes to the spool.
+fn call((submission, outcomes): &(Submission, Vec<Outcome>)) -> Call<'_> {
+    let judged = submission.events.iter().zip(outcomes);
+    let accepted = judged.filter(|(_, outcome)| **outcome == Outcome::Accepted);
+    Call { events: accepted.map(|(event, _)| event).collect(), by_key: submission.own.is_some() }
 }
 
 /// Does what blocks on the disk.

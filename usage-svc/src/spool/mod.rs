@@ -13,17 +13,22 @@
 //! |---|---|
 //! | `frame` | an event as bytes that are found again in a damaged file |
 //! | `journal` | one file: adding to it, and reading all that it still gives |
+//! | `folder` | the files of the folder |
+//! | `state` | which journals there are, and what is known of each |
+//! | `accounts` | the part that one account may fill by its keys |
 
+mod accounts;
+mod folder;
 mod frame;
 mod journal;
+mod state;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    fs::{self, File, OpenOptions, TryLockError},
+    collections::{BTreeMap, HashSet},
+    fs::{self, File, TryLockError},
     io,
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -32,7 +37,13 @@ use std::{
 use redb::backends::FileBackend;
 use uuid::Uuid;
 
-use self::journal::{Contents, Journal};
+pub use self::accounts::Call;
+use self::{
+    accounts::{Accounts, event_bytes},
+    folder::{FileId, id_of, options, read_file, sync_folder},
+    journal::Journal,
+    state::{Active, State},
+};
 use crate::domain::event::Event;
 
 const EXTENSION: &str = "redb";
@@ -46,12 +57,8 @@ const LOCK: &str = "lock";
 const JOURNAL_BYTES: u64 = 8 * 1024 * 1024;
 /// Events of a transaction at most.
 const TRANSACTION: usize = 10_000;
-/// An event takes less than this beside its texts.
-const EVENT_BYTES: u64 = 256;
 /// What a journal takes for itself, and a transaction for the pages it replaces.
 const JOURNAL_OVERHEAD: u64 = 256 * 1024;
-/// What a file system counts files in.
-const BLOCK_BYTES: u64 = 512;
 
 /// Why the spool did not do what it was to.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +87,7 @@ pub struct Level {
     pub events: u64,
     /// Bytes on the disk, without files set aside.
     pub bytes: u64,
-    /// Journals that were found damaged since the spool was opened.
+    /// Journals that were found damaged, lost, or not to be opened, since the spool was opened.
     pub damaged: u64,
 }
 
@@ -100,32 +107,7 @@ pub struct Spool {
     max_bytes: u64,
     state: Mutex<State>,
     /// Locked, for as long as the spool is used.
-    _lock: File,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    active: Option<Active>,
-    /// The oldest first.
-    sealed: VecDeque<Sealed>,
-    damaged: u64,
-}
-
-#[derive(Debug)]
-struct Active {
-    journal: Journal,
-    path: PathBuf,
-}
-
-#[derive(Debug)]
-struct Sealed {
-    id: Uuid,
-    path: PathBuf,
-    /// Events that are not drained.
-    left: u64,
-    /// Bytes on the disk.
-    bytes: u64,
-    damaged: bool,
+    lock: File,
 }
 
 impl Spool {
@@ -155,35 +137,58 @@ impl Spool {
             }
         }
         found.sort_unstable();
-        let spool = Self { folder: folder.to_owned(), max_bytes, state: Mutex::default(), _lock: lock };
+        let spool = Self { folder: folder.to_owned(), max_bytes, state: Mutex::default(), lock };
         for (id, path) in found {
-            let bytes = disk_bytes(&path).map_err(failed)?;
-            spool.state().sealed.push_back(Sealed { id, path, left: 0, bytes, damaged: false });
-            spool.read(id)?;
+            spool.state().add_found(id, path);
+            match spool.read(id) {
+                Ok(Some(journal)) => spool.state().charge(&journal),
+                // It is said, and keeps nobody from using the rest.
+                Ok(None) | Err(_) => {}
+            }
         }
         Ok(spool)
     }
 
-    /// Adds events; all are synced when it returns. Beyond the bound none is added; after another failure some may
-    /// be there, and none is to be acknowledged.
-    pub fn append(&self, events: &[&Event]) -> Result<(), SpoolError> {
+    /// Adds the events of calls, of each all or none; all are synced when it returns. Says for each whether it is kept:
+    /// it is not where its account's keys have their part. Beyond the bound none is added; after another failure some
+    /// may be there, and none is to be acknowledged.
+    pub fn append(&self, calls: &[Call<'_>]) -> Result<Vec<bool>, SpoolError> {
         let mut state = self.state();
+        let kept = state.accounts.admit(calls, self.max_bytes);
+        let events: Vec<(&Event, bool)> = calls
+            .iter()
+            .zip(&kept)
+            .filter(|(_, kept)| **kept)
+            .flat_map(|(call, _)| call.events.iter().map(move |event| (*event, call.by_key)))
+            .collect();
+        if events.is_empty() {
+            return Ok(kept);
+        }
+        state.leave_gone();
         let used = state.bytes();
-        let added: u64 = events.iter().map(|event| event_bytes(event)).sum();
+        let added: u64 = events.iter().map(|(event, _)| event_bytes(event)).sum();
         if used + added + JOURNAL_OVERHEAD > self.max_bytes {
             return Err(SpoolError::Full);
         }
         // Several transactions, so that no journal grows beyond what is read into memory at once.
-        events.chunks(TRANSACTION).try_for_each(|some| self.append_to(&mut state, some))
+        events.chunks(TRANSACTION).try_for_each(|some| self.append_to(&mut state, some))?;
+        Ok(kept)
     }
 
-    fn append_to(&self, state: &mut State, events: &[&Event]) -> Result<(), SpoolError> {
-        let Active { mut journal, path } = match state.active.take() {
+    /// Adds events, each with whether a key sent it.
+    fn append_to(&self, state: &mut State, events: &[(&Event, bool)]) -> Result<(), SpoolError> {
+        let mut active = match state.active.take() {
             Some(active) => active,
             None => self.create()?,
         };
-        let appended = catch_unwind(AssertUnwindSafe(|| journal.append(events.iter().copied())));
-        let active = Active { journal, path };
+        let journal = &mut active.journal;
+        let appended =
+            catch_unwind(AssertUnwindSafe(|| journal.append(events.iter().map(|(event, _)| *event))));
+        // Where it failed, too: some may be there.
+        for (event, _) in events.iter().filter(|(_, by_key)| *by_key) {
+            active.accounts.add(event);
+            state.accounts.add(event);
+        }
         match appended {
             Ok(Ok(())) if active.journal.bytes < JOURNAL_BYTES => state.active = Some(active),
             _ => state.seal(active),
@@ -199,6 +204,7 @@ impl Spool {
     /// Asks the disk, too, where a journal is to be made.
     pub fn has_room(&self) -> Result<(), SpoolError> {
         let mut state = self.state();
+        state.leave_gone();
         if state.bytes() + 2 * JOURNAL_OVERHEAD > self.max_bytes {
             return Err(SpoolError::Full);
         }
@@ -208,18 +214,30 @@ impl Spool {
         Ok(())
     }
 
-    /// Reads the oldest journal. Where there is none but the active one, that takes no more events from now on.
+    /// Whether the folder is the one that was opened. Where its volume went away there is none, or another: what is
+    /// written there nobody finds when it is back.
+    pub fn is_there(&self) -> Result<(), SpoolError> {
+        let failed = |error| SpoolError::Io(self.folder.clone(), error);
+        let found = FileId::at(&self.folder.join(LOCK)).map_err(failed)?;
+        let opened = FileId::of(&self.lock.metadata().map_err(failed)?);
+        if found == opened { Ok(()) } else { Err(failed(io::Error::other("another folder is in its place"))) }
+    }
+
+    /// Reads the oldest journal that can be opened. Where there is none but the active one, that takes no more events
+    /// from now on. Fails where journals are left and none can be opened.
     pub fn oldest(&self) -> Result<Option<Drainable>, SpoolError> {
-        let oldest = {
-            let mut state = self.state();
-            if state.sealed.is_empty()
-                && let Some(active) = state.active.take_if(|active| active.journal.next > 0)
-            {
-                state.seal(active);
+        let (mut tried, mut failure) = (HashSet::new(), None);
+        loop {
+            // The lock is not kept while a file is read.
+            let oldest = self.state().oldest_but(&tried);
+            let Some(id) = oldest else { return failure.map_or(Ok(None), Err) };
+            tried.insert(id);
+            match self.read(id) {
+                Ok(Some(journal)) => return Ok(Some(journal)),
+                Ok(None) => {}
+                Err(error) => failure = Some(error),
             }
-            state.sealed.front().map(|sealed| sealed.id)
-        };
-        oldest.map(|id| self.read(id)).transpose()
+        }
     }
 
     /// Notes how many of a journal's events are left.
@@ -231,19 +249,15 @@ impl Spool {
 
     /// Removes a journal that is drained. A damaged one is set aside.
     pub fn discard(&self, id: Uuid) -> Result<(), SpoolError> {
-        let sealed = {
-            let mut state = self.state();
-            let position = state.sealed.iter().position(|sealed| sealed.id == id);
-            position.and_then(|position| state.sealed.remove(position))
-        };
-        let Some(sealed) = sealed else { return Ok(()) };
+        let discarded = self.state().remove(id);
+        let Some(sealed) = discarded else { return Ok(()) };
         let failed = |error| SpoolError::Io(self.folder.clone(), error);
         if sealed.damaged {
             let aside = sealed.path.with_extension(DAMAGED);
             fs::rename(&sealed.path, &aside).map_err(failed)?;
             tracing::error!(file = %aside.display(), "a damaged journal is drained as far as it can be read and set aside");
         } else {
-            fs::remove_file(&sealed.path).map_err(failed)?;
+            folder::remove(&sealed.path).map_err(failed)?;
         }
         sync_folder(&self.folder).map_err(failed)
     }
@@ -257,26 +271,26 @@ impl Spool {
     }
 
     fn create(&self) -> Result<Active, SpoolError> {
+        self.is_there()?;
         let id = Uuid::now_v7();
-        let path = self.folder.join(id.to_string()).with_extension(EXTENSION);
+        let path = self.path(id);
         let new = path.with_extension(NEW);
         let failed = |error| SpoolError::Io(self.folder.clone(), error);
         let made = || {
             let file = options().open(&new).map_err(failed)?;
+            let file_id = FileId::of(&file.metadata().map_err(failed)?);
             let backend = FileBackend::new(file).map_err(|e| SpoolError::Store(Box::new(e.into())))?;
             let journal = Journal::create(id, backend).map_err(|e| SpoolError::Store(Box::new(e)))?;
             fs::rename(&new, &path).map_err(failed)?;
             sync_folder(&self.folder).map_err(failed)?;
-            Ok(journal)
+            Ok((journal, file_id))
         };
         match made() {
-            Ok(journal) => Ok(Active { journal, path }),
+            Ok((journal, file)) => Ok(Active { journal, path, file, accounts: Accounts::default() }),
             Err(error) => {
                 // What is left of it holds nothing, and room may be what is missing.
                 for file in [&new, &path] {
-                    if let Err(error) = fs::remove_file(file)
-                        && error.kind() != io::ErrorKind::NotFound
-                    {
+                    if let Err(error) = folder::remove(file) {
                         tracing::warn!(%error, "an empty journal stays behind");
                     }
                 }
@@ -285,85 +299,38 @@ impl Spool {
         }
     }
 
-    /// Reads a journal that takes no more events.
-    fn read(&self, id: Uuid) -> Result<Drainable, SpoolError> {
-        let path = self.folder.join(id.to_string()).with_extension(EXTENSION);
-        let Contents { events, damage, missing, unfinished } =
-            read_file(id, &path).map_err(|error| SpoolError::Io(self.folder.clone(), error))?;
-        if unfinished > 0 {
-            tracing::warn!(%id, events = unfinished, "a write to the spool did not come to its end; what is whole of it is kept");
+    /// Reads a journal that takes no more events; `None`: it is lost.
+    fn read(&self, id: Uuid) -> Result<Option<Drainable>, SpoolError> {
+        let path = self.path(id);
+        let contents = match read_file(id, &path) {
+            Ok(contents) => contents,
+            // Where the folder is gone, it may come back with the file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_there().is_ok() => {
+                self.state().lose(id);
+                return Ok(None);
+            }
+            Err(error) => {
+                self.state().note_unopened(id, &error);
+                return Err(SpoolError::Io(self.folder.clone(), error));
+            }
+        };
+        if contents.unfinished > 0 {
+            tracing::warn!(%id, events = contents.unfinished, "a write to the spool did not come to its end; what is whole of it is kept");
         }
-        let mut state = self.state();
-        let mut newly_damaged = false;
-        if let Some(sealed) = state.sealed.iter_mut().find(|sealed| sealed.id == id) {
-            sealed.left = events.len() as u64;
-            newly_damaged = !damage.is_empty() && !sealed.damaged;
-            sealed.damaged |= newly_damaged;
-        }
-        state.damaged += u64::from(newly_damaged);
+        let newly_damaged = self.state().note_read(id, &contents);
         if newly_damaged {
-            let damage = damage.join("; ");
-            tracing::error!(file = %path.display(), damage, missing, events = events.len(), "a journal of the spool is damaged: what it still gives is drained");
+            let (damage, missing, events) =
+                (contents.damage.join("; "), contents.missing, contents.events.len());
+            tracing::error!(file = %path.display(), damage, missing, events, "a journal of the spool is damaged: what it still gives is drained");
         }
-        Ok(Drainable { id, events })
+        Ok(Some(Drainable { id, events: contents.events }))
+    }
+
+    fn path(&self, id: Uuid) -> PathBuf {
+        self.folder.join(id.to_string()).with_extension(EXTENSION)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl State {
-    fn bytes(&self) -> u64 {
-        let active = self.active.as_ref().map(|active| {
-            // As much as it must have, where the disk does not say.
-            disk_bytes(&active.path).unwrap_or_default().max(active.journal.bytes)
-        });
-        active.unwrap_or_default() + self.sealed.iter().map(|sealed| sealed.bytes).sum::<u64>()
-    }
-
-    fn seal(&mut self, active: Active) {
-        let Active { journal, path } = active;
-        let (id, left, at_least) = (journal.id, journal.next, journal.bytes);
-        // Closed first: that writes, too.
-        drop(journal);
-        let bytes = disk_bytes(&path).unwrap_or_default().max(at_least);
-        self.sealed.push_back(Sealed { id, path, left, bytes, damaged: false });
-    }
-}
-
-fn read_file(id: Uuid, path: &Path) -> io::Result<Contents> {
-    let file = File::open(path)?;
-    let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    let (bytes, unreadable) = journal::read_blocks(length, |at, block| file.read_exact_at(block, at));
-    let mut contents = journal::contents(id, &bytes);
-    if unreadable > 0 {
-        contents.damage.push(format!("{unreadable} blocks cannot be read"));
-    }
-    Ok(contents)
-}
-
-fn options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options
-}
-
-/// The journal that a file is of, by its name.
-fn id_of(path: &Path) -> Option<Uuid> {
-    path.file_stem()?.to_str()?.parse().ok()
-}
-
-/// What a file takes on the disk: it may have holes.
-fn disk_bytes(path: &Path) -> io::Result<u64> {
-    Ok(fs::metadata(path)?.blocks() * BLOCK_BYTES)
-}
-
-fn event_bytes(event: &Event) -> u64 {
-    EVENT_BYTES + event.payload.endpoint.len() as u64
-}
-
-/// Files that were made, renamed and removed are so after a crash, too.
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }

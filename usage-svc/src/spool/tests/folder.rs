@@ -1,37 +1,13 @@
-use std::{
-    fs::{self, File},
-    path::Path,
-};
+use std::fs::{self, File};
 
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::{Outcome, event, events};
+use super::{Outcome, ROOM, append, drain, event, events, files};
 use crate::{
     domain::event::Event,
     spool::{JOURNAL_BYTES, Level, Spool, SpoolError},
 };
-
-const ROOM: u64 = 1 << 30;
-
-fn append(spool: &Spool, events: &[Event]) -> Result<(), SpoolError> {
-    spool.append(&events.iter().collect::<Vec<_>>())
-}
-
-/// Drains all there is, in order.
-fn drain(spool: &Spool) -> Result<Vec<Event>, SpoolError> {
-    let mut all = Vec::new();
-    while let Some(oldest) = spool.oldest()? {
-        all.extend(oldest.events.into_values());
-        spool.discard(oldest.id)?;
-    }
-    Ok(all)
-}
-
-fn files(folder: &Path, extension: &str) -> std::io::Result<Vec<std::path::PathBuf>> {
-    let all = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
-    Ok(all.into_iter().filter(|path| path.extension().is_some_and(|e| e == extension)).collect())
-}
 
 #[test]
 fn what_was_appended_comes_back_in_order_after_a_restart_and_goes_when_it_is_drained() -> Outcome {

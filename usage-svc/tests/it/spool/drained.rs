@@ -5,7 +5,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::{id::EcoId, plan::Plan};
 use nexus_usage::{
     domain::event::{Event, Payload},
-    spool::Spool,
+    spool::{Call, Spool},
 };
 use uuid::Uuid;
 
@@ -30,11 +30,18 @@ fn spooled(units: i64, at: DateTime<Utc>, accepted: DateTime<Utc>) -> Result<Eve
     })
 }
 
+/// Puts events there, as a server does that a service sends them.
+fn put(spool: &Spool, events: &[Event]) -> Result<()> {
+    let kept = spool.append(&[Call { events: events.iter().collect(), by_key: false }])?;
+    assert_eq!(kept, [true]);
+    Ok(())
+}
+
 /// A server whose spool had these events when it started; it has drained them.
 async fn drain(db: &TestDb, events: &[Event]) -> Result<(Server, TempDir)> {
     let folder = TempDir::new()?;
     let spool = Spool::open(folder.path(), 1 << 30)?;
-    spool.append(&events.iter().collect::<Vec<_>>())?;
+    put(&spool, events)?;
     drop(spool);
     let server = Server::start_with(with_spool(config(db.args()), folder.path())).await?;
     drained(&server).await?;
@@ -132,12 +139,12 @@ async fn a_spool_of_several_batches_and_journals_is_counted_in_full() -> Result<
     let spool = Spool::open(folder.path(), 1 << 30)?;
     for _ in 0..3 {
         let events: Vec<Event> = (0..7_000).map(|_| spooled(1, now(), now())).collect::<Result<_>>()?;
-        spool.append(&events.iter().collect::<Vec<_>>())?;
+        put(&spool, &events)?;
     }
     drop(spool);
     // Another journal of the same spool.
     let spool = Spool::open(folder.path(), 1 << 30)?;
-    spool.append(&[&spooled(1, now(), now())?])?;
+    put(&spool, &[spooled(1, now(), now())?])?;
     drop(spool);
     assert_eq!(files(folder.path(), "redb")?.len(), 2);
     let server = Server::start_with(with_spool(config(db.args()), folder.path())).await?;

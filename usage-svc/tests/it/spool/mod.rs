@@ -3,6 +3,7 @@
 mod crashes;
 mod drained;
 mod limits;
+mod lost;
 mod outage;
 mod processes;
 
@@ -38,6 +39,11 @@ impl World {
     pub(crate) async fn with(change: impl FnOnce(Config) -> Config) -> Result<Self> {
         let db = TestDb::new().await?;
         account(&db, "eco_a", Plan::Pro).await?;
+        Self::before(db, change).await
+    }
+
+    /// Before a database with that account.
+    pub(crate) async fn before(db: TestDb, change: impl FnOnce(Config) -> Config) -> Result<Self> {
         let proxy = Proxy::before(&db).await?;
         let folder = TempDir::new()?;
         let config = change(with_spool(config(proxy.args(&db)?), folder.path()));
