@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::chance::Chance;
-use crate::faults::{Failure, Fault, Outcome};
+use crate::faults::{Failure, Fault, LOCK_TIMEOUT, Outcome};
 use crate::http::lock;
 
 /// As `POST /_sim/chaos` has it.
@@ -63,7 +63,7 @@ impl Rates {
             (self.stored_500, stored(false)),
             (self.stored_500_after, stored(true)),
             (self.conflict, error(409, None)),
-            (self.lock_timeout, error(429, Some("lock_timeout"))),
+            (self.lock_timeout, error(429, Some(LOCK_TIMEOUT))),
             (self.rate_limit, error(429, None)),
         ]
     }

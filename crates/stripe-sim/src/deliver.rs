@@ -1,10 +1,12 @@
 //! Webhooks: events go to their endpoints, signed, until they are taken or given up.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{Request, StatusCode, header};
 use bytes::Bytes;
+use hmac::digest::InvalidLength;
 use hmac::{Hmac, Mac as _};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
@@ -15,7 +17,6 @@ use sha2::Sha256;
 use crate::http::App;
 use crate::objects::Resource as _;
 use crate::objects::events::{self, Event};
-use crate::objects::invoices;
 use crate::objects::webhooks::WebhookEndpoint;
 use crate::state::State;
 use crate::store::Ending;
@@ -58,7 +59,9 @@ pub(crate) async fn run(app: Arc<App>) {
         if let Err(error) = app.catch_up().await {
             tracing::error!(%error, "the journal could not be written");
         }
-        send_due(&app).await;
+        if let Err(error) = send_due(&app).await {
+            tracing::error!(%error, "the journal could not be written");
+        }
         tokio::select! {
             () = app.faults.shutdown() => return,
             () = app.wake.notified() => {}
@@ -68,7 +71,10 @@ pub(crate) async fn run(app: Arc<App>) {
 }
 
 /// Sends the webhooks that are due, and those that come up meanwhile.
-pub(crate) async fn send_due(app: &App) {
+///
+/// # Errors
+/// When the journal cannot be written. What was just tried is tried again then.
+pub(crate) async fn send_due(app: &App) -> io::Result<()> {
     let _one = app.sender.one.lock().await;
     loop {
         let batch = {
@@ -76,17 +82,20 @@ pub(crate) async fn send_due(app: &App) {
             let until = app.now(&store);
             attempts(&store.state, until)
         };
-        if batch.is_empty() || !send(app, batch).await {
-            return;
+        if batch.is_empty() || !send(app, batch).await? {
+            return Ok(());
         }
     }
 }
 
 /// Sends all that is still to be sent once, whenever it is due.
-pub(crate) async fn send_all(app: &App) {
+///
+/// # Errors
+/// When the journal cannot be written.
+pub(crate) async fn send_all(app: &App) -> io::Result<()> {
     let _one = app.sender.one.lock().await;
     let batch = attempts(&app.store.lock().await.state, i64::MAX);
-    send(app, batch).await;
+    send(app, batch).await.map(drop)
 }
 
 fn attempts(state: &State, until: i64) -> Vec<Attempt> {
@@ -109,32 +118,23 @@ fn attempts(state: &State, until: i64) -> Vec<Attempt> {
 }
 
 /// One after the other, in their order. Says whether all were tried: a shutdown ends it.
-async fn send(app: &App, batch: Vec<Attempt>) -> bool {
+async fn send(app: &App, batch: Vec<Attempt>) -> io::Result<bool> {
     for attempt in batch {
         let taken = match &attempt.target {
             None => true,
             Some(target) => tokio::select! {
-                () = app.faults.shutdown() => return false,
+                () = app.faults.shutdown() => return Ok(false),
                 taken = app.sender.send(target, &attempt.body, app.clock.real()) => taken,
             },
         };
         let mut store = app.store.lock().await;
         let now = app.now(&store);
-        let noted = store.transact(now, None, |tx| {
+        store.transact(now, None, |tx| {
             events::note_attempt(tx, &attempt.event, &attempt.endpoint, taken);
-            let over = tx.state().get::<Event>(&attempt.event).filter(|event| event.is_delivered());
-            let created = over.filter(|event| event.kind == "invoice.created").and_then(Event::subject);
-            if let Some(invoice) = created {
-                invoices::note_delivery(tx, &invoice);
-            }
             ((), Ending::Commit(None))
-        });
-        if let Err(error) = noted {
-            tracing::error!(%error, "the journal could not be written");
-            return false;
-        }
+        })?;
     }
-    true
+    Ok(true)
 }
 
 impl Sender {
@@ -153,7 +153,7 @@ impl Sender {
         let request = Request::post(&target.url)
             .header(header::CONTENT_TYPE, "application/json; charset=utf-8")
             .header(header::USER_AGENT, "Stripe/1.0 (stripe-sim)")
-            .header("Stripe-Signature", signature(&target.secret, at, body))
+            .header("Stripe-Signature", signature(&target.secret, at, body)?)
             .body(Full::new(Bytes::from(body.to_owned())))?;
         let response = self.http.request(request).await?;
         let status = response.status();
@@ -165,6 +165,8 @@ impl Sender {
 
 #[derive(Debug, thiserror::Error)]
 enum Undelivered {
+    #[error("the secret: {0}")]
+    Secret(#[from] InvalidLength),
     #[error("the request: {0}")]
     Request(#[from] axum::http::Error),
     #[error("the connection: {0}")]
@@ -174,14 +176,10 @@ enum Undelivered {
 }
 
 /// `t` is the real time: receivers compare it with theirs.
-fn signature(secret: &str, at: i64, body: &str) -> String {
-    // A key of any length is taken.
-    let mut mac = match Hmac::<Sha256>::new_from_slice(secret.as_bytes()) {
-        Ok(mac) => mac,
-        Err(error) => return error.to_string(),
-    };
+fn signature(secret: &str, at: i64, body: &str) -> Result<String, InvalidLength> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes())?;
     mac.update(format!("{at}.{body}").as_bytes());
-    format!("t={at},v1={}", hex::encode(mac.finalize().into_bytes()))
+    Ok(format!("t={at},v1={}", hex::encode(mac.finalize().into_bytes())))
 }
 
 #[cfg(test)]
@@ -192,8 +190,8 @@ mod tests {
     fn a_signature_is_the_hmac_of_time_and_body() {
         // By `printf '1.{}' | openssl dgst -sha256 -hmac whsec_x`.
         assert_eq!(
-            signature("whsec_x", 1, "{}"),
-            "t=1,v1=36ee2f7498f0c1777d1312b2a7361947fe5ad31223be30d0c62421f4ca753401"
+            signature("whsec_x", 1, "{}").as_deref(),
+            Ok("t=1,v1=36ee2f7498f0c1777d1312b2a7361947fe5ad31223be30d0c62421f4ca753401")
         );
     }
 }

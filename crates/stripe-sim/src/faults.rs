@@ -145,6 +145,9 @@ impl Failure {
         }
         if let Some(code) = &self.code {
             error = error.code(code);
+            if code == LOCK_TIMEOUT {
+                error.message = IN_USE.into();
+            }
         }
         if let Some(message) = &self.message {
             error.message = message.as_str().into();
@@ -153,13 +156,17 @@ impl Failure {
     }
 }
 
+/// 409 or 429.
+pub(crate) const LOCK_TIMEOUT: &str = "lock_timeout";
+const IN_USE: &str = "Another request is using this object.";
+
 /// What Stripe most often answers with that status.
 pub(crate) fn error_of_status(status: u16) -> ApiError {
     let http = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let invalid = |message| ApiError::new(http, "invalid_request_error", message);
     match status {
         402 => ApiError::card_declined(),
-        409 => invalid("Another request is using this object.").code("lock_timeout"),
+        409 => invalid(IN_USE).code(LOCK_TIMEOUT),
         429 => invalid("Too many requests in too short a time.").code("rate_limit"),
         500.. => ApiError::new(http, "api_error", "Something went wrong on the server's side."),
         _ => invalid("The request was refused by a fault."),

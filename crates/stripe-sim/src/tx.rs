@@ -54,8 +54,13 @@ impl<'a> Tx<'a> {
 
     /// From now on the time is the one of that test clock.
     pub(crate) fn go_by(&mut self, clock: Option<&str>) {
+        self.now = self.time_by(clock);
+    }
+
+    /// The time by a test clock, or by the clock of all.
+    pub(crate) fn time_by(&self, clock: Option<&str>) -> i64 {
         let frozen = clock.and_then(|id| self.state.get::<TestClock>(id)).map(|clock| clock.frozen_time);
-        self.now = frozen.unwrap_or(self.common_time);
+        frozen.unwrap_or(self.common_time)
     }
 
     /// From now on the time is `now`, whatever a clock says.

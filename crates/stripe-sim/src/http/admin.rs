@@ -248,7 +248,7 @@ async fn set_webhook(State(app): State<Arc<App>>, body: Result<Json<SetWebhook>,
 
 /// Answers once all webhooks that are still to be sent were tried, whenever they are due.
 async fn send_webhooks(State(app): State<Arc<App>>) -> Reply {
-    deliver::send_all(&app).await;
+    deliver::send_all(&app).await.map_err(AdminError::internal)?;
     let store = app.store.lock().await;
     let waiting = store.state.due_deliveries(i64::MAX).count();
     Ok(Json(json!({ "undelivered": waiting })))

@@ -140,7 +140,7 @@ impl App {
         };
         loop {
             self.catch_up().await?;
-            deliver::send_due(self).await;
+            deliver::send_due(self).await?;
             let mut store = self.store.lock().await;
             let now = self.now(&store);
             if now >= target || self.faults.is_shutting_down() {

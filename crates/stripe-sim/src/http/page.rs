@@ -92,7 +92,7 @@ fn amount(object: &Value, field: &str) -> String {
 enum Cell {
     Text(String),
     Number(String),
-    /// The id of an object, which has a page.
+    /// The id of an object, which has a page; empty, if there is none.
     Id(String),
 }
 
@@ -100,6 +100,7 @@ fn cell(cell: &Cell) -> String {
     match cell {
         Cell::Text(text) => format!("<td>{}</td>", escape(text)),
         Cell::Number(text) => format!("<td class=\"n\">{}</td>", escape(text)),
+        Cell::Id(id) if id.is_empty() => "<td></td>".to_owned(),
         Cell::Id(id) => format!("<td><a href=\"/object/{0}\">{0}</a></td>", escape(id)),
     }
 }

@@ -11,7 +11,7 @@ use crate::http::error::ApiError;
 use crate::http::forms::Params;
 use crate::http::lists::{Page, page_of};
 use crate::objects::webhooks::WebhookEndpoint;
-use crate::objects::{Kind, Object, Resource, named};
+use crate::objects::{Kind, Object, Resource, invoices, named};
 use crate::state::State;
 use crate::tx::Tx;
 
@@ -30,6 +30,8 @@ const LONGEST_RETRY_SECONDS: i64 = 12 * 3600;
 pub(crate) struct Event {
     id: String,
     pub(crate) created: i64,
+    /// When it was written down, by the clock of all: `created` may be by a test clock.
+    recorded: i64,
     pub(crate) kind: String,
     /// The `data` field, as JSON text: it never changes.
     data: String,
@@ -117,7 +119,7 @@ impl Event {
     }
 
     /// The id of the object it is about.
-    pub(crate) fn subject(&self) -> Option<String> {
+    fn subject(&self) -> Option<String> {
         self.data()["object"]["id"].as_str().map(str::to_owned)
     }
 
@@ -130,10 +132,6 @@ impl Event {
     pub(crate) fn endpoints(&self, until: i64) -> impl Iterator<Item = &str> {
         let due = self.deliveries.iter().filter(move |(_, delivery)| delivery.at <= until);
         due.map(|(endpoint, _)| endpoint.as_str())
-    }
-
-    pub(crate) fn is_delivered(&self) -> bool {
-        self.deliveries.is_empty()
     }
 }
 
@@ -156,6 +154,7 @@ pub(crate) fn emit(tx: &mut Tx<'_>, kind: &str, object: &Value, previous: Option
     tx.put(Event {
         id,
         created: tx.now(),
+        recorded: tx.common_time(),
         kind: kind.to_owned(),
         data: data.to_string(),
         request_id: request.map(|request| request.request_id.clone()),
@@ -168,7 +167,7 @@ pub(crate) fn emit(tx: &mut Tx<'_>, kind: &str, object: &Value, previous: Option
 fn forget_the_oldest(tx: &mut Tx<'_>) {
     let state = tx.state();
     let Some(oldest) = state.all::<Event>().next() else { return };
-    let old = oldest.created < tx.common_time() - KEPT_SECONDS || state.count::<Event>() >= KEPT;
+    let old = oldest.recorded < tx.common_time() - KEPT_SECONDS || state.count::<Event>() >= KEPT;
     if old && oldest.deliveries.is_empty() {
         let id = oldest.id.clone();
         tx.remove::<Event>(&id);
@@ -207,7 +206,18 @@ pub(crate) fn note_attempt(tx: &mut Tx<'_>, id: &str, endpoint: &str, taken: boo
         }
     }
     event.delivered = taken && event.deliveries.is_empty();
+    note_progress(tx, &event);
     tx.put(event);
+}
+
+/// A draft that was told of everywhere, or wherever that could be done, waits no longer.
+fn note_progress(tx: &mut Tx<'_>, event: &Event) {
+    if event.deliveries.is_empty()
+        && event.kind == "invoice.created"
+        && let Some(invoice) = event.subject()
+    {
+        invoices::note_delivery(tx, &invoice);
+    }
 }
 
 /// The endpoint is gone: nothing is delivered to it any more.
@@ -215,6 +225,7 @@ pub(crate) fn drop_endpoint(tx: &mut Tx<'_>, endpoint: &str) {
     let waiting: Vec<Event> = tx.state().due_deliveries(i64::MAX).cloned().collect();
     for mut event in waiting {
         if event.deliveries.remove(endpoint).is_some() {
+            note_progress(tx, &event);
             tx.put(event);
         }
     }
@@ -223,7 +234,7 @@ pub(crate) fn drop_endpoint(tx: &mut Tx<'_>, endpoint: &str) {
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
     let event: Event = named(tx, id)?;
-    if event.created < tx.common_time() - KEPT_SECONDS {
+    if event.recorded < tx.common_time() - KEPT_SECONDS {
         return Err(ApiError::not_found(Kind::Event.name(), id));
     }
     Ok(event.render(tx.state()))
@@ -242,7 +253,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let wanted: Vec<String> = kind.into_iter().chain(kinds).collect();
     let oldest = tx.common_time() - KEPT_SECONDS;
     page_of::<Event>(tx.state(), &page, None, |event| {
-        event.created >= oldest
+        event.recorded >= oldest
             && created.contains(event.created)
             && delivered.is_none_or(|delivered| event.delivered == delivered)
             && (wanted.is_empty() || wanted.iter().any(|wanted| matches(wanted, &event.kind)))

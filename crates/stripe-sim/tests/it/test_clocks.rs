@@ -63,6 +63,22 @@ async fn customers_of_a_test_clock_live_in_its_time_alone() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_happens_in_a_time_long_past_can_be_read_like_all_else() -> Result<()> {
+    let sim = Sim::start().await?;
+    let clock = id(&sim.create("/v1/test_helpers/test_clocks", &[("frozen_time", "1700000000")]).await?)?;
+    sim.create("/v1/customers", &[("test_clock", &clock)]).await?;
+    sim.customer().await?;
+    let list = sim.read("/v1/events?type=customer.created").await?;
+    let events = ids(&list)?;
+    assert_eq!(events.len(), 2);
+    assert_eq!(list["data"][1]["created"], 1_700_000_000);
+    assert_eq!(id(&sim.read(&format!("/v1/events/{}", events[1])).await?)?, events[1]);
+    sim.advance(31 * 86_400).await?;
+    assert_eq!(ids(&sim.read("/v1/events?type=customer.created").await?)?.len(), 0);
+    sim.stop().await
+}
+
+#[tokio::test]
 async fn a_test_clock_is_deleted_after_thirty_days_of_ours() -> Result<()> {
     let sim = Sim::start().await?;
     let clock = sim.create("/v1/test_helpers/test_clocks", &[("frozen_time", "1800000000")]).await?;

@@ -154,6 +154,26 @@ async fn a_draft_waits_for_its_webhook_and_not_longer_than_three_days() -> Resul
 }
 
 #[tokio::test]
+async fn a_draft_does_not_wait_for_an_endpoint_that_is_gone() -> Result<()> {
+    let sim = Sim::start().await?;
+    let receiver = Receiver::start().await?;
+    sim.freeze().await?;
+    let endpoint = id(&endpoint(&sim, &receiver, "invoice.created").await?)?;
+    receiver.answer_with(StatusCode::SERVICE_UNAVAILABLE);
+    let customer = sim.customer().await?;
+    let form = [("customer", customer.as_str()), ("auto_advance", "true")];
+    let path = format!("/v1/invoices/{}", id(&sim.create("/v1/invoices", &form).await?)?);
+    sim.advance(2 * 3600).await?;
+    assert_eq!(sim.read(&path).await?["status"], "draft");
+    sim.delete(&format!("/v1/webhook_endpoints/{endpoint}")).send().await?.error_for_status()?;
+    sim.advance(3599).await?;
+    assert_eq!(sim.read(&path).await?["status"], "draft");
+    sim.advance(1).await?;
+    assert_eq!(sim.read(&path).await?["status"], "paid");
+    sim.stop().await
+}
+
+#[tokio::test]
 async fn what_is_undelivered_survives_a_restart() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let config = || Config { data: Some(folder.path().join("stripe.jsonl")), ..Config::default() };

@@ -185,17 +185,17 @@ pub(super) fn mark_uncollectible(tx: &mut Tx<'_>, mut invoice: Invoice) -> serde
     announced(tx, invoice, "invoice.marked_uncollectible")
 }
 
-/// The webhook of its creation was delivered everywhere, or given up: its hour begins.
+/// The webhook of its creation was delivered everywhere, or given up: its hour begins, by its own clock.
 pub(crate) fn note_delivery(tx: &mut Tx<'_>, id: &str) {
     let Some(mut invoice) = tx.state().get::<Invoice>(id).cloned() else { return };
-    let clock = tx.state().clock_of(&invoice.clone().into());
-    tx.go_by(clock.as_deref());
     if invoice.webhooks_delivered_at.is_some() {
         return;
     }
-    invoice.webhooks_delivered_at = Some(tx.now());
+    let clock = tx.state().clock_of(&invoice.clone().into());
+    let now = tx.time_by(clock.as_deref());
+    invoice.webhooks_delivered_at = Some(now);
     if invoice.status == Status::Draft && invoice.auto_advance && !invoice.scheduled {
-        invoice.finalizes_at = Some(tx.now() + DRAFT_SECONDS);
+        invoice.finalizes_at = Some(now + DRAFT_SECONDS);
     }
     tx.put(invoice);
 }

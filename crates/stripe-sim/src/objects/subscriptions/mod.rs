@@ -181,8 +181,11 @@ impl Subscription {
     }
 
     fn next_due(&self) -> Option<i64> {
-        if self.is_over() || self.status == Status::Paused {
+        if self.is_over() {
             return None;
+        }
+        if self.status == Status::Paused {
+            return self.cancel_at;
         }
         if self.status == Status::Incomplete {
             return Some(self.created + INCOMPLETE_SECONDS);
