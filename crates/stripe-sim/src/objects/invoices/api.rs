@@ -172,7 +172,6 @@ pub(crate) fn finalize(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<
 
 pub(crate) fn pay(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
     let out_of_band = params.boolean("paid_out_of_band")?.unwrap_or(false);
-    params.boolean("off_session")?;
     params.finish()?;
     let invoice = unpaid(tx, id)?;
     let paid = if out_of_band {
