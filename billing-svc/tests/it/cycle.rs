@@ -83,6 +83,11 @@ impl World {
         let subscription = sim.create("subscriptions", &form).await?;
         seed::account(&db.pool, "eco_a", Plan::Pro, start).await?;
         seed::stripe_ids(&db.pool, "eco_a", &customer, Some(&subscription)).await?;
+        // Before, it was on the free plan, in periods of other days: those it goes back to.
+        let before = "insert into eco_subscriptions
+                 (eco_id, plan, plan_version, status, anchor_time, started_time, ended_time)
+             values ('eco_a', 'free', 1, 'active', $1 - interval '9 days', $1 - interval '9 days', $1)";
+        sqlx::query(before).bind(start).execute(&db.pool).await?;
         let world = Self { db, sim, billing, _gateway: gateway, clock, customer, subscription, start };
         world.tell().await?;
         Ok(world)
