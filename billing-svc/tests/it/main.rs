@@ -32,3 +32,4 @@ mod subscriptions;
 mod support;
 mod watch;
 mod webhooks;
+mod whole_seconds;
