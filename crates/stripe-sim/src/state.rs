@@ -17,7 +17,7 @@ pub(crate) const KEY_LIFETIME_SECONDS: i64 = 24 * 60 * 60;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Change {
-    Put(Object),
+    Put(Box<Object>),
     Remove(Kind, String),
     Remember(StoredAnswer),
     AdvanceClock(i64),
@@ -217,7 +217,7 @@ impl State {
                 let table = self.tables.entry(object.kind()).or_default();
                 let row = known.unwrap_or(table.next);
                 table.next = table.next.max(row + 1);
-                self.set(object.kind(), row, Some(object));
+                self.set(object.kind(), row, Some(*object));
             }
             Change::Remove(kind, id) => {
                 if let Some(row) = self.row(kind, &id) {

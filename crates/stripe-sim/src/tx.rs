@@ -85,8 +85,9 @@ impl<'a> Tx<'a> {
         let kind = object.kind();
         let id = object.id().to_owned();
         let before = self.state.object(kind, &id).cloned();
-        self.changes.push(Change::Put(object.clone()));
-        self.state.apply(Change::Put(object));
+        let change = Change::Put(Box::new(object));
+        self.changes.push(change.clone());
+        self.state.apply(change);
         if let Some(row) = self.state.row(kind, &id) {
             self.undo.push(Undo { kind, row, before });
         }

@@ -40,21 +40,21 @@ enum Trial {
 /// What becomes of a subscription whose first payment fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PaymentBehavior {
-    /// It is incomplete.
-    AllowIncomplete,
-    /// It is incomplete, and no payment is even attempted.
-    DefaultIncomplete,
-    /// There is none.
-    ErrorIfIncomplete,
+    /// It is incomplete: `allow_incomplete`.
+    Allow,
+    /// It is incomplete, and no payment is even attempted: `default_incomplete`.
+    Wait,
+    /// There is none: `error_if_incomplete`.
+    Refuse,
 }
 
 impl PaymentBehavior {
     pub(super) fn take(params: &mut Params) -> Result<Self, ApiError> {
         let known = ["allow_incomplete", "default_incomplete", "error_if_incomplete"];
         Ok(match params.one_of("payment_behavior", &known)?.as_deref() {
-            Some("default_incomplete") => Self::DefaultIncomplete,
-            Some("error_if_incomplete") => Self::ErrorIfIncomplete,
-            _ => Self::AllowIncomplete,
+            Some("default_incomplete") => Self::Wait,
+            Some("error_if_incomplete") => Self::Refuse,
+            _ => Self::Allow,
         })
     }
 }
@@ -85,7 +85,7 @@ impl Offer {
             anchor: None,
             trial: Trial::take(&mut data)?,
             prorate: false,
-            payment: PaymentBehavior::ErrorIfIncomplete,
+            payment: PaymentBehavior::Refuse,
             collection: Collection::automatic(),
             cancel_at_period_end: false,
             cancel_at: None,
@@ -215,12 +215,12 @@ impl Subscription {
         let invoice = invoices::draft_for(tx, &self, covered, reason);
         self.latest_invoice = Some(invoice.clone());
         let automatic = self.collection_method == Collection::AUTOMATIC;
-        let pays = payment != PaymentBehavior::DefaultIncomplete;
+        let pays = payment != PaymentBehavior::Wait;
         changed(tx, self, UPDATED);
         if automatic && !invoices::collect_now(tx, &invoice, pays) {
             match payment {
-                PaymentBehavior::ErrorIfIncomplete => return Err(ApiError::card_declined()),
-                PaymentBehavior::AllowIncomplete | PaymentBehavior::DefaultIncomplete => {}
+                PaymentBehavior::Refuse => return Err(ApiError::card_declined()),
+                PaymentBehavior::Allow | PaymentBehavior::Wait => {}
             }
         }
         Ok(())

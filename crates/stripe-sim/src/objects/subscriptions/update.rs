@@ -265,7 +265,7 @@ pub(crate) fn resume(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
         changed(tx, subscription.clone(), UPDATED);
     } else {
         subscription.begin_anew(now);
-        subscription.invoice_period(tx, Reason::SubscriptionUpdate, PaymentBehavior::AllowIncomplete)?;
+        subscription.invoice_period(tx, Reason::SubscriptionUpdate, PaymentBehavior::Allow)?;
     }
     let subscription: Subscription = named(tx, id)?;
     tell(tx, &subscription, "customer.subscription.resumed");
