@@ -48,10 +48,10 @@ struct Row {
 }
 
 /// The facts of these periods; periods of unknown accounts are left out. The plan of a period's open segment is
-/// that in force at the period's end, as far as is known: that of the account's first segment that was closed
-/// then or later, else the subscription's. A period that has no summary ends with the subscription that was in force
-/// when it began, at the latest. Before its first change of plan, an account's period that has ended
-/// keeps the plan that its summary was made with.
+/// that in force at the period's end, as far as is known: that of the period's own segment that was closed then or
+/// later, else of the account's first one that was, else the subscription's. A period that has no summary ends with
+/// the subscription that was in force when it began, at the latest. Before its first change of plan, an account's
+/// period that has ended keeps the plan that its summary was made with.
 #[tracing::instrument(name = "db.eco_usage_counters.facts", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec<Facts>> {
     let (eco_ids, starts): (Vec<&str>, Vec<DateTime<Utc>>) =
@@ -96,7 +96,7 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
            left join lateral (
                select g.plan, g.plan_version from eco_usage_segments g
                where g.eco_id = k.eco_id and g.closed_time >= e.period_end
-               order by g.closed_time, g.period_start, g.segment limit 1) f on true
+               order by g.period_start <> k.period_start, g.closed_time, g.period_start, g.segment limit 1) f on true
            cross join lateral (
                select coalesce(f.plan, case when e.keeps_plan then r.plan
                                             when e.has_next then s.next_plan else s.plan end) as plan,

@@ -1,9 +1,11 @@
 //! billing-svc over gRPC, with a database of its own and a stand-in Stripe where one is needed.
 
 mod accounts;
+mod at_stripe;
 mod audit;
 mod books;
 mod change_plan;
+mod cycle;
 mod dry_run;
 mod engine;
 mod histories;
@@ -30,3 +32,4 @@ mod subscriptions;
 mod support;
 mod watch;
 mod webhooks;
+mod whole_seconds;

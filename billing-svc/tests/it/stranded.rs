@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use chrono::{TimeDelta, Utc};
-use hyper::Method;
 use nexus_billing::{
     app::{
         settle_draft::{self, Draft},
@@ -25,16 +24,6 @@ use crate::{
     support::{Billing, Sim, anchor, record, record_at},
 };
 
-const FORM: &str = "application/x-www-form-urlencoded";
-
-impl Sim {
-    /// Ends a subscription without a word to us.
-    async fn end(&self, subscription: &str) -> Result<()> {
-        self.call(Method::DELETE, &format!("/v1/subscriptions/{subscription}"), FORM, String::new()).await?;
-        Ok(())
-    }
-}
-
 async fn attempts(db: &TestDb) -> Result<Vec<(i32, i32, String)>> {
     let statement =
         "select sequence, attempt, status from eco_overage_charges order by created_time, sequence, attempt";
@@ -52,7 +41,7 @@ async fn a_run_that_is_quicker_than_the_end_of_a_subscription_charges_the_custom
     let (_, subscription, _) = subscribed(&db, &sim).await?;
     let billing = Billing::start(&db, &sim.base).await?;
     record(&db, "eco_a", 100_500).await?;
-    sim.end(&subscription).await?;
+    sim.cancel(&subscription).await?;
     let run = billing.run_all().await?;
     assert_eq!((run.charged_count, run.errors.len()), (1, 0), "{run:?}");
     let items = sim.items().await?;
@@ -70,7 +59,7 @@ async fn a_draft_whose_subscription_has_ended_meanwhile_leaves_its_charge_to_the
     let form =
         format!("customer={customer}&subscription={subscription}&pending_invoice_items_behavior=exclude");
     let invoice_id = sim.create("invoices", &form).await?;
-    sim.end(&subscription).await?;
+    sim.cancel(&subscription).await?;
     let draft = Draft { eco_id: "eco_a".to_owned(), invoice_id, period_end };
     let settled = settle_draft::run(&stripe(&db, &sim)?, &draft).await?;
     ensure!(settled.charged && settled.error.is_none(), "{settled:?}");
@@ -178,7 +167,7 @@ async fn a_subscription_that_is_ended_at_once_leaves_nothing_on_its_drafts() -> 
     let form =
         format!("customer={customer}&subscription={subscription}&pending_invoice_items_behavior=include");
     sim.create("invoices", &form).await?;
-    sim.end(&subscription).await?;
+    sim.cancel(&subscription).await?;
     let ended = end_subscription(&db, 1_000).await?;
     let settled = settle_ended::run(&stripe(&db, &sim)?, "eco_a", ended).await?;
     ensure!(settled.error.is_none(), "{settled:?}");

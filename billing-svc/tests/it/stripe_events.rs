@@ -5,7 +5,6 @@ use std::{num::NonZeroU32, sync::Arc};
 use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::try_join_all;
-use hyper::Method;
 use nexus_billing::{
     app::{
         settle_draft::Draft,
@@ -29,11 +28,8 @@ use serde_json::{Value, json};
 
 use crate::{
     memory_subscriptions::MemorySubscriptions,
-    support::{Billing, Sim, anchor, event, record, until},
+    support::{Billing, NONE_WAITS, Sim, anchor, event, record, until},
 };
-
-const FORM: &str = "application/x-www-form-urlencoded";
-const NONE_WAITS: &str = "select not exists (select from eco_stripe_events where processed_time is null)";
 
 /// What an account has: plan, state, Stripe's subscription and customer.
 async fn account(db: &TestDb, eco_id: &str) -> Result<(String, String, Option<String>, Option<String>)> {
@@ -56,23 +52,11 @@ struct Subscribed {
 }
 
 impl Sim {
-    async fn price(&self, lookup_key: &str) -> Result<String> {
-        let price = format!(
-            "currency=usd&unit_amount=4900&recurring[interval]=month&product_data[name]=X&lookup_key={lookup_key}"
-        );
-        self.create("prices", &price).await
-    }
-
     async fn subscribe(&self, price: &str, metadata: &str) -> Result<Subscribed> {
         let customer = self.customer().await?;
         let form = format!("customer={customer}&items[0][price]={price}{metadata}");
         let subscription = self.create("subscriptions", &form).await?;
         Ok(Subscribed { customer, subscription })
-    }
-
-    async fn cancel(&self, subscription: &str) -> Result<()> {
-        self.call(Method::DELETE, &format!("/v1/subscriptions/{subscription}"), FORM, String::new()).await?;
-        Ok(())
     }
 
     /// How often a subscription was read.
@@ -124,8 +108,7 @@ async fn a_subscription_cuts_the_period_and_its_end_resumes_the_old_one() -> Res
 
     // What was used beyond was charged with the end, on an invoice made for it, once.
     assert_eq!(sim.amounts().await?, [50]);
-    let state = sim.read("/state").await?;
-    let invoices = state["invoices"].as_array().context("invoices")?;
+    let invoices = sim.made_invoices().await?;
     assert_eq!(invoices.len(), 1);
     assert_eq!((&invoices[0]["status"], &invoices[0]["total"]), (&json!("open"), &json!(50)));
     assert_eq!(billing.run_all().await?.charged_count, 0);
@@ -170,9 +153,8 @@ async fn an_end_that_stripe_is_away_for_is_settled_by_a_repeat() -> Result<()> {
     let billing = Billing::start(&db, &sim.base).await?;
     until(&db, NONE_WAITS).await?;
     assert_eq!(sim.amounts().await?, [50]);
-    let state = sim.read("/state").await?;
     let totals: Vec<i64> =
-        state["invoices"].as_array().into_iter().flatten().filter_map(|i| i["total"].as_i64()).collect();
+        sim.made_invoices().await?.iter().filter_map(|invoice| invoice["total"].as_i64()).collect();
     assert_eq!(totals, [50]);
     billing.stop().await
 }

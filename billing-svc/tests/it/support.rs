@@ -32,6 +32,10 @@ use tonic_types::StatusExt;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(25);
 pub(crate) const STRIPE_KEY: &str = "sk_test_billing";
 pub(crate) const WEBHOOK_SECRET: &str = "whsec_billing";
+/// All of Stripe's events that came are processed.
+pub(crate) const NONE_WAITS: &str =
+    "select not exists (select from eco_stripe_events where processed_time is null)";
+pub(crate) const FORM: &str = "application/x-www-form-urlencoded";
 
 /// A running billing-svc.
 pub(crate) struct Billing {
@@ -291,8 +295,7 @@ impl Sim {
 
     /// Creates an object of Stripe's and returns its id.
     pub(crate) async fn create(&self, path: &str, form: &str) -> Result<String> {
-        let kind = "application/x-www-form-urlencoded";
-        let object = self.call(Method::POST, &format!("/v1/{path}"), kind, form.to_owned()).await?;
+        let object = self.call(Method::POST, &format!("/v1/{path}"), FORM, form.to_owned()).await?;
         Ok(object["id"].as_str().context("an id")?.to_owned())
     }
 

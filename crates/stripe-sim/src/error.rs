@@ -31,6 +31,12 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// The journal could not be written.
+    #[error("writing the journal: {0}")]
+    Write(io::Error),
+    /// The task that sends webhooks panicked.
+    #[error("webhooks: {0}")]
+    Panicked(tokio::task::JoinError),
     /// The listener failed.
     #[error("serving: {0}")]
     Serve(io::Error),

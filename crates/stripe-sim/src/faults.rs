@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::chaos::Reign;
 use crate::http::error::ApiError;
 use crate::http::lock;
 
@@ -102,15 +103,41 @@ impl Fault {
     }
 
     fn strikes(&self, method: &str, path: &str) -> bool {
-        let same_path = self.path.as_deref().is_none_or(|wanted| match wanted.strip_suffix('*') {
-            Some(prefix) => path.starts_with(prefix),
-            None => path == wanted,
-        });
-        same_path && self.method.as_deref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(method))
+        strikes(self.method.as_deref(), self.path.as_deref(), method, path)
+    }
+
+    /// A fault that chance has put on a request.
+    pub(crate) fn of_chaos(outcome: Outcome, delay_ms: u64) -> Self {
+        Self { method: None, path: None, times: 1, delay_ms, hold: false, outcome }
     }
 }
 
+/// Whether a request is of the method and the path, or the path's prefix, that are wanted.
+pub(crate) fn strikes(
+    wanted_method: Option<&str>,
+    wanted_path: Option<&str>,
+    method: &str,
+    path: &str,
+) -> bool {
+    let same_path = wanted_path.is_none_or(|wanted| match wanted.strip_suffix('*') {
+        Some(prefix) => path.starts_with(prefix),
+        None => path == wanted,
+    });
+    same_path && wanted_method.is_none_or(|wanted| wanted.eq_ignore_ascii_case(method))
+}
+
 impl Failure {
+    pub(crate) fn new(status: u16, code: Option<&str>) -> Self {
+        Self {
+            status,
+            kind: None,
+            code: code.map(str::to_owned),
+            message: None,
+            retry_after: None,
+            should_retry: None,
+        }
+    }
+
     pub(crate) fn error(&self) -> ApiError {
         let mut error = error_of_status(self.status);
         if let Some(kind) = &self.kind {
@@ -118,6 +145,9 @@ impl Failure {
         }
         if let Some(code) = &self.code {
             error = error.code(code);
+            if code == LOCK_TIMEOUT {
+                error.message = IN_USE.into();
+            }
         }
         if let Some(message) = &self.message {
             error.message = message.as_str().into();
@@ -126,13 +156,17 @@ impl Failure {
     }
 }
 
+/// 409 or 429.
+pub(crate) const LOCK_TIMEOUT: &str = "lock_timeout";
+const IN_USE: &str = "Another request is using this object.";
+
 /// What Stripe most often answers with that status.
 pub(crate) fn error_of_status(status: u16) -> ApiError {
     let http = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let invalid = |message| ApiError::new(http, "invalid_request_error", message);
     match status {
         402 => ApiError::card_declined(),
-        409 => invalid("Another request is using this object.").code("lock_timeout"),
+        409 => invalid(IN_USE).code(LOCK_TIMEOUT),
         429 => invalid("Too many requests in too short a time.").code("rate_limit"),
         500.. => ApiError::new(http, "api_error", "Something went wrong on the server's side."),
         _ => invalid("The request was refused by a fault."),
@@ -142,6 +176,7 @@ pub(crate) fn error_of_status(status: u16) -> ApiError {
 /// The faults to come, and the gate at which held requests wait.
 pub(crate) struct Faults {
     coming: Mutex<Vec<Fault>>,
+    pub(crate) chaos: Reign,
     /// How often the gate was opened.
     releases: watch::Sender<u64>,
     held: watch::Sender<usize>,
@@ -152,6 +187,7 @@ impl Faults {
     pub(crate) fn new(shutdown: CancellationToken) -> Self {
         Self {
             coming: Mutex::default(),
+            chaos: Reign::default(),
             releases: watch::Sender::new(0),
             held: watch::Sender::new(0),
             shutdown,
@@ -198,6 +234,10 @@ impl Faults {
                 () = self.shutdown.cancelled() => {}
             }
         }
+    }
+
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.shutdown.is_cancelled()
     }
 
     pub(crate) async fn shutdown(&self) {

@@ -1,11 +1,13 @@
-//! All objects and stored answers, and transactions over them.
+//! All objects and stored answers, and what falls due when.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ids::Ids;
+use crate::objects::customers::Customer;
+use crate::objects::events::{Event, Unreliable};
 use crate::objects::{Kind, Object, Resource};
 
 /// Stripe may prune an idempotency key once it is 24 hours old; here it always does.
@@ -15,10 +17,35 @@ pub(crate) const KEY_LIFETIME_SECONDS: i64 = 24 * 60 * 60;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Change {
-    Put(Object),
+    Put(Box<Object>),
     Remove(Kind, String),
     Remember(StoredAnswer),
     AdvanceClock(i64),
+    Configure(Settings),
+}
+
+/// What an account can set at Stripe's dashboard and has an effect here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// The days after a failed automatic payment on which it is tried again.
+    pub(crate) retry_days: Vec<u32>,
+    /// What becomes of the subscription once they are used up.
+    pub(crate) after_retries: AfterRetries,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AfterRetries {
+    Cancel,
+    Unpaid,
+    PastDue,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { retry_days: vec![3, 5, 7], after_retries: AfterRetries::Cancel }
+    }
 }
 
 /// The answer kept for an idempotency key.
@@ -45,8 +72,24 @@ pub(crate) struct State {
     tables: BTreeMap<Kind, Table>,
     answers: HashMap<KeySlot, StoredAnswer>,
     answers_by_age: VecDeque<(i64, KeySlot)>,
+    /// What happens by itself and when, by the clock it goes by: a test clock, or the one of all.
+    due: BTreeMap<Option<String>, BTreeSet<Due>>,
+    /// The events with a webhook to send, by when.
+    deliveries: BTreeSet<(i64, u64)>,
+    pub(crate) settings: Settings,
+    /// How webhooks go wrong. Not kept over restarts, as other faults are not.
+    pub(crate) unreliable: Unreliable,
     /// How far the clock has been moved ahead of the real one.
     pub(crate) clock_advance: i64,
+}
+
+/// Something that happens by itself to the object of a row. What falls due at once comes in the
+/// order of kinds, then of creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Due {
+    at: i64,
+    kind: Kind,
+    row: u64,
 }
 
 /// The objects of one kind in the order of their creation.
@@ -54,8 +97,13 @@ pub(crate) struct State {
 struct Table {
     rows: BTreeMap<u64, Object>,
     row_of: HashMap<String, u64>,
+    /// The rows of each customer.
+    of_customer: HashMap<String, BTreeSet<u64>>,
     next: u64,
 }
+
+/// Rows of a table.
+type Rows<'a, T> = Box<dyn DoubleEndedIterator<Item = &'a T> + 'a>;
 
 impl State {
     pub(crate) fn get<T: Resource>(&self, id: &str) -> Option<&T> {
@@ -63,13 +111,55 @@ impl State {
     }
 
     pub(crate) fn object(&self, kind: Kind, id: &str) -> Option<&Object> {
-        let table = self.tables.get(&kind)?;
-        table.rows.get(table.row_of.get(id)?)
+        self.object_at(kind, self.row(kind, id)?)
+    }
+
+    /// The object of any kind.
+    pub(crate) fn find(&self, id: &str) -> Option<&Object> {
+        Kind::ALL.iter().find_map(|kind| self.object(*kind, id))
+    }
+
+    pub(crate) fn row(&self, kind: Kind, id: &str) -> Option<u64> {
+        self.tables.get(&kind)?.row_of.get(id).copied()
+    }
+
+    pub(crate) fn object_at(&self, kind: Kind, row: u64) -> Option<&Object> {
+        self.tables.get(&kind)?.rows.get(&row)
     }
 
     /// Oldest first.
-    pub(crate) fn all<T: Resource>(&self) -> impl DoubleEndedIterator<Item = &T> {
-        self.tables.get(&T::KIND).into_iter().flat_map(|table| table.rows.values()).filter_map(T::from_object)
+    pub(crate) fn all<T: Resource>(&self) -> Rows<'_, T> {
+        self.rows(None, (Bound::Unbounded, Bound::Unbounded))
+    }
+
+    /// Those of a customer, oldest first.
+    pub(crate) fn of_customer<T: Resource>(&self, customer: &str) -> Rows<'_, T> {
+        self.rows(Some(customer), (Bound::Unbounded, Bound::Unbounded))
+    }
+
+    /// The rows of a range, of one customer if so asked, oldest first.
+    pub(crate) fn rows<T: Resource>(
+        &self,
+        customer: Option<&str>,
+        range: (Bound<u64>, Bound<u64>),
+    ) -> Rows<'_, T> {
+        let Some(table) = self.tables.get(&T::KIND) else {
+            return Box::new(std::iter::empty());
+        };
+        let Some(customer) = customer else {
+            return Box::new(table.rows.range(range).filter_map(|(_, object)| T::from_object(object)));
+        };
+        let rows = table.of_customer.get(customer).into_iter().flat_map(move |rows| rows.range(range));
+        Box::new(rows.filter_map(move |row| T::from_object(table.rows.get(row)?)))
+    }
+
+    pub(crate) fn count<T: Resource>(&self) -> usize {
+        self.tables.get(&T::KIND).map_or(0, |table| table.rows.len())
+    }
+
+    /// How many events there have ever been.
+    pub(crate) fn events_so_far(&self) -> u64 {
+        self.tables.get(&Kind::Event).map_or(0, |table| table.next)
     }
 
     pub(crate) fn answer(&self, slot: &KeySlot) -> Option<&StoredAnswer> {
@@ -89,18 +179,49 @@ impl State {
         }
     }
 
+    /// When something next happens by itself on a clock.
+    pub(crate) fn next_due(&self, clock: Option<&String>) -> Option<i64> {
+        Some(self.due.get(&clock.cloned())?.first()?.at)
+    }
+
+    /// What next happens by itself on a clock, if it does until `until`.
+    pub(crate) fn first_due(&self, clock: Option<&String>, until: i64) -> Option<(i64, Object)> {
+        let due = self.due.get(&clock.cloned())?.first().filter(|due| due.at <= until)?;
+        Some((due.at, self.object_at(due.kind, due.row)?.clone()))
+    }
+
+    /// When the next webhook is sent.
+    pub(crate) fn next_delivery(&self) -> Option<i64> {
+        self.deliveries.first().map(|(at, _)| *at)
+    }
+
+    /// The events with a webhook to send until `until`, in the order of their times.
+    pub(crate) fn due_deliveries(&self, until: i64) -> impl Iterator<Item = &Event> {
+        let due = self.deliveries.range(..=(until, u64::MAX));
+        due.filter_map(|(_, row)| Event::from_object(self.object_at(Kind::Event, *row)?))
+    }
+
+    /// The test clock an object goes by.
+    pub(crate) fn clock_of(&self, object: &Object) -> Option<String> {
+        let customer = match object {
+            Object::Customer(customer) => Some(customer),
+            other => self.get::<Customer>(other.customer()?),
+        };
+        customer?.test_clock.clone()
+    }
+
     pub(crate) fn apply(&mut self, change: Change) {
         match change {
             Change::Put(object) => {
+                let known = self.row(object.kind(), object.id());
                 let table = self.tables.entry(object.kind()).or_default();
-                let row = *table.row_of.entry(object.id().to_owned()).or_insert(table.next);
+                let row = known.unwrap_or(table.next);
                 table.next = table.next.max(row + 1);
-                table.rows.insert(row, object);
+                self.set(object.kind(), row, Some(*object));
             }
             Change::Remove(kind, id) => {
-                let table = self.tables.entry(kind).or_default();
-                if let Some(row) = table.row_of.remove(&id) {
-                    table.rows.remove(&row);
+                if let Some(row) = self.row(kind, &id) {
+                    self.set(kind, row, None);
                 }
             }
             Change::Remember(answer) => {
@@ -108,114 +229,67 @@ impl State {
                 self.answers.insert(answer.slot.clone(), answer);
             }
             Change::AdvanceClock(seconds) => self.clock_advance += seconds,
+            Change::Configure(settings) => self.settings = settings,
         }
     }
-}
 
-/// What a JSON form is made from: the objects as they are at a moment.
-#[derive(Clone, Copy)]
-pub(crate) struct View<'a> {
-    pub(crate) state: &'a State,
-    pub(crate) now: i64,
-}
-
-impl View<'_> {
     /// The JSON form of any object, by its id.
     pub(crate) fn render_by_id(&self, id: &str) -> Option<Value> {
-        Kind::ALL.iter().find_map(|kind| self.state.object(*kind, id)).map(|object| object.render(self))
+        self.find(id).map(|object| object.render(self))
     }
 
+    /// All but the events, which have a list of their own.
     pub(crate) fn render_all(&self) -> serde_json::Map<String, Value> {
-        Kind::ALL
-            .iter()
+        let kinds = Kind::ALL.iter().filter(|kind| **kind != Kind::Event);
+        kinds
             .map(|kind| {
-                let rows = self.state.tables.get(kind).map(|table| table.rows.values());
+                let rows = self.tables.get(kind).map(|table| table.rows.values());
                 let rendered = rows.into_iter().flatten().map(|object| object.render(self));
                 (kind.collection().to_owned(), Value::Array(rendered.collect()))
             })
             .collect()
     }
-}
 
-/// Changes that are seen at once, and taken back unless they are committed.
-pub(crate) struct Tx<'a> {
-    state: &'a mut State,
-    ids: &'a mut Ids,
-    now: i64,
-    changes: Vec<Change>,
-    undo: Vec<Undo>,
-}
-
-/// A row as it was, at its place in the order.
-struct Undo {
-    kind: Kind,
-    id: String,
-    before: Option<(u64, Object)>,
-}
-
-impl<'a> Tx<'a> {
-    pub(crate) fn begin(state: &'a mut State, ids: &'a mut Ids, now: i64) -> Self {
-        Self { state, ids, now, changes: Vec::new(), undo: Vec::new() }
-    }
-
-    pub(crate) fn now(&self) -> i64 {
-        self.now
-    }
-
-    pub(crate) fn view(&self) -> View<'_> {
-        View { state: self.state, now: self.now }
-    }
-
-    pub(crate) fn state(&self) -> &State {
-        self.state
-    }
-
-    pub(crate) fn ids(&mut self) -> &mut Ids {
-        self.ids
-    }
-
-    pub(crate) fn put(&mut self, resource: impl Resource) {
-        let object: Object = resource.into();
-        self.note(object.kind(), object.id().to_owned());
-        self.changes.push(Change::Put(object.clone()));
-        self.state.apply(Change::Put(object));
-    }
-
-    pub(crate) fn remove<T: Resource>(&mut self, id: &str) {
-        self.note(T::KIND, id.to_owned());
-        let change = Change::Remove(T::KIND, id.to_owned());
-        self.changes.push(change.clone());
-        self.state.apply(change);
-    }
-
-    fn note(&mut self, kind: Kind, id: String) {
-        let before = self.state.tables.get(&kind).and_then(|table| {
-            let row = *table.row_of.get(&id)?;
-            Some((row, table.rows.get(&row)?.clone()))
-        });
-        self.undo.push(Undo { kind, id, before });
-    }
-
-    /// Takes every change back.
-    pub(crate) fn roll_back(&mut self) {
-        self.changes.clear();
-        while let Some(Undo { kind, id, before }) = self.undo.pop() {
-            let table = self.state.tables.entry(kind).or_default();
-            match before {
-                Some((row, object)) => {
-                    table.row_of.insert(id, row);
-                    table.rows.insert(row, object);
-                }
-                None => {
-                    if let Some(row) = table.row_of.remove(&id) {
-                        table.rows.remove(&row);
-                    }
-                }
+    /// Puts an object into its row, or clears that, and keeps the indices true.
+    pub(crate) fn set(&mut self, kind: Kind, row: u64, object: Option<Object>) {
+        if let Some(old) = self.tables.entry(kind).or_default().rows.remove(&row) {
+            self.index(kind, row, &old, false);
+            let table = self.tables.entry(kind).or_default();
+            table.row_of.remove(old.id());
+            if let Some(rows) = old.customer().and_then(|customer| table.of_customer.get_mut(customer)) {
+                rows.remove(&row);
             }
+        }
+        if let Some(new) = object {
+            self.index(kind, row, &new, true);
+            let table = self.tables.entry(kind).or_default();
+            table.row_of.insert(new.id().to_owned(), row);
+            if let Some(customer) = new.customer() {
+                table.of_customer.entry(customer.to_owned()).or_default().insert(row);
+            }
+            table.rows.insert(row, new);
         }
     }
 
-    pub(crate) fn changes(&self) -> &[Change] {
-        &self.changes
+    fn index(&mut self, kind: Kind, row: u64, object: &Object, there: bool) {
+        if let Some(at) = object.due() {
+            let clock = self.clock_of(object);
+            let due = self.due.entry(clock).or_default();
+            let entry = Due { at, kind, row };
+            if there {
+                due.insert(entry)
+            } else {
+                due.remove(&entry)
+            };
+        }
+        if let Object::Event(event) = object
+            && let Some(at) = event.next_delivery()
+        {
+            if there {
+                self.deliveries.insert((at, row))
+            } else {
+                self.deliveries.remove(&(at, row))
+            };
+        }
     }
 }

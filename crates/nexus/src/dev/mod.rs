@@ -73,7 +73,7 @@ async fn serve(
 ) -> Result<ExitCode> {
     let addresses = ports.addresses()?;
     let mut servers = Servers::default();
-    let stripe = Stripe::start(args, folder, &mut servers, ports.stripe)?;
+    let stripe = Stripe::start(args, folder, &mut servers, ports.stripe, &addresses)?;
     let start = async {
         let demo = demo::ensure(args, database, &stripe, folder.secrets()).await?;
         let ready = Ready::new(args, folder.secrets(), &addresses, database, &stripe, demo, Utc::now())?;

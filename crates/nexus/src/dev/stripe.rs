@@ -9,10 +9,20 @@ use tokio::net::TcpListener;
 use super::{
     DevArgs,
     folder::Folder,
+    ports::Addresses,
     servers::{Servers, Settings},
 };
 
 const REAL: &str = "https://api.stripe.com";
+/// What billing-svc wants to hear of.
+const WEBHOOK_EVENTS: [&str; 6] = [
+    "checkout.session.completed",
+    "customer.subscription.created",
+    "customer.subscription.updated",
+    "customer.subscription.deleted",
+    "invoice.created",
+    "invoice.payment_*",
+];
 
 /// Where billing finds Stripe.
 pub(crate) struct Stripe {
@@ -31,6 +41,7 @@ impl Stripe {
         folder: &Folder,
         servers: &mut Servers,
         listener: TcpListener,
+        addresses: &Addresses,
     ) -> Result<Self> {
         if let Some(key) = args.stripe_secret_key() {
             let url = env::var("STRIPE_API_BASE").ok().filter(|url| !url.is_empty());
@@ -43,10 +54,16 @@ impl Stripe {
         let url = format!("http://{}", listener.local_addr()?);
         let key = folder.secrets().stripe_key.clone();
         let accepted = key.expose_secret().parse().context("the stand-in Stripe's key")?;
-        let config = stripe_sim::Config { secret_key: Some(accepted), data: folder.stripe_journal() };
+        let webhook_secret = folder.secrets().stripe_webhook.clone();
+        let config = stripe_sim::Config {
+            secret_key: Some(accepted),
+            data: folder.stripe_journal(),
+            webhook_url: Some(format!("http://{}/webhooks/stripe", addresses.gateway.main)),
+            webhook_secret: Some(webhook_secret.expose_secret().into()),
+            webhook_events: WEBHOOK_EVENTS.map(str::to_owned).to_vec(),
+        };
         servers.start_stripe(config, listener);
-        let webhook_secret = Some(folder.secrets().stripe_webhook.clone());
-        Ok(Self { url, key, webhook_secret })
+        Ok(Self { url, key, webhook_secret: Some(webhook_secret) })
     }
 
     /// Whether it is the stand-in.

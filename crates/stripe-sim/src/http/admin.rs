@@ -12,24 +12,36 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::chaos::Chaos;
+use crate::deliver;
 use crate::faults::Fault;
 use crate::http::App;
 use crate::http::error::ApiError;
-use crate::http::forms::Params;
 use crate::http::log::Entry;
-use crate::objects::customers;
-use crate::state::{Tx, View};
-use crate::store::Ending;
+use crate::limits::Rates;
+use crate::objects::customers::Poison;
+use crate::objects::events::Unreliable;
+use crate::objects::{checkout, customers, subscriptions, webhooks};
+use crate::state::Settings;
+use crate::tx::Tx;
 
 type Reply = Result<Json<Value>, AdminError>;
 
 pub(crate) fn router() -> Router<Arc<App>> {
     Router::new()
         .route("/faults", post(add_fault).get(list_faults).delete(clear_faults))
+        .route("/chaos", post(begin_chaos).get(chaos).delete(end_chaos))
+        .route("/limits", post(set_limits).get(limits))
         .route("/held", get(held))
         .route("/release", post(release))
         .route("/customers/{id}", post(poison_customer))
-        .route("/clock", post(advance_clock).get(clock))
+        .route("/subscriptions/{id}", post(set_subscription))
+        .route("/checkout/{id}/complete", post(complete_checkout))
+        .route("/clock", post(move_clock).get(clock))
+        .route("/settings", post(set_settings).get(settings))
+        .route("/webhooks", post(set_webhook))
+        .route("/webhooks/send", post(send_webhooks))
+        .route("/webhooks/unreliable", post(set_unreliable))
         .route("/state", get(state))
         .route("/requests", get(requests))
         .route("/idle", get(idle))
@@ -76,6 +88,32 @@ async fn clear_faults(State(app): State<Arc<App>>) -> Reply {
     list_faults(State(app)).await
 }
 
+async fn begin_chaos(State(app): State<Arc<App>>, body: Result<Json<Chaos>, JsonRejection>) -> Reply {
+    let Json(chaos) = body?;
+    chaos.check().map_err(AdminError::bad_request)?;
+    app.faults.chaos.begin(chaos.clone());
+    Ok(Json(json!({ "chaos": chaos })))
+}
+
+async fn chaos(State(app): State<Arc<App>>) -> Reply {
+    Ok(Json(json!({ "chaos": app.faults.chaos.current() })))
+}
+
+async fn end_chaos(State(app): State<Arc<App>>) -> Reply {
+    app.faults.chaos.end();
+    Ok(Json(json!({ "chaos": null })))
+}
+
+async fn set_limits(State(app): State<Arc<App>>, body: Result<Json<Rates>, JsonRejection>) -> Reply {
+    let Json(rates) = body?;
+    app.limits.set(rates);
+    Ok(Json(json!(rates)))
+}
+
+async fn limits(State(app): State<Arc<App>>) -> Reply {
+    Ok(Json(json!(app.limits.rates())))
+}
+
 #[derive(Deserialize)]
 struct Held {
     #[serde(default = "one")]
@@ -96,11 +134,16 @@ async fn release(State(app): State<Arc<App>>) -> Reply {
     Ok(Json(json!({})))
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Poison {
-    Declined(bool),
-    Deleted(bool),
+/// Changes objects as a request would.
+async fn change(
+    app: &App,
+    id: Option<&str>,
+    work: impl FnOnce(&mut Tx<'_>) -> Result<Value, ApiError>,
+) -> Reply {
+    match app.change(id, work).await.map_err(AdminError::internal)? {
+        Ok(value) => Ok(Json(value)),
+        Err(error) => Err(AdminError(error.status, error.message.into())),
+    }
 }
 
 async fn poison_customer(
@@ -109,45 +152,117 @@ async fn poison_customer(
     body: Result<Json<Poison>, JsonRejection>,
 ) -> Reply {
     let Json(poison) = body?;
-    let work = |tx: &mut Tx<'_>| match poison {
-        Poison::Declined(declined) => customers::set_declined(tx, &id, declined),
-        Poison::Deleted(true) => customers::delete(tx, &id, Params::default()),
-        Poison::Deleted(false) => Err(ApiError::refused("A deleted customer stays deleted.")),
-    };
-    let mut store = app.store.lock().await;
-    let now = app.now(&store);
-    let result = store.transact(now, |tx| match work(tx) {
-        Ok(value) => (Ok(value), Ending::Commit(None)),
-        Err(error) => (Err(error), Ending::RollBack(None)),
-    });
-    match result.map_err(AdminError::internal)? {
-        Ok(value) => Ok(Json(value)),
-        Err(error) => Err(AdminError(error.status, error.message.into())),
-    }
+    change(&app, Some(&id), |tx| customers::poison(tx, &id, poison)).await
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Advance {
-    advance_seconds: u32,
+struct SetSubscription {
+    status: subscriptions::Status,
 }
 
-async fn advance_clock(State(app): State<Arc<App>>, body: Result<Json<Advance>, JsonRejection>) -> Reply {
-    let Json(advance) = body?;
-    let mut store = app.store.lock().await;
-    store.advance_clock(advance.advance_seconds.into()).map_err(AdminError::internal)?;
-    Ok(Json(json!({ "now": app.now(&store) })))
+async fn set_subscription(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    body: Result<Json<SetSubscription>, JsonRejection>,
+) -> Reply {
+    let Json(set) = body?;
+    change(&app, Some(&id), |tx| subscriptions::set_status(tx, &id, set.status)).await
+}
+
+/// What the customer does on the page of the session.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Completion {
+    email: Option<String>,
+    declined: bool,
+}
+
+async fn complete_checkout(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    body: Result<Json<Completion>, JsonRejection>,
+) -> Reply {
+    let Json(completion) = body?;
+    change(&app, Some(&id), |tx| checkout::complete(tx, &id, completion.email, completion.declined)).await
+}
+
+/// Moves the clock ahead, or to a time, or lets it run so many times as fast; 0: it stands still.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum ClockChange {
+    AdvanceSeconds(u32),
+    To(i64),
+    Scale(u32),
+}
+
+async fn move_clock(State(app): State<Arc<App>>, body: Result<Json<ClockChange>, JsonRejection>) -> Reply {
+    let Json(change) = body?;
+    let moved = match change {
+        ClockChange::AdvanceSeconds(seconds) => app.move_clock(|now| now + i64::from(seconds)).await,
+        ClockChange::To(time) => app.move_clock(|_| time).await,
+        ClockChange::Scale(scale) => {
+            let mut store = app.store.lock().await;
+            let gained = app.clock.set_scale(scale);
+            store.advance_clock(gained)
+        }
+    };
+    moved.map_err(AdminError::internal)?;
+    clock(State(app)).await
 }
 
 async fn clock(State(app): State<Arc<App>>) -> Reply {
     let store = app.store.lock().await;
-    Ok(Json(json!({ "now": app.now(&store) })))
+    Ok(Json(json!({ "now": app.now(&store), "scale": app.clock.scale() })))
+}
+
+async fn set_settings(State(app): State<Arc<App>>, body: Result<Json<Settings>, JsonRejection>) -> Reply {
+    let Json(new) = body?;
+    app.store.lock().await.configure(new).map_err(AdminError::internal)?;
+    settings(State(app)).await
+}
+
+async fn settings(State(app): State<Arc<App>>) -> Reply {
+    Ok(Json(json!(app.store.lock().await.state.settings)))
+}
+
+/// A webhook endpoint whose receiver has its secret already.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetWebhook {
+    url: String,
+    secret: String,
+    #[serde(default = "all_events")]
+    enabled_events: Vec<String>,
+}
+
+fn all_events() -> Vec<String> {
+    vec!["*".to_owned()]
+}
+
+async fn set_webhook(State(app): State<Arc<App>>, body: Result<Json<SetWebhook>, JsonRejection>) -> Reply {
+    let Json(set) = body?;
+    webhooks::check_url(&set.url).map_err(AdminError::bad_request)?;
+    change(&app, None, |tx| Ok(webhooks::set(tx, set.url, set.secret, set.enabled_events))).await
+}
+
+/// Answers once all webhooks that are still to be sent were tried, whenever they are due.
+async fn send_webhooks(State(app): State<Arc<App>>) -> Reply {
+    deliver::send_all(&app).await.map_err(AdminError::internal)?;
+    let store = app.store.lock().await;
+    let waiting = store.state.due_deliveries(i64::MAX).count();
+    Ok(Json(json!({ "undelivered": waiting })))
+}
+
+async fn set_unreliable(State(app): State<Arc<App>>, body: Result<Json<Unreliable>, JsonRejection>) -> Reply {
+    let Json(unreliable) = body?;
+    app.store.lock().await.state.unreliable = unreliable.clone();
+    Ok(Json(json!(unreliable)))
 }
 
 async fn state(State(app): State<Arc<App>>) -> Reply {
     let store = app.store.lock().await;
-    let view = View { state: &store.state, now: app.now(&store) };
-    Ok(Json(Value::Object(view.render_all())))
+    Ok(Json(Value::Object(store.state.render_all())))
 }
 
 #[derive(Deserialize)]

@@ -3,9 +3,10 @@
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::Value;
 
-use crate::faults::Failure;
+use crate::faults::{Failure, error_of_status};
 use crate::http::error::ApiError;
 
+const RATE_LIMITED_REASON: HeaderName = HeaderName::from_static("stripe-rate-limited-reason");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("stripe-should-retry");
 
 pub(crate) struct Answer {
@@ -39,6 +40,14 @@ pub(crate) fn planned_failure(planned: &Failure, request_id: &str, now: i64) -> 
         let value = HeaderValue::from_static(if retry { "true" } else { "false" });
         answer.headers.push((SHOULD_RETRY, value));
     }
+    answer
+}
+
+/// 429, with the limit that the request is over.
+pub(crate) fn rate_limited(reason: &'static str, request_id: &str, now: i64) -> Answer {
+    let error = ApiError { executed: false, ..error_of_status(429) };
+    let mut answer = failure(&error, request_id, now);
+    answer.headers.push((RATE_LIMITED_REASON, HeaderValue::from_static(reason)));
     answer
 }
 

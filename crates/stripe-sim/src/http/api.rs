@@ -10,15 +10,15 @@ use bytes::Bytes;
 
 use crate::connection::Link;
 use crate::faults::{Fault, Outcome, error_of_status};
-use crate::http::answer::{Answer, failure, header_value, planned_failure, success};
+use crate::http::answer::{Answer, failure, header_value, planned_failure, rate_limited, success};
 use crate::http::error::ApiError;
 use crate::http::forms::Params;
 use crate::http::log::{Ended, Entry};
-use crate::http::{App, auth, brackets, expand, idempotency, routes};
-use crate::state::{KeySlot, StoredAnswer, Tx};
+use crate::http::{API_VERSION, App, auth, brackets, expand, idempotency, routes};
+use crate::state::{KeySlot, StoredAnswer};
 use crate::store::Ending;
+use crate::tx::{Cause, Tx};
 
-const API_VERSION: &str = "2026-09-30.endive";
 const MAX_BODY: usize = 1024 * 1024;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
@@ -32,6 +32,7 @@ const SIM_FAULT: HeaderName = HeaderName::from_static("sim-fault");
 struct Received {
     id: String,
     at: i64,
+    at_millis: i64,
     method: String,
     path: String,
     query: String,
@@ -53,10 +54,11 @@ pub(crate) async fn handle(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, MAX_BODY).await;
-    let (id, at) = {
+    let (id, at_millis) = {
         let mut store = app.store.lock().await;
-        (store.new_id("req"), app.now(&store))
+        (store.new_id("req"), app.clock.millis(store.state.clock_advance))
     };
+    let at = at_millis.div_euclid(1000);
     let echoed = [
         (REQUEST_ID, header_value(&id)),
         (STRIPE_VERSION, Some(HeaderValue::from_static(API_VERSION))),
@@ -72,6 +74,7 @@ pub(crate) async fn handle(
             let received = Received {
                 id: id.clone(),
                 at,
+                at_millis,
                 method: parts.method.to_string(),
                 path: parts.uri.path().to_owned(),
                 query: parts.uri.query().unwrap_or("").to_owned(),
@@ -131,8 +134,15 @@ async fn logged(app: Arc<App>, received: Received) -> Reply {
 }
 
 async fn process(app: &App, received: &Received) -> Reply {
+    let (method, path) = (received.method.as_str(), received.path.as_str());
+    let endpoint = routes::endpoint(method, path);
+    if let Err(reason) = app.limits.check(&endpoint, received.at_millis) {
+        return Reply::Answer(rate_limited(reason, &received.id, received.at));
+    }
     let fault = match received.fault() {
-        Ok(given) => given.or_else(|| app.faults.take(&received.method, &received.path)),
+        Ok(given) => given
+            .or_else(|| app.faults.take(method, path))
+            .or_else(|| app.faults.chaos.take(method, path, &endpoint)),
         Err(error) => return Reply::Answer(failure(&error, &received.id, received.at)),
     };
     let outcome = fault.as_ref().map(|fault| fault.outcome.clone()).unwrap_or_default();
@@ -178,9 +188,18 @@ async fn answer(
     app.faults.wait_for(fault).await;
 
     let keep = in_use.as_ref().map(|in_use| (in_use.slot.clone(), fingerprint));
+    let cause = Cause {
+        request_id: received.id.clone(),
+        idempotency_key: received.idempotency_key()?.map(str::to_owned),
+        host: received.host(),
+    };
     let mut store = app.store.lock().await;
     let now = app.now(&store);
-    let done = store.transact(now, |tx| execute(tx, received, params, &paths, keep, outcome));
+    let done = store.catch_up(now).and_then(|()| {
+        store.transact(now, Some(&cause), |tx| execute(tx, received, params, &paths, keep, outcome))
+    });
+    app.wake_if_due(&store, now);
+    drop(store);
     done.unwrap_or_else(|error| {
         tracing::error!(%error, "the journal could not be written");
         Err(ApiError::internal("The journal could not be written; nothing has changed."))
@@ -214,7 +233,7 @@ fn execute(
     keep: Option<(KeySlot, String)>,
     outcome: &Outcome,
 ) -> (Result<Answer, ApiError>, Ending) {
-    let now = tx.now();
+    let now = tx.common_time();
     let stored = |answer: &Answer| {
         keep.map(|(slot, fingerprint)| StoredAnswer {
             slot,
@@ -228,7 +247,7 @@ fn execute(
     let result = routes::call(tx, &received.method, &received.path, params)
         .unwrap_or_else(|| Err(received.unknown_url()))
         .and_then(|mut value| {
-            expand::expand(tx.view(), &mut value, paths)?;
+            expand::expand(tx.state(), &mut value, paths)?;
             Ok(value)
         });
     if let Outcome::StoredError { effect, status } = outcome {
@@ -247,7 +266,8 @@ fn execute(
         Err(error) if error.executed => {
             let answer = failure(&error, &received.id, now);
             let stored = stored(&answer);
-            (Ok(answer), Ending::RollBack(stored))
+            let ending = if error.keeps { Ending::Commit(stored) } else { Ending::RollBack(stored) };
+            (Ok(answer), ending)
         }
         Err(error) => (Err(error), Ending::RollBack(None)),
     }
@@ -261,6 +281,10 @@ impl Received {
         };
         let key = key.to_str().map_err(|_| refused_unexecuted("The idempotency key is not ASCII."))?;
         Ok(Some(key))
+    }
+
+    fn host(&self) -> Option<String> {
+        Some(self.headers.get(header::HOST)?.to_str().ok()?.to_owned())
     }
 
     fn fault(&self) -> Result<Option<Fault>, ApiError> {

@@ -15,6 +15,8 @@ pub(crate) struct ApiError {
     /// Whether the endpoint had begun to execute. Only then is the answer kept for the
     /// idempotency key; a request that fails validation may be corrected and sent again.
     pub(crate) executed: bool,
+    /// Whether what the endpoint did stays done all the same.
+    pub(crate) keeps: bool,
 }
 
 impl ApiError {
@@ -27,6 +29,7 @@ impl ApiError {
             message: message.into(),
             param: None,
             executed: true,
+            keeps: false,
         }
     }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::http::error::ApiError;
-use crate::state::View;
+use crate::state::State;
 
 const MAX_DEPTH: usize = 4;
 
@@ -11,14 +11,14 @@ const MAX_DEPTH: usize = 4;
 const REFERENCES: [&str; 7] =
     ["customer", "default_price", "invoice", "latest_invoice", "price", "product", "subscription"];
 
-pub(crate) fn expand(view: View<'_>, answer: &mut Value, paths: &[String]) -> Result<(), ApiError> {
+pub(crate) fn expand(state: &State, answer: &mut Value, paths: &[String]) -> Result<(), ApiError> {
     for path in paths {
         let steps: Vec<&str> = path.split('.').collect();
         if steps.len() > MAX_DEPTH {
             let message = format!("You cannot expand more than {MAX_DEPTH} levels: {path}");
             return Err(ApiError { executed: false, ..ApiError::refused(message).param("expand") });
         }
-        expand_path(view, answer, &steps).ok_or_else(|| {
+        expand_path(state, answer, &steps).ok_or_else(|| {
             let message = format!("This property cannot be expanded ({path}).");
             ApiError { executed: false, ..ApiError::refused(message).param("expand") }
         })?;
@@ -27,11 +27,11 @@ pub(crate) fn expand(view: View<'_>, answer: &mut Value, paths: &[String]) -> Re
 }
 
 /// `None` when the path does not lead to anything that can be expanded.
-fn expand_path(view: View<'_>, value: &mut Value, steps: &[&str]) -> Option<()> {
+fn expand_path(state: &State, value: &mut Value, steps: &[&str]) -> Option<()> {
     match value {
         Value::Array(rows) => {
             for row in rows {
-                expand_path(view, row, steps)?;
+                expand_path(state, row, steps)?;
             }
             Some(())
         }
@@ -40,9 +40,9 @@ fn expand_path(view: View<'_>, value: &mut Value, steps: &[&str]) -> Option<()> 
             let field = fields.get_mut(*step)?;
             let is_reference = REFERENCES.contains(step);
             if let Value::String(id) = field {
-                *field = view.render_by_id(id).filter(|_| is_reference)?;
+                *field = state.render_by_id(id).filter(|_| is_reference)?;
             }
-            if rest.is_empty() { is_reference.then_some(()) } else { expand_path(view, field, rest) }
+            if rest.is_empty() { is_reference.then_some(()) } else { expand_path(state, field, rest) }
         }
         // A reference that is not set stays null.
         Value::Null => Some(()),

@@ -153,6 +153,32 @@ impl Params {
         self.integer_within(field, 0..=253_402_300_799)
     }
 
+    /// A time that an empty value unsets: `Some(None)` says unset.
+    pub(crate) fn clearable_timestamp(&mut self, field: &str) -> Result<Option<Option<i64>>, ApiError> {
+        if self.is_text(field, "") {
+            self.fields.remove(field);
+            return Ok(Some(None));
+        }
+        Ok(self.timestamp(field)?.map(Some))
+    }
+
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.fields.contains_key(field)
+    }
+
+    /// Whether the field is there and is that text.
+    pub(crate) fn is_text(&self, field: &str, text: &str) -> bool {
+        matches!(self.fields.get(field), Some(Node::Text(given)) if given == text)
+    }
+
+    /// The field's text, which stays.
+    pub(crate) fn peek(&self, field: &str) -> Option<&str> {
+        match self.fields.get(field)? {
+            Node::Text(text) => Some(text),
+            Node::Map(_) => None,
+        }
+    }
+
     pub(crate) fn boolean(&mut self, field: &str) -> Result<Option<bool>, ApiError> {
         match self.text(field)?.as_deref() {
             None => Ok(None),
@@ -180,6 +206,27 @@ impl Params {
             Some(Node::Map(fields)) => Ok(Some(Params { name, fields })),
             Some(Node::Text(_)) => Err(self.wrong(field, format!("Invalid {name}: it must be a hash."))),
         }
+    }
+
+    /// All fields as pairs of names and texts, by which [`Params::parse`] makes them again.
+    pub(crate) fn pairs(self) -> BTreeMap<String, String> {
+        fn walk(name: &str, node: Node, pairs: &mut BTreeMap<String, String>) {
+            match node {
+                Node::Text(text) => {
+                    pairs.insert(name.to_owned(), text);
+                }
+                Node::Map(fields) => {
+                    for (field, node) in fields {
+                        walk(&format!("{name}[{field}]"), node, pairs);
+                    }
+                }
+            }
+        }
+        let mut pairs = BTreeMap::new();
+        for (field, node) in self.fields {
+            walk(&field, node, &mut pairs);
+        }
+        pairs
     }
 
     /// A list of hashes: `items[0][price]=…`.

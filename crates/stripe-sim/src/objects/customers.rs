@@ -8,9 +8,12 @@ use serde_json::{Value, json};
 use crate::http::error::ApiError;
 use crate::http::forms::{MetadataChange, Params};
 use crate::http::lists::{Page, page_of};
+use crate::objects::invoices::Invoice;
 use crate::objects::subscriptions::{self, Subscription};
-use crate::objects::{Kind, Object, Resource, named, saved};
-use crate::state::{Tx, View};
+use crate::objects::test_clocks::{self, TestClock};
+use crate::objects::{Kind, Object, Resource, announced, changed, events, named, referenced, saved};
+use crate::state::State;
+use crate::tx::Tx;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Customer {
@@ -25,7 +28,15 @@ pub(crate) struct Customer {
     currency: Option<String>,
     invoice_prefix: String,
     next_invoice_sequence: u32,
-    deleted: bool,
+    pub(crate) deleted: bool,
+    /// Negative: a credit towards the next invoices. Positive: owed with the next one.
+    #[serde(default)]
+    pub(crate) balance: i64,
+    #[serde(default)]
+    pub(crate) test_clock: Option<String>,
+    /// A fault: payments of invoices fail, all else goes on.
+    #[serde(default)]
+    payment_fails: bool,
     /// A fault: whatever would charge the customer is answered with `card_declined`.
     declined: bool,
 }
@@ -41,19 +52,20 @@ impl Resource for Customer {
         &self.id
     }
 
-    fn render(&self, _: &View<'_>) -> Value {
+    fn render(&self, state: &State) -> Value {
         if self.deleted {
             return json!({ "id": self.id, "object": "customer", "deleted": true });
         }
+        let delinquent = state.of_customer::<Invoice>(&self.id).any(Invoice::is_overdue);
         json!({
             "id": self.id,
             "object": "customer",
             "address": null,
-            "balance": 0,
+            "balance": self.balance,
             "created": self.created,
             "currency": self.currency,
             "default_source": null,
-            "delinquent": false,
+            "delinquent": delinquent,
             "description": self.description,
             "discount": null,
             "email": self.email,
@@ -72,7 +84,7 @@ impl Resource for Customer {
             "preferred_locales": [],
             "shipping": null,
             "tax_exempt": "none",
-            "test_clock": null,
+            "test_clock": self.test_clock,
         })
     }
 }
@@ -103,17 +115,29 @@ impl Customer {
             .param("currency")),
             None => {
                 self.currency = Some(currency.to_owned());
-                tx.put(self.clone());
+                changed(tx, self.clone(), "customer.updated");
                 Ok(())
             }
         }
     }
 
+    /// Whether payments of invoices succeed.
+    pub(crate) fn pays(&self) -> bool {
+        !self.declined && !self.payment_fails && !self.deleted
+    }
+
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.deleted
+    }
+
+    pub(crate) fn email(&self) -> Option<&str> {
+        self.email.as_deref()
+    }
+
     /// The next invoice number of this customer.
-    pub(crate) fn next_invoice_number(&mut self, tx: &mut Tx<'_>) -> String {
+    pub(crate) fn next_invoice_number(&mut self) -> String {
         let number = format!("{}-{:04}", self.invoice_prefix, self.next_invoice_sequence);
         self.next_invoice_sequence += 1;
-        tx.put(self.clone());
         number
     }
 }
@@ -163,45 +187,74 @@ impl Fields {
     }
 }
 
-pub(crate) fn create(tx: &mut Tx<'_>, params: Params) -> Result<Value, ApiError> {
+pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
+    let test_clock = params.text("test_clock")?;
+    let balance = params.integer("balance")?.unwrap_or(0);
     let fields = Fields::take(params)?;
-    let mut customer = Customer {
+    if let Some(id) = &test_clock {
+        referenced::<TestClock>(tx, id, "test_clock")?;
+        test_clocks::check_room(tx, id)?;
+    }
+    let mut customer = new(tx);
+    customer.test_clock = test_clock;
+    customer.balance = balance;
+    fields.apply(&mut customer)?;
+    Ok(announced(tx, customer, "customer.created"))
+}
+
+fn new(tx: &mut Tx<'_>) -> Customer {
+    Customer {
         id: tx.ids().next("cus"),
         created: tx.now(),
         invoice_prefix: tx.ids().letters(8).to_uppercase(),
         next_invoice_sequence: 1,
         ..Customer::default()
-    };
-    fields.apply(&mut customer)?;
-    Ok(saved(tx, customer))
+    }
+}
+
+/// The customer that a checkout session makes.
+pub(crate) fn from_checkout(tx: &mut Tx<'_>, email: String) -> Customer {
+    let customer = Customer { email: Some(email), ..new(tx) };
+    announced(tx, customer.clone(), "customer.created");
+    customer
 }
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<Customer>(tx, id)?.render(&tx.view()))
+    Ok(named::<Customer>(tx, id)?.render(tx.state()))
 }
 
-pub(crate) fn update(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
+pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
+    let balance = params.integer("balance")?;
     let fields = Fields::take(params)?;
     let mut customer = existing(tx, id)?;
+    customer.balance = balance.unwrap_or(customer.balance);
     fields.apply(&mut customer)?;
-    Ok(saved(tx, customer))
+    Ok(changed(tx, customer, "customer.updated"))
 }
 
 /// Deleting a customer ends its subscriptions at once; its invoices and items stay.
 pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
     let customer = existing(tx, id)?;
+    Ok(remove(tx, customer))
+}
+
+/// Answers with what is left of it.
+pub(crate) fn remove(tx: &mut Tx<'_>, customer: Customer) -> Value {
     let active: Vec<Subscription> = tx
         .state()
-        .all::<Subscription>()
-        .filter(|subscription| subscription.is_of(id) && subscription.ended(tx.now()).is_none())
+        .of_customer::<Subscription>(customer.id())
+        .filter(|subscription| !subscription.is_over())
         .cloned()
         .collect();
     for subscription in active {
-        subscriptions::end(tx, subscription);
+        subscriptions::end(tx, subscription, "cancellation_requested");
     }
-    Ok(saved(tx, Customer { deleted: true, ..customer }))
+    let form = customer.render(tx.state());
+    let deleted = saved(tx, Customer { deleted: true, ..customer });
+    events::emit(tx, "customer.deleted", &form, None);
+    deleted
 }
 
 fn existing(tx: &Tx<'_>, id: &str) -> Result<Customer, ApiError> {
@@ -213,16 +266,35 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let page = Page::take(&mut params)?;
     let email = params.text("email")?;
     let created = params.time_range("created")?;
+    let test_clock = params.text("test_clock")?;
     params.finish()?;
-    page_of::<Customer>(tx.view(), &page, |customer| {
+    page_of::<Customer>(tx.state(), &page, None, |customer| {
         !customer.deleted
+            && customer.test_clock == test_clock
             && created.contains(customer.created)
             && (email.is_none() || customer.email == email)
     })
 }
 
-/// The fault of `/_sim/customers/{id}`.
-pub(crate) fn set_declined(tx: &mut Tx<'_>, id: &str, declined: bool) -> Result<Value, ApiError> {
-    let customer = existing(tx, id)?;
-    Ok(saved(tx, Customer { declined, ..customer }))
+/// What `/_sim/customers/{id}` can do to a customer.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Poison {
+    Declined(bool),
+    PaymentFails(bool),
+    Deleted(bool),
+    /// Binds the customer to a currency, perhaps to another than it has.
+    Currency(String),
+}
+
+pub(crate) fn poison(tx: &mut Tx<'_>, id: &str, poison: Poison) -> Result<Value, ApiError> {
+    let mut customer = existing(tx, id)?;
+    match poison {
+        Poison::Declined(declined) => customer.declined = declined,
+        Poison::PaymentFails(fails) => customer.payment_fails = fails,
+        Poison::Currency(currency) => customer.currency = Some(currency.to_lowercase()),
+        Poison::Deleted(true) => return delete(tx, id, Params::default()),
+        Poison::Deleted(false) => return Err(ApiError::refused("A deleted customer stays deleted.")),
+    }
+    Ok(saved(tx, customer))
 }

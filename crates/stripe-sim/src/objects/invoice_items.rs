@@ -13,8 +13,9 @@ use crate::objects::invoices::Invoice;
 use crate::objects::money::{UnitAmount, check_amount, take_currency};
 use crate::objects::prices::Price;
 use crate::objects::subscriptions::Subscription;
-use crate::objects::{Kind, Object, Resource, named, referenced, saved};
-use crate::state::{Tx, View};
+use crate::objects::{Kind, Object, Resource, announced, events, named, referenced, retold, saved};
+use crate::state::State;
+use crate::tx::Tx;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct InvoiceItem {
@@ -52,13 +53,19 @@ impl Resource for InvoiceItem {
         &self.id
     }
 
-    fn render(&self, view: &View<'_>) -> Value {
+    fn customer(&self) -> Option<&str> {
+        Some(&self.customer)
+    }
+
+    fn render(&self, state: &State) -> Value {
         let parent = self.subscription.as_ref().map(|subscription| {
             json!({
                 "subscription_details": { "subscription": subscription, "subscription_item": null },
                 "type": "subscription_details",
             })
         });
+        let customer = state.get::<Customer>(&self.customer);
+        let test_clock = customer.and_then(|customer| customer.test_clock.as_ref());
         json!({
             "id": self.id,
             "object": "invoiceitem",
@@ -75,19 +82,19 @@ impl Resource for InvoiceItem {
             "net_amount": self.amount,
             "parent": parent,
             "period": self.period,
-            "pricing": self.render_pricing(view),
+            "pricing": self.render_pricing(state),
             "proration": false,
             "quantity": self.quantity,
             "quantity_decimal": self.quantity.to_string(),
             "tax_rates": [],
-            "test_clock": null,
+            "test_clock": test_clock,
         })
     }
 }
 
 impl InvoiceItem {
-    fn render_pricing(&self, view: &View<'_>) -> Value {
-        let price = self.price.as_ref().and_then(|id| view.state.get::<Price>(id));
+    fn render_pricing(&self, state: &State) -> Value {
+        let price = self.price.as_ref().and_then(|id| state.get::<Price>(id));
         json!({
             "price_details": price.map(|price| json!({ "price": price.id(), "product": price.product })),
             "type": "price_details",
@@ -96,7 +103,7 @@ impl InvoiceItem {
     }
 
     /// Its form as a line of the invoice it is on.
-    pub(crate) fn render_line(&self, view: &View<'_>) -> Value {
+    pub(crate) fn render_line(&self, state: &State) -> Value {
         json!({
             "id": self.id.replacen("ii_", "il_", 1),
             "object": "line_item",
@@ -121,7 +128,7 @@ impl InvoiceItem {
             },
             "period": self.period,
             "pretax_credit_amounts": [],
-            "pricing": self.render_pricing(view),
+            "pricing": self.render_pricing(state),
             "quantity": self.quantity,
             "quantity_decimal": self.quantity.to_string(),
             "subscription": self.subscription,
@@ -130,9 +137,9 @@ impl InvoiceItem {
         })
     }
 
-    /// Whether it waits for an invoice of `customer` in `currency`.
-    pub(crate) fn is_pending(&self, customer: &str, currency: &str) -> bool {
-        self.invoice.is_none() && self.customer == customer && self.currency == currency
+    /// Whether it waits for an invoice in `currency`.
+    pub(crate) fn is_pending(&self, currency: &str) -> bool {
+        self.invoice.is_none() && self.currency == currency
     }
 }
 
@@ -262,12 +269,27 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
     metadata.apply(&mut item.metadata)?;
     cost.apply(tx, &mut item)?;
     item.discountable = discountable.unwrap_or(item.amount >= 0);
-    if let Some(id) = invoice {
-        let mut invoice: Invoice = referenced(tx, &id, "invoice")?;
+    let Some(id) = invoice else {
+        return Ok(announced(tx, item, "invoiceitem.created"));
+    };
+    let mut invoice: Invoice = referenced(tx, &id, "invoice")?;
+    on_invoice(tx, Some(&id), |tx| {
         invoice.attach(&mut item)?;
         tx.put(invoice);
+        Ok(announced(tx, item, "invoiceitem.created"))
+    })
+}
+
+/// Changes an item, and tells of the invoice it is on if there is one.
+fn on_invoice<R>(
+    tx: &mut Tx<'_>,
+    invoice: Option<&str>,
+    work: impl FnOnce(&mut Tx<'_>) -> Result<R, ApiError>,
+) -> Result<R, ApiError> {
+    match invoice {
+        Some(id) => retold::<Invoice, R>(tx, id, "invoice.updated", work),
+        None => work(tx),
     }
-    Ok(saved(tx, item))
 }
 
 /// The price's currency, which the one asked for must not contradict.
@@ -291,7 +313,7 @@ fn check_subscription(tx: &Tx<'_>, id: &str, customer: &str) -> Result<(), ApiEr
         let message = format!("The customer '{customer}' does not have a subscription '{id}'.");
         return Err(ApiError::refused(message).code("resource_missing").param("subscription"));
     }
-    if subscription.ended(tx.now()).is_some() {
+    if subscription.is_over() {
         let message = format!("The subscription '{id}' is canceled and takes no more invoice items.");
         return Err(ApiError::refused(message).param("subscription"));
     }
@@ -300,7 +322,7 @@ fn check_subscription(tx: &Tx<'_>, id: &str, customer: &str) -> Result<(), ApiEr
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<InvoiceItem>(tx, id)?.render(&tx.view()))
+    Ok(named::<InvoiceItem>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
@@ -321,20 +343,25 @@ pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     item.description = description.unwrap_or(item.description);
     item.period = period.unwrap_or(item.period);
     item.discountable = discountable.unwrap_or(item.discountable);
-    Ok(saved(tx, item))
+    let invoice = item.invoice.clone();
+    on_invoice(tx, invoice.as_deref(), |tx| Ok(saved(tx, item)))
 }
 
 pub(crate) fn delete(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
     let item: InvoiceItem = named(tx, id)?;
     check_open_to_change(tx, &item)?;
-    if let Some(invoice) = &item.invoice {
-        let mut invoice: Invoice = named(tx, invoice)?;
-        invoice.detach(id);
-        tx.put(invoice);
-    }
-    tx.remove::<InvoiceItem>(id);
-    Ok(json!({ "id": id, "object": "invoiceitem", "deleted": true }))
+    on_invoice(tx, item.invoice.as_deref(), |tx| {
+        let form = item.render(tx.state());
+        if let Some(invoice) = &item.invoice {
+            let mut invoice: Invoice = named(tx, invoice)?;
+            invoice.detach(id);
+            tx.put(invoice);
+        }
+        tx.remove::<InvoiceItem>(id);
+        events::emit(tx, "invoiceitem.deleted", &form, None);
+        Ok(json!({ "id": id, "object": "invoiceitem", "deleted": true }))
+    })
 }
 
 /// An item on an invoice can change only while that is a draft.
@@ -352,9 +379,11 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let pending = params.boolean("pending")?;
     let created = params.time_range("created")?;
     params.finish()?;
-    page_of::<InvoiceItem>(tx.view(), &page, |item| {
+    // The items of an invoice are among those of its customer.
+    let of_invoice = invoice.as_deref().and_then(|id| tx.state().get::<Invoice>(id));
+    let owner = customer.as_deref().or_else(|| of_invoice.map(|it| it.customer.as_str()));
+    page_of::<InvoiceItem>(tx.state(), &page, owner, |item| {
         created.contains(item.date)
-            && customer.as_ref().is_none_or(|customer| item.customer == *customer)
             && (invoice.is_none() || item.invoice == invoice)
             && pending.is_none_or(|pending| item.invoice.is_none() == pending)
     })

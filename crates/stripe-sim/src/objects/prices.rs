@@ -10,8 +10,9 @@ use crate::http::forms::Params;
 use crate::http::lists::{Page, page_of};
 use crate::objects::money::{UnitAmount, check_amount, take_currency};
 use crate::objects::products::{self, Product};
-use crate::objects::{Kind, Object, Resource, named, referenced, saved};
-use crate::state::{Tx, View};
+use crate::objects::{Kind, Object, Resource, announced, changed, named, referenced};
+use crate::state::State;
+use crate::tx::Tx;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Price {
@@ -42,6 +43,17 @@ pub(crate) enum Interval {
     Year,
 }
 
+impl Interval {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Interval::Day => "day",
+            Interval::Week => "week",
+            Interval::Month => "month",
+            Interval::Year => "year",
+        }
+    }
+}
+
 impl Resource for Price {
     const KIND: Kind = Kind::Price;
 
@@ -53,7 +65,7 @@ impl Resource for Price {
         &self.id
     }
 
-    fn render(&self, _: &View<'_>) -> Value {
+    fn render(&self, _: &State) -> Value {
         let recurring = self.recurring.as_ref().map(|recurring| {
             json!({
                 "interval": recurring.interval,
@@ -145,7 +157,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
         }
         (None, Some(product)) => {
             params.finish()?;
-            tx.put(product.clone());
+            announced(tx, product.clone(), "product.created");
             product
         }
     };
@@ -168,7 +180,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
         metadata: BTreeMap::new(),
     };
     metadata.apply(&mut price.metadata)?;
-    Ok(saved(tx, price))
+    Ok(announced(tx, price, "price.created"))
 }
 
 fn take_unit_amount(params: &mut Params) -> Result<String, ApiError> {
@@ -214,7 +226,7 @@ fn take_recurring(mut params: Params) -> Result<Recurring, ApiError> {
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<Price>(tx, id)?.render(&tx.view()))
+    Ok(named::<Price>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
@@ -226,7 +238,7 @@ pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     metadata.apply(&mut price.metadata)?;
     price.active = active.unwrap_or(price.active);
     price.nickname = nickname.unwrap_or(price.nickname);
-    Ok(saved(tx, price))
+    Ok(changed(tx, price, "price.updated"))
 }
 
 pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
@@ -238,7 +250,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let lookup_keys = params.texts("lookup_keys")?;
     let created = params.time_range("created")?;
     params.finish()?;
-    page_of::<Price>(tx.view(), &page, |price| {
+    page_of::<Price>(tx.state(), &page, None, |price| {
         created.contains(price.created)
             && active.is_none_or(|active| price.active == active)
             && product.as_ref().is_none_or(|product| price.product == *product)

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use crate::http::error::ApiError;
 use crate::http::forms::Params;
 use crate::http::lists::{Page, page_of};
-use crate::objects::{Kind, Object, Resource, named, saved};
-use crate::state::{Tx, View};
+use crate::objects::{Kind, Object, Resource, announced, changed, named};
+use crate::state::State;
+use crate::tx::Tx;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Product {
@@ -33,7 +34,7 @@ impl Resource for Product {
         &self.id
     }
 
-    fn render(&self, _: &View<'_>) -> Value {
+    fn render(&self, _: &State) -> Value {
         json!({
             "id": self.id,
             "object": "product",
@@ -69,7 +70,13 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
         }
         product.id = id;
     }
-    Ok(saved(tx, product))
+    Ok(announced(tx, product, "product.created"))
+}
+
+impl Product {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 /// A product from the parameters that create and `product_data` share.
@@ -89,7 +96,7 @@ pub(crate) fn new(tx: &mut Tx<'_>, params: &mut Params) -> Result<Product, ApiEr
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<Product>(tx, id)?.render(&tx.view()))
+    Ok(named::<Product>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
@@ -104,7 +111,7 @@ pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     product.description = description.unwrap_or(product.description);
     product.active = active.unwrap_or(product.active);
     product.updated = tx.now();
-    Ok(saved(tx, product))
+    Ok(changed(tx, product, "product.updated"))
 }
 
 pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
@@ -112,7 +119,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
     let active = params.boolean("active")?;
     let created = params.time_range("created")?;
     params.finish()?;
-    page_of::<Product>(tx.view(), &page, |product| {
+    page_of::<Product>(tx.state(), &page, None, |product| {
         created.contains(product.created) && active.is_none_or(|active| product.active == active)
     })
 }

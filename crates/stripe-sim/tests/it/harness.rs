@@ -110,6 +110,12 @@ impl Sim {
         Ok(())
     }
 
+    /// From now on its clock moves only when it is moved.
+    pub(crate) async fn freeze(&self) -> Result<()> {
+        self.admin("/clock", json!({ "scale": 0 })).await?;
+        Ok(())
+    }
+
     /// How many invoice items there are.
     pub(crate) async fn item_count(&self) -> Result<usize> {
         let state = self.read("/_sim/state").await?;

@@ -30,7 +30,7 @@ async fn both_authentication_schemes_are_taken() -> Result<()> {
 
 #[tokio::test]
 async fn a_configured_key_is_the_only_one() -> Result<()> {
-    let config = Config { secret_key: Some("sk_test_mine".parse()?), data: None };
+    let config = Config { secret_key: Some("sk_test_mine".parse()?), ..Config::default() };
     let sim = Sim::start_with(config).await?;
     assert_eq!(sim.get("/v1/customers").send().await?.status(), 401);
     let mine = sim.bare(Method::GET, "/v1/customers").bearer_auth("sk_test_mine");

@@ -10,7 +10,7 @@ use stripe_sim::{Config, Error};
 use crate::harness::{Sim, header, id};
 
 async fn start(file: &Path) -> Result<Sim> {
-    Sim::start_with(Config { secret_key: None, data: Some(file.to_owned()) }).await
+    Sim::start_with(Config { data: Some(file.to_owned()), ..Config::default() }).await
 }
 
 #[tokio::test]

@@ -43,6 +43,21 @@ async fn canceling_at_the_period_end_happens_then() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_paused_subscription_still_ends_when_it_was_to() -> Result<()> {
+    let sim = Sim::start().await?;
+    let customer = sim.customer().await?;
+    let created = sim.subscription(&customer).await?;
+    let subscription = id(&created)?;
+    let path = format!("/v1/subscriptions/{subscription}");
+    sim.create(&path, &[("cancel_at_period_end", "true")]).await?;
+    sim.admin(&format!("/subscriptions/{subscription}"), json!({ "status": "paused" })).await?;
+    sim.advance(31 * 86_400).await?;
+    let ended = sim.read(&path).await?;
+    assert_eq!((&ended["status"], &ended["ended_at"]), (&json!("canceled"), &json!(period(&created)?.1)));
+    sim.stop().await
+}
+
+#[tokio::test]
 async fn a_canceled_subscription_is_out_of_the_list_and_takes_no_items() -> Result<()> {
     let sim = Sim::start().await?;
     let customer = sim.customer().await?;

@@ -30,8 +30,8 @@ struct Created {
 /// Creates what the paying accounts need; by account.
 pub(super) async fn create(stripe: &Stripe, accounts: &[Account]) -> Result<HashMap<String, AtStripe>> {
     let api = Api { stripe, client: Client::new() };
-    let pro = api.price("Pro", "4900").await?;
-    let enterprise = api.price("Enterprise", "50000").await?;
+    let pro = api.price("Pro", Plan::Pro, "4900").await?;
+    let enterprise = api.price("Enterprise", Plan::Enterprise, "50000").await?;
     let paying = accounts.iter().filter_map(|account| match account.plan {
         Plan::Free => None,
         Plan::Pro => Some((account, &pro)),
@@ -49,15 +49,16 @@ struct Api<'a> {
 }
 
 impl Api<'_> {
-    async fn price(&self, plan: &str, cents: &str) -> Result<String> {
-        let product = self.post("products", &format!("product-{plan}"), &[("name", plan)]).await?;
+    async fn price(&self, name: &str, plan: Plan, cents: &str) -> Result<String> {
+        let product = self.post("products", &format!("product-{name}"), &[("name", name)]).await?;
         let price = [
             ("product", product.as_str()),
+            ("lookup_key", plan.as_str()),
             ("currency", "usd"),
             ("unit_amount", cents),
             ("recurring[interval]", "month"),
         ];
-        self.post("prices", &format!("price-{plan}"), &price).await
+        self.post("prices", &format!("price-{name}"), &price).await
     }
 
     async fn account(&self, account: &Account, price: &str) -> Result<(String, AtStripe)> {
@@ -70,6 +71,7 @@ impl Api<'_> {
             ("customer", customer.as_str()),
             ("items[0][price]", price),
             ("billing_cycle_anchor", &anchor),
+            ("proration_behavior", "none"),
             ("metadata[eco_id]", eco_id),
         ];
         let subscription =

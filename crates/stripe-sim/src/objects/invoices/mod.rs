@@ -1,71 +1,178 @@
 //! Invoices: drafts that take items, finalised ones that no longer change.
+//!
+//! `draft` makes them, `collect` finalises and collects them, `api` and `add_lines` are the endpoints,
+//! `form` the JSON form.
 
 mod add_lines;
+mod api;
+mod collect;
+mod draft;
 mod form;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::http::error::ApiError;
-use crate::http::forms::Params;
-use crate::http::lists::{Page, list as list_form, page_of};
-use crate::objects::customers::Customer;
+use crate::objects::Resource as _;
 use crate::objects::invoice_items::InvoiceItem;
-use crate::objects::money::take_currency;
-use crate::objects::subscriptions::{Collection, Subscription};
-use crate::objects::{Resource as _, named, referenced, saved};
-use crate::state::{Tx, View};
+use crate::objects::subscriptions::{Collection, Period};
+use crate::state::State;
 
 pub(crate) use add_lines::add_lines;
+pub(crate) use api::{
+    create, delete, finalize, lines, list, mark_uncollectible, pay, retrieve, update, void,
+};
+pub(crate) use collect::{collect_now, fall_due, note_delivery, stop_collecting, void_unpaid};
+pub(crate) use draft::{draft_for, draft_of_pending_items};
 
 const MAX_ITEMS: usize = 250;
-/// What a customer without a currency is invoiced in: the account's own.
-const ACCOUNT_CURRENCY: &str = "usd";
+/// For how long an automatic draft can be edited once its webhook was delivered.
+const DRAFT_SECONDS: i64 = 3600;
+/// For how long that webhook is waited for.
+const WEBHOOK_SECONDS: i64 = 72 * 3600;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Invoice {
     id: String,
     created: i64,
-    customer: String,
-    currency: String,
-    subscription: Option<String>,
-    status: Status,
-    /// Its items' ids, in the order of its lines.
-    items: Vec<String>,
+    pub(crate) customer: String,
+    pub(crate) currency: String,
+    pub(crate) subscription: Option<String>,
+    pub(crate) status: Status,
+    #[serde(default)]
+    reason: Reason,
+    /// When the items on it were added: for an invoice of a subscription, the period before.
+    #[serde(default)]
+    period: Option<Period>,
+    /// Its lines, in their order.
+    items: Vec<Line>,
     description: Option<String>,
     metadata: BTreeMap<String, String>,
     auto_advance: bool,
     collection_method: String,
     days_until_due: Option<i64>,
+    #[serde(default)]
+    finalizes_at: Option<i64>,
+    /// Whether `finalizes_at` was asked for, so that no webhook is waited for.
+    #[serde(default)]
+    scheduled: bool,
+    #[serde(default)]
+    webhooks_delivered_at: Option<i64>,
+    #[serde(default)]
+    next_payment_attempt: Option<i64>,
+    #[serde(default)]
+    attempt_count: u32,
+    /// The customer's balance before and after it was finalised.
+    #[serde(default)]
+    starting_balance: i64,
+    #[serde(default)]
+    ending_balance: Option<i64>,
+    #[serde(default)]
+    overdue: bool,
     number: Option<String>,
     finalized_at: Option<i64>,
     paid_at: Option<i64>,
     voided_at: Option<i64>,
+    #[serde(default)]
+    uncollectible_at: Option<i64>,
+}
+
+/// A line: an invoice item, or what an item of the subscription costs for a period.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Line {
+    Item(String),
+    Plan(PlanLine),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PlanLine {
+    id: String,
+    subscription_item: String,
+    price: String,
+    product: String,
+    unit_amount_decimal: String,
+    quantity: i64,
+    amount: i64,
+    description: String,
+    period: Period,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Status {
+pub(crate) enum Status {
     Draft,
     Open,
     Paid,
+    Uncollectible,
     Void,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Reason {
+    #[default]
+    Manual,
+    SubscriptionCreate,
+    SubscriptionCycle,
+    SubscriptionUpdate,
+}
+
 impl Invoice {
-    fn items<'a>(&'a self, view: &View<'a>) -> impl Iterator<Item = &'a InvoiceItem> {
-        let state = view.state;
-        self.items.iter().filter_map(move |id| state.get::<InvoiceItem>(id))
+    fn items<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a InvoiceItem> {
+        self.item_ids().filter_map(move |id| state.get::<InvoiceItem>(id))
     }
 
-    fn total(&self, view: &View<'_>) -> i64 {
-        self.items(view).map(|item| item.amount).sum()
+    /// The ids of the invoice items on it.
+    pub(crate) fn item_ids(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.items.iter().filter_map(|line| match line {
+            Line::Item(id) => Some(id.as_str()),
+            Line::Plan(_) => None,
+        })
+    }
+
+    pub(crate) fn total(&self, state: &State) -> i64 {
+        let plan = self.items.iter().map(|line| match line {
+            Line::Item(_) => 0,
+            Line::Plan(line) => line.amount,
+        });
+        self.items(state).map(|item| item.amount).sum::<i64>() + plan.sum::<i64>()
+    }
+
+    /// What the customer has to pay, after the balance.
+    pub(crate) fn due_amount(&self, state: &State) -> i64 {
+        (self.total(state) + self.starting_balance).max(0)
     }
 
     fn lines_url(&self) -> String {
         format!("/v1/invoices/{}/lines", self.id)
+    }
+
+    fn is_automatic(&self) -> bool {
+        self.collection_method == Collection::AUTOMATIC
+    }
+
+    /// Whether a payment of it has failed, or its time to pay has passed.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.status == Status::Open && (self.attempt_count > 0 || self.overdue)
+    }
+
+    fn due_date(&self) -> Option<i64> {
+        self.days_until_due.map(|days| self.created + days * 86_400)
+    }
+
+    /// When a draft is finalised, it cannot be edited any more.
+    fn next_due(&self) -> Option<i64> {
+        match self.status {
+            Status::Draft if self.auto_advance => {
+                let waits = self.webhooks_delivered_at.is_none() && !self.scheduled;
+                if waits { Some(self.created + WEBHOOK_SECONDS) } else { self.finalizes_at }
+            }
+            Status::Open if self.is_automatic() => self.next_payment_attempt.filter(|_| self.auto_advance),
+            Status::Open if !self.overdue => self.due_date(),
+            _ => None,
+        }
     }
 
     pub(crate) fn check_draft(&self) -> Result<(), ApiError> {
@@ -89,194 +196,15 @@ impl Invoice {
                 self.id, self.currency, item.currency
             ));
         }
-        if self.items.len() >= MAX_ITEMS {
+        if self.item_ids().count() >= MAX_ITEMS {
             return refuse(format!("An invoice can have up to {MAX_ITEMS} items."));
         }
         item.invoice = Some(self.id.clone());
-        self.items.push(item.id().to_owned());
+        self.items.push(Line::Item(item.id().to_owned()));
         Ok(())
     }
 
     pub(crate) fn detach(&mut self, item: &str) {
-        self.items.retain(|id| id != item);
+        self.items.retain(|line| !matches!(line, Line::Item(id) if id == item));
     }
-}
-
-pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
-    let customer = params.required("customer")?;
-    let currency = take_currency(&mut params)?;
-    let subscription = params.text("subscription")?;
-    let behavior = params.one_of("pending_invoice_items_behavior", &["exclude", "include"])?;
-    let auto_advance = params.boolean("auto_advance")?.unwrap_or(false);
-    let collection = Collection::take(&mut params)?;
-    let description = params.text("description")?;
-    let metadata = params.metadata()?;
-    params.finish()?;
-
-    let mut customer = Customer::referenced(tx, &customer)?;
-    if let Some(id) = &subscription
-        && !referenced::<Subscription>(tx, id, "subscription")?.is_of(customer.id())
-    {
-        return Err(ApiError::missing("subscription", id, "subscription"));
-    }
-    let currency = currency
-        .or_else(|| customer.currency().map(str::to_owned))
-        .unwrap_or_else(|| ACCOUNT_CURRENCY.to_owned());
-    customer.bind_currency(tx, &currency)?;
-    let mut invoice = Invoice {
-        id: tx.ids().next("in"),
-        created: tx.now(),
-        customer: customer.id().to_owned(),
-        currency,
-        subscription,
-        status: Status::Draft,
-        items: Vec::new(),
-        description,
-        metadata: BTreeMap::new(),
-        auto_advance,
-        collection_method: collection.method,
-        days_until_due: collection.days_until_due,
-        number: None,
-        finalized_at: None,
-        paid_at: None,
-        voided_at: None,
-    };
-    metadata.apply(&mut invoice.metadata)?;
-    let include = match behavior.as_deref() {
-        Some(behavior) => behavior == "include",
-        None => invoice.subscription.is_some(),
-    };
-    if include {
-        pull_pending_items(tx, &mut invoice)?;
-    }
-    Ok(saved(tx, invoice))
-}
-
-/// Takes what is pending: of the invoice's subscription if it has one, else all of the customer.
-/// The oldest 250 are taken; their lines are newest first.
-fn pull_pending_items(tx: &mut Tx<'_>, invoice: &mut Invoice) -> Result<(), ApiError> {
-    let mut pending: Vec<InvoiceItem> = tx
-        .state()
-        .all::<InvoiceItem>()
-        .filter(|item| item.is_pending(&invoice.customer, &invoice.currency))
-        .filter(|item| invoice.subscription.is_none() || item.subscription == invoice.subscription)
-        .take(MAX_ITEMS)
-        .cloned()
-        .collect();
-    if pending.is_empty() {
-        let (whose, code) = match invoice.subscription {
-            Some(_) => ("subscription", "invoice_no_subscription_line_items"),
-            None => ("customer", "invoice_no_customer_line_items"),
-        };
-        let message = format!("Nothing to invoice: the {whose} has no pending invoice items.");
-        return Err(ApiError::refused(message).code(code));
-    }
-    pending.reverse();
-    for mut item in pending {
-        invoice.attach(&mut item)?;
-        tx.put(item);
-    }
-    Ok(())
-}
-
-pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
-    params.finish()?;
-    Ok(named::<Invoice>(tx, id)?.render(&tx.view()))
-}
-
-pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
-    let auto_advance = params.boolean("auto_advance")?;
-    let description = params.clearable("description")?;
-    let metadata = params.metadata()?;
-    params.finish()?;
-    let mut invoice: Invoice = named(tx, id)?;
-    if description.is_some() {
-        invoice.check_draft()?;
-    }
-    metadata.apply(&mut invoice.metadata)?;
-    invoice.auto_advance = auto_advance.unwrap_or(invoice.auto_advance);
-    invoice.description = description.unwrap_or(invoice.description);
-    Ok(saved(tx, invoice))
-}
-
-/// A draft becomes open, or paid at once when nothing is due.
-pub(crate) fn finalize(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
-    let auto_advance = params.boolean("auto_advance")?;
-    params.finish()?;
-    let mut invoice: Invoice = named(tx, id)?;
-    if invoice.status != Status::Draft {
-        let message = "This invoice is already finalized, you can't finalize it again.";
-        return Err(ApiError::refused(message).code("invoice_not_editable"));
-    }
-    let mut customer = Customer::referenced(tx, &invoice.customer)?;
-    invoice.number = Some(customer.next_invoice_number(tx));
-    invoice.auto_advance = auto_advance.unwrap_or(invoice.auto_advance);
-    invoice.finalized_at = Some(tx.now());
-    if invoice.total(&tx.view()) > 0 {
-        invoice.status = Status::Open;
-    } else {
-        invoice.status = Status::Paid;
-        invoice.paid_at = Some(tx.now());
-    }
-    Ok(saved(tx, invoice))
-}
-
-pub(crate) fn pay(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
-    params.finish()?;
-    let mut invoice = open(tx, id)?;
-    Customer::referenced(tx, &invoice.customer)?.check_not_declined()?;
-    invoice.status = Status::Paid;
-    invoice.paid_at = Some(tx.now());
-    Ok(saved(tx, invoice))
-}
-
-pub(crate) fn void(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
-    params.finish()?;
-    let mut invoice = open(tx, id)?;
-    invoice.status = Status::Void;
-    invoice.voided_at = Some(tx.now());
-    Ok(saved(tx, invoice))
-}
-
-fn open(tx: &Tx<'_>, id: &str) -> Result<Invoice, ApiError> {
-    let invoice: Invoice = named(tx, id)?;
-    if invoice.status == Status::Open {
-        return Ok(invoice);
-    }
-    let message = format!("The invoice '{id}' is not open.");
-    Err(ApiError::refused(message).code("status_transition_invalid"))
-}
-
-pub(crate) fn lines(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
-    let page = Page::take(&mut params)?;
-    params.finish()?;
-    let invoice: Invoice = named(tx, id)?;
-    let view = tx.view();
-    let lines: Vec<Value> = invoice.items(&view).map(|item| item.render_line(&view)).collect();
-    let (lines, has_more) = page.cut(lines, "line_item", |line| line["id"].as_str().unwrap_or(""))?;
-    Ok(list_form(&invoice.lines_url(), lines, has_more))
-}
-
-pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
-    let page = Page::take(&mut params)?;
-    let customer = params.text("customer")?;
-    let subscription = params.text("subscription")?;
-    let status =
-        match params.one_of("status", &["draft", "open", "paid", "uncollectible", "void"])?.as_deref() {
-            None => None,
-            Some("draft") => Some(vec![Status::Draft]),
-            Some("open") => Some(vec![Status::Open]),
-            Some("paid") => Some(vec![Status::Paid]),
-            Some("void") => Some(vec![Status::Void]),
-            // No invoice gets that far here.
-            Some(_) => Some(Vec::new()),
-        };
-    let created = params.time_range("created")?;
-    params.finish()?;
-    page_of::<Invoice>(tx.view(), &page, |invoice| {
-        created.contains(invoice.created)
-            && customer.as_ref().is_none_or(|customer| invoice.customer == *customer)
-            && (subscription.is_none() || invoice.subscription == subscription)
-            && status.as_ref().is_none_or(|status| status.contains(&invoice.status))
-    })
 }

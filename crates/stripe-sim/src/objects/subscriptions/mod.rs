@@ -1,52 +1,119 @@
-//! Subscriptions. The current period follows from the billing cycle anchor and the time;
-//! nothing has to run when a period ends.
+//! Subscriptions: they begin, renew at the end of each period with an invoice, and end.
+//!
+//! `create` begins them, `update` changes them, `form` is their JSON form, `terms` what they
+//! cost and how often; here is what happens to them in time.
 
+mod create;
 mod form;
+mod terms;
+mod update;
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Months};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::http::error::ApiError;
-use crate::http::forms::{MetadataChange, Params};
+use crate::http::forms::Params;
 use crate::http::lists::{Page, page_of};
 use crate::objects::customers::Customer;
-use crate::objects::money::take_currency;
-use crate::objects::prices::{Interval, Price, Recurring};
-use crate::objects::{Resource as _, named, referenced, saved};
-use crate::state::Tx;
+use crate::objects::invoices::{self, Invoice, Reason};
+use crate::objects::prices::Recurring;
+use crate::objects::{Resource as _, announced, changed, events, named};
+use crate::state::{AfterRetries, State};
+use crate::tx::Tx;
 
-const MAX_ITEMS: usize = 20;
+pub(crate) use create::{Offer, create, start};
+pub(crate) use terms::Collection;
+use terms::boundary;
+pub(crate) use update::{resume, set_status, update};
+
+/// For how long the first invoice of an incomplete subscription can be paid.
+const INCOMPLETE_SECONDS: i64 = 23 * 3600;
+
+const CREATED: &str = "customer.subscription.created";
+const UPDATED: &str = "customer.subscription.updated";
+const DELETED: &str = "customer.subscription.deleted";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Subscription {
     id: String,
     created: i64,
     pub(crate) customer: String,
-    currency: String,
+    pub(crate) currency: String,
     billing_cycle_anchor: i64,
-    recurring: Recurring,
-    items: Vec<Item>,
+    pub(crate) recurring: Recurring,
+    pub(crate) items: Vec<Item>,
     description: Option<String>,
-    metadata: BTreeMap<String, String>,
-    collection_method: String,
-    days_until_due: Option<i64>,
-    /// When it ends by itself, for `cancel_at_period_end`.
+    pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) collection_method: String,
+    pub(crate) days_until_due: Option<i64>,
+    #[serde(default)]
+    pub(crate) status: Status,
+    /// The current one, or the last when it is over.
+    #[serde(default)]
+    pub(crate) period: Option<Period>,
+    #[serde(default)]
+    trial: Option<Period>,
+    #[serde(default)]
+    latest_invoice: Option<String>,
+    #[serde(default)]
+    pub(crate) pause: Option<Pause>,
+    /// When it ends by itself.
     cancel_at: Option<i64>,
+    /// Whether that is a time of its own instead of the end of the period.
+    #[serde(default)]
+    own_cancel_at: bool,
     canceled_at: Option<i64>,
     ended_at: Option<i64>,
+    #[serde(default)]
+    cancellation_reason: Option<String>,
     cancellation_comment: Option<String>,
     cancellation_feedback: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Item {
-    id: String,
-    price: String,
-    quantity: i64,
+pub(crate) struct Item {
+    pub(crate) id: String,
+    pub(crate) price: String,
+    pub(crate) quantity: i64,
     metadata: BTreeMap<String, String>,
+}
+
+/// From the start, which belongs to it, to the end, which does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Period {
+    pub(crate) start: i64,
+    pub(crate) end: i64,
+}
+
+/// `canceled` is not among them: it is what a subscription that has ended is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Status {
+    Incomplete,
+    IncompleteExpired,
+    Trialing,
+    #[default]
+    Active,
+    PastDue,
+    Unpaid,
+    Paused,
+}
+
+/// Collection is paused: invoices are made, and then left alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pause {
+    pub(crate) behavior: PauseBehavior,
+    resumes_at: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PauseBehavior {
+    KeepAsDraft,
+    MarkUncollectible,
+    Void,
 }
 
 impl Subscription {
@@ -55,206 +122,171 @@ impl Subscription {
         self.customer == customer
     }
 
-    /// When it ended, if it has by `now`.
-    pub(crate) fn ended(&self, now: i64) -> Option<i64> {
-        self.ended_at.or(self.cancel_at.filter(|at| *at <= now))
+    /// Whether it has ended for good.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended_at.is_some()
     }
 
-    fn status(&self, now: i64) -> &'static str {
-        if self.ended(now).is_some() { "canceled" } else { "active" }
+    pub(crate) fn is_trialing(&self) -> bool {
+        self.status == Status::Trialing
     }
 
-    /// The period that contains `now`, or the last one when the subscription has ended.
-    fn period(&self, now: i64) -> (i64, i64) {
-        let at = self.ended(now).map_or(now, |ended_at| ended_at.saturating_sub(1)).max(self.created);
-        if at < self.billing_cycle_anchor {
-            return (self.created, self.billing_cycle_anchor);
+    pub(crate) fn test_clock<'a>(&self, state: &'a State) -> Option<&'a str> {
+        state.get::<Customer>(&self.customer)?.test_clock.as_deref()
+    }
+
+    fn status(&self) -> Value {
+        match self.status {
+            Status::IncompleteExpired => json!("incomplete_expired"),
+            _ if self.is_over() => json!("canceled"),
+            status => json!(status),
         }
-        let boundary = |index| boundary(self.billing_cycle_anchor, &self.recurring, index);
+    }
+
+    /// The current period, or the last one when it is over.
+    pub(crate) fn current_period(&self) -> Period {
+        self.period.unwrap_or_else(|| self.period_from(self.created))
+    }
+
+    /// The period that begins at `start`, by the billing cycle anchor.
+    fn period_from(&self, start: i64) -> Period {
         let mut index = 0;
-        while boundary(index + 1) <= at {
+        let mut end = self.billing_cycle_anchor;
+        while end <= start {
             index += 1;
+            end = boundary(self.billing_cycle_anchor, &self.recurring, index);
         }
-        (boundary(index), boundary(index + 1))
+        Period { start, end }
     }
-}
 
-/// The start of period `index`. Months are counted from the anchor, so a 31st comes back.
-fn boundary(anchor: i64, recurring: &Recurring, index: u32) -> i64 {
-    let count = recurring.count * index;
-    let months = match recurring.interval {
-        Interval::Day => return anchor + i64::from(count) * 86_400,
-        Interval::Week => return anchor + i64::from(count) * 7 * 86_400,
-        Interval::Month => count,
-        Interval::Year => count * 12,
-    };
-    DateTime::from_timestamp(anchor, 0)
-        .and_then(|anchor| anchor.checked_add_months(Months::new(months)))
-        .map_or(i64::MAX, |start| start.timestamp())
-}
-
-pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiError> {
-    let customer = params.required("customer")?;
-    let currency = take_currency(&mut params)?;
-    let asked: Vec<AskedItem> =
-        params.hashes("items")?.into_iter().map(AskedItem::take).collect::<Result<_, _>>()?;
-    if asked.is_empty() {
-        return Err(params.missing("items"));
+    pub(crate) fn latest_invoice(&self) -> Option<&str> {
+        self.latest_invoice.as_deref()
     }
-    if asked.len() > MAX_ITEMS {
-        let message = format!("A subscription can have up to {MAX_ITEMS} items.");
-        return Err(params.wrong("items", message));
-    }
-    let anchor = params.timestamp("billing_cycle_anchor")?;
-    let cancel_at_period_end = params.boolean("cancel_at_period_end")?.unwrap_or(false);
-    let collection = Collection::take(&mut params)?;
-    let description = params.text("description")?;
-    let metadata = params.metadata()?;
-    params.finish()?;
 
-    let mut customer = Customer::referenced(tx, &customer)?;
-    customer.check_not_declined()?;
-    let (price_currency, recurring) = agreed_terms(tx, &asked, currency.as_deref())?;
-    customer.bind_currency(tx, &price_currency)?;
-    let mut items = Vec::new();
-    for item in asked {
-        items.push(item.build(tx)?);
+    /// How long two intervals from `start` are.
+    pub(crate) fn two_intervals_from(&self, start: i64) -> i64 {
+        boundary(start, &self.recurring, 2) - start
     }
-    let anchor = anchor.unwrap_or(tx.now());
-    if anchor < tx.now() || anchor > boundary(tx.now(), &recurring, 1) {
-        let message =
-            "billing_cycle_anchor must be now or later, and not later than the next natural billing date.";
-        return Err(ApiError::refused(message).param("billing_cycle_anchor"));
+
+    /// What of `amount`, the price of a whole interval, falls to a first period that is shorter
+    /// because the anchor comes before its natural end; rounded to the nearest unit.
+    pub(crate) fn share_of(&self, period: Period, amount: i64) -> i64 {
+        let whole = boundary(period.start, &self.recurring, 1) - period.start;
+        let part = period.end - period.start;
+        if period.start != self.created || part >= whole {
+            return amount;
+        }
+        let (amount, part, whole) = (i128::from(amount), i128::from(part), i128::from(whole));
+        i64::try_from((amount * part * 2 + whole) / (whole * 2)).unwrap_or(i64::MAX)
     }
-    let mut subscription = Subscription {
-        id: tx.ids().next("sub"),
-        created: tx.now(),
-        customer: customer.id().to_owned(),
-        currency: price_currency,
-        billing_cycle_anchor: anchor,
-        recurring,
-        items,
-        description,
-        metadata: BTreeMap::new(),
-        collection_method: collection.method,
-        days_until_due: collection.days_until_due,
-        cancel_at: None,
-        canceled_at: None,
-        ended_at: None,
-        cancellation_comment: None,
-        cancellation_feedback: None,
-    };
-    metadata.apply(&mut subscription.metadata)?;
-    set_cancel_at_period_end(&mut subscription, cancel_at_period_end, tx.now());
-    Ok(saved(tx, subscription))
-}
 
-struct AskedItem {
-    price: String,
-    quantity: i64,
-    metadata: MetadataChange,
-}
-
-impl AskedItem {
-    fn take(mut params: Params) -> Result<Self, ApiError> {
-        let item = Self {
-            price: params.required("price")?,
-            quantity: params.integer_within("quantity", 0..=999_999_999)?.unwrap_or(1),
-            metadata: params.metadata()?,
+    fn next_due(&self) -> Option<i64> {
+        if self.is_over() {
+            return None;
+        }
+        if self.status == Status::Paused {
+            return self.cancel_at;
+        }
+        if self.status == Status::Incomplete {
+            return Some(self.created + INCOMPLETE_SECONDS);
+        }
+        let Some(period) = self.period else {
+            return Some(self.created);
         };
-        params.finish()?;
-        Ok(item)
-    }
-
-    fn build(self, tx: &mut Tx<'_>) -> Result<Item, ApiError> {
-        let mut metadata = BTreeMap::new();
-        self.metadata.apply(&mut metadata)?;
-        let id = tx.ids().next("si");
-        Ok(Item { id, price: self.price, quantity: self.quantity, metadata })
+        let resumes_at = self.pause.as_ref().and_then(|pause| pause.resumes_at);
+        [Some(period.end), self.cancel_at, resumes_at].into_iter().flatten().min()
     }
 }
 
-/// The one currency and interval of all prices.
-fn agreed_terms(
-    tx: &Tx<'_>,
-    asked: &[AskedItem],
-    currency: Option<&str>,
-) -> Result<(String, Recurring), ApiError> {
-    let mut terms: Option<(String, Recurring)> = None;
-    for (index, item) in asked.iter().enumerate() {
-        let param = format!("items[{index}][price]");
-        let price: Price = referenced(tx, &item.price, &param)?;
-        if !price.active {
-            let message = format!("The price '{}' is inactive.", item.price);
-            return Err(ApiError::refused(message).param(&param));
-        }
-        let Some(recurring) = price.recurring else {
-            let message = format!("The price '{}' is not recurring.", item.price);
-            return Err(ApiError::refused(message).param(&param));
-        };
-        let first = terms.get_or_insert_with(|| (price.currency.clone(), recurring.clone()));
-        if first.0 != price.currency || currency.is_some_and(|asked| asked != price.currency) {
-            let message = "All prices of a subscription must have its currency.";
-            return Err(ApiError::refused(message).param(&param));
-        }
-        if first.1 != recurring {
-            let message = "All prices of a subscription must have the same billing interval.";
-            return Err(ApiError::refused(message).param(&param));
-        }
-    }
-    terms.ok_or_else(|| ApiError::refused("A subscription needs at least one item.").param("items"))
-}
-
-/// How what is due is collected; invoices have the same two parameters.
-pub(crate) struct Collection {
-    pub(crate) method: String,
-    pub(crate) days_until_due: Option<i64>,
-}
-
-impl Collection {
-    pub(crate) fn take(params: &mut Params) -> Result<Self, ApiError> {
-        let method = params
-            .one_of("collection_method", &["charge_automatically", "send_invoice"])?
-            .unwrap_or_else(|| "charge_automatically".to_owned());
-        let days_until_due = params.integer_within("days_until_due", 0..=3650)?;
-        match (method.as_str(), days_until_due) {
-            ("send_invoice", None) => Err(params.missing("days_until_due")),
-            ("charge_automatically", Some(_)) => {
-                Err(params.wrong("days_until_due", "days_until_due needs collection_method=send_invoice."))
-            }
-            _ => Ok(Self { method, days_until_due }),
-        }
+/// What is due to a subscription: a renewal, an end, or the end of a pause.
+pub(crate) fn fall_due(tx: &mut Tx<'_>, mut subscription: Subscription) {
+    let now = tx.now();
+    if subscription.period.is_none() {
+        subscription.period = Some(subscription.current_period());
+        tx.put(subscription);
+    } else if subscription.status == Status::Incomplete {
+        expire(tx, subscription);
+    } else if subscription.pause.as_ref().and_then(|pause| pause.resumes_at).is_some_and(|at| at <= now) {
+        subscription.pause = None;
+        changed(tx, subscription, UPDATED);
+    } else if subscription.cancel_at.is_some_and(|at| at <= now) {
+        end_as_planned(tx, subscription);
+    } else {
+        renew(tx, subscription);
     }
 }
 
-fn set_cancel_at_period_end(subscription: &mut Subscription, cancel: bool, now: i64) {
-    subscription.cancel_at = cancel.then(|| subscription.period(now).1);
-    subscription.canceled_at = cancel.then_some(now);
+/// The next period begins, with a draft invoice for it.
+fn renew(tx: &mut Tx<'_>, mut subscription: Subscription) {
+    let ended = subscription.current_period();
+    if subscription.is_trialing() {
+        subscription.status = Status::Active;
+    }
+    subscription.period = Some(subscription.period_from(ended.end));
+    let invoice = invoices::draft_for(tx, &subscription, ended, Reason::SubscriptionCycle);
+    subscription.latest_invoice = Some(invoice);
+    changed(tx, subscription, UPDATED);
+}
+
+/// Pending items are still charged at the end of the period.
+fn end_as_planned(tx: &mut Tx<'_>, mut subscription: Subscription) {
+    subscription.ended_at = Some(tx.now());
+    if let Some(invoice) = invoices::draft_of_pending_items(tx, &subscription) {
+        subscription.latest_invoice = Some(invoice);
+    }
+    announced(tx, subscription, DELETED);
+}
+
+/// The first invoice was not paid in time.
+fn expire(tx: &mut Tx<'_>, mut subscription: Subscription) {
+    subscription.status = Status::IncompleteExpired;
+    subscription.ended_at = Some(tx.now());
+    if let Some(invoice) = &subscription.latest_invoice {
+        let invoice = invoice.clone();
+        invoices::void_unpaid(tx, &invoice);
+    }
+    changed(tx, subscription, UPDATED);
+}
+
+/// An invoice was paid: nothing that is due is left open, perhaps.
+pub(crate) fn note_payment(tx: &mut Tx<'_>, invoice: &Invoice) {
+    let Some(mut subscription) = of_invoice(tx, invoice) else { return };
+    let owing = matches!(subscription.status, Status::Incomplete | Status::PastDue | Status::Unpaid);
+    let open = tx.state().of_customer::<Invoice>(&subscription.customer).any(|other| {
+        other.id() != invoice.id() && other.subscription == invoice.subscription && other.is_overdue()
+    });
+    if owing && !open && !subscription.is_over() {
+        subscription.status = Status::Active;
+        changed(tx, subscription, UPDATED);
+    }
+}
+
+/// A payment failed; with `last`, it is not tried again by itself.
+pub(crate) fn note_failed_payment(tx: &mut Tx<'_>, invoice: &Invoice, last: bool) {
+    let Some(mut subscription) = of_invoice(tx, invoice) else { return };
+    if subscription.is_over() || subscription.status == Status::Incomplete {
+        return;
+    }
+    let after_retries = tx.state().settings.after_retries;
+    match after_retries {
+        AfterRetries::Cancel if last => {
+            end(tx, subscription, "payment_failed");
+            return;
+        }
+        AfterRetries::Unpaid if last => subscription.status = Status::Unpaid,
+        _ if subscription.status == Status::Active => subscription.status = Status::PastDue,
+        _ => {}
+    }
+    changed(tx, subscription, UPDATED);
+}
+
+fn of_invoice(tx: &Tx<'_>, invoice: &Invoice) -> Option<Subscription> {
+    tx.state().get::<Subscription>(invoice.subscription.as_deref()?).cloned()
 }
 
 pub(crate) fn retrieve(tx: &mut Tx<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
     params.finish()?;
-    Ok(named::<Subscription>(tx, id)?.render(&tx.view()))
-}
-
-pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
-    let cancel_at_period_end = params.boolean("cancel_at_period_end")?;
-    let description = params.clearable("description")?;
-    let metadata = params.metadata()?;
-    params.finish()?;
-    let mut subscription: Subscription = named(tx, id)?;
-    if subscription.ended(tx.now()).is_some() {
-        let message = "A canceled subscription can only update its cancellation_details and metadata.";
-        if cancel_at_period_end.is_some() || description.is_some() {
-            return Err(ApiError::refused(message).code("invalid_canceled_subscription_fields"));
-        }
-    }
-    metadata.apply(&mut subscription.metadata)?;
-    subscription.description = description.unwrap_or(subscription.description);
-    if let Some(cancel) = cancel_at_period_end {
-        set_cancel_at_period_end(&mut subscription, cancel, tx.now());
-    }
-    Ok(saved(tx, subscription))
+    Ok(named::<Subscription>(tx, id)?.render(tx.state()))
 }
 
 pub(crate) fn cancel(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
@@ -264,23 +296,32 @@ pub(crate) fn cancel(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
         feedback = details.text("feedback")?;
         details.finish()?;
     }
+    for field in ["invoice_now", "prorate"] {
+        if params.boolean(field)? == Some(true) {
+            return Err(params.wrong(field, "The stand-in has no prorations and no metered usage."));
+        }
+    }
     params.finish()?;
     let mut subscription: Subscription = named(tx, id)?;
-    if subscription.ended(tx.now()).is_some() {
+    if subscription.is_over() {
         return Err(ApiError::not_found("subscription", id));
     }
     subscription.cancellation_comment = comment;
     subscription.cancellation_feedback = feedback;
-    let ended = end(tx, subscription);
-    Ok(ended.render(&tx.view()))
+    let ended = end(tx, subscription, "cancellation_requested");
+    Ok(ended.render(tx.state()))
 }
 
-/// Ends a subscription now.
-pub(crate) fn end(tx: &mut Tx<'_>, mut subscription: Subscription) -> Subscription {
+/// Ends a subscription now. What is pending stays pending, and the customer's open invoices are no
+/// longer collected by themselves.
+pub(crate) fn end(tx: &mut Tx<'_>, mut subscription: Subscription, reason: &str) -> Subscription {
     subscription.ended_at = Some(tx.now());
     subscription.canceled_at = Some(tx.now());
     subscription.cancel_at = None;
-    tx.put(subscription.clone());
+    subscription.own_cancel_at = false;
+    subscription.cancellation_reason = Some(reason.to_owned());
+    invoices::stop_collecting(tx, &subscription.customer);
+    announced(tx, subscription.clone(), DELETED);
     subscription
 }
 
@@ -302,42 +343,29 @@ pub(crate) fn list(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiErro
         "unpaid",
     ];
     let status = params.one_of("status", &known)?;
+    let test_clock = params.text("test_clock")?;
     let created = params.time_range("created")?;
     params.finish()?;
-    let now = tx.now();
-    page_of::<Subscription>(tx.view(), &page, |subscription| {
-        let state = subscription.status(now);
+    page_of::<Subscription>(tx.state(), &page, customer.as_deref(), |subscription| {
+        let state_now = subscription.status();
         let wanted = match status.as_deref() {
             // Without a status, all that are not canceled.
-            None => state != "canceled",
+            None => state_now != "canceled",
             Some("all") => true,
-            Some("ended") => state == "canceled",
-            Some(status) => state == status,
+            Some("ended") => state_now == "canceled" || state_now == "incomplete_expired",
+            Some(status) => state_now == status,
         };
         wanted
             && created.contains(subscription.created)
-            && customer.as_ref().is_none_or(|customer| subscription.customer == *customer)
             && price.as_ref().is_none_or(|price| subscription.items.iter().any(|item| item.price == *price))
             && collection_method.as_ref().is_none_or(|method| subscription.collection_method == *method)
+            && ((test_clock.is_none() && customer.is_some())
+                || subscription.test_clock(tx.state()) == test_clock.as_deref())
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use chrono::{TimeZone as _, Utc};
-
-    use super::boundary;
-    use crate::objects::prices::{Interval, Recurring};
-
-    fn day(year: i32, month: u32, day: u32) -> i64 {
-        Utc.with_ymd_and_hms(year, month, day, 12, 0, 0).single().map_or(0, |at| at.timestamp())
-    }
-
-    #[test]
-    fn a_monthly_anchor_on_the_31st_is_clamped_and_comes_back() {
-        let monthly = Recurring { interval: Interval::Month, count: 1 };
-        let anchor = day(2026, 1, 31);
-        let starts: Vec<i64> = (0..4).map(|index| boundary(anchor, &monthly, index)).collect();
-        assert_eq!(starts, [anchor, day(2026, 2, 28), day(2026, 3, 31), day(2026, 4, 30)]);
-    }
+/// An event that says more than that the subscription has changed.
+fn tell(tx: &mut Tx<'_>, subscription: &Subscription, event: &str) {
+    let form = subscription.render(tx.state());
+    events::emit(tx, event, &form, None);
 }

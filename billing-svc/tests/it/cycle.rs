@@ -1,0 +1,193 @@
+//! A subscription's life at Stripe, from its first event to what is collected after its end: the stand-in drafts, sends
+//! signed webhooks, finalises and collects, and nobody but it tells billing-svc. Customers go by a test clock, whose time
+//! lies in the past and is moved up to ours.
+
+use anyhow::{Context, Result};
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    routing::post,
+};
+use chrono::{DateTime, DurationRound, Months, TimeDelta, Utc};
+use nexus_core::plan::Plan;
+use nexus_proto::billing::v1::{HandleStripeEventRequest, billing_service_client::BillingServiceClient};
+use nexus_testkit::{db::TestDb, seed};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tonic::transport::Channel;
+
+use crate::support::{Billing, NONE_WAITS, Sim, WEBHOOK_SECRET, record, record_at, runner, until};
+
+/// Hands webhooks on, as the gateway does: byte for byte, and taken once billing-svc has stored them.
+struct Gateway {
+    url: String,
+    server: JoinHandle<std::io::Result<()>>,
+}
+
+impl Gateway {
+    async fn start(billing: &Billing) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}/webhooks/stripe", listener.local_addr()?);
+        let app = Router::new().route("/webhooks/stripe", post(hand_on)).with_state(billing.client.clone());
+        Ok(Self { url, server: tokio::spawn(async move { axum::serve(listener, app).await }) })
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn hand_on(
+    State(mut client): State<BillingServiceClient<Channel>>,
+    headers: HeaderMap,
+    body: String,
+) -> StatusCode {
+    let signature = headers.get("stripe-signature").and_then(|value| value.to_str().ok()).unwrap_or("");
+    let request = HandleStripeEventRequest { payload: body.into(), signature: signature.to_owned() };
+    let Ok(options) = runner() else { return StatusCode::INTERNAL_SERVER_ERROR };
+    match client.handle_stripe_event(options.request(request)).await {
+        Ok(_) => StatusCode::OK,
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// An account on pro whose subscription at Stripe began a month and an hour ago, by the test clock.
+struct World {
+    db: TestDb,
+    sim: Sim,
+    billing: Billing,
+    _gateway: Gateway,
+    clock: String,
+    customer: String,
+    subscription: String,
+    start: DateTime<Utc>,
+}
+
+impl World {
+    async fn new(unreliable: Value) -> Result<Self> {
+        let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+        let billing = Billing::start(&db, &sim.base).await?;
+        let gateway = Gateway::start(&billing).await?;
+        sim.admin("/webhooks", json!({ "url": gateway.url, "secret": WEBHOOK_SECRET })).await?;
+        sim.admin("/webhooks/unreliable", unreliable).await?;
+        let start =
+            (Utc::now() - TimeDelta::hours(1) - Months::new(1)).duration_trunc(TimeDelta::seconds(1))?;
+        let clock =
+            sim.create("test_helpers/test_clocks", &format!("frozen_time={}", start.timestamp())).await?;
+        let customer = sim.create("customers", &format!("test_clock={clock}&metadata[eco_id]=eco_a")).await?;
+        let price = sim.price("pro").await?;
+        let form = format!("customer={customer}&items[0][price]={price}");
+        let subscription = sim.create("subscriptions", &form).await?;
+        seed::account(&db.pool, "eco_a", Plan::Pro, start).await?;
+        seed::stripe_ids(&db.pool, "eco_a", &customer, Some(&subscription)).await?;
+        // Before, it was on the free plan, in periods of other days: those it goes back to.
+        let before = "insert into eco_subscriptions
+                 (eco_id, plan, plan_version, status, anchor_time, started_time, ended_time)
+             values ('eco_a', 'free', 1, 'active', $1 - interval '9 days', $1 - interval '9 days', $1)";
+        sqlx::query(before).bind(start).execute(&db.pool).await?;
+        let world = Self { db, sim, billing, _gateway: gateway, clock, customer, subscription, start };
+        world.tell().await?;
+        Ok(world)
+    }
+
+    /// Lets all webhooks arrive, the late ones and the second ones too, and be processed.
+    async fn tell(&self) -> Result<()> {
+        self.sim.admin("/clock", json!({ "advance_seconds": 3 * 3_600 })).await?;
+        until(&self.db, NONE_WAITS).await
+    }
+
+    /// Moves the test clock.
+    async fn advance(&self, to: i64) -> Result<()> {
+        let path = format!("test_helpers/test_clocks/{}/advance", self.clock);
+        self.sim.create(&path, &format!("frozen_time={to}")).await?;
+        self.tell().await
+    }
+
+    async fn newest_invoice(&self) -> Result<Value> {
+        let list = self.sim.get(&format!("invoices?customer={}&limit=1", self.customer)).await?;
+        Ok(list["data"][0].clone())
+    }
+
+    /// The charges that are not on a finalised invoice.
+    async fn uncollected(&self) -> Result<usize> {
+        let items = self.sim.items().await?;
+        let invoices = self.sim.get(&format!("invoices?customer={}&limit=100", self.customer)).await?;
+        let invoices = invoices["data"].as_array().context("data")?;
+        let is_final = |id: &Value| invoices.iter().any(|it| it["id"] == *id && it["status"] != "draft");
+        Ok(items.iter().filter(|item| !is_final(&item["invoice"])).count())
+    }
+}
+
+/// What each line costs, and of how many calls it is if it is a charge of ours.
+fn lines(invoice: &Value) -> Result<Vec<(i64, Option<String>)>> {
+    let lines = invoice["lines"]["data"].as_array().context("lines")?;
+    lines
+        .iter()
+        .map(|line| {
+            let calls = line["metadata"]["overage_calls"].as_str().map(str::to_owned);
+            Ok((line["amount"].as_i64().context("an amount")?, calls))
+        })
+        .collect()
+}
+
+async fn a_life(unreliable: Value) -> Result<()> {
+    let world = World::new(unreliable).await?;
+    let subscribed = world.sim.get(&format!("subscriptions/{}", world.subscription)).await?;
+    let end = subscribed["items"]["data"][0]["current_period_end"].as_i64().context("an end")?;
+
+    // What was charged day by day is pending; of what was counted since nothing is.
+    record_at(&world.db, "eco_a", world.start, 101_000).await?;
+    assert_eq!(world.billing.run_all().await?.charged_count, 1);
+    record_at(&world.db, "eco_a", world.start, 4_010).await?;
+
+    // The period ends. The draft takes what is pending, and gets the rest while it is one.
+    world.advance(end).await?;
+    let draft = world.newest_invoice().await?;
+    assert_eq!((&draft["status"], &draft["billing_reason"]), (&json!("draft"), &json!("subscription_cycle")));
+    let expected = [(100, Some("1000".to_owned())), (4_900, None), (401, Some("4010".to_owned()))];
+    assert_eq!(lines(&draft)?, expected);
+    assert_eq!(world.uncollected().await?, 2);
+    assert_eq!(world.billing.run_all().await?.charged_count, 0);
+
+    // Its hour has passed.
+    world.advance(end + 3_600).await?;
+    let id = draft["id"].as_str().context("an id")?;
+    let paid = world.sim.get(&format!("invoices/{id}")).await?;
+    assert_eq!((&paid["status"], &paid["amount_paid"]), (&json!("paid"), &json!(5_401)));
+    assert_eq!(lines(&paid)?, expected);
+    assert_eq!(world.uncollected().await?, 0);
+
+    // The subscription ends in its second period: what that owes is on an invoice of its own.
+    record(&world.db, "eco_a", 100_205).await?;
+    world.sim.cancel(&world.subscription).await?;
+    world.tell().await?;
+    let last = world.newest_invoice().await?;
+    assert_eq!((&last["status"], &last["billing_reason"]), (&json!("open"), &json!("manual")));
+    // Rounded for good: 20.5 cents.
+    assert_eq!(lines(&last)?, [(21, Some("205".to_owned()))]);
+    let plan = "select plan = 'free' from eco_subscriptions where eco_id = 'eco_a' and ended_time is null";
+    assert!(sqlx::query_scalar::<_, bool>(plan).fetch_one(&world.db.pool).await?);
+    world.advance(end + 2 * 3_600 + 1).await?;
+    let last = world.newest_invoice().await?;
+    assert_eq!((&last["status"], &last["amount_paid"]), (&json!("paid"), &json!(21)));
+    assert_eq!(world.uncollected().await?, 0);
+    assert_eq!(world.billing.run_all().await?.charged_count, 0);
+    world.billing.stop().await
+}
+
+#[tokio::test]
+async fn all_that_is_owed_is_on_the_invoice_of_its_period_and_after_the_end_on_one_of_its_own() -> Result<()>
+{
+    a_life(json!({})).await
+}
+
+#[tokio::test]
+async fn so_it_is_when_webhooks_come_late_twice_and_in_disorder() -> Result<()> {
+    for seed in 1..4 {
+        a_life(json!({ "seed": seed, "duplicate": 0.5, "delay": 0.5, "max_delay_seconds": 3_600 })).await?;
+    }
+    Ok(())
+}
