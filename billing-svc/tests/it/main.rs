@@ -29,6 +29,7 @@ mod spend_cap;
 mod stranded;
 mod stripe_events;
 mod subscriptions;
+mod summary;
 mod support;
 mod watch;
 mod webhooks;

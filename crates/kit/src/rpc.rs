@@ -88,7 +88,8 @@ mod tests {
         {
             assert!(!usage(method), "{method}");
         }
-        let streams = |method: &str| Rpc::by_path(&format!("/nexus.usage.v1.UsageService/{method}")).client_streams;
+        let streams =
+            |method: &str| Rpc::by_path(&format!("/nexus.usage.v1.UsageService/{method}")).client_streams;
         assert!(streams("StreamUsage") && streams("LeaseQuota") && !streams("BatchRecordUsage"));
         for path in ALL_AT_ONCE.iter().chain(&OTHERS) {
             assert_ne!(Rpc::by_path(path).method, "unknown", "{path}");

@@ -1,6 +1,6 @@
 //! Rebuilding a day, and the upkeep of partitions and leases.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use chrono::{NaiveDate, TimeDelta};
 use nexus_core::{method, plan::Plan};
 use nexus_kit::db::{self, Role};
@@ -173,14 +173,27 @@ async fn maintenance_makes_and_drops_partitions_and_deletes_settled_leases() -> 
     let of = |day: NaiveDate| format!("eco_api_usage_p{}", day.format("%Y%m%d"));
     let ahead = of(days(-7));
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop table {ahead}"))).execute(&db.pool).await?;
+    // More old ones than are deleted at once.
     sqlx::query(
         "insert into eco_quota_leases (lease_id, eco_id, period_start, period_end, granted_units)
-         values (gen_random_uuid(), 'eco_old', now() - interval '33 days', now() - interval '49 hours', 1),
-                (gen_random_uuid(), 'eco_new', now() - interval '31 days', now() - interval '47 hours', 1)",
+         select gen_random_uuid(), 'eco_old', now() - interval '33 days', now() - interval '49 hours', 1
+         from generate_series(1, 25000)
+         union all
+         select gen_random_uuid(), 'eco_new', now() - interval '31 days', now() - interval '47 hours', 1",
     )
     .execute(&db.pool)
     .await?;
-    maintenance::once(&db::pool(&db.args(), Role::Usage)?, 45).await?;
+    let pool = db::pool(&db.args(), Role::Usage)?;
+    // Somebody reads what is to be dropped: that fails, and all else is done.
+    let mut reader = db::begin(&db.pool).await?;
+    sqlx::query("select count(*) from eco_api_usage").execute(&mut *reader).await?;
+    let failed = maintenance::once(&pool, 45).await.err().context("it is being read")?;
+    assert!(db::is_busy(&failed), "{failed}");
+    let leases: Vec<String> =
+        sqlx::query_scalar("select eco_id from eco_quota_leases").fetch_all(&db.pool).await?;
+    assert_eq!(leases, ["eco_new"]);
+    reader.rollback().await?;
+    maintenance::once(&pool, 45).await?;
 
     let exists = async |name: String| {
         sqlx::query_scalar::<_, bool>("select to_regclass($1) is not null")
@@ -191,8 +204,5 @@ async fn maintenance_makes_and_drops_partitions_and_deletes_settled_leases() -> 
     assert!(exists(ahead).await?);
     assert!(!exists(of(days(50))).await?);
     assert!(exists(of(days(36))).await?);
-    let leases: Vec<String> =
-        sqlx::query_scalar("select eco_id from eco_quota_leases").fetch_all(&db.pool).await?;
-    assert_eq!(leases, ["eco_new"]);
     Ok(())
 }
