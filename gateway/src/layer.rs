@@ -75,7 +75,8 @@ async fn limited(app: &App, request: Request, next: Next) -> Response {
     }
 }
 
-fn declared_length(headers: &HeaderMap) -> Option<u64> {
+/// The length that a body is said to have.
+pub fn declared_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 

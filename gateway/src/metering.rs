@@ -145,7 +145,7 @@ impl Meter {
         let outcome = tokio::select! {
             biased;
             outcome = timeout(self.patience, delivery.outcome()) => outcome,
-            () = self.tracker.in_trouble() => {
+            () = self.tracker.away() => {
                 tracing::debug!("the call is answered before its event is committed: nothing can be delivered");
                 return;
             }

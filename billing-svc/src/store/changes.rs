@@ -7,14 +7,15 @@ use crate::domain::period::PeriodKey;
 /// Takes up to `limit` entries off the queue, for good once the transaction commits; returns how many, and
 /// the periods they name, each once.
 ///
-/// Their ids are an array, so that each is looked up: joined with the queue, a plan made while it was empty reads all of
-/// it for each.
+/// The last one's id bounds them, so that the queue is read once at most: joined with itself, or with an array of ids, a
+/// plan made while it was empty reads all of it for each entry.
 #[tracing::instrument(name = "db.eco_usage_changes.take", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn take(db: &mut PgConnection, limit: i64) -> sqlx::Result<(usize, Vec<PeriodKey>)> {
     let mut keys = sqlx::query_as!(
         PeriodKey,
         "delete from eco_usage_changes
-         where change_id = any (array(select change_id from eco_usage_changes order by change_id limit $1))
+         where change_id <= (select max(c.change_id)
+                             from (select change_id from eco_usage_changes order by change_id limit $1) c)
          returning eco_id, period_start as start",
         limit,
     )

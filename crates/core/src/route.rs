@@ -34,7 +34,7 @@ fn is_id(segment: &str) -> bool {
         || (has_both_cases(segment) && is_random(segment))
 }
 
-/// Base 62 or 64: runs of capitals, of small letters and of digits are shorter than 3 on average. Words, also such as
+/// Base 62 or 64: runs of capitals, of small letters and of digits are shorter than 2.5 on average. Words, also such as
 /// `oauth2CallbackHandler`, have longer ones; a capital belongs to the letters after it.
 fn is_random(text: &str) -> bool {
     let mut runs = 0;
@@ -50,7 +50,7 @@ fn is_random(text: &str) -> bool {
         runs += usize::from(!goes_on);
         last = c;
     }
-    runs * 3 > text.len()
+    runs * 5 > text.len() * 2
 }
 
 fn has_both_cases(text: &str) -> bool {

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use http::{HeaderMap, HeaderValue};
 use http_body::{Frame, SizeHint};
 use nexus_core::id::EcoId;
 use tokio::time::{Sleep, sleep};
@@ -68,17 +69,23 @@ impl Arriving {
 
     /// The body of a call with one message, of an account or of a service.
     pub fn bound(&self, body: Body, eco_id: Option<&EcoId>) -> Body {
-        self.bounded(body, eco_id, None)
+        self.bounded(body, eco_id, None, Packing::default())
     }
 
     /// The body of a call with many.
-    pub fn bound_stream(&self, body: Body, eco_id: Option<&EcoId>) -> Body {
-        self.bounded(body, eco_id, eco_id.map(|_| self.kept.nothing(eco_id)))
+    pub fn bound_stream(&self, body: Body, eco_id: Option<&EcoId>, packing: Packing) -> Body {
+        self.bounded(body, eco_id, eco_id.map(|_| self.kept.nothing(eco_id)), packing)
     }
 
-    fn bounded(&self, body: Body, eco_id: Option<&EcoId>, kept: Option<Held>) -> Body {
+    fn bounded(&self, body: Body, eco_id: Option<&EcoId>, kept: Option<Held>, packing: Packing) -> Body {
         let held = self.incomplete.nothing(eco_id);
-        Body::new(Bounded { body, message: Message::default(), held, kept, late: None })
+        Body::new(Bounded {
+            body,
+            message: Message { packing, ..Message::default() },
+            held,
+            kept,
+            late: None,
+        })
     }
 }
 
@@ -135,9 +142,37 @@ impl Drop for Held {
     }
 }
 
+/// How many bytes one byte of a message may be unpacked to.
+#[derive(Debug, Clone, Copy)]
+pub struct Packing(usize);
+
+impl Packing {
+    /// As a request says it. Deflate makes at most 1032 of one (zlib's documentation), a block of zstd has at most 128 KiB
+    /// and at least 4 bytes (RFC 8878).
+    pub fn of(headers: &HeaderMap) -> Self {
+        match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
+            Some(b"gzip") => Self(1_032),
+            Some(b"zstd") => Self(32_768),
+            _ => Self::default(),
+        }
+    }
+
+    fn unpacked(self, bytes: usize) -> usize {
+        bytes.saturating_mul(self.0).min(MAX_BATCH_BYTES)
+    }
+}
+
+impl Default for Packing {
+    /// Not packed.
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
 /// How far a message has come.
 #[derive(Debug, Default)]
 struct Message {
+    packing: Packing,
     prefix: [u8; PREFIX],
     /// Bytes of the prefix that are here.
     prefixed: usize,
@@ -156,10 +191,15 @@ impl Message {
         self.prefixed == PREFIX && self.missing == 0
     }
 
+    /// Of the same call.
+    fn another(&self) -> Self {
+        Self { packing: self.packing, largest: self.largest, ..Self::default() }
+    }
+
     /// The next one is asked for.
     fn next(&mut self) {
         if self.is_complete() {
-            *self = Self { largest: self.largest, ..Self::default() };
+            *self = self.another();
         }
         self.ended = 0;
     }
@@ -169,7 +209,7 @@ impl Message {
         while !data.is_empty() {
             if self.is_complete() {
                 let ended = self.ended + self.arrived;
-                *self = Self { ended, largest: self.largest, ..Self::default() };
+                *self = Self { ended, ..self.another() };
             }
             if self.prefixed < PREFIX {
                 let (head, rest) = data.split_at(data.len().min(PREFIX - self.prefixed));
@@ -179,9 +219,8 @@ impl Message {
                 if self.prefixed == PREFIX {
                     let [packed, length @ ..] = self.prefix;
                     self.missing = u32::from_be_bytes(length) as usize;
-                    // What is packed may be as long as any.
-                    let unpacked = if packed == 0 { self.missing } else { MAX_BATCH_BYTES };
-                    self.largest = self.largest.max(unpacked.min(MAX_BATCH_BYTES));
+                    let packing = if packed == 0 { Packing::default() } else { self.packing };
+                    self.largest = self.largest.max(packing.unpacked(self.missing));
                 }
             } else {
                 let taken = data.len().min(self.missing);

@@ -95,7 +95,7 @@ async fn a_message_counts_until_the_next_one_is_asked_for() -> Result<(), Status
 async fn a_stream_of_an_account_keeps_what_its_largest_message_took() -> Result<(), Status> {
     let arriving = Arriving::of(8_000);
     let (mine, small) = (id("eco_a"), message(10, 0));
-    let begin = |first: Bytes| arriving.bound_stream(body([first, small.clone()]), Some(&mine));
+    let begin = |first: Bytes| arriving.bound_stream(body([first, small.clone()]), Some(&mine), Packing(100));
     let mut all = Vec::new();
     // Of 32,000 bytes an account has a quarter.
     for _ in 0..8 {
@@ -106,15 +106,16 @@ async fn a_stream_of_an_account_keeps_what_its_largest_message_took() -> Result<
     assert_eq!(arriving.incomplete.bytes.load(Ordering::Relaxed), 0, "each is complete");
     let refused = next(&mut begin(message(LARGE, 0))).await.expect_err("its share is kept");
     assert_eq!(refused.code(), Code::Unavailable);
-    let mut of_a_service = arriving.bound_stream(body([message(LARGE, 0)]), None);
+    let mut of_a_service = arriving.bound_stream(body([message(LARGE, 0)]), None, Packing::default());
     assert!(next(&mut of_a_service).await?.is_some(), "it has no bound");
     all.pop();
     let mut again = begin(message(LARGE, 0));
     assert!(next(&mut again).await?.is_some());
     drop((all, again));
-    // Few bytes that may become many.
-    let packed = [&[1][..], &10_u32.to_be_bytes(), &[7; 10]].concat();
-    next(&mut begin(packed.into())).await.expect_err("it may be as long as any");
+    // Few bytes that may become many: of 164 bytes each there are 16,400.
+    let packed = |bytes: u8| [&[1, 0, 0, 0, bytes][..], &vec![7; bytes.into()]].concat().into();
+    assert!(next(&mut begin(packed(164))).await?.is_some());
+    next(&mut begin(packed(255))).await.expect_err("more than its share");
     Ok(())
 }
 

@@ -14,6 +14,8 @@ use tracing::Instrument;
 
 use crate::config::DbArgs;
 
+/// How long a statement of a role's session waits for a lock.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a caller waits for a connection.
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(3);
 /// How long readiness waits for a connection of the pool.

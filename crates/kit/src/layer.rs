@@ -14,13 +14,15 @@ use futures::{FutureExt, future::BoxFuture};
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt;
 use nexus_core::id::ApiKeyText;
+use tokio::sync::oneshot;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
 use crate::{
-    arriving::Arriving,
+    arriving::{Arriving, Packing},
     auth::{AuthError, Authenticator, Caller, KeyVerifier},
+    db,
     metrics::{InFlight, Metrics, RpcLabels},
     rpc::Rpc,
     share::{Share, Shares},
@@ -44,8 +46,10 @@ pub struct RequestLayer {
     pub max_in_flight: u32,
     /// Of these, what each account has.
     pub shares: Shares,
-    /// Of these again, what each account has at work.
+    /// Of these again, what the users of each account have at work.
     pub turns: Turns,
+    /// What its keys have: who has a key is not to keep those from their turn who could revoke it.
+    pub key_turns: Turns,
     /// Bounds messages that arrive.
     pub arriving: Arriving,
     /// Longest time until a call is answered; a stream may go on after its first answer.
@@ -129,18 +133,20 @@ where
                 let eco_id = share.as_ref().map(Share::eco_id).or(account.as_ref());
                 let turn = match eco_id {
                     Some(eco_id) if rpc.in_turn => {
-                        let turn = layer.turns.take(eco_id).await;
+                        let turns = if share.is_some() { &layer.key_turns } else { &layer.turns };
+                        let turn = turns.take(eco_id).await;
                         Some(turn.ok_or_else(|| status::overloaded(TOO_MANY_WAIT))?)
                     }
                     _ => None,
                 };
+                let packing = Packing::of(request.headers());
                 let request = request.map(|body| match rpc.client_streams {
-                    true => layer.arriving.bound_stream(body, eco_id),
+                    true => layer.arriving.bound_stream(body, eco_id, packing),
                     false => layer.arriving.bound(body, eco_id),
                 });
                 let answered = inner.call(request);
                 let response = match turn {
-                    Some(turn) => to_its_end(answered, turn, layer.request_timeout).await?,
+                    Some(turn) => in_turn(answered, turn).await?,
                     None => answered.await.unwrap_or_else(|never| match never {}),
                 };
                 Ok::<_, Status>((response, share))
@@ -176,22 +182,29 @@ fn rpc_span(rpc: &Rpc) -> Span {
     )
 }
 
-/// Answers a call in a task of its own, which goes on when the caller goes away or its time is over: a statement that
-/// was sent keeps its connection until the database answers, and until then the account is to keep the turn, too.
-async fn to_its_end(
+/// Answers a call in its turn. When the caller goes away or its time is over, its work ends, but not at once what it has
+/// sent: a statement that waits for a lock keeps its connection until that is given up. So long the account keeps the turn.
+async fn in_turn(
     answered: impl Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
     turn: Turn,
-    bound: Duration,
 ) -> Result<Response<Body>, Status> {
+    let (caller, gone) = oneshot::channel::<()>();
     let work = async move {
-        let answer = tokio::time::timeout(bound, answered).await;
+        let response = tokio::select! {
+            Ok(response) = answered => Some(response),
+            _ = gone => None,
+        };
+        if response.is_none() {
+            tokio::time::sleep(db::LOCK_TIMEOUT).await;
+        }
         drop(turn);
-        answer
+        response
     };
-    match tokio::spawn(work.in_current_span()).await {
-        Ok(Ok(Ok(response))) => Ok(response),
-        Ok(Ok(Err(never))) => match never {},
-        Ok(Err(_elapsed)) => Err(status::deadline_exceeded()),
+    let answer = tokio::spawn(work.in_current_span()).await;
+    drop(caller);
+    match answer {
+        Ok(Some(response)) => Ok(response),
+        Ok(None) => Err(status::deadline_exceeded()),
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         // The runtime ends.
         Err(_cancelled) => Err(status::internal()),

@@ -182,6 +182,7 @@ impl GrpcServer {
             metrics: self.metrics,
             max_in_flight: self.args.max_in_flight,
             shares: Shares::of(self.args.max_in_flight),
+            key_turns: self.turns.apart(),
             turns: self.turns,
             arriving: Arriving::default(),
             request_timeout: self.args.request_timeout,

@@ -50,7 +50,7 @@ struct Counted {
 }
 
 impl Turns {
-    /// For calls that take one of so many connections each: an account has a quarter of them.
+    /// For calls that take one of so many connections each: the callers that these are for have a quarter of them.
     pub fn of(connections: u32) -> Self {
         Self::new((connections / PART).max(1) as usize, MAX_WAITING)
     }
@@ -58,6 +58,11 @@ impl Turns {
     /// So many calls of an account at work, while so many wait.
     pub fn new(at_work: usize, waiting: usize) -> Self {
         Self(Arc::new(Inner { at_work, waiting, accounts: Mutex::default() }))
+    }
+
+    /// As many for others.
+    pub fn apart(&self) -> Self {
+        Self::new(self.0.at_work, self.0.waiting)
     }
 
     /// Waits for a turn of the account, behind those that came before; `None`: as many wait as may.

@@ -12,11 +12,13 @@ use nexus_kit::validate::Violations;
 use serde::Serialize;
 use tokio::{sync::Semaphore, time::timeout};
 
-use crate::{App, body, error::Error};
+use crate::{App, body, error::Error, layer::declared_length};
 
-/// Webhooks that are read and handed on at once; others wait. Who sends one is known when it is whole, so that this
-/// bounds what anybody can have held here.
+/// Large webhooks that are read and handed on at once; others wait. Who sends one is known when it is whole, so that
+/// this bounds what anybody can have held here.
 const AT_ONCE: usize = 64;
+/// Up to so many bytes, as nearly all of Stripe's have, it is not large: whoever holds up the large ones holds up no other.
+const LARGE: u64 = 16 * 1024;
 /// Longest time that one may take to come.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
@@ -36,8 +38,13 @@ pub fn room() -> Semaphore {
 /// The body goes on byte for byte: it is what was signed. Whether the signature is good, billing-svc knows.
 pub(super) async fn stripe(State(app): State<App>, request: Request) -> Result<Json<Received>, Error> {
     let signature = signature(request.headers())?.to_owned();
-    let room = app.webhooks.acquire().await;
-    let _room = room.map_err(|_closed| Error::Internal("the room for webhooks is closed".to_owned()))?;
+    let _room = match declared_length(request.headers()) {
+        Some(length) if length <= LARGE => None,
+        _ => {
+            let room = app.webhooks.acquire().await;
+            Some(room.map_err(|_closed| Error::Internal("the room for webhooks is closed".to_owned()))?)
+        }
+    };
     let sent = timeout(READ_WITHIN, Bytes::from_request(request, &app)).await;
     let payload = sent.map_err(|_late| body::not_whole())?.map_err(body::unread)?;
     let stored = app.backend.handle_stripe_event(payload, &signature).await?;

@@ -63,7 +63,7 @@ async fn what_is_not_there_is_404_and_a_wrong_method_405() -> Result<()> {
 #[tokio::test]
 async fn bodies_and_headers_have_bounds() -> Result<()> {
     let suite = Suite::start().await?;
-    let large = suite.request("POST", "/api/cron/process-overage")?.body(vec![b'x'; 256 * 1024 + 1]);
+    let large = suite.request("POST", "/api/cron/process-overage")?.body(vec![b'x'; 1024 * 1024 + 1]);
     assert_answer!(Answer::of(large).await?);
 
     let address = suite.gateway.trim_start_matches("http://");

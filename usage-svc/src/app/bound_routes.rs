@@ -139,8 +139,14 @@ struct Siblings(HashMap<String, usize>);
 impl Siblings {
     fn among<'a>(routes: impl Iterator<Item = &'a str>) -> Self {
         let mut counts = HashMap::new();
-        for family in routes.filter_map(family) {
-            *counts.entry(family).or_default() += 1;
+        for route in routes {
+            if route.contains("{id}") {
+                // They became one before.
+                *counts.entry(route.to_owned()).or_default() += SIBLINGS;
+            }
+            if let Some(family) = family(route) {
+                *counts.entry(family).or_default() += 1;
+            }
         }
         Self(counts)
     }
@@ -154,7 +160,10 @@ impl Siblings {
 
 /// A template with `{id}` for what may be ids; `None`: nothing may.
 fn family(route: &str) -> Option<String> {
-    let may_be_id = |segment: &str| segment.len() >= ID_BYTES && segment.bytes().any(|c| c.is_ascii_digit());
+    // A dot is of names: files, and services of gRPC.
+    let may_be_id = |segment: &str| {
+        segment.len() >= ID_BYTES && segment.bytes().any(|c| c.is_ascii_digit()) && !segment.contains('.')
+    };
     if !route.split('/').any(may_be_id) {
         return None;
     }

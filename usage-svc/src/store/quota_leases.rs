@@ -203,10 +203,11 @@ pub async fn book(connection: &mut PgConnection, units: &BTreeMap<Uuid, i64>) ->
 /// days ago, and those that are settled and wholly booked. Returns how many.
 #[tracing::instrument(name = "db.eco_quota_leases.delete", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn delete_settled(connection: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
-    // A lease that a flush or a settlement has locked waits for the next round, rather than the round for it.
+    // A lease that a flush or a settlement has locked waits for the next round, rather than the round for it. The others
+    // are locked here, so that their places in the table stay theirs.
     let done = sqlx::query!(
-        "delete from eco_quota_leases where lease_id = any (array(
-             select lease_id from eco_quota_leases
+        "delete from eco_quota_leases where ctid = any (array(
+             select ctid from eco_quota_leases
              where period_end < now() - interval '2 days'
                 or settled_time < now() - interval '1 hour' and granted_units = returned_units + booked_units
              limit $1 for update skip locked))",

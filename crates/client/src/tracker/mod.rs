@@ -173,10 +173,10 @@ impl Tracker {
         &self.shared.clock
     }
 
-    /// Returns once the last call has failed and the server not answered since: at once where that is so already. What is
-    /// tracked then waits; see [`Stats::trouble`].
-    pub async fn in_trouble(&self) {
-        self.shared.counters.in_trouble().await;
+    /// Returns once no event can be delivered, as no server answers, or none without its database: at once where that is
+    /// so already. What is tracked waits then.
+    pub async fn away(&self) {
+        self.shared.counters.away().await;
     }
 
     /// What became of everything so far.

@@ -15,7 +15,12 @@ pub(super) enum Answer {
     /// Each event has been decided on; those that are not listed were counted.
     Decided(Vec<EventResult>),
     /// Nothing is known to have happened; the same events are to be sent again.
-    Later { why: String, told: Option<Duration> },
+    Later {
+        why: String,
+        told: Option<Duration>,
+        /// Nor would any others be taken: no server answers, or none without its database.
+        away: bool,
+    },
     /// The server failed on this batch, or took it for forbidden: perhaps because of one of its events. To be
     /// sent again in parts, behind the others.
     Suspect { why: String },
@@ -42,22 +47,26 @@ pub(super) async fn send(
             Answer::Decided(response.results)
         }
         Ok(Err(status)) => failed(&status),
-        Err(_elapsed) => Answer::Later { why: format!("no answer within {timeout:?}"), told: None },
+        Err(_elapsed) => {
+            Answer::Later { why: format!("no answer within {timeout:?}"), told: None, away: true }
+        }
     }
 }
 
 fn failed(status: &Status) -> Answer {
     let why = format!("{:?}: {}", status.code(), status.message());
-    let told = || status.get_error_details().retry_info().and_then(|info| info.retry_delay);
+    let details = status.get_error_details();
+    let told = || details.retry_info().and_then(|info| info.retry_delay);
+    let lacks_database = || details.error_info().is_some_and(|info| info.reason == "DATABASE_UNAVAILABLE");
     match status.code() {
-        _ if is_made_here(status) => Answer::Later { why, told: None },
+        _ if is_made_here(status) => Answer::Later { why, told: None, away: true },
         Code::InvalidArgument | Code::OutOfRange => Answer::Refused { why },
         // A message too large; a server that is merely busy says UNAVAILABLE or when to come back.
         Code::ResourceExhausted if told().is_none() => Answer::Refused { why },
         Code::Internal | Code::PermissionDenied | Code::NotFound | Code::FailedPrecondition => {
             Answer::Suspect { why }
         }
-        _ => Answer::Later { why, told: told() },
+        _ => Answer::Later { why, told: told(), away: lacks_database() },
     }
 }
 

@@ -102,7 +102,8 @@ pub(super) struct Counters {
     pub(super) retries: AtomicU64,
     pub(super) disk_errors: AtomicU64,
     refused: Mutex<Refused>,
-    trouble: watch::Sender<Option<String>>,
+    trouble: Mutex<Option<String>>,
+    away: watch::Sender<bool>,
 }
 
 pub(super) fn add(counter: &AtomicU64, n: usize) {
@@ -134,17 +135,17 @@ impl Counters {
     }
 
     pub(super) fn set_trouble(&self, trouble: Option<String>) {
-        self.trouble.send_if_modified(|before| {
-            let changed = *before != trouble;
-            *before = trouble;
-            changed
-        });
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
-    /// Returns while there is trouble.
-    pub(super) async fn in_trouble(&self) {
+    pub(super) fn set_away(&self, away: bool) {
+        self.away.send_if_modified(|before| std::mem::replace(before, away) != away);
+    }
+
+    /// Returns while no event can be delivered.
+    pub(super) async fn away(&self) {
         // The sender lives in `self`.
-        let _ = self.trouble.subscribe().wait_for(Option::is_some).await;
+        let _ = self.away.subscribe().wait_for(|away| *away).await;
     }
 
     pub(super) fn snapshot(&self) -> Stats {
@@ -162,7 +163,7 @@ impl Counters {
             on_disk: get(&self.on_disk),
             retries: get(&self.retries),
             disk_errors: get(&self.disk_errors),
-            trouble: self.trouble.borrow().clone(),
+            trouble: self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }

@@ -277,12 +277,14 @@ impl Worker {
         match answer {
             Answer::Decided(results) => {
                 self.counters.set_trouble(None);
+                self.counters.set_away(false);
                 if let Some(batch) = self.outbox.decided(first) {
                     self.count(batch, &results);
                 }
             }
-            Answer::Later { why, told } => {
+            Answer::Later { why, told, away } => {
                 self.outbox.later(first, told, now, rng);
+                self.counters.set_away(away);
                 self.failed(why, Some(replica));
             }
             Answer::Suspect { why } => {

@@ -15,6 +15,8 @@ fn ids_become_placeholders_and_words_stay() {
         ("/auth/oauth2CallbackHandler", "/auth/oauth2CallbackHandler"),
         ("/nexus.usage.v1.UsageService/GetCurrentUsage", "/nexus.usage.v1.UsageService/GetCurrentUsage"),
         ("/blog/2013-11-05-my-first-post-x", "/blog/2013-11-05-my-first-post-x"),
+        ("/acme.Api/ListTop10ByOrgId", "/acme.Api/ListTop10ByOrgId"),
+        ("/acme.Api/getOAuth2TokenByIdV1", "/acme.Api/getOAuth2TokenByIdV1"),
         ("/assets/JetBrainsMono2Regular", "/assets/JetBrainsMono2Regular"),
         ("/v1/users/{id}", "/v1/users/{id}"),
         ("/api/v2/search", "/api/v2/search"),

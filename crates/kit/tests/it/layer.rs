@@ -290,7 +290,7 @@ async fn of_an_account_one_call_is_at_work_and_the_others_wait_without_holding_a
     let server = Rotations::start().await;
     let first = server.rotate(user("eco_a"));
     server.begun(1).await;
-    let others = [server.rotate(user("eco_a")), server.rotate(api_key())];
+    let others = [server.rotate(user("eco_a")), server.rotate(user("eco_a"))];
     in_flight(&server.metrics, 3).await;
     let refused = server.rotate(user("eco_a")).await.expect("no panic");
     assert_eq!(code_and_reason(&refused), (Code::Unavailable, "OVERLOADED".into()));
@@ -299,19 +299,25 @@ async fn of_an_account_one_call_is_at_work_and_the_others_wait_without_holding_a
         let status = call_as(&options, &server.channel, RECORD, Any::default()).await;
         assert_eq!(status.code(), Code::Internal, "the handler was reached: {status:?}");
     }
-    let of_others = [server.rotate(user("eco_b")), server.rotate(options()), server.rotate(options())];
-    server.begun(4).await;
-    server.released.add_permits(6);
+    // Nor has an account's key anything of its users'.
+    let of_others = [
+        server.rotate(user("eco_b")),
+        server.rotate(options()),
+        server.rotate(options()),
+        server.rotate(api_key()),
+    ];
+    server.begun(5).await;
+    server.released.add_permits(7);
     for call in [first].into_iter().chain(others).chain(of_others) {
         let status = call.await.expect("no panic");
         assert_ne!(status.code(), Code::Unavailable, "{status:?}");
     }
-    server.begun(6).await;
+    server.begun(7).await;
 }
 
-/// What it began may go on in the database, with a connection.
+/// What it began may go on in the database, with a connection, until its wait for a lock is given up.
 #[tokio::test]
-async fn a_call_keeps_its_turn_until_it_is_done_though_its_caller_goes_away() {
+async fn a_call_keeps_its_turn_for_a_while_though_its_caller_goes_away() {
     let server = Rotations::start().await;
     let gone = server.rotate(user("eco_a"));
     server.begun(1).await;

@@ -204,7 +204,9 @@ impl Quota {
             None => None,
         };
         let before = self.0.known.before();
-        let mut standing = read.await?;
+        let standing = read.await;
+        self.0.outage.note(standing.as_ref().is_err_and(Error::is_outage));
+        let mut standing = standing?;
         self.0.known.learn_standing(before, eco_id, &standing);
         if account.is_none() {
             return Ok(standing);
