@@ -140,10 +140,9 @@ impl Spool {
         let spool = Self { folder: folder.to_owned(), max_bytes, state: Mutex::default(), lock };
         for (id, path) in found {
             spool.state().add_found(id, path);
-            match spool.read(id) {
-                Ok(Some(journal)) => spool.state().charge(&journal),
-                // It is said, and keeps nobody from using the rest.
-                Ok(None) | Err(_) => {}
+            // What cannot be read is said, and keeps nobody from using the rest.
+            if let Ok(Some(journal)) = spool.read(id) {
+                spool.state().charge(&journal);
             }
         }
         Ok(spool)
