@@ -94,12 +94,13 @@ async fn each_event_of_a_batch_has_its_outcome() -> Result<()> {
     let (repeat, conflict) = (first[0].clone(), UsageEvent { status_code: 404, ..first[1].clone() });
     stream.send(1, first).await?;
     let bad = UsageEvent { status_code: 7, ..event("eco_a") };
-    stream.send(2, vec![repeat, bad, event("eco_a"), conflict, event("eco_unknown")]).await?;
+    let no_id = UsageEvent { event_id: "é".repeat(100_000), ..event("eco_a") };
+    stream.send(2, vec![repeat, bad, event("eco_a"), conflict, event("eco_unknown"), no_id]).await?;
     assert_eq!(stream.next().await?, accepted(1, 3));
     let second = stream.next().await?;
     assert_eq!(
         (second.batch_id, second.accepted_count, second.duplicate_count, second.rejected_count),
-        (2, 1, 1, 3)
+        (2, 1, 1, 4)
     );
     let results: Vec<_> = second.results.iter().map(|r| (r.index, r.outcome())).collect();
     assert_eq!(
@@ -108,10 +109,12 @@ async fn each_event_of_a_batch_has_its_outcome() -> Result<()> {
             (0, EventOutcome::Duplicate),
             (1, EventOutcome::Invalid),
             (3, EventOutcome::Conflict),
-            (4, EventOutcome::UnknownAccount)
+            (4, EventOutcome::UnknownAccount),
+            (5, EventOutcome::Invalid)
         ]
     );
     assert_eq!(second.results[1].field, "status_code");
+    assert_eq!(second.results[4].event_id, format!("{}…", "é".repeat(32)), "it is not repeated whole");
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(4));
     Ok(())
 }
