@@ -1,6 +1,6 @@
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use nexus_kit::config::{AuthArgs, DbArgs, ServeArgs, parse_timeout};
 use secrecy::SecretString;
 
@@ -35,6 +35,14 @@ pub struct Config {
     /// are refused
     #[arg(long, env = "STRIPE_WEBHOOK_SECRET", hide_env_values = true, value_name = "SECRETS")]
     pub stripe_webhook_secret: Option<SecretString>,
+    /// Page of the product where customers come back to from a checkout
+    #[arg(
+        long,
+        env = "DASHBOARD_URL",
+        default_value = "http://localhost:8080/dashboard/billing",
+        value_name = "URL"
+    )]
+    pub dashboard_url: String,
     /// Accounts a run of ProcessOverage works on at once; at least the rate, times the seconds that Stripe takes
     #[arg(long, env = "OVERAGE_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "N")]
     pub overage_concurrency: u32,
@@ -58,4 +66,25 @@ pub struct StripeArgs {
     /// Longest time one request may take; what became of it is then in doubt
     #[arg(long, env = "STRIPE_TIMEOUT", default_value = "30s", value_parser = parse_timeout, value_name = "DURATION")]
     pub stripe_timeout: Duration,
+    /// How what is left of a billing period is charged when a plan changes within it
+    #[arg(
+        long,
+        env = "STRIPE_PRORATION",
+        value_enum,
+        default_value = "create_prorations",
+        value_name = "HOW"
+    )]
+    pub stripe_proration: Proration,
+}
+
+/// How a change of plan within a billing period is charged.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+pub enum Proration {
+    /// On the next invoice.
+    CreateProrations,
+    /// On an invoice made at once.
+    AlwaysInvoice,
+    /// Not at all: the new price begins with the next period.
+    None,
 }

@@ -1,6 +1,10 @@
 //! What can go wrong, by meaning, and the status each is.
 
-use nexus_core::{id::EcoId, money::OutOfRange};
+use nexus_core::{
+    id::EcoId,
+    money::{Currency, OutOfRange},
+    plan::Plan,
+};
 use nexus_kit::{auth::AuthConfigError, db, serve::ServeError, status, validate::Violations};
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -29,10 +33,21 @@ pub enum Error {
     AccountNotFound(EcoId),
     #[error("account {0} is closed")]
     AccountClosed(EcoId),
-    #[error(
-        "the subscription of {0} is kept at Stripe, and its plan cannot be changed here yet: change it at Stripe"
-    )]
+    #[error("the subscription of {0} is kept at Stripe")]
     SubscriptionAtStripe(EcoId),
+    #[error("account {0} has no subscription at Stripe")]
+    NoSubscription(EcoId),
+    #[error("account {0} has a subscription at Stripe already")]
+    AlreadySubscribed(EcoId),
+    #[error("the plan {0} is paid for by a subscription: it begins with a checkout (CreateCheckoutSession)")]
+    CheckoutRequired(Plan),
+    /// In a sentence.
+    #[error("{0}")]
+    StripeRefused(String),
+    #[error("Stripe could not be asked, or its answer is not known: {0}")]
+    StripeUnavailable(String),
+    #[error("no price at Stripe is known of the plan {plan} in {currency}: see eco_stripe_prices")]
+    NoPriceAtStripe { plan: Plan, currency: Currency },
     #[error("an account with this eco_id exists")]
     AccountExists,
     #[error("stripe_customer_id belongs to another account")]
@@ -95,7 +110,23 @@ impl From<Error> for Status {
             Error::ReconciliationFailed(_) => {
                 status::unavailable("RECONCILIATION_FAILED", error.to_string(), status::RETRY_SOON)
             }
-            Error::BooksUnread(_) => {
+            Error::NoSubscription(_) => {
+                status::with_reason(Code::FailedPrecondition, "NO_SUBSCRIPTION", error.to_string())
+            }
+            Error::AlreadySubscribed(_) => {
+                status::with_reason(Code::FailedPrecondition, "ALREADY_SUBSCRIBED", error.to_string())
+            }
+            Error::CheckoutRequired(_) => {
+                status::with_reason(Code::FailedPrecondition, "CHECKOUT_REQUIRED", error.to_string())
+            }
+            Error::StripeRefused(_) => {
+                status::with_reason(Code::FailedPrecondition, "STRIPE_REFUSED", error.to_string())
+            }
+            Error::NoPriceAtStripe { .. } => {
+                tracing::error!(%error, "a plan cannot be sold");
+                status::with_reason(Code::FailedPrecondition, "NO_PRICE_AT_STRIPE", error.to_string())
+            }
+            Error::StripeUnavailable(_) | Error::BooksUnread(_) => {
                 status::unavailable("STRIPE_UNAVAILABLE", error.to_string(), status::RETRY_SOON)
             }
             Error::ChargeNotFound(_) => status::not_found("CHARGE_NOT_FOUND", error.to_string()),

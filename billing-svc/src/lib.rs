@@ -51,6 +51,7 @@ use tonic::service::Routes;
 use app::{
     process_overage::Engine,
     reconcile::{Drift, Reconciler},
+    sales::{Pages, Sales},
     stripe_events::{self, worker::Worker},
 };
 use domain::stripe_signature::Secrets;
@@ -90,13 +91,18 @@ pub async fn serve(
     ));
     let _end_with_us = engine.kill_guard();
     let event_stored = Arc::new(Notify::new());
+    let events_context = stripe_events::Context {
+        subscriptions: stripe.clone(),
+        // Stripe's limit is one per endpoint.
+        pace: Arc::new(Pace::new(config.stripe.stripe_rate_per_second)),
+    };
+    let pages = Pages::of(&config.dashboard_url);
+    let sales = Sales::new(pool.clone(), stripe.clone(), events_context.clone(), pages);
+    let selling = tokio::spawn(app::sales::worker::run(sales.clone(), shutdown.clone()));
+    let _sell_with_us = AbortOnDrop(selling);
     let worker = Worker::new(
         pool.clone(),
-        stripe_events::Context {
-            subscriptions: stripe.clone(),
-            // Stripe's limit is one per endpoint.
-            pace: Arc::new(Pace::new(config.stripe.stripe_rate_per_second)),
-        },
+        events_context,
         engine.outside_runs(),
         config.stripe_events_concurrency as usize,
         event_stored.clone(),
@@ -111,6 +117,7 @@ pub async fn serve(
     let _reconciler_with_us = reconciler.kill_guard();
     let service = grpc::Service {
         pool: pool.clone(),
+        sales,
         engine: engine.clone(),
         reconciler: reconciler.clone(),
         webhook_secrets: config.stripe_webhook_secret.as_ref().map(Secrets::parse).unwrap_or_default(),

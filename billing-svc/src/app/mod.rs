@@ -5,6 +5,7 @@
 //! | [`create_account`], [`get_account`], [`list_accounts`] | accounts |
 //! | [`list_plans`] | plans |
 //! | [`change_plan`] | moves an account to another plan, now or at its period's end |
+//! | [`get_subscription`], [`sales`] | an account's subscription; at Stripe: a checkout that leads to one, changes, its end |
 //! | [`set_spend_cap`] | says what an account's overage may cost |
 //! | [`close_account`] | ends an account |
 //! | [`upsert_plan`] | makes a version of a plan, which accounts get with their next period |
@@ -29,6 +30,7 @@ pub mod create_account;
 pub mod explain_charge;
 pub mod get_account;
 pub mod get_overage;
+pub mod get_subscription;
 pub mod handle_stripe_event;
 pub mod list_accounts;
 pub mod list_audit_log;
@@ -39,6 +41,7 @@ pub mod process_overage;
 pub mod reconcile;
 pub mod refresh;
 pub mod retry_charge;
+pub mod sales;
 pub mod set_spend_cap;
 pub mod settle_draft;
 pub mod settle_ended;

@@ -17,6 +17,7 @@
 //! | [`invoice`] | an invoice made for charges |
 //! | [`run`] | the figures of a run over many accounts |
 //! | [`stripe_signature`], [`stripe_event`] | whether a webhook is Stripe's; what is kept of it, and when it is tried again |
+//! | [`stripe_change`] | what is asked of Stripe about a subscription or a checkout |
 //! | [`stripe_objects`], [`stripe_subscription`] | what is read at Stripe; what a subscription there means for ours |
 
 pub mod account;
@@ -33,6 +34,7 @@ pub mod reconciliation;
 pub mod run;
 pub mod settlement;
 pub mod spend_cap;
+pub mod stripe_change;
 pub mod stripe_event;
 pub mod stripe_objects;
 pub mod stripe_signature;

@@ -6,6 +6,7 @@ mod ledger;
 mod overage;
 mod reconcile;
 mod runs;
+mod subscriptions;
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,7 +26,7 @@ use tonic::{Request, Response, Status, codec::CompressionEncoding};
 use uuid::Uuid;
 
 use crate::{
-    app::{self, process_overage::Engine, reconcile::Reconciler},
+    app::{self, process_overage::Engine, reconcile::Reconciler, sales::Sales},
     domain::stripe_signature::Secrets,
     error::Error,
 };
@@ -34,6 +35,8 @@ use crate::{
 pub struct Service {
     /// Connections that act as the service's role.
     pub pool: PgPool,
+    /// Sells subscriptions.
+    pub sales: Sales,
     /// Runs ProcessOverage.
     pub engine: Arc<Engine>,
     /// Runs Reconcile.
@@ -155,7 +158,7 @@ impl BillingService for Service {
         let caller = Caller::of(&request)?;
         caller.require_admin_or(&[Scope::AccountsWrite])?;
         let new = accounts::new_account(request.get_ref(), &mut rand::rng()).map_err(Error::from)?;
-        let account = app::create_account::run(&self.pool, &new, &caller.subject()).await?;
+        let account = app::create_account::run(&self.sales, &new, &caller.subject()).await?;
         Ok(Response::new(CreateAccountResponse { account: Some(accounts::account(account)) }))
     }
 
@@ -203,7 +206,7 @@ impl BillingService for Service {
         let caller = Caller::of(&request)?;
         caller.require_admin_or(&[Scope::AccountsWrite])?;
         let eco_id = accounts::to_close(request.get_ref()).map_err(Error::from)?;
-        let account = app::close_account::run(&self.pool, &eco_id, &caller.subject()).await?;
+        let account = app::close_account::run(&self.sales, &eco_id, &caller.subject()).await?;
         Ok(Response::new(CloseAccountResponse { account: Some(accounts::account(account)) }))
     }
 
@@ -213,8 +216,50 @@ impl BillingService for Service {
     ) -> Result<Response<ChangePlanResponse>, Status> {
         let caller = Caller::of(&request)?;
         let change = accounts::plan_change(&caller, request.get_ref())?;
-        let changed = app::change_plan::run(&self.pool, &change, &caller.subject()).await?;
+        let changed = app::change_plan::run(&self.sales, &change, &caller.subject()).await?;
         Ok(Response::new(accounts::plan_changed(changed)))
+    }
+
+    async fn get_subscription(
+        &self,
+        request: Request<GetSubscriptionRequest>,
+    ) -> Result<Response<GetSubscriptionResponse>, Status> {
+        let eco_id = Caller::of(&request)?.account(&request.get_ref().eco_id, &[Scope::AccountsWrite])?;
+        let shown = app::get_subscription::run(&self.pool, &eco_id).await?;
+        Ok(Response::new(GetSubscriptionResponse { subscription: Some(subscriptions::shown(shown)) }))
+    }
+
+    async fn create_checkout_session(
+        &self,
+        request: Request<CreateCheckoutSessionRequest>,
+    ) -> Result<Response<CreateCheckoutSessionResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let (eco_id, plan) = subscriptions::checkout(&caller, request.get_ref())?;
+        let open = app::sales::checkout::run(&self.sales, &eco_id, plan, &caller.subject()).await?;
+        Ok(Response::new(CreateCheckoutSessionResponse { session_id: open.session_id, url: open.url }))
+    }
+
+    async fn cancel_subscription(
+        &self,
+        request: Request<CancelSubscriptionRequest>,
+    ) -> Result<Response<CancelSubscriptionResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let CancelSubscriptionRequest { eco_id, apply_now } = request.get_ref();
+        let eco_id = caller.account(eco_id, &[Scope::AccountsWrite])?;
+        app::sales::change::end(&self.sales, &eco_id, *apply_now, &caller.subject()).await?;
+        let shown = app::get_subscription::run(&self.pool, &eco_id).await?;
+        Ok(Response::new(CancelSubscriptionResponse { subscription: Some(subscriptions::shown(shown)) }))
+    }
+
+    async fn reactivate_subscription(
+        &self,
+        request: Request<ReactivateSubscriptionRequest>,
+    ) -> Result<Response<ReactivateSubscriptionResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let eco_id = caller.account(&request.get_ref().eco_id, &[Scope::AccountsWrite])?;
+        app::sales::change::go_on(&self.sales, &eco_id, &caller.subject()).await?;
+        let shown = app::get_subscription::run(&self.pool, &eco_id).await?;
+        Ok(Response::new(ReactivateSubscriptionResponse { subscription: Some(subscriptions::shown(shown)) }))
     }
 
     async fn set_spend_cap(

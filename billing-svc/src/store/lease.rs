@@ -1,6 +1,8 @@
 //! Advisory locks: who refreshes the summary, who runs the billing, who reconciles, who is at work on an object of
 //! Stripe's.
 
+use std::time::Duration;
+
 use sqlx::{Connection, Executor, PgConnection};
 
 /// Locks of this service, apart from those of others by their first number.
@@ -34,6 +36,20 @@ pub async fn try_stripe_object(db: &mut PgConnection, id: &str) -> sqlx::Result<
     )
     .fetch_one(db)
     .await
+}
+
+/// Waits for an object of Stripe's and takes it until the transaction ends, likewise. To be the first lock of its
+/// transaction, which may stand idle for so long then, while Stripe is asked.
+#[tracing::instrument(name = "db.lease.stripe_object", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn stripe_object(db: &mut PgConnection, id: &str, idle: Duration) -> sqlx::Result<()> {
+    let idle = format!("{}ms", idle.as_millis());
+    sqlx::query_scalar!("select set_config('idle_in_transaction_session_timeout', $1, true)", idle)
+        .fetch_one(&mut *db)
+        .await?;
+    sqlx::query!("select pg_advisory_xact_lock(hashtext('nexus_stripe_object'), hashtext($1))", id)
+        .execute(db)
+        .await?;
+    Ok(())
 }
 
 /// What one process at a time does, over all replicas, for as long as a connection of its own lives.

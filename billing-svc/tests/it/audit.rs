@@ -51,7 +51,7 @@ async fn each_change_is_there_with_whoever_made_it() -> Result<()> {
 
     let change =
         ChangePlanRequest { eco_id: "eco_a".to_owned(), plan: Plan::Enterprise.into(), ..Default::default() };
-    billing.client.clone().change_plan(user("eco_a")?.request(change)).await?;
+    billing.client.clone().change_plan(user(settings::ADMIN)?.request(change)).await?;
     let changed = of(&billing, "eco_a", "subscription").await?;
     assert_eq!(changed.len(), 2);
     assert_eq!((changed[0].0.as_str(), changed[0].1.as_str()), (manager_is.as_str(), "created"));
@@ -59,7 +59,7 @@ async fn each_change_is_there_with_whoever_made_it() -> Result<()> {
     assert_eq!(
         changed[1],
         (
-            "user:eco_a".to_owned(),
+            format!("user:{}", settings::ADMIN),
             "changed".to_owned(),
             json!({ "plan": "pro" }),
             json!({ "plan": "enterprise" })

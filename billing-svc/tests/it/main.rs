@@ -24,6 +24,8 @@ mod reconcile;
 mod reconcile_at_scale;
 mod restored;
 mod runs;
+mod sales;
+mod selling;
 mod settlements;
 mod spend_cap;
 mod stranded;

@@ -140,6 +140,7 @@ nexus_billing _sqlx_migrations: select
 nexus_billing eco_api_usage: select
 nexus_billing eco_audit_log: select
 nexus_billing eco_billing_requests: select insert
+nexus_billing eco_checkouts: select insert update
 nexus_billing eco_database_identity: select update
 nexus_billing eco_identities: select insert update
 nexus_billing eco_overage_charges: select insert update
@@ -152,6 +153,7 @@ nexus_billing eco_reconciliations: select insert update
 nexus_billing eco_settlements: select insert update
 nexus_billing eco_spend_cap_requests: select insert
 nexus_billing eco_stranded_charges: select
+nexus_billing eco_stripe_changes: select insert update
 nexus_billing eco_stripe_events: select insert update
 nexus_billing eco_stripe_invoices: select insert truncate
 nexus_billing eco_stripe_items: select insert truncate
