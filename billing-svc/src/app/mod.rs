@@ -16,15 +16,11 @@
 //! | [`reconcile`] | compares every record of the same fact, and repairs when told to |
 //! | [`handle_stripe_event`], [`stripe_events`] | stores Stripe's events; applies them |
 //! | [`settle_draft`] | charges on a draft of a billing cycle what its period owes |
-<<<<<<< main
 //! | [`settle_ended`], [`take_back`] | charges what is owed after a subscription's end, off drafts that nobody finalises, too |
 //! | [`collect`] | makes an invoice for charges that no other takes |
-=======
-//! | [`settle_ended`], [`collect`] | charges what is owed after a subscription's end, and makes an invoice for it |
 //! | [`tell_thresholds`], [`usage_thresholds`] | what accounts are told of their usage |
 //! | [`webhooks`] | customers' webhooks: their endpoints, and the delivery of messages to them |
 //! | [`notify_operators`] | tells operators of runs that failed or are overdue, and of drift |
->>>>>>> 7daf2e9
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
 //! | [`list_runs`] | the runs there were, and whom they could not charge |
 
@@ -51,11 +47,8 @@ pub mod set_spend_cap;
 pub mod settle_draft;
 pub mod settle_ended;
 pub mod stripe_events;
-<<<<<<< main
 pub mod take_back;
-=======
 pub mod tell_thresholds;
->>>>>>> 7daf2e9
 pub mod upsert_plan;
 pub mod usage_thresholds;
 pub mod webhooks;

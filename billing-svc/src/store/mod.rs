@@ -27,15 +27,12 @@ pub mod stripe_events;
 pub mod stripe_prices;
 pub mod stripe_subscriptions;
 pub mod subscriptions;
-<<<<<<< main
 pub mod take_backs;
-=======
 pub mod thresholds;
 pub mod webhook_deliveries;
 pub mod webhook_endpoints;
 pub mod webhook_messages;
 pub mod webhook_secrets;
->>>>>>> 7daf2e9
 
 /// A word of the database that the code does not know.
 pub fn unknown_word(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {

@@ -52,11 +52,8 @@ pub(crate) fn config(db: &TestDb, stripe: &str) -> Config {
         stripe: stripe_args(stripe),
         stripe_webhook_secret: Some(WEBHOOK_SECRET.into()),
         overage_concurrency: 8,
-<<<<<<< main
         stripe_events_concurrency: 4,
-=======
         notify: nexus_billing::config::NotifyArgs::default(),
->>>>>>> 7daf2e9
     }
 }
 

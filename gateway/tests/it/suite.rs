@@ -320,11 +320,8 @@ async fn billing(db: DbArgs, stripe: String) -> Result<(SocketAddr, Running)> {
         },
         stripe_webhook_secret: Some(WEBHOOK_SECRET.into()),
         overage_concurrency: 4,
-<<<<<<< main
         stripe_events_concurrency: 4,
-=======
         notify: nexus_billing::config::NotifyArgs::default(),
->>>>>>> 7daf2e9
     };
     let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
     let address = listeners.main_addr()?;

@@ -39,11 +39,8 @@ impl Billing {
             },
             stripe_webhook_secret: None,
             overage_concurrency: 1,
-<<<<<<< main
             stripe_events_concurrency: 4,
-=======
             notify: nexus_billing::config::NotifyArgs::default(),
->>>>>>> 7daf2e9
         };
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
         let address = listeners.main_addr()?;
