@@ -9,7 +9,9 @@ use nexus_kit::{auth::AuthConfigError, db, serve::ServeError, status, validate::
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::{domain::stripe_signature::SignatureError, payments::stripe::StripeConfigError};
+use crate::{
+    domain::stripe_signature::SignatureError, notify::NotifyConfigError, payments::stripe::StripeConfigError,
+};
 
 /// Why the service could not start or serve.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,8 @@ pub enum StartError {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Stripe(#[from] StripeConfigError),
+    #[error(transparent)]
+    Notify(#[from] NotifyConfigError),
 }
 
 /// Why a use case could not be done.
@@ -56,6 +60,20 @@ pub enum Error {
     StripeSubscriptionTaken,
     #[error("run {0} was cut short; what it charged stays charged, and a repeat goes on with the rest")]
     RunFailed(Uuid),
+    #[error("webhook endpoint {0} does not exist")]
+    EndpointNotFound(Uuid),
+    #[error("webhook endpoint {0} is disabled: enable it first")]
+    EndpointDisabled(Uuid),
+    #[error("account {0} has as many webhook endpoints as an account may have")]
+    TooManyEndpoints(EcoId),
+    #[error(
+        "webhook endpoint {0} has as many secrets in grace as one may have: rotate with a grace period of 0"
+    )]
+    TooManySecrets(Uuid),
+    #[error("account {0} has sent as many tests as an account may send in a day")]
+    TooManyTests(EcoId),
+    #[error("there is no such delivery")]
+    DeliveryNotFound,
     #[error(
         "the database was restored or failed over since the ledger was last known to be whole; nothing is charged until a reconciliation of all accounts has found that it agrees with Stripe"
     )]
@@ -102,6 +120,20 @@ impl From<Error> for Status {
             }
             Error::StripeCustomerTaken | Error::StripeSubscriptionTaken => {
                 status::with_reason(Code::AlreadyExists, "STRIPE_ID_TAKEN", error.to_string())
+            }
+            Error::EndpointNotFound(_) => status::not_found("ENDPOINT_NOT_FOUND", error.to_string()),
+            Error::DeliveryNotFound => status::not_found("DELIVERY_NOT_FOUND", error.to_string()),
+            Error::EndpointDisabled(_) => {
+                status::with_reason(Code::FailedPrecondition, "ENDPOINT_DISABLED", error.to_string())
+            }
+            Error::TooManyEndpoints(_) => {
+                status::with_reason(Code::FailedPrecondition, "TOO_MANY_ENDPOINTS", error.to_string())
+            }
+            Error::TooManyTests(_) => {
+                status::with_reason(Code::FailedPrecondition, "TOO_MANY_TESTS", error.to_string())
+            }
+            Error::TooManySecrets(_) => {
+                status::with_reason(Code::FailedPrecondition, "TOO_MANY_SECRETS", error.to_string())
             }
             Error::RunFailed(_) => status::unavailable("RUN_FAILED", error.to_string(), status::RETRY_SOON),
             Error::ReconcileRequired => {

@@ -19,6 +19,9 @@
 //! | [`settle_draft`] | charges on a draft of a billing cycle what its period owes |
 //! | [`settle_ended`], [`take_back`] | charges what is owed after a subscription's end, off drafts that nobody finalises, too |
 //! | [`collect`] | makes an invoice for charges that no other takes |
+//! | [`tell_thresholds`], [`usage_thresholds`] | what accounts are told of their usage |
+//! | [`webhooks`] | customers' webhooks: their endpoints, and the delivery of messages to them |
+//! | [`notify_operators`] | tells operators of runs that failed or are overdue, and of drift |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
 //! | [`list_runs`] | the runs there were, and whom they could not charge |
 
@@ -37,6 +40,7 @@ pub mod list_audit_log;
 pub mod list_charges;
 pub mod list_plans;
 pub mod list_runs;
+pub mod notify_operators;
 pub mod process_overage;
 pub mod reconcile;
 pub mod refresh;
@@ -47,4 +51,7 @@ pub mod settle_draft;
 pub mod settle_ended;
 pub mod stripe_events;
 pub mod take_back;
+pub mod tell_thresholds;
 pub mod upsert_plan;
+pub mod usage_thresholds;
+pub mod webhooks;

@@ -7,6 +7,7 @@ mod overage;
 mod reconcile;
 mod runs;
 mod subscriptions;
+mod webhooks;
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +28,7 @@ use uuid::Uuid;
 
 use crate::{
     app::{self, process_overage::Engine, reconcile::Reconciler, sales::Sales},
-    domain::stripe_signature::Secrets,
+    domain::{stripe_signature::Secrets, webhook::url::Policy},
     error::Error,
 };
 
@@ -47,6 +48,8 @@ pub struct Service {
     pub event_stored: Arc<Notify>,
     /// Longest time one call may take.
     pub request_timeout: Duration,
+    /// Which URLs customers' endpoints may have.
+    pub webhook_policy: Policy,
 }
 
 /// Longest message: a webhook, with its signature.
@@ -353,5 +356,75 @@ impl BillingService for Service {
             errors: errors.into_iter().map(overage::error).collect(),
             next_page_token: next.map(|eco_id| page::encode(&asked.run_id, &eco_id)).unwrap_or_default(),
         }))
+    }
+
+    async fn create_webhook_endpoint(
+        &self,
+        request: Request<CreateWebhookEndpointRequest>,
+    ) -> Result<Response<CreateWebhookEndpointResponse>, Status> {
+        webhooks::create(self, &request).await
+    }
+
+    async fn list_webhook_endpoints(
+        &self,
+        request: Request<ListWebhookEndpointsRequest>,
+    ) -> Result<Response<ListWebhookEndpointsResponse>, Status> {
+        webhooks::list(self, &request).await
+    }
+
+    async fn update_webhook_endpoint(
+        &self,
+        request: Request<UpdateWebhookEndpointRequest>,
+    ) -> Result<Response<UpdateWebhookEndpointResponse>, Status> {
+        webhooks::update(self, &request).await
+    }
+
+    async fn delete_webhook_endpoint(
+        &self,
+        request: Request<DeleteWebhookEndpointRequest>,
+    ) -> Result<Response<DeleteWebhookEndpointResponse>, Status> {
+        webhooks::delete(self, &request).await
+    }
+
+    async fn rotate_webhook_secret(
+        &self,
+        request: Request<RotateWebhookSecretRequest>,
+    ) -> Result<Response<RotateWebhookSecretResponse>, Status> {
+        webhooks::rotate(self, &request).await
+    }
+
+    async fn list_webhook_deliveries(
+        &self,
+        request: Request<ListWebhookDeliveriesRequest>,
+    ) -> Result<Response<ListWebhookDeliveriesResponse>, Status> {
+        webhooks::deliveries(self, &request).await
+    }
+
+    async fn redeliver_webhook(
+        &self,
+        request: Request<RedeliverWebhookRequest>,
+    ) -> Result<Response<RedeliverWebhookResponse>, Status> {
+        webhooks::redeliver(self, &request).await
+    }
+
+    async fn send_test_webhook(
+        &self,
+        request: Request<SendTestWebhookRequest>,
+    ) -> Result<Response<SendTestWebhookResponse>, Status> {
+        webhooks::test(self, &request).await
+    }
+
+    async fn get_usage_thresholds(
+        &self,
+        request: Request<GetUsageThresholdsRequest>,
+    ) -> Result<Response<GetUsageThresholdsResponse>, Status> {
+        webhooks::thresholds(self, &request).await
+    }
+
+    async fn set_usage_thresholds(
+        &self,
+        request: Request<SetUsageThresholdsRequest>,
+    ) -> Result<Response<SetUsageThresholdsResponse>, Status> {
+        webhooks::set_thresholds(self, &request).await
     }
 }

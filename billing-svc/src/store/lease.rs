@@ -1,5 +1,5 @@
-//! Advisory locks: who refreshes the summary, who runs the billing, who reconciles, who is at work on an object of
-//! Stripe's.
+//! Advisory locks: who refreshes the summary, who runs the billing, who reconciles, who takes webhooks
+//! that are due, who is at work on an object of Stripe's.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ const CLASS: i32 = 0x6e78_6269;
 const REFRESH: i32 = 1;
 const RUN: i32 = 2;
 const RECONCILE: i32 = 3;
+const WEBHOOKS: i32 = 4;
 
 /// Takes the refresher's lock until the transaction ends, if nobody has it.
 #[tracing::instrument(name = "db.lease.try_refresh", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
@@ -24,6 +25,15 @@ pub async fn try_refresh(db: &mut PgConnection) -> sqlx::Result<bool> {
 pub async fn refresh(db: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!("select pg_advisory_xact_lock($1, $2)", CLASS, REFRESH).execute(db).await?;
     Ok(())
+}
+
+/// Takes the lock of whoever takes deliveries until the transaction ends, if nobody has it: who takes some sees all
+/// that others have taken.
+#[tracing::instrument(name = "db.lease.try_webhooks", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn try_webhooks(db: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1, $2) as "taken!""#, CLASS, WEBHOOKS)
+        .fetch_one(db)
+        .await
 }
 
 /// Takes an object of Stripe's until the transaction ends, if nobody has it: whoever reads it at Stripe and writes down

@@ -8,9 +8,11 @@ pub mod charge_entries;
 pub mod charges;
 pub mod checkouts;
 pub mod counts;
+pub mod crossings;
 pub mod facts;
 pub mod identity;
 pub mod lease;
+pub mod notices;
 pub mod plan_requests;
 pub mod plans;
 pub mod reconciliations;
@@ -28,6 +30,11 @@ pub mod stripe_prices;
 pub mod stripe_subscriptions;
 pub mod subscriptions;
 pub mod take_backs;
+pub mod thresholds;
+pub mod webhook_deliveries;
+pub mod webhook_endpoints;
+pub mod webhook_messages;
+pub mod webhook_secrets;
 
 /// A word of the database that the code does not know.
 pub fn unknown_word(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {

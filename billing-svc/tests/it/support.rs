@@ -58,6 +58,7 @@ pub(crate) fn config(db: &TestDb, stripe: &str) -> Config {
         overage_concurrency: 8,
         stripe_events_concurrency: 4,
         dashboard_url: "http://localhost:8080/dashboard/billing".to_owned(),
+        notify: nexus_billing::config::NotifyArgs::default(),
     }
 }
 

@@ -330,6 +330,7 @@ async fn billing(db: DbArgs, stripe: String) -> Result<(SocketAddr, Running)> {
         overage_concurrency: 4,
         stripe_events_concurrency: 4,
         dashboard_url: "http://localhost:8080/dashboard/billing".to_owned(),
+        notify: nexus_billing::config::NotifyArgs::default(),
     };
     let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
     let address = listeners.main_addr()?;

@@ -143,6 +143,7 @@ nexus_billing eco_billing_requests: select insert
 nexus_billing eco_checkouts: select insert update
 nexus_billing eco_database_identity: select update
 nexus_billing eco_identities: select insert update
+nexus_billing eco_operator_notices: select insert update
 nexus_billing eco_overage_charges: select insert update
 nexus_billing eco_overage_run_accounts: select insert update delete
 nexus_billing eco_overage_runs: select insert update
@@ -162,9 +163,16 @@ nexus_billing eco_subscriptions: select insert update
 nexus_billing eco_usage_adjustments: select insert
 nexus_billing eco_usage_changes: select insert delete
 nexus_billing eco_usage_counters: select
+nexus_billing eco_usage_crossings: select insert update delete
 nexus_billing eco_usage_records: select insert update
 nexus_billing eco_usage_retention: select
 nexus_billing eco_usage_segments: select insert
+nexus_billing eco_usage_thresholds: select insert update
+nexus_billing eco_webhook_attempts: select insert update delete
+nexus_billing eco_webhook_deliveries: select insert update delete
+nexus_billing eco_webhook_endpoints: select insert update delete
+nexus_billing eco_webhook_messages: select insert update delete
+nexus_billing eco_webhook_secrets: select insert update delete
 nexus_usage _sqlx_migrations: select
 nexus_usage eco_api_key_rotations: select insert update
 nexus_usage eco_api_keys: select insert update

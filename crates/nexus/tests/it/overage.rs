@@ -56,6 +56,7 @@ impl Billing {
             overage_concurrency: 1,
             stripe_events_concurrency: 4,
             dashboard_url: "http://localhost:8080/dashboard/billing".to_owned(),
+            notify: nexus_billing::config::NotifyArgs::default(),
         };
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
         let proxy = Proxy::before_tcp(listeners.main_addr()?).await?;
