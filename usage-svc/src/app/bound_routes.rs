@@ -58,8 +58,8 @@ fn hash(account: &str, route: &str) -> u64 {
     hasher.finish()
 }
 
-/// Sends rows of routes that have no place in their account's rollups to `{other}`; gives routes a place while
-/// there is one.
+/// Sends rows of routes that have no place in their account's rollups to the template of their siblings, or to
+/// `{other}`; gives routes a place while there is one.
 pub(super) async fn run(
     connection: &mut PgConnection,
     known: &mut KnownRoutes,
