@@ -1,6 +1,6 @@
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use nexus_kit::config::{AuthArgs, DbArgs, ServeArgs, parse_timeout};
 use secrecy::SecretString;
 
@@ -35,12 +35,55 @@ pub struct Config {
     /// are refused
     #[arg(long, env = "STRIPE_WEBHOOK_SECRET", hide_env_values = true, value_name = "SECRETS")]
     pub stripe_webhook_secret: Option<SecretString>,
+    /// Page of the product where customers come back to from a checkout
+    #[arg(
+        long,
+        env = "DASHBOARD_URL",
+        default_value = "http://localhost:8080/dashboard/billing",
+        value_name = "URL"
+    )]
+    pub dashboard_url: String,
+    #[command(flatten)]
+    pub notify: NotifyArgs,
     /// Accounts a run of ProcessOverage works on at once; at least the rate, times the seconds that Stripe takes
     #[arg(long, env = "OVERAGE_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "N")]
     pub overage_concurrency: u32,
     /// Events of Stripe's that are applied at once; each has a connection for as long as Stripe takes to answer
     #[arg(long, env = "STRIPE_EVENTS_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64), value_name = "N")]
     pub stripe_events_concurrency: u32,
+}
+
+/// Who is notified, and how.
+#[derive(Args, Debug, Clone)]
+pub struct NotifyArgs {
+    /// Slack-compatible webhook that operators hear of failed and overdue runs and of drift by; unset: they are not told
+    #[arg(long, env = "SLACK_WEBHOOK_URL", hide_env_values = true, value_name = "URL")]
+    pub slack_webhook_url: Option<SecretString>,
+    /// How long there may be no finished run of ProcessOverage over all accounts before operators are told
+    #[arg(long, env = "OVERAGE_OVERDUE_AFTER", default_value = "26h", value_parser = parse_timeout, value_name = "DURATION")]
+    pub overage_overdue_after: Duration,
+    /// Longest time one request to a webhook may take
+    #[arg(long, env = "WEBHOOK_TIMEOUT", default_value = "15s", value_parser = parse_timeout, value_name = "DURATION")]
+    pub webhook_timeout: Duration,
+    /// Whether customers' webhooks may be at http:// URLs
+    #[arg(long, env = "WEBHOOK_ALLOW_HTTP", default_value_t = false, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub webhook_allow_http: bool,
+    /// Networks that customers' webhooks may be in although they are not public, comma separated, e.g. 10.1.0.0/16
+    #[arg(long, env = "WEBHOOK_ALLOWED_NETWORKS", default_value = "", value_name = "CIDRS")]
+    pub webhook_allowed_networks: String,
+}
+
+impl Default for NotifyArgs {
+    /// As without any setting.
+    fn default() -> Self {
+        Self {
+            slack_webhook_url: None,
+            overage_overdue_after: Duration::from_secs(26 * 3600),
+            webhook_timeout: Duration::from_secs(15),
+            webhook_allow_http: false,
+            webhook_allowed_networks: String::new(),
+        }
+    }
 }
 
 /// How Stripe is reached.
@@ -58,4 +101,40 @@ pub struct StripeArgs {
     /// Longest time one request may take; what became of it is then in doubt
     #[arg(long, env = "STRIPE_TIMEOUT", default_value = "30s", value_parser = parse_timeout, value_name = "DURATION")]
     pub stripe_timeout: Duration,
+    /// How what is left of a billing period is charged when a plan changes within it
+    #[arg(
+        long,
+        env = "STRIPE_PRORATION",
+        value_enum,
+        default_value = "create_prorations",
+        value_name = "HOW"
+    )]
+    pub stripe_proration: Proration,
+}
+
+/// How a change of plan within a billing period is charged.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+pub enum Proration {
+    /// On the next invoice.
+    CreateProrations,
+    /// On an invoice made at once.
+    AlwaysInvoice,
+    /// Not at all: the new price begins with the next period.
+    None,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, FromArgMatches};
+
+    use super::*;
+
+    #[test]
+    fn the_default_of_notifications_is_what_no_flag_gives() -> Result<(), clap::Error> {
+        let command = NotifyArgs::augment_args(Command::new("notify"));
+        let parsed = NotifyArgs::from_arg_matches(&command.try_get_matches_from(["notify"])?)?;
+        assert_eq!(format!("{parsed:?}"), format!("{:?}", NotifyArgs::default()));
+        Ok(())
+    }
 }

@@ -1,11 +1,17 @@
 //! What can go wrong, by meaning, and the status each is.
 
-use nexus_core::{id::EcoId, money::OutOfRange};
+use nexus_core::{
+    id::EcoId,
+    money::{Currency, OutOfRange},
+    plan::Plan,
+};
 use nexus_kit::{auth::AuthConfigError, db, serve::ServeError, status, validate::Violations};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::{domain::stripe_signature::SignatureError, payments::stripe::StripeConfigError};
+use crate::{
+    domain::stripe_signature::SignatureError, notify::NotifyConfigError, payments::stripe::StripeConfigError,
+};
 
 /// Why the service could not start or serve.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +24,8 @@ pub enum StartError {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Stripe(#[from] StripeConfigError),
+    #[error(transparent)]
+    Notify(#[from] NotifyConfigError),
 }
 
 /// Why a use case could not be done.
@@ -29,10 +37,21 @@ pub enum Error {
     AccountNotFound(EcoId),
     #[error("account {0} is closed")]
     AccountClosed(EcoId),
-    #[error(
-        "the subscription of {0} is kept at Stripe, and its plan cannot be changed here yet: change it at Stripe"
-    )]
+    #[error("the subscription of {0} is kept at Stripe")]
     SubscriptionAtStripe(EcoId),
+    #[error("account {0} has no subscription at Stripe")]
+    NoSubscription(EcoId),
+    #[error("account {0} has a subscription at Stripe already")]
+    AlreadySubscribed(EcoId),
+    #[error("the plan {0} is paid for by a subscription: it begins with a checkout (CreateCheckoutSession)")]
+    CheckoutRequired(Plan),
+    /// In a sentence.
+    #[error("{0}")]
+    StripeRefused(String),
+    #[error("Stripe could not be asked, or its answer is not known: {0}")]
+    StripeUnavailable(String),
+    #[error("no price at Stripe is known of the plan {plan} in {currency}: see eco_stripe_prices")]
+    NoPriceAtStripe { plan: Plan, currency: Currency },
     #[error("an account with this eco_id exists")]
     AccountExists,
     #[error("stripe_customer_id belongs to another account")]
@@ -41,6 +60,20 @@ pub enum Error {
     StripeSubscriptionTaken,
     #[error("run {0} was cut short; what it charged stays charged, and a repeat goes on with the rest")]
     RunFailed(Uuid),
+    #[error("webhook endpoint {0} does not exist")]
+    EndpointNotFound(Uuid),
+    #[error("webhook endpoint {0} is disabled: enable it first")]
+    EndpointDisabled(Uuid),
+    #[error("account {0} has as many webhook endpoints as an account may have")]
+    TooManyEndpoints(EcoId),
+    #[error(
+        "webhook endpoint {0} has as many secrets in grace as one may have: rotate with a grace period of 0"
+    )]
+    TooManySecrets(Uuid),
+    #[error("account {0} has sent as many tests as an account may send in a day")]
+    TooManyTests(EcoId),
+    #[error("there is no such delivery")]
+    DeliveryNotFound,
     #[error(
         "the database was restored or failed over since the ledger was last known to be whole; nothing is charged until a reconciliation of all accounts has found that it agrees with Stripe"
     )]
@@ -88,6 +121,20 @@ impl From<Error> for Status {
             Error::StripeCustomerTaken | Error::StripeSubscriptionTaken => {
                 status::with_reason(Code::AlreadyExists, "STRIPE_ID_TAKEN", error.to_string())
             }
+            Error::EndpointNotFound(_) => status::not_found("ENDPOINT_NOT_FOUND", error.to_string()),
+            Error::DeliveryNotFound => status::not_found("DELIVERY_NOT_FOUND", error.to_string()),
+            Error::EndpointDisabled(_) => {
+                status::with_reason(Code::FailedPrecondition, "ENDPOINT_DISABLED", error.to_string())
+            }
+            Error::TooManyEndpoints(_) => {
+                status::with_reason(Code::FailedPrecondition, "TOO_MANY_ENDPOINTS", error.to_string())
+            }
+            Error::TooManyTests(_) => {
+                status::with_reason(Code::FailedPrecondition, "TOO_MANY_TESTS", error.to_string())
+            }
+            Error::TooManySecrets(_) => {
+                status::with_reason(Code::FailedPrecondition, "TOO_MANY_SECRETS", error.to_string())
+            }
             Error::RunFailed(_) => status::unavailable("RUN_FAILED", error.to_string(), status::RETRY_SOON),
             Error::ReconcileRequired => {
                 status::with_reason(Code::FailedPrecondition, "RECONCILE_REQUIRED", error.to_string())
@@ -95,7 +142,23 @@ impl From<Error> for Status {
             Error::ReconciliationFailed(_) => {
                 status::unavailable("RECONCILIATION_FAILED", error.to_string(), status::RETRY_SOON)
             }
-            Error::BooksUnread(_) => {
+            Error::NoSubscription(_) => {
+                status::with_reason(Code::FailedPrecondition, "NO_SUBSCRIPTION", error.to_string())
+            }
+            Error::AlreadySubscribed(_) => {
+                status::with_reason(Code::FailedPrecondition, "ALREADY_SUBSCRIBED", error.to_string())
+            }
+            Error::CheckoutRequired(_) => {
+                status::with_reason(Code::FailedPrecondition, "CHECKOUT_REQUIRED", error.to_string())
+            }
+            Error::StripeRefused(_) => {
+                status::with_reason(Code::FailedPrecondition, "STRIPE_REFUSED", error.to_string())
+            }
+            Error::NoPriceAtStripe { .. } => {
+                tracing::error!(%error, "a plan cannot be sold");
+                status::with_reason(Code::FailedPrecondition, "NO_PRICE_AT_STRIPE", error.to_string())
+            }
+            Error::StripeUnavailable(_) | Error::BooksUnread(_) => {
                 status::unavailable("STRIPE_UNAVAILABLE", error.to_string(), status::RETRY_SOON)
             }
             Error::ChargeNotFound(_) => status::not_found("CHARGE_NOT_FOUND", error.to_string()),

@@ -20,6 +20,7 @@
 //! | [`app`] | one use case a file; owns the transaction |
 //! | [`domain`] | types and rules; pure |
 //! | [`payments`] | the ports to Stripe, and Stripe over HTTP |
+//! | [`notify`], [`outgoing`] | the workers that notify customers and operators; requests to URLs of others |
 //! | [`store`] | the only SQL; one file a table; every function takes a connection |
 //! | [`error`] | what can go wrong, and the status each is |
 //! | [`metrics`] | metrics of its own |
@@ -31,6 +32,8 @@ pub mod domain;
 pub mod error;
 pub mod grpc;
 pub mod metrics;
+pub mod notify;
+pub mod outgoing;
 pub mod payments;
 pub mod store;
 
@@ -51,6 +54,7 @@ use tonic::service::Routes;
 use app::{
     process_overage::Engine,
     reconcile::{Drift, Reconciler},
+    sales::{Pages, Sales},
     stripe_events::{self, worker::Worker},
 };
 use domain::stripe_signature::Secrets;
@@ -90,13 +94,18 @@ pub async fn serve(
     ));
     let _end_with_us = engine.kill_guard();
     let event_stored = Arc::new(Notify::new());
+    let events_context = stripe_events::Context {
+        subscriptions: stripe.clone(),
+        // Stripe's limit is one per endpoint.
+        pace: Arc::new(Pace::new(config.stripe.stripe_rate_per_second)),
+    };
+    let pages = Pages::of(&config.dashboard_url);
+    let sales = Sales::new(pool.clone(), stripe.clone(), events_context.clone(), pages);
+    let selling = tokio::spawn(app::sales::worker::run(sales.clone(), shutdown.clone()));
+    let _sell_with_us = AbortOnDrop(selling);
     let worker = Worker::new(
         pool.clone(),
-        stripe_events::Context {
-            subscriptions: stripe.clone(),
-            // Stripe's limit is one per endpoint.
-            pace: Arc::new(Pace::new(config.stripe.stripe_rate_per_second)),
-        },
+        events_context,
         engine.outside_runs(),
         config.stripe_events_concurrency as usize,
         event_stored.clone(),
@@ -104,6 +113,10 @@ pub async fn serve(
         shutdown.clone(),
     );
     let mut events = AbortOnDrop(tokio::spawn(worker.run()));
+    let notifier = notify::Notifier::new(&config.notify, pool.clone())?;
+    let webhook_policy = notifier.policy.clone();
+    let notifications = tokio::spawn(notifier.work(shutdown.clone()));
+    let mut notifications = AbortOnDrop(notifications);
     let drift = metrics.register(Drift::register);
     let _drift_with_us = AbortOnDrop(tokio::spawn(drift.clone().follow(pool.clone(), shutdown.clone())));
     let reconciler =
@@ -111,11 +124,13 @@ pub async fn serve(
     let _reconciler_with_us = reconciler.kill_guard();
     let service = grpc::Service {
         pool: pool.clone(),
+        sales,
         engine: engine.clone(),
         reconciler: reconciler.clone(),
         webhook_secrets: config.stripe_webhook_secret.as_ref().map(Secrets::parse).unwrap_or_default(),
         event_stored,
         request_timeout: config.serve.request_timeout,
+        webhook_policy,
     };
     let grace = config.serve.shutdown_grace;
     let server = GrpcServer {
@@ -147,8 +162,17 @@ pub async fn serve(
                 tracing::error!(%error, "whoever applies events failed");
             }
         };
-        drained(async { tokio::join!(engine.finished(), reconciler.finished(), events) }, &shutdown, grace)
-            .await
+        let notifications = async {
+            if let Err(error) = (&mut notifications.0).await {
+                tracing::error!(%error, "whoever notifies failed");
+            }
+        };
+        drained(
+            async { tokio::join!(engine.finished(), reconciler.finished(), events, notifications) },
+            &shutdown,
+            grace,
+        )
+        .await
     };
     Ok(tokio::join!(serving, runs).0?)
 }

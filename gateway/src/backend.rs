@@ -27,6 +27,9 @@ use crate::{
 /// The scheduler's answer comes within 55 s, so the run's answer is wanted before.
 const OVERAGE_TIMEOUT: Duration = Duration::from_secs(54);
 
+/// A call that makes some requests at Stripe.
+const STRIPE_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Clients of the three services, over connections of their own.
 struct Clients {
     usage: UsageServiceClient<Channel>,
@@ -97,7 +100,11 @@ impl Backend {
 
     /// What a call in a user's name carries: the header the user sent.
     fn user(&self, user: &User) -> Result<CallOptions, Error> {
-        CallOptions::new(user.authorization(), self.timeout).map_err(|_| Error::Unauthorized)
+        self.user_within(user, self.timeout)
+    }
+
+    fn user_within(&self, user: &User, timeout: Duration) -> Result<CallOptions, Error> {
+        CallOptions::new(user.authorization(), timeout).map_err(|_| Error::Unauthorized)
     }
 
     /// A user's usage of the current period.
@@ -158,6 +165,58 @@ impl Backend {
         let send = |r| async move { client.set_spend_cap(r).await };
         call("BillingService.SetSpendCap", self.user(user)?, self.timeout, request, send)
             .await
+            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+    }
+
+    /// A user's subscription.
+    pub async fn subscription(&self, user: &User) -> Result<Option<billing::Subscription>, Error> {
+        let mut client = self.users.billing.clone();
+        let request = billing::GetSubscriptionRequest { eco_id: String::new() };
+        let send = |r| async move { client.get_subscription(r).await };
+        call("BillingService.GetSubscription", self.user(user)?, self.timeout, request, send)
+            .await
+            .map(|answer| answer.subscription)
+            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+    }
+
+    /// Opens a checkout for a user.
+    pub async fn create_checkout_session(
+        &self,
+        user: &User,
+        request: billing::CreateCheckoutSessionRequest,
+    ) -> Result<billing::CreateCheckoutSessionResponse, Error> {
+        let mut client = self.users.billing.clone();
+        let send = |r| async move { client.create_checkout_session(r).await };
+        let options = self.user_within(user, STRIPE_TIMEOUT)?;
+        call("BillingService.CreateCheckoutSession", options, STRIPE_TIMEOUT, request, send)
+            .await
+            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+    }
+
+    /// Has a user's subscription end.
+    pub async fn cancel_subscription(
+        &self,
+        user: &User,
+        request: billing::CancelSubscriptionRequest,
+    ) -> Result<Option<billing::Subscription>, Error> {
+        let mut client = self.users.billing.clone();
+        let send = |r| async move { client.cancel_subscription(r).await };
+        let options = self.user_within(user, STRIPE_TIMEOUT)?;
+        call("BillingService.CancelSubscription", options, STRIPE_TIMEOUT, request, send)
+            .await
+            .map(|answer| answer.subscription)
+            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+    }
+
+    /// Has a user's subscription go on that was to end.
+    pub async fn reactivate_subscription(&self, user: &User) -> Result<Option<billing::Subscription>, Error> {
+        let mut client = self.users.billing.clone();
+        let request = billing::ReactivateSubscriptionRequest { eco_id: String::new() };
+        let send = |r| async move { client.reactivate_subscription(r).await };
+        let options = self.user_within(user, STRIPE_TIMEOUT)?;
+        call("BillingService.ReactivateSubscription", options, STRIPE_TIMEOUT, request, send)
+            .await
+            .map(|answer| answer.subscription)
             .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use axum::{
     body::Bytes,
-    extract::{FromRequest, Request, rejection::BytesRejection},
+    extract::{FromRequest, OptionalFromRequest, Request, rejection::BytesRejection},
 };
 use http::StatusCode;
 use nexus_core::money::Micros;
@@ -26,9 +26,23 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let bytes = Bytes::from_request(request, state).await.map_err(unread)?;
+        let bytes = read(request, state).await?;
         Ok(Self::of(bytes)?)
     }
+}
+
+/// A body that may be left out.
+impl<S: Send + Sync> OptionalFromRequest<S> for Body {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Option<Self>, Error> {
+        let bytes = read(request, state).await?;
+        if bytes.is_empty() { Ok(None) } else { Ok(Some(Self::of(bytes)?)) }
+    }
+}
+
+async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
+    <Bytes as FromRequest<S>>::from_request(request, state).await.map_err(unread)
 }
 
 /// Why a body was not read: it is too long, or broke off.

@@ -89,6 +89,13 @@ pub enum Error {
     ApiKeyRevoked,
     #[error("too many old secrets of the API key are valid")]
     TooManySecrets,
+    #[error("the account has no subscription at Stripe")]
+    NoSubscription,
+    #[error("the account has a subscription at Stripe already")]
+    AlreadySubscribed,
+    /// Why is for the log.
+    #[error("{0}")]
+    PaymentRefused(String),
     #[error("the database was restored or failed over, and must be reconciled with Stripe")]
     ReconcileRequired,
     #[error("{0}")]
@@ -128,6 +135,9 @@ impl Error {
             Error::AccountClosed => (StatusCode::FORBIDDEN, "Account closed"),
             Error::ApiKeyRevoked => (StatusCode::CONFLICT, "API key revoked"),
             Error::TooManySecrets => (StatusCode::CONFLICT, "Too many secrets in grace"),
+            Error::NoSubscription => (StatusCode::CONFLICT, "No subscription"),
+            Error::AlreadySubscribed => (StatusCode::CONFLICT, "Already subscribed"),
+            Error::PaymentRefused(_) => (StatusCode::PAYMENT_REQUIRED, "Payment refused"),
             Error::ReconcileRequired => (StatusCode::CONFLICT, "Reconciliation required"),
             Error::NotFound(what) => (StatusCode::NOT_FOUND, what),
             Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"),
@@ -152,6 +162,12 @@ impl Error {
             ],
             Error::TooManySecrets => {
                 vec![("message", "Wait until one has ended, or rotate with \"grace_period_ms\": 0.".into())]
+            }
+            Error::NoSubscription => {
+                vec![("message", "There is no subscription that could be changed. It begins with a checkout.".into())]
+            }
+            Error::AlreadySubscribed => {
+                vec![("message", "There is a subscription already: change its plan.".into())]
             }
             Error::ReconcileRequired => vec![(
                 "message",

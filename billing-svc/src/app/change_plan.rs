@@ -1,11 +1,13 @@
 //! Moves an account to another plan. What was counted before keeps the old plan's price: the open segment of the
 //! current period is added up and closed, in one transaction with the change, while nobody counts calls of the
-//! account. Usage-svc hears of the change by the trigger on the subscription.
+//! account. Usage-svc hears of the change by the trigger on the subscription. A subscription at Stripe is changed there
+//! (see [`super::sales`]).
 
 use nexus_core::{id::EcoId, plan::Plan};
 use nexus_kit::{db, validate::Violations};
 use sqlx::{PgConnection, PgPool};
 
+use super::sales::{self, Sales};
 use crate::{
     domain::{
         account::Account,
@@ -17,7 +19,15 @@ use crate::{
 };
 
 /// A repeat of a request returns the first answer.
-pub async fn run(pool: &PgPool, change: &PlanChange, actor: &str) -> Result<PlanChanged, Error> {
+pub async fn run(sales: &Sales, change: &PlanChange, actor: &str) -> Result<PlanChanged, Error> {
+    match here(&sales.pool, change, actor).await {
+        Err(Error::SubscriptionAtStripe(_)) => sales::change::change_plan(sales, change, actor).await,
+        changed => changed,
+    }
+}
+
+/// Of an account without a subscription at Stripe.
+async fn here(pool: &PgPool, change: &PlanChange, actor: &str) -> Result<PlanChanged, Error> {
     if let Some(answer) = unlocked(pool, change).await? {
         return Ok(answer);
     }
@@ -36,12 +46,13 @@ async fn unlocked(pool: &PgPool, change: &PlanChange) -> Result<Option<PlanChang
     }
     let subscription = changeable(&mut transaction, change).await?;
     let step = subscription.step(change.plan, change.apply_now);
+    check_payer(change, step)?;
     if subscription.due().is_some() || step != Step::Nothing {
         return Ok(None);
     }
     let apply_time = subscription.apply_time(step);
     // Its plan as it was decided by.
-    let account = Account { plan: subscription.plan, ..account(&mut transaction, change).await? };
+    let account = Account { plan: subscription.plan, ..account(&mut transaction, &change.eco_id).await? };
     if !plan_requests::insert(&mut transaction, change, account.plan, apply_time).await? {
         return Ok(None);
     }
@@ -61,9 +72,10 @@ async fn locked(pool: &PgPool, change: &PlanChange, actor: &str) -> Result<Optio
     let subscription = changeable(&mut transaction, change).await?;
     let subscription = without_due(&mut transaction, subscription).await?;
     let step = subscription.step(change.plan, change.apply_now);
+    check_payer(change, step)?;
     take(&mut transaction, &subscription, step, change).await?;
     let apply_time = subscription.apply_time(step);
-    let account = account(&mut transaction, change).await?;
+    let account = account(&mut transaction, &change.eco_id).await?;
     if !plan_requests::insert(&mut transaction, change, account.plan, apply_time).await? {
         return Ok(None);
     }
@@ -71,19 +83,29 @@ async fn locked(pool: &PgPool, change: &PlanChange, actor: &str) -> Result<Optio
     Ok(Some(PlanChanged { account, apply_time }))
 }
 
-async fn account(db: &mut PgConnection, change: &PlanChange) -> Result<Account, Error> {
-    let account = accounts::get(db, change.eco_id.as_str()).await?;
-    account.ok_or_else(|| Error::AccountNotFound(change.eco_id.clone()))
+/// A user pays for a plan at Stripe: it begins with a checkout.
+fn check_payer(change: &PlanChange, step: Step) -> Result<(), Error> {
+    let gets = matches!(step, Step::Now | Step::AtPeriodEnd) && change.plan != Plan::Free;
+    if change.by_user && gets { Err(Error::CheckoutRequired(change.plan)) } else { Ok(()) }
 }
 
-async fn answered_before(db: &mut PgConnection, change: &PlanChange) -> Result<Option<PlanChanged>, Error> {
+pub(super) async fn account(db: &mut PgConnection, eco_id: &EcoId) -> Result<Account, Error> {
+    let account = accounts::get(db, eco_id.as_str()).await?;
+    account.ok_or_else(|| Error::AccountNotFound(eco_id.clone()))
+}
+
+/// The answer that a repeat of a request gets.
+pub(super) async fn answered_before(
+    db: &mut PgConnection,
+    change: &PlanChange,
+) -> Result<Option<PlanChanged>, Error> {
     let Some(request_id) = change.request_id else { return Ok(None) };
     let Some(answered) = plan_requests::get(db, &change.eco_id, request_id).await? else { return Ok(None) };
     if (answered.plan, answered.apply_now) != (change.plan, change.apply_now) {
         return Err(Violations::one("request_id", "was used for another change of the plan").into());
     }
     // The plan may have changed again.
-    let account = Account { plan: answered.account_plan, ..account(db, change).await? };
+    let account = Account { plan: answered.account_plan, ..account(db, &change.eco_id).await? };
     Ok(Some(PlanChanged { account, apply_time: answered.apply_time }))
 }
 
@@ -126,24 +148,25 @@ async fn take(
             plans::hand_out(db, None, Some(id)).await?;
         }
         Step::AtPeriodEnd => {
-            let version = newest_version(db, subscription, change).await?;
+            let version = newest_version(db, subscription, change.plan).await?;
             let waiting = (change.plan, version, subscription.period.end);
             subscriptions::set_waiting(db, id, Some(waiting)).await?;
         }
         Step::Now => {
-            let version = newest_version(db, subscription, change).await?;
+            let version = newest_version(db, subscription, change.plan).await?;
             move_to(db, &change.eco_id, subscription, change.plan, version).await?;
         }
     }
     Ok(())
 }
 
-async fn newest_version(
+/// The newest version of a plan, if it has a price in the account's currency.
+pub(super) async fn newest_version(
     db: &mut PgConnection,
     subscription: &Subscription,
-    change: &PlanChange,
+    plan: Plan,
 ) -> Result<i32, Error> {
-    let newest = plans::newest(db, change.plan, subscription.currency).await?;
+    let newest = plans::newest(db, plan, subscription.currency).await?;
     if !newest.has_currency {
         let message = format!("must be a plan that has a price in {}", subscription.currency);
         return Err(Violations::one("plan", message).into());

@@ -1,20 +1,75 @@
-//! Creates an account with a subscription to the newest version of its plan.
+//! Creates an account with a subscription to the newest version of its plan. A subscription at Stripe that it is to have is
+//! read there: plan, customer, state and periods are those.
 
+use chrono::{DateTime, Utc};
 use nexus_kit::{db, validate::Violations};
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection};
 
+use super::sales::Sales;
 use crate::{
-    domain::account::{Account, NewAccount},
+    domain::{
+        account::{Account, NewAccount},
+        stripe_objects::Subscription,
+        stripe_subscription::{anchor_by, is_over},
+    },
     error::Error,
-    store::{accounts, plans},
+    store::{accounts, plans, stripe_events, stripe_prices},
 };
 
 /// A repeat of a request returns the account it created.
-pub async fn run(pool: &PgPool, new: &NewAccount, actor: &str) -> Result<Account, Error> {
-    let mut connection = db::acquire(pool).await?;
-    if let Some(account) = created_before(&mut connection, new).await? {
-        return Ok(account);
+pub async fn run(sales: &Sales, new: &NewAccount, actor: &str) -> Result<Account, Error> {
+    {
+        let mut connection = db::acquire(&sales.pool).await?;
+        if let Some(account) = created_before(&mut connection, new).await? {
+            return Ok(account);
+        }
     }
+    let anchor_time = check_at_stripe(sales, new).await?.or(new.anchor_time);
+    let account = create_or_find(sales, &NewAccount { anchor_time, ..new.clone() }, actor).await?;
+    if let Some(id) = &new.stripe_subscription_id {
+        // The rest of it: state, periods, when it ends. Where this is cut off, its next event does it.
+        if let Err(error) = sales.bring_up(id, None).await {
+            tracing::warn!(%error, eco_id = %new.eco_id, "a new account is brought up by its subscription's next event");
+        }
+        let mut connection = db::acquire(&sales.pool).await?;
+        return Ok(accounts::get(&mut connection, new.eco_id.as_str()).await?.unwrap_or(account));
+    }
+    Ok(account)
+}
+
+/// What is named at Stripe is there, and is what is asked for; its periods are the account's, by the anchor that is
+/// returned.
+async fn check_at_stripe(sales: &Sales, new: &NewAccount) -> Result<Option<DateTime<Utc>>, Error> {
+    let Some(id) = &new.stripe_subscription_id else { return Ok(None) };
+    sales.events.pace.wait().await;
+    let (mut violations, mut anchor) = (Violations::new(), None);
+    let found: Option<Subscription> = sales.events.subscriptions.subscription(id).await?;
+    match found.filter(|found| !is_over(found)) {
+        None => {
+            violations.add("stripe_subscription_id", "must be a subscription at Stripe that has not ended")
+        }
+        Some(found) => {
+            violations.require(
+                new.stripe_customer_id.as_ref() == Some(&found.customer),
+                "stripe_customer_id",
+                "must be the customer of the subscription at Stripe",
+            );
+            let mut connection = db::acquire(&sales.pool).await?;
+            let priced = stripe_prices::find(&mut connection, &found.prices).await?;
+            anchor = Some(anchor_by(found.anchor, stripe_events::now(&mut connection).await?));
+            violations.require(
+                priced.is_some_and(|priced| priced.plan == new.plan),
+                "plan",
+                "must be that of the subscription's price at Stripe",
+            );
+        }
+    }
+    violations.finish()?;
+    Ok(anchor)
+}
+
+async fn create_or_find(sales: &Sales, new: &NewAccount, actor: &str) -> Result<Account, Error> {
+    let mut connection = db::acquire(&sales.pool).await?;
     match create(&mut connection, new, actor).await {
         // The same request at the same moment was quicker.
         Err(Error::Database(e)) if db::violates(&e, "eco_identities_create_request_id_key") => {

@@ -5,6 +5,7 @@
 //! | [`create_account`], [`get_account`], [`list_accounts`] | accounts |
 //! | [`list_plans`] | plans |
 //! | [`change_plan`] | moves an account to another plan, now or at its period's end |
+//! | [`get_subscription`], [`sales`] | an account's subscription; at Stripe: a checkout that leads to one, changes, its end |
 //! | [`set_spend_cap`] | says what an account's overage may cost |
 //! | [`close_account`] | ends an account |
 //! | [`upsert_plan`] | makes a version of a plan, which accounts get with their next period |
@@ -18,6 +19,9 @@
 //! | [`settle_draft`] | charges on a draft of a billing cycle what its period owes |
 //! | [`settle_ended`], [`take_back`] | charges what is owed after a subscription's end, off drafts that nobody finalises, too |
 //! | [`collect`] | makes an invoice for charges that no other takes |
+//! | [`tell_thresholds`], [`usage_thresholds`] | what accounts are told of their usage |
+//! | [`webhooks`] | customers' webhooks: their endpoints, and the delivery of messages to them |
+//! | [`notify_operators`] | tells operators of runs that failed or are overdue, and of drift |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
 //! | [`list_runs`] | the runs there were, and whom they could not charge |
 
@@ -29,19 +33,25 @@ pub mod create_account;
 pub mod explain_charge;
 pub mod get_account;
 pub mod get_overage;
+pub mod get_subscription;
 pub mod handle_stripe_event;
 pub mod list_accounts;
 pub mod list_audit_log;
 pub mod list_charges;
 pub mod list_plans;
 pub mod list_runs;
+pub mod notify_operators;
 pub mod process_overage;
 pub mod reconcile;
 pub mod refresh;
 pub mod retry_charge;
+pub mod sales;
 pub mod set_spend_cap;
 pub mod settle_draft;
 pub mod settle_ended;
 pub mod stripe_events;
 pub mod take_back;
+pub mod tell_thresholds;
 pub mod upsert_plan;
+pub mod usage_thresholds;
+pub mod webhooks;

@@ -11,6 +11,7 @@ use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    app::tell_thresholds,
     domain::period::PeriodKey,
     error::Error,
     store::{changes, facts, lease, records},
@@ -81,11 +82,12 @@ async fn refresh_batch(db: &mut PgConnection, batch: i64) -> Result<bool, Error>
     Ok(taken as i64 == batch)
 }
 
-/// Computes the summary of these periods anew.
+/// Computes the summary of these periods anew, and tells accounts which thresholds they have reached.
 pub async fn refresh(db: &mut PgConnection, periods: &[PeriodKey]) -> Result<(), Error> {
     if periods.is_empty() {
         return Ok(());
     }
     let facts = facts::read(db, periods).await?;
-    Ok(records::upsert(db, &facts).await?)
+    records::upsert(db, &facts).await?;
+    tell_thresholds::run(db, &facts).await
 }

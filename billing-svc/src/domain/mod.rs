@@ -17,7 +17,11 @@
 //! | [`invoice`] | an invoice made for charges |
 //! | [`run`] | the figures of a run over many accounts |
 //! | [`stripe_signature`], [`stripe_event`] | whether a webhook is Stripe's; what is kept of it, and when it is tried again |
+//! | [`stripe_change`] | what is asked of Stripe about a subscription or a checkout |
 //! | [`stripe_objects`], [`stripe_subscription`] | what is read at Stripe; what a subscription there means for ours |
+//! | [`threshold`] | which percentages of its limit an account's usage has reached |
+//! | [`webhook`] | customers' webhooks: what is sent, where to, when, and how it is signed |
+//! | [`notice`] | what operators are told |
 
 pub mod account;
 pub mod adjustment;
@@ -25,6 +29,7 @@ pub mod basis;
 pub mod books;
 pub mod charge;
 pub mod invoice;
+pub mod notice;
 pub mod overage;
 pub mod period;
 pub mod plan;
@@ -33,7 +38,10 @@ pub mod reconciliation;
 pub mod run;
 pub mod settlement;
 pub mod spend_cap;
+pub mod stripe_change;
 pub mod stripe_event;
 pub mod stripe_objects;
 pub mod stripe_signature;
 pub mod stripe_subscription;
+pub mod threshold;
+pub mod webhook;

@@ -17,6 +17,8 @@ pub struct PlanChange {
     pub apply_now: bool,
     /// Makes a repeat return the first answer.
     pub request_id: Option<Uuid>,
+    /// Whether the account's own user asks, who pays for a plan at Stripe.
+    pub by_user: bool,
 }
 
 /// What became of it.
@@ -48,6 +50,8 @@ pub struct Subscription {
     pub waiting: Option<WaitingPlan>,
     /// Subscription at Stripe.
     pub stripe_subscription_id: Option<String>,
+    /// When that will end by itself, if it will.
+    pub cancel_time: Option<DateTime<Utc>>,
     /// Currency of the account.
     pub currency: Currency,
     /// When the account was closed.
@@ -122,6 +126,7 @@ mod tests {
             plan: Pro,
             waiting: None,
             stripe_subscription_id: None,
+            cancel_time: None,
             currency: Currency::USD,
             closed_time: None,
             period,

@@ -23,17 +23,21 @@ pub struct Subscription {
     pub created: DateTime<Utc>,
     /// When it ended, if it has.
     pub ended: Option<DateTime<Utc>>,
+    /// When it will end by itself, if it will.
+    pub cancel_at: Option<DateTime<Utc>>,
     /// Account that its metadata names.
     pub eco_id: Option<String>,
 }
 
-/// A price, by the two names it has.
+/// The price of an item, by the two names it has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Price {
     /// Its id.
     pub id: String,
     /// Its lookup key, if it has one.
     pub lookup_key: Option<String>,
+    /// The item of the subscription that has it.
+    pub item_id: String,
 }
 
 /// A checkout as it stands.
@@ -43,8 +47,21 @@ pub struct CheckoutSession {
     pub eco_id: Option<String>,
     /// The subscription it led to.
     pub subscription: Option<String>,
-    /// Whether the customer has been through it.
-    pub is_complete: bool,
+    /// How far it is.
+    pub state: CheckoutState,
+    /// Where the customer goes through it; none: it is over.
+    pub url: Option<String>,
+}
+
+/// How far a checkout is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckoutState {
+    /// The customer can go through it.
+    Open,
+    /// The customer has been through it.
+    Complete,
+    /// Its time is over.
+    Expired,
 }
 
 /// An invoice as it stands.

@@ -143,6 +143,7 @@ mod tests {
             anchor: at(created),
             created: at(created),
             ended: (status == SubscriptionStatus::Canceled).then(|| at("2025-12-01T00:00:00Z")),
+            cancel_at: None,
             eco_id: None,
         }
     }

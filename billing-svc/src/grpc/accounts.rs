@@ -135,7 +135,8 @@ pub(super) fn plan_change(caller: &Caller, request: &pb::ChangePlanRequest) -> R
     let request_id = v.optional_uuid("request_id", &request.request_id);
     let (Some(eco_id), Some(plan)) = (eco_id, plan) else { return Err(status::invalid(&v)) };
     v.finish().map_err(|v| status::invalid(&v))?;
-    Ok(PlanChange { eco_id, plan, apply_now: request.apply_now, request_id })
+    let by_user = matches!(caller, Caller::User { .. }) && !caller.is_admin();
+    Ok(PlanChange { eco_id, plan, apply_now: request.apply_now, request_id, by_user })
 }
 
 /// The answer to it.

@@ -6,6 +6,8 @@ mod ledger;
 mod overage;
 mod reconcile;
 mod runs;
+mod subscriptions;
+mod webhooks;
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,8 +27,8 @@ use tonic::{Request, Response, Status, codec::CompressionEncoding};
 use uuid::Uuid;
 
 use crate::{
-    app::{self, process_overage::Engine, reconcile::Reconciler},
-    domain::stripe_signature::Secrets,
+    app::{self, process_overage::Engine, reconcile::Reconciler, sales::Sales},
+    domain::{stripe_signature::Secrets, webhook::url::Policy},
     error::Error,
 };
 
@@ -34,6 +36,8 @@ use crate::{
 pub struct Service {
     /// Connections that act as the service's role.
     pub pool: PgPool,
+    /// Sells subscriptions.
+    pub sales: Sales,
     /// Runs ProcessOverage.
     pub engine: Arc<Engine>,
     /// Runs Reconcile.
@@ -44,6 +48,8 @@ pub struct Service {
     pub event_stored: Arc<Notify>,
     /// Longest time one call may take.
     pub request_timeout: Duration,
+    /// Which URLs customers' endpoints may have.
+    pub webhook_policy: Policy,
 }
 
 /// Longest message: a webhook, with its signature.
@@ -155,7 +161,7 @@ impl BillingService for Service {
         let caller = Caller::of(&request)?;
         caller.require_admin_or(&[Scope::AccountsWrite])?;
         let new = accounts::new_account(request.get_ref(), &mut rand::rng()).map_err(Error::from)?;
-        let account = app::create_account::run(&self.pool, &new, &caller.subject()).await?;
+        let account = app::create_account::run(&self.sales, &new, &caller.subject()).await?;
         Ok(Response::new(CreateAccountResponse { account: Some(accounts::account(account)) }))
     }
 
@@ -203,7 +209,7 @@ impl BillingService for Service {
         let caller = Caller::of(&request)?;
         caller.require_admin_or(&[Scope::AccountsWrite])?;
         let eco_id = accounts::to_close(request.get_ref()).map_err(Error::from)?;
-        let account = app::close_account::run(&self.pool, &eco_id, &caller.subject()).await?;
+        let account = app::close_account::run(&self.sales, &eco_id, &caller.subject()).await?;
         Ok(Response::new(CloseAccountResponse { account: Some(accounts::account(account)) }))
     }
 
@@ -213,8 +219,50 @@ impl BillingService for Service {
     ) -> Result<Response<ChangePlanResponse>, Status> {
         let caller = Caller::of(&request)?;
         let change = accounts::plan_change(&caller, request.get_ref())?;
-        let changed = app::change_plan::run(&self.pool, &change, &caller.subject()).await?;
+        let changed = app::change_plan::run(&self.sales, &change, &caller.subject()).await?;
         Ok(Response::new(accounts::plan_changed(changed)))
+    }
+
+    async fn get_subscription(
+        &self,
+        request: Request<GetSubscriptionRequest>,
+    ) -> Result<Response<GetSubscriptionResponse>, Status> {
+        let eco_id = Caller::of(&request)?.account(&request.get_ref().eco_id, &[Scope::AccountsWrite])?;
+        let shown = app::get_subscription::run(&self.pool, &eco_id).await?;
+        Ok(Response::new(GetSubscriptionResponse { subscription: Some(subscriptions::shown(shown)) }))
+    }
+
+    async fn create_checkout_session(
+        &self,
+        request: Request<CreateCheckoutSessionRequest>,
+    ) -> Result<Response<CreateCheckoutSessionResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let (eco_id, plan) = subscriptions::checkout(&caller, request.get_ref())?;
+        let open = app::sales::checkout::run(&self.sales, &eco_id, plan, &caller.subject()).await?;
+        Ok(Response::new(CreateCheckoutSessionResponse { session_id: open.session_id, url: open.url }))
+    }
+
+    async fn cancel_subscription(
+        &self,
+        request: Request<CancelSubscriptionRequest>,
+    ) -> Result<Response<CancelSubscriptionResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let CancelSubscriptionRequest { eco_id, apply_now } = request.get_ref();
+        let eco_id = caller.account(eco_id, &[Scope::AccountsWrite])?;
+        app::sales::change::end(&self.sales, &eco_id, *apply_now, &caller.subject()).await?;
+        let shown = app::get_subscription::run(&self.pool, &eco_id).await?;
+        Ok(Response::new(CancelSubscriptionResponse { subscription: Some(subscriptions::shown(shown)) }))
+    }
+
+    async fn reactivate_subscription(
+        &self,
+        request: Request<ReactivateSubscriptionRequest>,
+    ) -> Result<Response<ReactivateSubscriptionResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let eco_id = caller.account(&request.get_ref().eco_id, &[Scope::AccountsWrite])?;
+        app::sales::change::go_on(&self.sales, &eco_id, &caller.subject()).await?;
+        let shown = app::get_subscription::run(&self.pool, &eco_id).await?;
+        Ok(Response::new(ReactivateSubscriptionResponse { subscription: Some(subscriptions::shown(shown)) }))
     }
 
     async fn set_spend_cap(
@@ -308,5 +356,75 @@ impl BillingService for Service {
             errors: errors.into_iter().map(overage::error).collect(),
             next_page_token: next.map(|eco_id| page::encode(&asked.run_id, &eco_id)).unwrap_or_default(),
         }))
+    }
+
+    async fn create_webhook_endpoint(
+        &self,
+        request: Request<CreateWebhookEndpointRequest>,
+    ) -> Result<Response<CreateWebhookEndpointResponse>, Status> {
+        webhooks::create(self, &request).await
+    }
+
+    async fn list_webhook_endpoints(
+        &self,
+        request: Request<ListWebhookEndpointsRequest>,
+    ) -> Result<Response<ListWebhookEndpointsResponse>, Status> {
+        webhooks::list(self, &request).await
+    }
+
+    async fn update_webhook_endpoint(
+        &self,
+        request: Request<UpdateWebhookEndpointRequest>,
+    ) -> Result<Response<UpdateWebhookEndpointResponse>, Status> {
+        webhooks::update(self, &request).await
+    }
+
+    async fn delete_webhook_endpoint(
+        &self,
+        request: Request<DeleteWebhookEndpointRequest>,
+    ) -> Result<Response<DeleteWebhookEndpointResponse>, Status> {
+        webhooks::delete(self, &request).await
+    }
+
+    async fn rotate_webhook_secret(
+        &self,
+        request: Request<RotateWebhookSecretRequest>,
+    ) -> Result<Response<RotateWebhookSecretResponse>, Status> {
+        webhooks::rotate(self, &request).await
+    }
+
+    async fn list_webhook_deliveries(
+        &self,
+        request: Request<ListWebhookDeliveriesRequest>,
+    ) -> Result<Response<ListWebhookDeliveriesResponse>, Status> {
+        webhooks::deliveries(self, &request).await
+    }
+
+    async fn redeliver_webhook(
+        &self,
+        request: Request<RedeliverWebhookRequest>,
+    ) -> Result<Response<RedeliverWebhookResponse>, Status> {
+        webhooks::redeliver(self, &request).await
+    }
+
+    async fn send_test_webhook(
+        &self,
+        request: Request<SendTestWebhookRequest>,
+    ) -> Result<Response<SendTestWebhookResponse>, Status> {
+        webhooks::test(self, &request).await
+    }
+
+    async fn get_usage_thresholds(
+        &self,
+        request: Request<GetUsageThresholdsRequest>,
+    ) -> Result<Response<GetUsageThresholdsResponse>, Status> {
+        webhooks::thresholds(self, &request).await
+    }
+
+    async fn set_usage_thresholds(
+        &self,
+        request: Request<SetUsageThresholdsRequest>,
+    ) -> Result<Response<SetUsageThresholdsResponse>, Status> {
+        webhooks::set_thresholds(self, &request).await
     }
 }

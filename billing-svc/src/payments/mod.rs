@@ -1,8 +1,9 @@
-//! The ports to whoever holds the customers' invoices ([`Payments`]) and [`subscriptions`], and [`stripe`], which does
-//! both over HTTP. The tests have a second implementation of each, in memory; one contract test holds the two together.
+//! The ports to whoever holds the customers' invoices ([`Payments`]) and [`subscriptions`], and sells these ([`sales`]);
+//! and [`stripe`], which does it all over HTTP. The tests have a second implementation of each, in memory; one contract test holds the two together.
 
 pub mod books;
 pub mod pace;
+pub mod sales;
 pub mod stripe;
 pub mod subscriptions;
 

@@ -6,10 +6,13 @@ pub mod audit;
 pub mod changes;
 pub mod charge_entries;
 pub mod charges;
+pub mod checkouts;
 pub mod counts;
+pub mod crossings;
 pub mod facts;
 pub mod identity;
 pub mod lease;
+pub mod notices;
 pub mod plan_requests;
 pub mod plans;
 pub mod reconciliations;
@@ -21,11 +24,17 @@ pub mod segments;
 pub mod settlements;
 pub mod spend_cap_requests;
 pub mod stripe_books;
+pub mod stripe_changes;
 pub mod stripe_events;
 pub mod stripe_prices;
 pub mod stripe_subscriptions;
 pub mod subscriptions;
 pub mod take_backs;
+pub mod thresholds;
+pub mod webhook_deliveries;
+pub mod webhook_endpoints;
+pub mod webhook_messages;
+pub mod webhook_secrets;
 
 /// A word of the database that the code does not know.
 pub fn unknown_word(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {

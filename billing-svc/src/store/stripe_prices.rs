@@ -1,5 +1,6 @@
 //! `eco_stripe_prices`: which plan a price at Stripe is of.
 
+use nexus_core::plan::Plan;
 use sqlx::PgConnection;
 
 use super::unknown_word;
@@ -25,4 +26,18 @@ pub async fn find(db: &mut PgConnection, prices: &[Price]) -> sqlx::Result<Optio
     .await?;
     row.map(|row| Ok(PricedPlan { plan: row.plan.parse().map_err(unknown_word)?, version: row.plan_version }))
         .transpose()
+}
+
+/// Names of the prices that a plan is sold at: those of its newest version, or of none.
+#[tracing::instrument(name = "db.eco_stripe_prices.names", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn names(db: &mut PgConnection, plan: Plan) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        "select stripe_price from eco_stripe_prices
+         where plan = $1
+           and (plan_version is null or plan_version = (select max(version) from eco_plans where plan = $1))
+         order by plan_version desc nulls last, stripe_price",
+        plan.as_str(),
+    )
+    .fetch_all(db)
+    .await
 }

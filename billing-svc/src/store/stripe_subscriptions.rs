@@ -64,6 +64,8 @@ pub struct Beginning<'a> {
     pub at: DateTime<Utc>,
     /// Stripe's id, and when it was made there; `None`: it is not at Stripe.
     pub at_stripe: Option<(&'a str, DateTime<Utc>)>,
+    /// When it ends by itself, if it does.
+    pub cancel: Option<DateTime<Utc>>,
 }
 
 /// Begins a subscription of an account that has none in force. Its plan's epoch goes on from those before. One that is
@@ -73,9 +75,9 @@ pub async fn begin(db: &mut PgConnection, eco_id: &EcoId, new: Beginning<'_>) ->
     sqlx::query!(
         "insert into eco_subscriptions as s
              (eco_id, plan, plan_version, status, anchor_time, started_time, plan_epoch,
-              stripe_subscription_id, stripe_created_time)
+              stripe_subscription_id, stripe_created_time, cancel_time)
          select $1, $2, $3::int, $4, $5::timestamptz, $6::timestamptz, coalesce(max(e.plan_epoch), 0) + 1, $7,
-                $8::timestamptz
+                $8::timestamptz, $9::timestamptz
          from eco_subscriptions e where e.eco_id = $1
          on conflict (stripe_subscription_id) do update set
              plan                = excluded.plan,
@@ -84,6 +86,7 @@ pub async fn begin(db: &mut PgConnection, eco_id: &EcoId, new: Beginning<'_>) ->
              anchor_time         = excluded.anchor_time,
              plan_epoch          = excluded.plan_epoch,
              stripe_created_time = excluded.stripe_created_time,
+             cancel_time         = excluded.cancel_time,
              ended_time          = null
          where s.eco_id = excluded.eco_id",
         eco_id.as_str(),
@@ -94,6 +97,7 @@ pub async fn begin(db: &mut PgConnection, eco_id: &EcoId, new: Beginning<'_>) ->
         new.at,
         new.at_stripe.map(|(id, _)| id),
         new.at_stripe.map(|(_, created)| created),
+        new.cancel,
     )
     .execute(db)
     .await?;
@@ -145,7 +149,7 @@ pub async fn end(
     Ok(())
 }
 
-/// Notes a subscription's state, and when it was made at Stripe. Where other limits hold with it, so do they at once:
+/// Notes a subscription's state, when it was made at Stripe, and when it ends by itself. Where other limits hold with it, so do they at once:
 /// units granted by those of before are not granted any more.
 #[tracing::instrument(name = "db.eco_subscriptions.set_status", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn set_status(
@@ -156,12 +160,14 @@ pub async fn set_status(
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "update eco_subscriptions
-         set status = $2, stripe_created_time = $3, plan_epoch = plan_epoch + case when $4 then 1 else 0 end
-         where subscription_id = $1 and (status, stripe_created_time) is distinct from ($2, $3)",
+         set status = $2, stripe_created_time = $3, cancel_time = $5,
+             plan_epoch = plan_epoch + case when $4 then 1 else 0 end
+         where subscription_id = $1 and (status, stripe_created_time, cancel_time) is distinct from ($2, $3, $5)",
         subscription_id,
         found.status.as_str(),
         found.created,
         other_limits,
+        found.cancel_at,
     )
     .execute(db)
     .await?;

@@ -9,8 +9,8 @@ use crate::domain::plan_change::{Subscription, WaitingPlan};
 
 /// Keeps everybody out who counts calls of the account, until the transaction ends: who counts holds the same
 /// lock shared. What later statements read has all that was counted. A transaction that has it waits for no lock that
-/// somebody holds who may want it: those of an event and of an object of Stripe's are taken before it, and are only tried;
-/// rows of accounts, subscriptions and periods are locked after it.
+/// somebody holds who may want it: those of an event and of an object of Stripe's are taken before it, and are only tried,
+/// or waited for before any other; rows of accounts, subscriptions and periods are locked after it.
 #[tracing::instrument(name = "db.plan_locks.seize", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn seize(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<()> {
     sqlx::query!(
@@ -27,7 +27,7 @@ pub async fn seize(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<()> {
 #[tracing::instrument(name = "db.eco_subscriptions.get", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn get(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<Option<Subscription>> {
     let row = sqlx::query!(
-        r#"select s.subscription_id, s.plan, s.next_plan, s.next_plan_time, s.stripe_subscription_id,
+        r#"select s.subscription_id, s.plan, s.next_plan, s.next_plan_time, s.stripe_subscription_id, s.cancel_time,
                   i.currency_code, i.closed_time, c.now as "now!",
                   nexus_period_start(s.anchor_time, c.now) as "period_start!",
                   nexus_period_end(s.anchor_time, c.now) as "period_end!"
@@ -51,6 +51,7 @@ pub async fn get(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<Option<S
             plan: row.plan.parse().map_err(unknown_word)?,
             waiting,
             stripe_subscription_id: row.stripe_subscription_id,
+            cancel_time: row.cancel_time,
             currency: row.currency_code.parse().map_err(unknown_word)?,
             closed_time: row.closed_time,
             period: Period { start: row.period_start, end: row.period_end },

@@ -37,7 +37,6 @@ async fn an_account_gets_the_newest_version_of_its_plan_and_can_be_read() -> Res
         email: "a@example.com".into(),
         plan: Plan::Pro.into(),
         stripe_customer_id: "cus_1".into(),
-        stripe_subscription_id: "sub_1".into(),
         billing_anchor_time: Some(timestamp(anchor)),
         currency_code: "eur".into(),
         ..Default::default()

@@ -1,12 +1,15 @@
 //! The audit log: each kind of change is there with whoever made it, and no service can alter it.
 
 use anyhow::{Context, Result, ensure};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use nexus_core::plan::Plan as CorePlan;
 use nexus_kit::db::{self, Role};
 use nexus_proto::{
     billing::v1::{
         AdjustUsageRequest, AuditEntry, ChangePlanRequest, CloseAccountRequest, CreateAccountRequest,
-        ListAuditLogRequest, PlanPrice, PlanVersion, SetSpendCapRequest, UpsertPlanRequest,
+        DeleteWebhookEndpointRequest, ListAuditLogRequest, PlanPrice, PlanVersion,
+        RotateWebhookSecretRequest, SetSpendCapRequest, SetUsageThresholdsRequest,
+        UpdateWebhookEndpointRequest, UpsertPlanRequest, UsageThresholds,
     },
     common::v1::Plan,
 };
@@ -14,7 +17,10 @@ use nexus_testkit::{db::TestDb, seed, settings};
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::support::{Billing, Sim, anchor, manager, record, user};
+use crate::{
+    support::{Billing, Sim, anchor, manager, record, user},
+    webhook_support,
+};
 
 async fn entries(billing: &Billing, request: ListAuditLogRequest) -> Result<(Vec<AuditEntry>, String)> {
     let answer = billing.client.clone().list_audit_log(user(settings::ADMIN)?.request(request)).await?;
@@ -51,7 +57,7 @@ async fn each_change_is_there_with_whoever_made_it() -> Result<()> {
 
     let change =
         ChangePlanRequest { eco_id: "eco_a".to_owned(), plan: Plan::Enterprise.into(), ..Default::default() };
-    billing.client.clone().change_plan(user("eco_a")?.request(change)).await?;
+    billing.client.clone().change_plan(user(settings::ADMIN)?.request(change)).await?;
     let changed = of(&billing, "eco_a", "subscription").await?;
     assert_eq!(changed.len(), 2);
     assert_eq!((changed[0].0.as_str(), changed[0].1.as_str()), (manager_is.as_str(), "created"));
@@ -59,7 +65,7 @@ async fn each_change_is_there_with_whoever_made_it() -> Result<()> {
     assert_eq!(
         changed[1],
         (
-            "user:eco_a".to_owned(),
+            format!("user:{}", settings::ADMIN),
             "changed".to_owned(),
             json!({ "plan": "pro" }),
             json!({ "plan": "enterprise" })
@@ -132,6 +138,53 @@ async fn each_change_is_there_with_whoever_made_it() -> Result<()> {
 
 fn admin() -> String {
     format!("user:{}", settings::ADMIN)
+}
+
+/// Where an account is told, and at which percentages; the secrets are in none of it.
+#[tokio::test]
+async fn changes_of_what_accounts_are_told_are_there_without_the_secrets() -> Result<()> {
+    let db = TestDb::new().await?;
+    let billing = Billing::start_with(webhook_support::settings(&db)).await?;
+    seed::account(&db.pool, "eco_a", CorePlan::Pro, anchor()).await?;
+    let endpoint = billing.endpoint("eco_a", "http://127.0.0.1:9/").await?;
+    let change = |url: &str| UpdateWebhookEndpointRequest { url: Some(url.to_owned()), ..Default::default() };
+    billing.update(&endpoint, change("http://127.0.0.1:10/")).await?;
+    billing.update(&endpoint, change("http://127.0.0.1:10/")).await?;
+    let rotate = RotateWebhookSecretRequest { endpoint_id: endpoint.id.clone(), ..Default::default() };
+    let rotated = billing.client.clone().rotate_webhook_secret(user("eco_a")?.request(rotate)).await?;
+    let delete =
+        DeleteWebhookEndpointRequest { endpoint_id: endpoint.id.clone(), eco_id: "eco_a".to_owned() };
+    billing.client.clone().delete_webhook_endpoint(user(settings::ADMIN)?.request(delete)).await?;
+
+    let owner = "user:eco_a".to_owned();
+    let as_created =
+        |url: &str| json!({ "url": url, "description": "", "event_types": [], "disabled_reason": null });
+    let changed = |port: u16| json!({ "url": format!("http://127.0.0.1:{port}/") });
+    let expected = [
+        (owner.clone(), "created".to_owned(), Value::Null, as_created("http://127.0.0.1:9/")),
+        (owner.clone(), "changed".to_owned(), changed(9), changed(10)),
+        (admin(), "deleted".to_owned(), as_created("http://127.0.0.1:10/"), Value::Null),
+    ];
+    assert_eq!(of(&billing, "eco_a", "webhook_endpoint").await?, expected);
+    let secrets = of(&billing, "eco_a", "webhook_secret").await?;
+    let graces: Vec<_> = secrets.iter().map(|entry| (&entry.0, &entry.3["grace_period_ms"])).collect();
+    assert_eq!(graces, [(&owner, &json!(0)), (&owner, &json!(86_400_000))]);
+    for secret in [&endpoint.secret, &rotated.into_inner().secret] {
+        let key = BASE64.decode(secret.strip_prefix("whsec_").context("whsec_")?)?;
+        let told = "select exists (select from eco_audit_log l where l::text like '%' || $1 || '%' or l::text like '%' || encode($2, 'hex') || '%')";
+        let told: bool = sqlx::query_scalar(told).bind(secret).bind(key).fetch_one(&db.pool).await?;
+        assert!(!told);
+    }
+
+    let thresholds = UsageThresholds { plan: Plan::Pro.into(), percents: vec![50] };
+    let set = SetUsageThresholdsRequest { thresholds: Some(thresholds) };
+    billing.client.clone().set_usage_thresholds(user(settings::ADMIN)?.request(set)).await?;
+    let (all, _) = entries(&billing, ListAuditLogRequest { page_size: 1, ..Default::default() }).await?;
+    let entry = all.first().context("an entry")?;
+    assert_eq!((entry.actor.as_str(), entry.subject_id.as_str()), (admin().as_str(), "pro"));
+    assert_eq!(entry.subject, "usage_thresholds");
+    assert_eq!(serde_json::from_str::<Value>(&entry.after_json)?, json!({ "percents": [50] }));
+    billing.stop().await
 }
 
 #[tokio::test]

@@ -247,7 +247,8 @@ async fn what_cannot_be_changed_is_refused_and_says_why() -> Result<()> {
     let refused = billing.change(now(Plan::Pro)).await?.err().context("an error")?;
     assert_eq!(
         (refused.code(), status::reason(&refused).as_str()),
-        (Code::FailedPrecondition, "SUBSCRIPTION_AT_STRIPE")
+        (Code::Unavailable, "STRIPE_UNAVAILABLE"),
+        "it is changed there"
     );
     assert!(refused.message().contains("Stripe"), "{refused:?}");
     sqlx::query("update eco_identities set status = 'closed', closed_time = now()").execute(&db.pool).await?;

@@ -17,7 +17,7 @@ use nexus_billing::{
     domain::{
         period::PeriodKey,
         stripe_event::Outcome,
-        stripe_objects::{CheckoutSession, Invoice, Price, Subscription},
+        stripe_objects::{CheckoutSession, CheckoutState, Invoice, Price, Subscription},
     },
     payments::pace::Pace,
     store::stripe_events::Job,
@@ -56,16 +56,18 @@ fn stand(memory: &MemorySubscriptions, now: DateTime<Utc>, happened: usize) {
         id: "sub_1".to_owned(),
         customer: "cus_1".to_owned(),
         status,
-        prices: vec![Price { id: price.to_owned(), lookup_key: None }],
+        prices: vec![Price { id: price.to_owned(), lookup_key: None, item_id: "si_1".to_owned() }],
         anchor: created,
         created,
+        cancel_at: None,
         ended: (happened >= 7).then(|| now - TimeDelta::minutes(5)),
         eco_id: None,
     };
     let session = CheckoutSession {
         eco_id: Some(ACCOUNT.to_owned()),
         subscription: Some("sub_1".to_owned()),
-        is_complete: true,
+        state: CheckoutState::Complete,
+        url: None,
     };
     let invoice = Invoice {
         id: "in_1".to_owned(),

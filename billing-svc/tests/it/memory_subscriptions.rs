@@ -1,4 +1,6 @@
-//! [`Subscriptions`] in memory: what a test says is how things stand.
+//! [`Subscriptions`] in memory: what a test says is how things stand, and what is sold changes that.
+
+mod sales;
 
 use std::{
     collections::HashMap,
@@ -10,10 +12,16 @@ use nexus_billing::{
     domain::stripe_objects::{CheckoutSession, Customer, Invoice, Subscription},
     payments::{Doubt, subscriptions::Subscriptions},
 };
+use tokio::sync::watch;
+
+pub(crate) use sales::MemoryPrice;
 
 /// Objects by id.
 #[derive(Debug, Default)]
-pub(crate) struct MemorySubscriptions(Mutex<State>);
+pub(crate) struct MemorySubscriptions {
+    state: Mutex<State>,
+    unanswered: watch::Sender<usize>,
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
@@ -21,12 +29,14 @@ pub(crate) struct State {
     pub(crate) sessions: HashMap<String, CheckoutSession>,
     pub(crate) invoices: HashMap<String, Invoice>,
     pub(crate) customers: HashMap<String, Customer>,
+    pub(crate) prices: Vec<MemoryPrice>,
+    pub(crate) sold: sales::Sold,
 }
 
 impl MemorySubscriptions {
     /// How things stand, to look at and to change.
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

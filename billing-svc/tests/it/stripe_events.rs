@@ -171,10 +171,15 @@ async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
         id: "sub_1".to_owned(),
         customer: "cus_1".to_owned(),
         status: SubscriptionStatus::Active,
-        prices: vec![Price { id: "price_1".to_owned(), lookup_key: Some("pro".to_owned()) }],
+        prices: vec![Price {
+            id: "price_1".to_owned(),
+            lookup_key: Some("pro".to_owned()),
+            item_id: "si_1".to_owned(),
+        }],
         anchor: anchor(),
         created: anchor(),
         ended: None,
+        cancel_at: None,
         eco_id: None,
     };
     // An older one of the account, which is superseded; and one of another product.
@@ -183,7 +188,7 @@ async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
         created: anchor() - TimeDelta::days(1),
         ..subscription.clone()
     };
-    let prices = vec![Price { id: "price_x".to_owned(), lookup_key: None }];
+    let prices = vec![Price { id: "price_x".to_owned(), lookup_key: None, item_id: "si_2".to_owned() }];
     let foreign = Subscription { id: "sub_x".to_owned(), prices, ..subscription.clone() };
     for subscription in [subscription, older, foreign] {
         memory.state().subscriptions.insert(subscription.id.clone(), subscription);

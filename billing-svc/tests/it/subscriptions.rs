@@ -37,9 +37,14 @@ async fn contract(port: &dyn Subscriptions, made: &Made) -> Result<()> {
         id: made.subscription.clone(),
         customer: made.customer.clone(),
         status: SubscriptionStatus::Active,
-        prices: vec![Price { id: made.price.clone(), lookup_key: Some("pro".to_owned()) }],
+        prices: vec![Price {
+            id: made.price.clone(),
+            lookup_key: Some("pro".to_owned()),
+            item_id: found.prices.first().context("a price")?.item_id.clone(),
+        }],
         eco_id: Some("eco_a".to_owned()),
         ended: None,
+        cancel_at: None,
         ..found
     };
     assert_eq!(port.subscription(&made.subscription).await, Ok(Some(expected)));
@@ -74,6 +79,7 @@ fn args(base: &str) -> StripeArgs {
         stripe_api_base: base.to_owned(),
         stripe_rate_per_second: NonZeroU32::MIN,
         stripe_timeout: Duration::from_secs(5),
+        stripe_proration: nexus_billing::config::Proration::None,
     }
 }
 
@@ -93,7 +99,12 @@ async fn in_memory() -> Result<()> {
         id: made.subscription.clone(),
         customer: made.customer.clone(),
         status: SubscriptionStatus::Active,
-        prices: vec![Price { id: made.price.clone(), lookup_key: Some("pro".to_owned()) }],
+        prices: vec![Price {
+            id: made.price.clone(),
+            lookup_key: Some("pro".to_owned()),
+            item_id: "si_1".to_owned(),
+        }],
+        cancel_at: None,
         anchor: around,
         created: around,
         ended: None,

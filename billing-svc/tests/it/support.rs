@@ -57,6 +57,8 @@ pub(crate) fn config(db: &TestDb, stripe: &str) -> Config {
         stripe_webhook_secret: Some(WEBHOOK_SECRET.into()),
         overage_concurrency: 8,
         stripe_events_concurrency: 4,
+        dashboard_url: "http://localhost:8080/dashboard/billing".to_owned(),
+        notify: nexus_billing::config::NotifyArgs::default(),
     }
 }
 
@@ -67,6 +69,7 @@ pub(crate) fn stripe_args(base: &str) -> StripeArgs {
         stripe_api_base: base.to_owned(),
         stripe_rate_per_second: const { std::num::NonZeroU32::new(10_000).expect("not zero") },
         stripe_timeout: Duration::from_secs(20),
+        stripe_proration: nexus_billing::config::Proration::None,
     }
 }
 

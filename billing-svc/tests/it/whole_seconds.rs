@@ -35,10 +35,15 @@ async fn a_period_keeps_its_plan_where_it_ended_before_its_beginning_was_heard_o
         id: "sub_1".to_owned(),
         customer: "cus_1".to_owned(),
         status: SubscriptionStatus::Active,
-        prices: vec![Price { id: "price_1".to_owned(), lookup_key: Some("pro".to_owned()) }],
+        prices: vec![Price {
+            id: "price_1".to_owned(),
+            lookup_key: Some("pro".to_owned()),
+            item_id: "si_1".to_owned(),
+        }],
         anchor: created,
         created,
         ended: None,
+        cancel_at: None,
         eco_id: Some("eco_a".to_owned()),
     };
     let ended = Subscription {

@@ -16,6 +16,7 @@ mod cron;
 mod keys;
 mod secure;
 mod spend_cap;
+mod subscriptions;
 mod usage;
 pub mod webhooks;
 
@@ -29,6 +30,10 @@ pub fn router(app: App) -> Router {
         .route("/api/usage/endpoints", get(usage::endpoints))
         .route("/api/usage/overage", get(usage::overage))
         .route("/api/usage/spend-cap", get(spend_cap::show).put(spend_cap::set))
+        .route("/api/subscriptions/current", get(subscriptions::current))
+        .route("/api/subscriptions/checkout", post(subscriptions::checkout))
+        .route("/api/subscriptions/cancel", post(subscriptions::cancel))
+        .route("/api/subscriptions/reactivate", post(subscriptions::reactivate))
         .route("/api/admin/analytics/overview", get(admin::overview))
         .route("/api/admin/analytics/users", get(admin::users))
         .route("/api/cron/process-overage", post(cron::process_overage))

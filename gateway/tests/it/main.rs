@@ -12,6 +12,7 @@ mod requests;
 mod secure;
 mod shares;
 mod spend_cap;
+mod subscriptions;
 mod suite;
 mod usage;
 mod webhooks;

@@ -11,7 +11,7 @@ use crate::{
 };
 
 const USAGE: [&str; 2] = ["/api/usage/current", "/api/keys/list"];
-const BILLING: [&str; 2] = ["/api/usage/overage", "/api/usage/spend-cap"];
+const BILLING: [&str; 3] = ["/api/usage/overage", "/api/usage/spend-cap", "/api/subscriptions/current"];
 const ANALYTICS: [&str; 2] = ["/api/usage/history", "/api/usage/endpoints"];
 const ADMIN: [&str; 2] = ["/api/admin/analytics/overview", "/api/admin/analytics/users"];
 

@@ -210,6 +210,13 @@ impl Suite {
         Ok(object["id"].as_str().context("an id")?.to_owned())
     }
 
+    /// Goes through a checkout at Stripe, as a customer does.
+    pub(crate) async fn go_through(&self, session_id: &str) -> Result<()> {
+        let url = format!("{}_sim/checkout/{session_id}/complete", self.stripe);
+        self.http.post(url).json(&serde_json::json!({})).send().await?.error_for_status()?;
+        Ok(())
+    }
+
     /// Deletes an object at Stripe.
     pub(crate) async fn stripe_delete(&self, path: &str) -> Result<()> {
         let request = self.http.delete(format!("{}v1/{path}", self.stripe)).bearer_auth(STRIPE_KEY);
@@ -317,10 +324,13 @@ async fn billing(db: DbArgs, stripe: String) -> Result<(SocketAddr, Running)> {
             stripe_api_base: stripe,
             stripe_rate_per_second: NonZeroU32::new(1_000).context("a rate")?,
             stripe_timeout: TIMEOUT,
+            stripe_proration: nexus_billing::config::Proration::None,
         },
         stripe_webhook_secret: Some(WEBHOOK_SECRET.into()),
         overage_concurrency: 4,
         stripe_events_concurrency: 4,
+        dashboard_url: "http://localhost:8080/dashboard/billing".to_owned(),
+        notify: nexus_billing::config::NotifyArgs::default(),
     };
     let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
     let address = listeners.main_addr()?;

@@ -140,8 +140,10 @@ nexus_billing _sqlx_migrations: select
 nexus_billing eco_api_usage: select
 nexus_billing eco_audit_log: select
 nexus_billing eco_billing_requests: select insert
+nexus_billing eco_checkouts: select insert update
 nexus_billing eco_database_identity: select update
 nexus_billing eco_identities: select insert update
+nexus_billing eco_operator_notices: select insert update
 nexus_billing eco_overage_charges: select insert update
 nexus_billing eco_overage_run_accounts: select insert update delete
 nexus_billing eco_overage_runs: select insert update
@@ -152,6 +154,7 @@ nexus_billing eco_reconciliations: select insert update
 nexus_billing eco_settlements: select insert update
 nexus_billing eco_spend_cap_requests: select insert
 nexus_billing eco_stranded_charges: select
+nexus_billing eco_stripe_changes: select insert update
 nexus_billing eco_stripe_events: select insert update
 nexus_billing eco_stripe_invoices: select insert truncate
 nexus_billing eco_stripe_items: select insert truncate
@@ -160,9 +163,16 @@ nexus_billing eco_subscriptions: select insert update
 nexus_billing eco_usage_adjustments: select insert
 nexus_billing eco_usage_changes: select insert delete
 nexus_billing eco_usage_counters: select
+nexus_billing eco_usage_crossings: select insert update delete
 nexus_billing eco_usage_records: select insert update
 nexus_billing eco_usage_retention: select
 nexus_billing eco_usage_segments: select insert
+nexus_billing eco_usage_thresholds: select insert update
+nexus_billing eco_webhook_attempts: select insert update delete
+nexus_billing eco_webhook_deliveries: select insert update delete
+nexus_billing eco_webhook_endpoints: select insert update delete
+nexus_billing eco_webhook_messages: select insert update delete
+nexus_billing eco_webhook_secrets: select insert update delete
 nexus_usage _sqlx_migrations: select
 nexus_usage eco_api_key_rotations: select insert update
 nexus_usage eco_api_keys: select insert update

@@ -36,10 +36,13 @@ impl Billing {
                 stripe_api_base: "http://127.0.0.1:9/".to_owned(),
                 stripe_rate_per_second: std::num::NonZeroU32::MIN,
                 stripe_timeout: Duration::from_secs(20),
+                stripe_proration: nexus_billing::config::Proration::None,
             },
             stripe_webhook_secret: None,
             overage_concurrency: 1,
             stripe_events_concurrency: 4,
+            dashboard_url: "http://localhost:8080/dashboard/billing".to_owned(),
+            notify: nexus_billing::config::NotifyArgs::default(),
         };
         let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
         let address = listeners.main_addr()?;

@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     app::settle_draft::Draft,
-    domain::stripe_event::{Outcome, Topic},
+    domain::{
+        stripe_event::{Outcome, Topic},
+        stripe_objects::CheckoutState,
+    },
     store::stripe_events::Job,
 };
 
@@ -31,7 +34,7 @@ async fn checkout(db: &mut PgConnection, context: &Context, id: &str) -> Result<
     let Some(session) = context.subscriptions.checkout_session(id).await? else {
         return Ok(Outcome::Gone.into());
     };
-    match session.subscription.filter(|_| session.is_complete) {
+    match session.subscription.filter(|_| session.state == CheckoutState::Complete) {
         Some(subscription) => Ok(sync(db, context, &subscription, session.eco_id.as_deref()).await?.into()),
         None => Ok(Outcome::NotOurs.into()),
     }

@@ -20,10 +20,14 @@ pub mod worker;
 
 use std::sync::Arc;
 
+use nexus_kit::db;
+use sqlx::PgPool;
+
 use crate::{
     domain::stripe_event::MAX_ATTEMPTS,
     error::Error,
     payments::{Doubt, pace::Pace, subscriptions::Subscriptions},
+    store::lease,
 };
 
 /// What applying events needs.
@@ -33,6 +37,22 @@ pub struct Context {
     pub subscriptions: Arc<dyn Subscriptions>,
     /// How fast.
     pub pace: Arc<Pace>,
+}
+
+/// Brings our tables to how a subscription stands at Stripe, without an event; `named`: the account that it is for. What
+/// is to be charged with it is left to its event.
+pub async fn bring_up(
+    pool: &PgPool,
+    context: &Context,
+    id: &str,
+    named: Option<&str>,
+) -> Result<(), Failure> {
+    let mut transaction = db::begin(pool).await?;
+    lease::stripe_object(&mut transaction, id, worker::IDLE).await?;
+    let syncing = sync::sync_alone(&mut transaction, context, id, named);
+    let synced = tokio::time::timeout(worker::WITHIN, syncing).await;
+    synced.map_err(|_elapsed| Failure::Broken("bringing our tables up took too long"))??;
+    Ok(transaction.commit().await?)
 }
 
 /// Why an event could not be applied.

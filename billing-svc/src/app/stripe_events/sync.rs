@@ -1,5 +1,7 @@
 //! A subscription: our tables are brought to how it stands at Stripe.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use nexus_core::{
     id::EcoId,
@@ -18,6 +20,7 @@ use crate::{
     app::change_plan::{close_segment, move_to, without_due},
     domain::{
         plan_change::Subscription,
+        stripe_change::SubscriptionChange,
         stripe_event::Outcome,
         stripe_objects::{self, Price},
         stripe_subscription::{
@@ -27,7 +30,7 @@ use crate::{
     },
     error::Error,
     store::{
-        lease, plans, stripe_events, stripe_prices,
+        lease, plans, stripe_changes, stripe_events, stripe_prices,
         stripe_subscriptions::{self, Beginning},
         subscriptions,
     },
@@ -75,6 +78,16 @@ pub(super) async fn sync(
     if !lease::try_stripe_object(db, id).await? {
         return Err(Failure::Busy);
     }
+    sync_alone(db, context, id, named).await
+}
+
+/// The same for who has the subscription alone, until the transaction ends.
+pub(super) async fn sync_alone(
+    db: &mut PgConnection,
+    context: &Context,
+    id: &str,
+    named: Option<&str>,
+) -> Result<Synced, Failure> {
     context.pace.wait().await;
     let Some(found) = context.subscriptions.subscription(id).await? else { return Ok(Synced::Gone) };
     let Some(eco_id) = account_of(db, context, &found, named).await? else { return Ok(Synced::NotOurs) };
@@ -96,6 +109,11 @@ pub(super) async fn sync(
         for other in superseded(&rows, id) {
             stripe_events::apply_again(db, other).await?;
         }
+    }
+    if account.current.closed_time.is_some() && !is_over(&found) {
+        // Nobody pays for an account that is closed.
+        let end = SubscriptionChange::EndNow;
+        stripe_changes::insert(db, &eco_id, id, &end, Duration::ZERO).await?;
     }
     let ended = ended(db, &eco_id, &found, &rows).await?;
     Ok(Synced::Applied { eco_id, ended, in_force })
@@ -241,6 +259,7 @@ async fn begin(
         anchor,
         at,
         at_stripe: Some((&found.id, found.created)),
+        cancel: found.cancel_at,
     };
     stripe_subscriptions::begin(db, account.eco_id, beginning).await?;
     Ok(enter(db, account.eco_id, Period::containing(anchor, current.now), (priced.plan, version)).await?)
@@ -275,6 +294,7 @@ async fn end(
         anchor,
         at,
         at_stripe: None,
+        cancel: None,
     };
     stripe_subscriptions::begin(db, account.eco_id, beginning).await?;
     Ok(enter(db, account.eco_id, next, (Plan::Free, free.version)).await?)
@@ -295,6 +315,7 @@ async fn record(
         anchor: anchor_by(found.anchor, now),
         at: found.ended.unwrap_or(now).min(now),
         at_stripe: Some((&found.id, found.created)),
+        cancel: found.cancel_at,
     };
     Ok(stripe_subscriptions::record(db, account.eco_id, over).await?)
 }

@@ -33,9 +33,9 @@ const EVERY: Duration = Duration::from_secs(1);
 /// After a look that failed.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Longest time one may take.
-const WITHIN: Duration = Duration::from_secs(75);
+pub(super) const WITHIN: Duration = Duration::from_secs(75);
 /// A transaction that stands idle for longer is of a process that is gone.
-const IDLE: Duration = Duration::from_secs(90);
+pub(super) const IDLE: Duration = Duration::from_secs(90);
 /// When one is tried again whose subscription another replica is at work on.
 const PUT_OFF: Duration = Duration::from_millis(500);
 /// When one is due again whose server is gone while it settles.

@@ -6,6 +6,7 @@ mod client;
 mod invoices;
 mod items;
 mod listing;
+mod sales;
 mod subscriptions;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -19,7 +20,7 @@ pub use client::{ErrorAnswer, ErrorObject, HttpClient, RequestError, StripeConfi
 
 use super::{Advice, Doubt, FoundInvoice, FoundItem, Outcome, Payments, Refusal, pace::Pace};
 use crate::{
-    config::StripeArgs,
+    config::{Proration, StripeArgs},
     domain::{charge::InvoiceItem, invoice::NewInvoice},
 };
 
@@ -27,12 +28,13 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Stripe {
     client: HttpClient,
+    proration: Proration,
 }
 
 impl Stripe {
     /// Reads the settings; connects when first used.
     pub fn new(args: &StripeArgs) -> Result<Self, StripeConfigError> {
-        Ok(Self { client: HttpClient::new(args)? })
+        Ok(Self { client: HttpClient::new(args)?, proration: args.stripe_proration })
     }
 }
 
@@ -193,10 +195,7 @@ fn refusal(answer: &ErrorAnswer) -> Refusal {
     let word = error.code.as_ref().or(error.kind.as_ref()).map_or("REFUSED", String::as_str);
     Refusal {
         reason: word.to_ascii_uppercase(),
-        message: format!(
-            "Stripe refused the charge: {}",
-            error.message.as_deref().unwrap_or("it did not say why")
-        ),
+        message: format!("Stripe refused it: {}", error.message.as_deref().unwrap_or("it did not say why")),
     }
 }
 

@@ -13,7 +13,9 @@ use tracing::Instrument;
 
 use super::{Doubt, RequestError, Stripe, doubt, is_missing};
 use crate::{
-    domain::stripe_objects::{CheckoutSession, Customer, ECO_ID, Invoice, Price, Subscription},
+    domain::stripe_objects::{
+        CheckoutSession, CheckoutState, Customer, ECO_ID, Invoice, Price, Subscription,
+    },
     payments::subscriptions::Subscriptions,
 };
 
@@ -71,17 +73,21 @@ fn read<'a, T>(
 }
 
 fn subscription(found: stripe_shared::Subscription) -> Result<Subscription, RequestError> {
-    let prices = found
-        .items
-        .data
-        .into_iter()
-        .map(|item| Price { id: item.price.id.to_string(), lookup_key: item.price.lookup_key });
+    // Older API versions have no time where it is the period's end.
+    let period_end = found.items.data.first().map(|item| item.current_period_end);
+    let cancel_at = found.cancel_at.or(period_end.filter(|_| found.cancel_at_period_end));
+    let prices = found.items.data.into_iter().map(|item| Price {
+        id: item.price.id.to_string(),
+        lookup_key: item.price.lookup_key,
+        item_id: item.id.to_string(),
+    });
     Ok(Subscription {
         status: found.status.as_str().parse().map_err(unreadable)?,
         prices: prices.collect(),
         anchor: time(found.billing_cycle_anchor)?,
         created: time(found.created)?,
         ended: found.ended_at.map(time).transpose()?,
+        cancel_at: cancel_at.map(time).transpose()?,
         eco_id: named(&found.metadata),
         customer: id(found.customer),
         id: found.id.to_string(),
@@ -93,7 +99,12 @@ fn checkout_session(found: stripe_shared::CheckoutSession) -> CheckoutSession {
     CheckoutSession {
         eco_id: found.client_reference_id.or(in_metadata),
         subscription: found.subscription.map(id),
-        is_complete: found.status == Some(CheckoutSessionStatus::Complete),
+        state: match found.status {
+            Some(CheckoutSessionStatus::Open) => CheckoutState::Open,
+            Some(CheckoutSessionStatus::Complete) => CheckoutState::Complete,
+            _ => CheckoutState::Expired,
+        },
+        url: found.url,
     }
 }
 

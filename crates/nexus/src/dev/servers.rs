@@ -92,7 +92,11 @@ impl Servers {
         without_tls(&mut usage.serve);
         self.spawn("usage-svc", Tier::Services, |stop| nexus_usage::serve(usage, ports.usage, stop));
 
-        let billing = stripe.settings(service(&ports.billing)?);
+        // Whoever tries webhooks here has the receiver on this machine.
+        let billing = stripe
+            .settings(service(&ports.billing)?)
+            .set("webhook-allow-http", true)
+            .set("webhook-allowed-networks", "127.0.0.0/8,::1/128");
         let mut billing: nexus_billing::Config = billing.read("billing-svc")?;
         without_tls(&mut billing.serve);
         self.spawn("billing-svc", Tier::Services, |stop| nexus_billing::serve(billing, ports.billing, stop));

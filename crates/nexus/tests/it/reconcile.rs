@@ -39,10 +39,13 @@ async fn differences_are_told_and_repaired_and_the_exit_code_says_whether_any_ar
             stripe_api_base,
             stripe_rate_per_second: const { std::num::NonZeroU32::new(1_000).expect("not zero") },
             stripe_timeout: std::time::Duration::from_secs(20),
+            stripe_proration: nexus_billing::config::Proration::None,
         },
         stripe_webhook_secret: None,
         overage_concurrency: 1,
         stripe_events_concurrency: 4,
+        dashboard_url: "http://localhost:8080/dashboard/billing".to_owned(),
+        notify: nexus_billing::config::NotifyArgs::default(),
     };
     let listeners = Listeners::bind(config.grpc_addr, config.metrics_addr).await?;
     let address = listeners.main_addr()?.to_string();

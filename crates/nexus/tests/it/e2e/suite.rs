@@ -134,6 +134,7 @@ impl Suite {
             ("unit_amount", "4900"),
             ("recurring[interval]", "month"),
             ("product", id(&product)?),
+            ("lookup_key", "pro"),
         ];
         let price = self.stripe_post("/v1/prices", &price).await?;
         let subscription = [("customer", id(&customer)?), ("items[0][price]", id(&price)?)];

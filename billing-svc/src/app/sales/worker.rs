@@ -1,0 +1,56 @@
+//! Makes changes that were left: by a process that ended, a caller that went away, a Stripe that was away.
+
+use std::time::Duration;
+
+use nexus_kit::db;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Sales,
+    carry_out::{Carried, carry_out},
+};
+use crate::{domain::stripe_event::backoff, error::Error, store::stripe_changes};
+
+/// How often is looked for some.
+const EVERY: Duration = Duration::from_secs(1);
+/// Within this, whoever wrote a change down makes it; longer than that takes.
+pub const OWN_TIME: Duration = Duration::from_secs(90);
+
+/// Makes what is left until `shutdown`. Dropped, it ends where it is.
+pub async fn run(sales: Sales, shutdown: CancellationToken) {
+    let mut failed = false;
+    while !shutdown.is_cancelled() {
+        match next(&sales).await {
+            Ok(true) => continue,
+            Ok(false) => failed = false,
+            Err(error) if failed => {
+                tracing::debug!(%error, "changes of subscriptions could still not be made")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "changes of subscriptions could not be made");
+                failed = true;
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+/// Makes one that is due; false: there is none.
+async fn next(sales: &Sales) -> Result<bool, Error> {
+    let taken = {
+        let mut connection = db::acquire(&sales.pool).await?;
+        stripe_changes::take(&mut connection, OWN_TIME).await?
+    };
+    let Some(change) = taken else { return Ok(false) };
+    if let Carried::Left(doubt) = carry_out(sales, &change).await? {
+        let failures = change.failures.saturating_add(1);
+        let again_in = backoff(failures, &mut rand::rng()).max(doubt.retry_after.unwrap_or_default());
+        tracing::warn!(eco_id = %change.eco_id, change_id = change.change_id, failures, reason = doubt.message, "a change of a subscription is tried again");
+        let mut connection = db::acquire(&sales.pool).await?;
+        stripe_changes::fail(&mut connection, change.change_id, &doubt.message, again_in).await?;
+    }
+    Ok(true)
+}
