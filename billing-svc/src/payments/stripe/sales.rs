@@ -57,6 +57,11 @@ impl StripeRequest for RetrievePrice<'_> {
     }
 }
 
+/// Whether a price can be sold in a currency.
+fn fits(price: &Price, currency: &str) -> bool {
+    price.active && price.currency.to_string().eq_ignore_ascii_case(currency)
+}
+
 impl Sales for Stripe {
     fn price<'a>(
         &'a self,
@@ -106,12 +111,11 @@ impl Sales for Stripe {
 
 impl Stripe {
     async fn price_of(&self, names: &[String], currency: &str) -> Result<Option<String>, RequestError> {
-        let fits = |price: &Price| price.active && price.currency.to_string().eq_ignore_ascii_case(currency);
         for some in names.chunks(MOST_LOOKUP_KEYS) {
             let request = ListPrices { active: true, lookup_keys: some, limit: 100 };
             let found = request.customize().send(&self.client).await?.data;
             for name in some {
-                let named = found.iter().find(|price| price.lookup_key.as_ref() == Some(name) && fits(price));
+                let named = found.iter().find(|price| price.lookup_key.as_ref() == Some(name) && fits(price, currency));
                 if let Some(price) = named {
                     return Ok(Some(price.id.to_string()));
                 }
@@ -119,7 +123,7 @@ impl Stripe {
         }
         for name in names.iter().filter(|name| check_stripe_id(name).is_ok()) {
             match RetrievePrice(name).customize().send(&self.client).await {
-                Ok(price) if fits(&price) => return Ok(Some(price.id.to_string())),
+                Ok(price) if fits(&price, currency) => return Ok(Some(price.id.to_string())),
                 Ok(_) => {}
                 Err(error) if is_missing(&error) => {}
                 Err(error) => return Err(error),
