@@ -43,6 +43,8 @@ pub enum Error {
     NoSubscription(EcoId),
     #[error("account {0} has a subscription at Stripe already")]
     AlreadySubscribed(EcoId),
+    #[error("another change of the subscription of {0} came after this request")]
+    ChangeSuperseded(EcoId),
     #[error("the plan {0} is paid for by a subscription: it begins with a checkout (CreateCheckoutSession)")]
     CheckoutRequired(Plan),
     /// In a sentence.
@@ -147,6 +149,9 @@ impl From<Error> for Status {
             }
             Error::AlreadySubscribed(_) => {
                 status::with_reason(Code::FailedPrecondition, "ALREADY_SUBSCRIBED", error.to_string())
+            }
+            Error::ChangeSuperseded(_) => {
+                status::with_reason(Code::FailedPrecondition, "CHANGE_SUPERSEDED", error.to_string())
             }
             Error::CheckoutRequired(_) => {
                 status::with_reason(Code::FailedPrecondition, "CHECKOUT_REQUIRED", error.to_string())

@@ -209,9 +209,12 @@ impl Backend {
     }
 
     /// Has a user's subscription go on that was to end.
-    pub async fn reactivate_subscription(&self, user: &User) -> Result<Option<billing::Subscription>, Error> {
+    pub async fn reactivate_subscription(
+        &self,
+        user: &User,
+        request: billing::ReactivateSubscriptionRequest,
+    ) -> Result<Option<billing::Subscription>, Error> {
         let mut client = self.users.billing.clone();
-        let request = billing::ReactivateSubscriptionRequest { eco_id: String::new() };
         let send = |r| async move { client.reactivate_subscription(r).await };
         let options = self.user_within(user, STRIPE_TIMEOUT)?;
         call("BillingService.ReactivateSubscription", options, STRIPE_TIMEOUT, request, send)

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, value::RawValue};
 use crate::error::Error;
 
 /// The members of a body, and what is wrong with those read so far.
+#[derive(Default)]
 pub struct Body {
     members: Map<String, Value>,
     /// As it came.

@@ -93,6 +93,8 @@ pub enum Error {
     NoSubscription,
     #[error("the account has a subscription at Stripe already")]
     AlreadySubscribed,
+    #[error("another change of the subscription came after this request")]
+    ChangeSuperseded,
     /// Why is for the log.
     #[error("{0}")]
     PaymentRefused(String),
@@ -137,6 +139,7 @@ impl Error {
             Error::TooManySecrets => (StatusCode::CONFLICT, "Too many secrets in grace"),
             Error::NoSubscription => (StatusCode::CONFLICT, "No subscription"),
             Error::AlreadySubscribed => (StatusCode::CONFLICT, "Already subscribed"),
+            Error::ChangeSuperseded => (StatusCode::CONFLICT, "Change superseded"),
             Error::PaymentRefused(_) => (StatusCode::PAYMENT_REQUIRED, "Payment refused"),
             Error::ReconcileRequired => (StatusCode::CONFLICT, "Reconciliation required"),
             Error::NotFound(what) => (StatusCode::NOT_FOUND, what),

@@ -15,7 +15,7 @@ use crate::{
         plan_change::{PlanChange, PlanChanged, Step, Subscription},
     },
     error::Error,
-    store::{accounts, changes, facts, plan_requests, plans, segments, subscriptions},
+    store::{accounts, changes, facts, plan_requests, plans, segments, stripe_customers, subscriptions},
 };
 
 /// A repeat of a request returns the first answer.
@@ -154,6 +154,9 @@ async fn take(
         }
         Step::Now => {
             let version = newest_version(db, subscription, change.plan).await?;
+            if change.plan != Plan::Free {
+                stripe_customers::want(db, &change.eco_id).await?;
+            }
             move_to(db, &change.eco_id, subscription, change.plan, version).await?;
         }
     }

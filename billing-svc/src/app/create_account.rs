@@ -1,7 +1,9 @@
-//! Creates an account with a subscription to the newest version of its plan. A subscription at Stripe that it is to have is
-//! read there: plan, customer, state and periods are those.
+//! Creates an account with a subscription to the newest version of its plan. A customer and a subscription at Stripe that it is
+//! to have are read there: plan, customer, currency, state and periods are those. One that may have to pay and comes without
+//! a customer gets one, in the background ([`super::sales::customer`]).
 
 use chrono::{DateTime, Utc};
+use nexus_core::plan::Plan;
 use nexus_kit::{db, validate::Violations};
 use sqlx::{Connection, PgConnection};
 
@@ -9,11 +11,11 @@ use super::sales::Sales;
 use crate::{
     domain::{
         account::{Account, NewAccount},
-        stripe_objects::Subscription,
+        stripe_objects::{Customer, Subscription},
         stripe_subscription::{anchor_by, is_over},
     },
     error::Error,
-    store::{accounts, plans, stripe_events, stripe_prices},
+    store::{accounts, plans, stripe_customers, stripe_events, stripe_prices},
 };
 
 /// A repeat of a request returns the account it created.
@@ -37,35 +39,63 @@ pub async fn run(sales: &Sales, new: &NewAccount, actor: &str) -> Result<Account
     Ok(account)
 }
 
-/// What is named at Stripe is there, and is what is asked for; its periods are the account's, by the anchor that is
-/// returned.
+/// What is named at Stripe is there, and is what is asked for; the periods of its subscription are the account's, by the
+/// anchor that is returned.
 async fn check_at_stripe(sales: &Sales, new: &NewAccount) -> Result<Option<DateTime<Utc>>, Error> {
-    let Some(id) = &new.stripe_subscription_id else { return Ok(None) };
-    sales.events.pace.wait().await;
     let (mut violations, mut anchor) = (Violations::new(), None);
-    let found: Option<Subscription> = sales.events.subscriptions.subscription(id).await?;
-    match found.filter(|found| !is_over(found)) {
-        None => {
-            violations.add("stripe_subscription_id", "must be a subscription at Stripe that has not ended")
-        }
-        Some(found) => {
-            violations.require(
-                new.stripe_customer_id.as_ref() == Some(&found.customer),
-                "stripe_customer_id",
-                "must be the customer of the subscription at Stripe",
-            );
-            let mut connection = db::acquire(&sales.pool).await?;
-            let priced = stripe_prices::find(&mut connection, &found.prices).await?;
-            anchor = Some(anchor_by(found.anchor, stripe_events::now(&mut connection).await?));
-            violations.require(
-                priced.is_some_and(|priced| priced.plan == new.plan),
-                "plan",
-                "must be that of the subscription's price at Stripe",
-            );
-        }
+    if let Some(id) = &new.stripe_customer_id {
+        sales.events.pace.wait().await;
+        check_customer(&mut violations, new, sales.events.subscriptions.customer(id).await?);
+    }
+    if let Some(id) = &new.stripe_subscription_id {
+        sales.events.pace.wait().await;
+        let found = sales.events.subscriptions.subscription(id).await?;
+        anchor = check_subscription(sales, &mut violations, new, found).await?;
     }
     violations.finish()?;
     Ok(anchor)
+}
+
+fn check_customer(violations: &mut Violations, new: &NewAccount, found: Option<Customer>) {
+    let Some(found) = found else {
+        violations.add("stripe_customer_id", "must be a customer at Stripe");
+        return;
+    };
+    violations.require(
+        found.eco_id.is_none_or(|named| named == new.eco_id.as_str()),
+        "stripe_customer_id",
+        "must not be a customer whose metadata at Stripe names another account",
+    );
+    violations.require(
+        found.currency.is_none_or(|currency| currency.eq_ignore_ascii_case(new.currency.as_str())),
+        "currency_code",
+        "must be that of the customer at Stripe",
+    );
+}
+
+async fn check_subscription(
+    sales: &Sales,
+    violations: &mut Violations,
+    new: &NewAccount,
+    found: Option<Subscription>,
+) -> Result<Option<DateTime<Utc>>, Error> {
+    let Some(found) = found.filter(|found| !is_over(found)) else {
+        violations.add("stripe_subscription_id", "must be a subscription at Stripe that has not ended");
+        return Ok(None);
+    };
+    violations.require(
+        new.stripe_customer_id.as_ref() == Some(&found.customer),
+        "stripe_customer_id",
+        "must be the customer of the subscription at Stripe",
+    );
+    let mut connection = db::acquire(&sales.pool).await?;
+    let priced = stripe_prices::find(&mut connection, &found.prices).await?;
+    violations.require(
+        priced.is_some_and(|priced| priced.plan == new.plan),
+        "plan",
+        "must be that of the subscription's price at Stripe",
+    );
+    Ok(Some(anchor_by(found.anchor, stripe_events::now(&mut connection).await?)))
 }
 
 async fn create_or_find(sales: &Sales, new: &NewAccount, actor: &str) -> Result<Account, Error> {
@@ -108,6 +138,9 @@ async fn create(connection: &mut PgConnection, new: &NewAccount, actor: &str) ->
     );
     violations.finish()?;
     accounts::insert(&mut transaction, new, plan.version).await?;
+    if new.plan != Plan::Free {
+        stripe_customers::want(&mut transaction, &new.eco_id).await?;
+    }
     let account = accounts::get(&mut transaction, new.eco_id.as_str()).await?;
     transaction.commit().await?;
     account.ok_or_else(|| Error::AccountNotFound(new.eco_id.clone()))

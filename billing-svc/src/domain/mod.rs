@@ -17,7 +17,9 @@
 //! | [`invoice`] | an invoice made for charges |
 //! | [`run`] | the figures of a run over many accounts |
 //! | [`stripe_signature`], [`stripe_event`] | whether a webhook is Stripe's; what is kept of it, and when it is tried again |
+//! | [`sale`] | a request about a subscription at Stripe, and what is answered |
 //! | [`stripe_change`] | what is asked of Stripe about a subscription or a checkout |
+//! | [`stripe_customer`] | a customer that is made at Stripe |
 //! | [`stripe_objects`], [`stripe_subscription`] | what is read at Stripe; what a subscription there means for ours |
 //! | [`threshold`] | which percentages of its limit an account's usage has reached |
 //! | [`webhook`] | customers' webhooks: what is sent, where to, when, and how it is signed |
@@ -36,9 +38,11 @@ pub mod plan;
 pub mod plan_change;
 pub mod reconciliation;
 pub mod run;
+pub mod sale;
 pub mod settlement;
 pub mod spend_cap;
 pub mod stripe_change;
+pub mod stripe_customer;
 pub mod stripe_event;
 pub mod stripe_objects;
 pub mod stripe_signature;

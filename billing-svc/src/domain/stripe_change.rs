@@ -60,6 +60,38 @@ impl WrittenChange {
     }
 }
 
+/// What became of a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangeOutcome {
+    /// It is made.
+    Done,
+    /// Stripe refused it, and why, in a sentence.
+    Refused(String),
+    /// Another one came after it.
+    Superseded,
+}
+
+impl ChangeOutcome {
+    /// As it is kept: a word, and why.
+    pub fn parts(&self) -> (&'static str, Option<&str>) {
+        match self {
+            Self::Done => ("done", None),
+            Self::Refused(why) => ("refused", Some(why)),
+            Self::Superseded => ("superseded", None),
+        }
+    }
+
+    /// What is kept, read again; `None`: no such word.
+    pub fn of(word: &str, why: Option<String>) -> Option<Self> {
+        match word {
+            "done" => Some(Self::Done),
+            "refused" => Some(Self::Refused(why.unwrap_or_default())),
+            "superseded" => Some(Self::Superseded),
+            _ => None,
+        }
+    }
+}
+
 /// Whether a subscription as it stands is what the change asks for.
 pub fn is_so(found: &Subscription, change: &SubscriptionChange) -> bool {
     let ends = found.cancel_at.is_some();

@@ -84,4 +84,6 @@ pub struct Invoice {
 pub struct Customer {
     /// Account that its metadata names.
     pub eco_id: Option<String>,
+    /// The currency that it is held to, once it is (ISO 4217, in small letters).
+    pub currency: Option<String>,
 }

@@ -227,42 +227,28 @@ impl BillingService for Service {
         &self,
         request: Request<GetSubscriptionRequest>,
     ) -> Result<Response<GetSubscriptionResponse>, Status> {
-        let eco_id = Caller::of(&request)?.account(&request.get_ref().eco_id, &[Scope::AccountsWrite])?;
-        let shown = app::get_subscription::run(&self.pool, &eco_id).await?;
-        Ok(Response::new(GetSubscriptionResponse { subscription: Some(subscriptions::shown(shown)) }))
+        subscriptions::get(self, &request).await
     }
 
     async fn create_checkout_session(
         &self,
         request: Request<CreateCheckoutSessionRequest>,
     ) -> Result<Response<CreateCheckoutSessionResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let (eco_id, plan) = subscriptions::checkout(&caller, request.get_ref())?;
-        let open = app::sales::checkout::run(&self.sales, &eco_id, plan, &caller.subject()).await?;
-        Ok(Response::new(CreateCheckoutSessionResponse { session_id: open.session_id, url: open.url }))
+        subscriptions::open_checkout(self, &request).await
     }
 
     async fn cancel_subscription(
         &self,
         request: Request<CancelSubscriptionRequest>,
     ) -> Result<Response<CancelSubscriptionResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let CancelSubscriptionRequest { eco_id, apply_now } = request.get_ref();
-        let eco_id = caller.account(eco_id, &[Scope::AccountsWrite])?;
-        app::sales::change::end(&self.sales, &eco_id, *apply_now, &caller.subject()).await?;
-        let shown = app::get_subscription::run(&self.pool, &eco_id).await?;
-        Ok(Response::new(CancelSubscriptionResponse { subscription: Some(subscriptions::shown(shown)) }))
+        subscriptions::cancel(self, &request).await
     }
 
     async fn reactivate_subscription(
         &self,
         request: Request<ReactivateSubscriptionRequest>,
     ) -> Result<Response<ReactivateSubscriptionResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let eco_id = caller.account(&request.get_ref().eco_id, &[Scope::AccountsWrite])?;
-        app::sales::change::go_on(&self.sales, &eco_id, &caller.subject()).await?;
-        let shown = app::get_subscription::run(&self.pool, &eco_id).await?;
-        Ok(Response::new(ReactivateSubscriptionResponse { subscription: Some(subscriptions::shown(shown)) }))
+        subscriptions::reactivate(self, &request).await
     }
 
     async fn set_spend_cap(
@@ -325,37 +311,21 @@ impl BillingService for Service {
         &self,
         request: Request<GetOverageRunRequest>,
     ) -> Result<Response<GetOverageRunResponse>, Status> {
-        Caller::of(&request)?.require_admin_or(&[Scope::BillingRun])?;
-        let run_id = runs::run_id(&request.get_ref().run_id).map_err(Error::from)?;
-        let run = app::list_runs::get(&self.pool, run_id).await?;
-        Ok(Response::new(GetOverageRunResponse { run: Some(runs::run(&run)) }))
+        runs::get(self, &request).await
     }
 
     async fn list_overage_runs(
         &self,
         request: Request<ListOverageRunsRequest>,
     ) -> Result<Response<ListOverageRunsResponse>, Status> {
-        Caller::of(&request)?.require_admin_or(&[Scope::BillingRun])?;
-        let (size, after) = runs::page(request.get_ref()).map_err(Error::from)?;
-        let (found, next) = app::list_runs::run(&self.pool, after, size).await?;
-        Ok(Response::new(ListOverageRunsResponse {
-            runs: found.iter().map(runs::run).collect(),
-            next_page_token: next.map(|run_id| page::encode(&runs::LIST, &run_id)).unwrap_or_default(),
-        }))
+        runs::list(self, &request).await
     }
 
     async fn list_overage_run_errors(
         &self,
         request: Request<ListOverageRunErrorsRequest>,
     ) -> Result<Response<ListOverageRunErrorsResponse>, Status> {
-        Caller::of(&request)?.require_admin_or(&[Scope::BillingRun])?;
-        let asked = runs::errors_page(request.get_ref()).map_err(Error::from)?;
-        let (errors, next) =
-            app::list_runs::errors(&self.pool, asked.run_id, asked.after.as_deref(), asked.size).await?;
-        Ok(Response::new(ListOverageRunErrorsResponse {
-            errors: errors.into_iter().map(overage::error).collect(),
-            next_page_token: next.map(|eco_id| page::encode(&asked.run_id, &eco_id)).unwrap_or_default(),
-        }))
+        runs::list_errors(self, &request).await
     }
 
     async fn create_webhook_endpoint(

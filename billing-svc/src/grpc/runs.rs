@@ -1,17 +1,64 @@
-//! Requests and answers about the runs of ProcessOverage.
+//! The RPCs about the runs of ProcessOverage; requests and answers about them.
 
 use nexus_core::{id::EcoId, money::Currency};
-use nexus_kit::{convert::timestamp, page, validate::Violations};
+use nexus_kit::{
+    auth::{Caller, Scope},
+    convert::timestamp,
+    page,
+    validate::Violations,
+};
 use nexus_proto::billing::v1 as pb;
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use super::{Service, overage};
 use crate::{
-    app::process_overage::Snapshot,
+    app::{list_runs, process_overage::Snapshot},
     domain::run::{Run, RunStatus},
+    error::Error,
 };
 
+type Answer<T> = Result<Response<T>, Status>;
+
 /// What page tokens of the list of runs are bound to.
-pub(super) const LIST: &str = "overage runs";
+const LIST: &str = "overage runs";
+
+pub(super) async fn get(
+    service: &Service,
+    request: &Request<pb::GetOverageRunRequest>,
+) -> Answer<pb::GetOverageRunResponse> {
+    Caller::of(request)?.require_admin_or(&[Scope::BillingRun])?;
+    let run_id = run_id(&request.get_ref().run_id).map_err(Error::from)?;
+    let found = list_runs::get(&service.pool, run_id).await?;
+    Ok(Response::new(pb::GetOverageRunResponse { run: Some(run(&found)) }))
+}
+
+pub(super) async fn list(
+    service: &Service,
+    request: &Request<pb::ListOverageRunsRequest>,
+) -> Answer<pb::ListOverageRunsResponse> {
+    Caller::of(request)?.require_admin_or(&[Scope::BillingRun])?;
+    let (size, after) = page(request.get_ref()).map_err(Error::from)?;
+    let (found, next) = list_runs::run(&service.pool, after, size).await?;
+    Ok(Response::new(pb::ListOverageRunsResponse {
+        runs: found.iter().map(run).collect(),
+        next_page_token: next.map(|run_id| page::encode(&LIST, &run_id)).unwrap_or_default(),
+    }))
+}
+
+pub(super) async fn list_errors(
+    service: &Service,
+    request: &Request<pb::ListOverageRunErrorsRequest>,
+) -> Answer<pb::ListOverageRunErrorsResponse> {
+    Caller::of(request)?.require_admin_or(&[Scope::BillingRun])?;
+    let asked = errors_page(request.get_ref()).map_err(Error::from)?;
+    let (errors, next) =
+        list_runs::errors(&service.pool, asked.run_id, asked.after.as_deref(), asked.size).await?;
+    Ok(Response::new(pb::ListOverageRunErrorsResponse {
+        errors: errors.into_iter().map(overage::error).collect(),
+        next_page_token: next.map(|eco_id| page::encode(&asked.run_id, &eco_id)).unwrap_or_default(),
+    }))
+}
 
 /// Reads the id of a run.
 pub(super) fn run_id(text: &str) -> Result<Uuid, Violations> {
@@ -27,7 +74,7 @@ fn required_run_id(v: &mut Violations, text: &str) -> Uuid {
 }
 
 /// Reads a request to list runs.
-pub(super) fn page(request: &pb::ListOverageRunsRequest) -> Result<(i64, Option<Uuid>), Violations> {
+fn page(request: &pb::ListOverageRunsRequest) -> Result<(i64, Option<Uuid>), Violations> {
     let mut v = Violations::new();
     let size = v.take("page_size", page::size(request.page_size, 50, 100));
     let after = v.take("page_token", page::decode(&LIST, &request.page_token));
@@ -36,14 +83,14 @@ pub(super) fn page(request: &pb::ListOverageRunsRequest) -> Result<(i64, Option<
 }
 
 /// Which of the accounts that a run could not charge are asked for.
-pub(super) struct ErrorsPage {
-    pub(super) run_id: Uuid,
-    pub(super) size: i64,
-    pub(super) after: Option<String>,
+struct ErrorsPage {
+    run_id: Uuid,
+    size: i64,
+    after: Option<String>,
 }
 
 /// Reads a request to list them.
-pub(super) fn errors_page(request: &pb::ListOverageRunErrorsRequest) -> Result<ErrorsPage, Violations> {
+fn errors_page(request: &pb::ListOverageRunErrorsRequest) -> Result<ErrorsPage, Violations> {
     let mut v = Violations::new();
     let run_id = required_run_id(&mut v, &request.run_id);
     let size = v.take("page_size", page::size(request.page_size, 50, 1_000));
@@ -55,7 +102,7 @@ pub(super) fn errors_page(request: &pb::ListOverageRunErrorsRequest) -> Result<E
 }
 
 /// A run for the wire.
-pub(super) fn run(run: &Run) -> pb::OverageRun {
+fn run(run: &Run) -> pb::OverageRun {
     pb::OverageRun {
         run_id: run.run_id.to_string(),
         status: status(run.status, run.is_cut_off()).into(),

@@ -1,11 +1,14 @@
-//! The port that sells subscriptions: checkouts that lead to one, and changes of one. What is read of them is
+//! The port that sells subscriptions: customers, checkouts that lead to one, and changes of one. What is read of them is
 //! [`super::subscriptions`]'s. [`super::stripe::Stripe`] does it over HTTP; the tests have a second implementation, in
 //! memory; one contract test holds the two together.
 
 use futures::future::BoxFuture;
 
 use super::{Doubt, Outcome};
-use crate::domain::stripe_change::{NewCheckout, SubscriptionChange};
+use crate::domain::{
+    stripe_change::{NewCheckout, SubscriptionChange},
+    stripe_customer::NewCustomer,
+};
 
 /// Sells subscriptions.
 ///
@@ -19,6 +22,9 @@ pub trait Sales: Send + Sync {
         names: &'a [String],
         currency: &'a str,
     ) -> BoxFuture<'a, Result<Option<String>, Doubt>>;
+
+    /// Makes a customer, which its metadata names the account of.
+    fn create_customer<'a>(&'a self, customer: &'a NewCustomer, key: &'a str) -> BoxFuture<'a, Outcome>;
 
     /// Opens a checkout; its session is named.
     fn open_checkout<'a>(&'a self, checkout: &'a NewCheckout, key: &'a str) -> BoxFuture<'a, Outcome>;

@@ -195,6 +195,19 @@ pub async fn list(
     .collect()
 }
 
+/// Gives an account a customer at Stripe, if it has none; false: it has one.
+#[tracing::instrument(name = "db.eco_identities.set_customer", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn set_customer(db: &mut PgConnection, eco_id: &EcoId, customer: &str) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "update eco_identities set stripe_customer_id = $2 where eco_id = $1 and stripe_customer_id is null",
+        eco_id.as_str(),
+        customer,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
 /// Closes an account.
 #[tracing::instrument(name = "db.eco_identities.close", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn close(db: &mut PgConnection, eco_id: &EcoId, at: DateTime<Utc>) -> sqlx::Result<()> {

@@ -1,5 +1,7 @@
 //! `eco_checkouts`: checkouts that were opened for accounts; at most one of an account is open.
 
+use std::time::Duration;
+
 use nexus_core::{id::EcoId, plan::Plan};
 use sqlx::{PgConnection, types::Json};
 
@@ -52,6 +54,69 @@ pub async fn insert(
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// Has the account's checkout ended that is not known to be over, by whoever asks for that; by another after a while.
+#[tracing::instrument(name = "db.eco_checkouts.end", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn end(
+    db: &mut PgConnection,
+    eco_id: &EcoId,
+    left_to_others_after: Duration,
+) -> sqlx::Result<Option<WrittenCheckout>> {
+    sqlx::query!(
+        "update eco_checkouts set end_due_time = now() + make_interval(secs => $2)
+         where eco_id = $1 and closed_time is null",
+        eco_id.as_str(),
+        left_to_others_after.as_secs_f64(),
+    )
+    .execute(&mut *db)
+    .await?;
+    open(db, eco_id).await
+}
+
+/// Takes a checkout that is to be ended and was not, for as long as is given; nobody else gets it meanwhile. Whose it is, and
+/// how often that failed.
+#[tracing::instrument(name = "db.eco_checkouts.take", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn take(
+    db: &mut PgConnection,
+    within: Duration,
+) -> sqlx::Result<Option<(EcoId, WrittenCheckout, i32)>> {
+    let taken = sqlx::query!(
+        "update eco_checkouts set end_due_time = now() + make_interval(secs => $1)
+         where (eco_id, number) = (select eco_id, number from eco_checkouts
+                                   where closed_time is null and end_due_time <= now()
+                                   order by end_due_time limit 1
+                                   for update skip locked)
+         returning eco_id, failures",
+        within.as_secs_f64(),
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some(taken) = taken else { return Ok(None) };
+    let eco_id = EcoId::parse(&taken.eco_id).map_err(unknown_word)?;
+    let written = open(db, &eco_id).await?;
+    Ok(written.map(|written| (eco_id, written, taken.failures)))
+}
+
+/// It could not be ended now: that is due again after a while.
+#[tracing::instrument(name = "db.eco_checkouts.fail", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn fail(
+    db: &mut PgConnection,
+    eco_id: &EcoId,
+    number: i32,
+    again_in: Duration,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_checkouts
+         set failures = failures + 1, end_due_time = now() + make_interval(secs => $3)
+         where eco_id = $1 and number = $2 and closed_time is null",
+        eco_id.as_str(),
+        number,
+        again_in.as_secs_f64(),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// The session is there.

@@ -8,7 +8,7 @@ use sqlx::{PgConnection, types::Json};
 use super::unknown_word;
 use crate::domain::{
     charge::KEY_LIFE,
-    stripe_change::{SubscriptionChange, WrittenChange},
+    stripe_change::{ChangeOutcome, SubscriptionChange, WrittenChange},
 };
 
 struct Row {
@@ -51,7 +51,7 @@ pub async fn insert(
         if open.change == *change || open.change == SubscriptionChange::EndNow {
             return Ok(open);
         }
-        end(db, open.change_id, "superseded", None).await?;
+        end(db, open.change_id, &ChangeOutcome::Superseded).await?;
     }
     let row = sqlx::query_as!(
         Row,
@@ -124,24 +124,48 @@ pub async fn next_attempt(
     Ok((done.rows_affected() == 1).then_some(next))
 }
 
-/// A change is made (`done`), or never will be (`refused`, `superseded`), and why; false: that is known already.
+/// Keeps what became of a change; false: that is known already.
 #[tracing::instrument(name = "db.eco_stripe_changes.end", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn end(
-    db: &mut PgConnection,
-    change_id: i64,
-    outcome: &str,
-    failure: Option<&str>,
-) -> sqlx::Result<bool> {
+pub async fn end(db: &mut PgConnection, change_id: i64, outcome: &ChangeOutcome) -> sqlx::Result<bool> {
+    let (word, why) = outcome.parts();
     let done = sqlx::query!(
         "update eco_stripe_changes set outcome = $2, failure = $3, finished_time = now()
          where change_id = $1 and finished_time is null",
         change_id,
-        outcome,
-        failure,
+        word,
+        why,
     )
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// A change, and what became of it, if that is known.
+#[tracing::instrument(name = "db.eco_stripe_changes.get", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn get(
+    db: &mut PgConnection,
+    change_id: i64,
+) -> sqlx::Result<(WrittenChange, Option<ChangeOutcome>)> {
+    let row = sqlx::query!(
+        r#"select eco_id, stripe_subscription_id, change as "change: Json<SubscriptionChange>", attempt,
+                  attempt_time > now() - $2::interval as "young!", failures, outcome, failure
+           from eco_stripe_changes where change_id = $1"#,
+        change_id,
+        KEY_LIFE as _,
+    )
+    .fetch_one(db)
+    .await?;
+    let outcome = row.outcome.and_then(|word| ChangeOutcome::of(&word, row.failure));
+    let change = Row {
+        change_id,
+        eco_id: row.eco_id,
+        stripe_subscription_id: row.stripe_subscription_id,
+        change: row.change,
+        attempt: row.attempt,
+        young: row.young,
+        failures: row.failures,
+    };
+    Ok((change.try_into()?, outcome))
 }
 
 /// It could not be made now: it is due again after a while.

@@ -7,7 +7,7 @@ use nexus_proto::{billing::v1::*, common::v1::Plan};
 use nexus_testkit::db::TestDb;
 use tonic::{Code, Status};
 
-use crate::support::{Billing, fields, manager, runner, user};
+use crate::support::{Billing, Sim, fields, manager, runner, user};
 
 const NO_STRIPE: &str = "http://127.0.0.1:9/";
 
@@ -30,13 +30,14 @@ async fn an_account_gets_the_newest_version_of_its_plan_and_can_be_read() -> Res
     sqlx::query("insert into eco_plan_prices (plan, version, currency_code, monthly_micros, overage_micros) values ('pro', 2, 'EUR', 49000000, 1000)")
         .execute(&db.pool)
         .await?;
-    let billing = Billing::start(&db, NO_STRIPE).await?;
+    let sim = Sim::start().await?;
+    let billing = Billing::start(&db, &sim.base).await?;
     let anchor = Utc::now() - TimeDelta::days(40);
     let request = CreateAccountRequest {
         eco_id: "eco_new".into(),
         email: "a@example.com".into(),
         plan: Plan::Pro.into(),
-        stripe_customer_id: "cus_1".into(),
+        stripe_customer_id: sim.customer().await?,
         billing_anchor_time: Some(timestamp(anchor)),
         currency_code: "eur".into(),
         ..Default::default()
@@ -82,10 +83,12 @@ async fn defaults_are_a_random_id_free_and_dollars() -> Result<()> {
 #[tokio::test]
 async fn a_repeated_request_returns_the_account_and_another_one_is_refused() -> Result<()> {
     let db = TestDb::new().await?;
-    let billing = Billing::start(&db, NO_STRIPE).await?;
+    let sim = Sim::start().await?;
+    let customer = sim.customer().await?;
+    let billing = Billing::start(&db, &sim.base).await?;
     let request = |request_id: &str| CreateAccountRequest {
         eco_id: "eco_a".into(),
-        stripe_customer_id: "cus_a".into(),
+        stripe_customer_id: customer.clone(),
         request_id: request_id.into(),
         ..Default::default()
     };

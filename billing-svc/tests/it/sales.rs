@@ -5,11 +5,15 @@ use chrono::{TimeDelta, Utc};
 use nexus_billing::{
     domain::{
         stripe_change::{NewCheckout, SubscriptionChange, is_so},
-        stripe_objects::{CheckoutState, Price, Subscription},
+        stripe_customer::NewCustomer,
+        stripe_objects::{CheckoutState, Customer, Price, Subscription},
     },
     payments::{Advice, Outcome, sales::Sales, stripe::Stripe, subscriptions::Subscriptions},
 };
-use nexus_core::plan::{Plan, SubscriptionStatus};
+use nexus_core::{
+    id::EcoId,
+    plan::{Plan, SubscriptionStatus},
+};
 
 use crate::{
     memory_subscriptions::MemorySubscriptions,
@@ -39,9 +43,25 @@ fn names(names: &[&str]) -> Vec<String> {
 }
 
 async fn contract<P: Sales + Subscriptions>(port: &P, made: &Made) -> Result<()> {
+    customers(port).await?;
     prices(port, made).await?;
     checkouts(port, made).await?;
     changes(port, made).await
+}
+
+async fn customers<P: Sales + Subscriptions>(port: &P) -> Result<()> {
+    let new = NewCustomer { eco_id: EcoId::parse("eco_a")?, email: Some("a@example.com".to_owned()) };
+    let id = done(port.create_customer(&new, "m1").await)?;
+    assert_eq!(done(port.create_customer(&new, "m1").await)?, id);
+    let found = port.customer(&id).await.ok().flatten().context("a customer")?;
+    assert_eq!(found, Customer { eco_id: Some("eco_a".to_owned()), currency: None });
+    let nameless = NewCustomer { email: None, ..new };
+    match port.create_customer(&nameless, "m1").await {
+        Outcome::Unknown(doubt) => assert_eq!(doubt.advice, Advice::Look),
+        other => anyhow::bail!("{other:?}"),
+    }
+    assert_ne!(done(port.create_customer(&nameless, "m2").await)?, id);
+    Ok(())
 }
 
 async fn prices<P: Sales>(port: &P, made: &Made) -> Result<()> {

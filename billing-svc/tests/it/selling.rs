@@ -1,122 +1,32 @@
-//! Subscriptions at Stripe that are sold and changed from here, over the ports in memory: whatever is cut off, there is
-//! one, and our tables say what Stripe says.
+//! Subscriptions at Stripe that are changed from here, over the ports in memory: whatever is cut off, our tables say what
+//! Stripe says.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{TimeDelta, Utc};
 use nexus_billing::{
     Error,
-    app::{
-        change_plan, close_account, create_account, get_subscription,
-        sales::{Pages, Sales, change, checkout, worker},
-        stripe_events,
-    },
+    app::{create_account, get_subscription, stripe_events},
     domain::{
         account::NewAccount,
-        plan_change::{PlanChange, PlanChanged},
-        stripe_objects::{Price, Subscription},
+        stripe_objects::{Customer, Subscription},
     },
-    payments::pace::Pace,
 };
-use nexus_core::{
-    id::EcoId,
-    money::Currency,
-    plan::{Plan, SubscriptionStatus},
-};
-use nexus_kit::{
-    db::{self, Role},
-    status,
-};
+use nexus_core::{id::EcoId, money::Currency, plan::Plan};
+use nexus_kit::status;
 use nexus_proto::{
     billing::v1::{ChangePlanRequest, GetSubscriptionRequest},
     common::v1 as common,
 };
 use nexus_testkit::{db::TestDb, seed, settings};
-use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::{
     memory::Fault,
-    memory_subscriptions::MemorySubscriptions,
-    support::{Billing, anchor, until, user},
+    sales_world::World,
+    support::{Billing, anchor, user},
 };
-
-struct World {
-    db: TestDb,
-    memory: Arc<MemorySubscriptions>,
-    sales: Sales,
-    eco_id: EcoId,
-}
-
-impl World {
-    /// A free account, and prices of both plans.
-    async fn new() -> Result<Self> {
-        let db = TestDb::new().await?;
-        let memory = Arc::new(MemorySubscriptions::default());
-        memory.add_price("price_pro", "pro", "usd");
-        memory.add_price("price_enterprise", "enterprise", "usd");
-        seed::account(&db.pool, "eco_a", Plan::Free, anchor()).await?;
-        let pace = Arc::new(Pace::new(NonZeroU32::new(10_000).context("not zero")?));
-        let pool = db::pool(&db.args(), Role::Billing)?;
-        let events = stripe_events::Context { subscriptions: memory.clone(), pace };
-        let sales = Sales::new(pool, memory.clone(), events, Pages::of("https://example.com/billing"));
-        Ok(Self { db, memory, sales, eco_id: EcoId::parse("eco_a")? })
-    }
-
-    /// The same, subscribed to a plan since a few days ago.
-    async fn subscribed(plan: Plan) -> Result<Self> {
-        let world = Self::new().await?;
-        let began = DateTime::from_timestamp(anchor().timestamp(), 0).context("a time")?;
-        let subscription = Subscription {
-            id: "sub_1".to_owned(),
-            customer: "cus_1".to_owned(),
-            status: SubscriptionStatus::Active,
-            prices: vec![Price {
-                id: format!("price_{plan}"),
-                lookup_key: Some(plan.to_string()),
-                item_id: "si_1".to_owned(),
-            }],
-            anchor: began,
-            created: began,
-            ended: None,
-            cancel_at: None,
-            eco_id: Some("eco_a".to_owned()),
-        };
-        world.memory.state().subscriptions.insert(subscription.id.clone(), subscription);
-        stripe_events::bring_up(&world.sales.pool, &world.sales.events, "sub_1", None).await?;
-        assert_eq!(world.account().await?, (plan.to_string(), Some("sub_1".to_owned()), None, false));
-        Ok(world)
-    }
-
-    /// Plan, subscription at Stripe, plan that waits, whether it is to end.
-    async fn account(&self) -> Result<(String, Option<String>, Option<String>, bool)> {
-        let statement = "select plan, stripe_subscription_id, next_plan, cancel_time is not null
-            from eco_subscriptions where eco_id = 'eco_a' order by ended_time desc nulls first, subscription_id desc
-            limit 1";
-        Ok(sqlx::query_as(statement).fetch_one(&self.db.pool).await?)
-    }
-
-    fn at_stripe(&self) -> Result<Subscription> {
-        self.memory.state().subscriptions.get("sub_1").cloned().context("a subscription")
-    }
-
-    async fn change(&self, plan: Plan, apply_now: bool) -> Result<PlanChanged, Error> {
-        let eco_id = self.eco_id.clone();
-        let change = PlanChange { eco_id, plan, apply_now, request_id: None, by_user: true };
-        change_plan::run(&self.sales, &change, "user:eco_a").await
-    }
-
-    async fn checkout(&self, plan: Plan) -> Result<checkout::OpenCheckout, Error> {
-        checkout::run(&self.sales, &self.eco_id, plan, "user:eco_a").await
-    }
-
-    /// Nothing is left to be made at Stripe.
-    async fn nothing_is_left(&self) -> Result<()> {
-        until(&self.db, "select not exists (select from eco_stripe_changes where finished_time is null)")
-            .await
-    }
-}
 
 #[tokio::test]
 async fn an_upgrade_is_made_at_stripe_at_once_and_a_downgrade_with_the_period() -> Result<()> {
@@ -138,7 +48,7 @@ async fn an_upgrade_is_made_at_stripe_at_once_and_a_downgrade_with_the_period() 
     stripe_events::bring_up(&world.sales.pool, &world.sales.events, "sub_1", None).await?;
     assert_eq!(world.account().await?, waits);
     let shown = get_subscription::run(&world.sales.pool, &world.eco_id).await?;
-    assert_eq!(shown.monthly.map(|monthly| monthly.0), Some(500_000_000));
+    assert_eq!(shown.monthly_micros, Some(500_000_000));
 
     // Taken back.
     world.change(Plan::Enterprise, false).await?;
@@ -157,24 +67,21 @@ async fn free_is_the_end_of_the_subscription_and_can_be_taken_back() -> Result<(
     assert_eq!(Some(changed.apply_time), world.at_stripe()?.cancel_at);
     let ends = ("pro".into(), Some("sub_1".into()), None, true);
     assert_eq!(world.account().await?, ends);
-    change::end(&world.sales, &world.eco_id, false, "user:eco_a").await?;
+    world.end(false).await?;
     assert_eq!(world.account().await?, ends);
     for _ in 0..2 {
-        change::go_on(&world.sales, &world.eco_id, "user:eco_a").await?;
+        world.go_on().await?;
         assert_eq!(world.at_stripe()?.cancel_at, None);
         assert_eq!(world.account().await?, ("pro".into(), Some("sub_1".into()), None, false));
     }
     // An upgrade takes an end back, too.
-    change::end(&world.sales, &world.eco_id, false, "user:eco_a").await?;
+    world.end(false).await?;
     world.change(Plan::Enterprise, false).await?;
     assert_eq!(world.account().await?, ("enterprise".into(), Some("sub_1".into()), None, false));
-    change::end(&world.sales, &world.eco_id, true, "user:eco_a").await?;
+    world.end(true).await?;
     assert_eq!(world.account().await?, ("free".into(), None, None, false));
     ensure!(world.at_stripe()?.ended.is_some());
-    for result in [
-        change::go_on(&world.sales, &world.eco_id, "user:eco_a").await,
-        change::end(&world.sales, &world.eco_id, false, "user:eco_a").await,
-    ] {
+    for result in [world.go_on().await, world.end(false).await] {
         ensure!(matches!(result, Err(Error::NoSubscription(_))), "{result:?}");
     }
     world.nothing_is_left().await
@@ -205,13 +112,7 @@ async fn a_change_whose_caller_is_gone_is_made_by_the_server() -> Result<()> {
     assert_eq!(world.account().await?.2.as_deref(), Some("pro"));
     let open = "select count(*) from eco_stripe_changes where finished_time is null";
     assert_eq!(sqlx::query_scalar::<_, i64>(open).fetch_one(&world.db.pool).await?, 1);
-    // Its own time is over.
-    sqlx::query("update eco_stripe_changes set due_time = now()").execute(&world.db.pool).await?;
-    let shutdown = CancellationToken::new();
-    let server = tokio::spawn(worker::run(world.sales.clone(), shutdown.clone()));
-    world.nothing_is_left().await?;
-    shutdown.cancel();
-    server.await?;
+    world.work_off().await?;
     assert_eq!(world.at_stripe()?.prices[0].id, "price_pro");
     assert_eq!(
         world.account().await?,
@@ -238,97 +139,6 @@ async fn what_stripe_refuses_changes_nothing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_checkout_is_open_and_leads_to_one_subscription() -> Result<()> {
-    let world = World::new().await?;
-    let opened = world.checkout(Plan::Pro).await?;
-    assert_eq!(world.checkout(Plan::Pro).await?, opened);
-    assert_eq!(world.memory.open_sessions(), [opened.session_id.clone()]);
-    // Of another plan: the first is ended before.
-    let other = world.checkout(Plan::Enterprise).await?;
-    assert_eq!(world.memory.open_sessions(), [other.session_id.clone()]);
-    let again = world.checkout(Plan::Pro).await?;
-    assert_eq!(world.memory.open_sessions(), [again.session_id.clone()]);
-    let subscription = world.memory.go_through(&again.session_id).context("a subscription")?;
-    // Before its event is heard.
-    for plan in [Plan::Pro, Plan::Enterprise] {
-        let refused = world.checkout(plan).await;
-        ensure!(matches!(refused, Err(Error::AlreadySubscribed(_))), "{refused:?}");
-    }
-    assert_eq!(world.account().await?, ("pro".into(), Some(subscription), None, false));
-    ensure!(world.memory.open_sessions().is_empty());
-    // After its end there may be another.
-    change::end(&world.sales, &world.eco_id, true, "user:eco_a").await?;
-    let second = world.checkout(Plan::Pro).await?;
-    assert_eq!(world.memory.open_sessions(), [second.session_id]);
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_checkout_that_is_cut_off_anywhere_never_makes_a_second_one_that_can_be_used() -> Result<()> {
-    for fault in [Fault::Lost, Fault::AnswerLost, Fault::NoAnswer] {
-        let world = World::new().await?;
-        world.memory.fail_next(fault);
-        if fault == Fault::NoAnswer {
-            tokio::select! {
-                opened = world.checkout(Plan::Pro) => anyhow::bail!("it ended: {opened:?}"),
-                () = world.memory.until_unanswered(1) => {}
-            }
-        } else {
-            let left = world.checkout(Plan::Pro).await;
-            ensure!(matches!(left, Err(Error::StripeUnavailable(_))), "{fault:?}: {left:?}");
-        }
-        let opened = world.checkout(Plan::Pro).await?;
-        assert_eq!(world.memory.open_sessions(), [opened.session_id], "{fault:?}");
-    }
-    // An error that is kept for the key: nobody ever hears of what it may have made.
-    let world = World::new().await?;
-    world.memory.fail_next(Fault::StoredErrorAfterEffect);
-    let failed = world.checkout(Plan::Pro).await;
-    ensure!(failed.is_err(), "{failed:?}");
-    let unheard = world.memory.open_sessions();
-    let opened = world.checkout(Plan::Pro).await?;
-    ensure!(!unheard.contains(&opened.session_id));
-    // One whose time is over is no more.
-    sqlx::query("update eco_checkouts set created_time = created_time - interval '1 day'")
-        .execute(&world.db.pool)
-        .await?;
-    let later = world.checkout(Plan::Pro).await?;
-    assert_ne!(later.session_id, opened.session_id);
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_closed_account_pays_for_nothing_more() -> Result<()> {
-    let world = World::subscribed(Plan::Pro).await?;
-    let opened = {
-        // A checkout that was open before the account had what it has.
-        let eco_id = EcoId::parse("eco_b")?;
-        seed::account(&world.db.pool, "eco_b", Plan::Free, anchor()).await?;
-        let opened = checkout::run(&world.sales, &eco_id, Plan::Pro, "user:eco_b").await?;
-        close_account::run(&world.sales, &eco_id, "test").await?;
-        opened
-    };
-    world.memory.fail_next(Fault::NoAnswer);
-    tokio::select! {
-        closed = close_account::run(&world.sales, &world.eco_id, "test") => anyhow::bail!("it ended: {closed:?}"),
-        () = world.memory.until_unanswered(1) => {}
-    }
-    let late = world.memory.go_through(&opened.session_id).context("a subscription")?;
-    stripe_events::bring_up(&world.sales.pool, &world.sales.events, &late, None).await?;
-    sqlx::query("update eco_stripe_changes set due_time = now()").execute(&world.db.pool).await?;
-    let shutdown = CancellationToken::new();
-    let server = tokio::spawn(worker::run(world.sales.clone(), shutdown.clone()));
-    world.nothing_is_left().await?;
-    shutdown.cancel();
-    server.await?;
-    let state = world.memory.state();
-    for id in ["sub_1", &late] {
-        ensure!(state.subscriptions.get(id).is_some_and(|found| found.ended.is_some()), "{id}");
-    }
-    Ok(())
-}
-
-#[tokio::test]
 async fn an_account_is_created_with_what_its_subscription_is_at_stripe() -> Result<()> {
     let world = World::subscribed(Plan::Pro).await?;
     let other = Subscription {
@@ -337,7 +147,21 @@ async fn an_account_is_created_with_what_its_subscription_is_at_stripe() -> Resu
         eco_id: None,
         ..world.at_stripe()?
     };
-    world.memory.state().subscriptions.insert(other.id.clone(), other.clone());
+    {
+        let mut state = world.memory.state();
+        state.subscriptions.insert(other.id.clone(), other.clone());
+        for (id, eco_id, currency) in [
+            ("cus_1", None, None),
+            ("cus_2", None, Some("usd")),
+            ("cus_a", Some("eco_a"), None),
+            ("cus_eur", None, Some("eur")),
+        ] {
+            let named = |text: Option<&str>| text.map(str::to_owned);
+            state
+                .customers
+                .insert(id.to_owned(), Customer { eco_id: named(eco_id), currency: named(currency) });
+        }
+    }
     let new = NewAccount {
         eco_id: EcoId::parse("eco_new")?,
         email: None,
@@ -348,6 +172,11 @@ async fn an_account_is_created_with_what_its_subscription_is_at_stripe() -> Resu
         currency: Currency::USD,
         request_id: None,
     };
+    let of_customer = |id: &str| NewAccount {
+        stripe_customer_id: Some(id.to_owned()),
+        stripe_subscription_id: None,
+        ..new.clone()
+    };
     for (wrong, field) in [
         (NewAccount { plan: Plan::Enterprise, ..new.clone() }, "plan"),
         (NewAccount { stripe_customer_id: Some("cus_1".to_owned()), ..new.clone() }, "stripe_customer_id"),
@@ -355,6 +184,9 @@ async fn an_account_is_created_with_what_its_subscription_is_at_stripe() -> Resu
             NewAccount { stripe_subscription_id: Some("sub_x".to_owned()), ..new.clone() },
             "stripe_subscription_id",
         ),
+        (of_customer("cus_x"), "stripe_customer_id"),
+        (of_customer("cus_a"), "stripe_customer_id"),
+        (of_customer("cus_eur"), "currency_code"),
     ] {
         match create_account::run(&world.sales, &wrong, "test").await {
             Err(Error::Invalid(violations)) => {

@@ -52,7 +52,7 @@ async fn contract(port: &dyn Subscriptions, made: &Made) -> Result<()> {
     assert_eq!((ended.status, ended.eco_id), (SubscriptionStatus::Canceled, None));
     ensure!(ended.ended.is_some_and(near), "{:?}", ended.ended);
 
-    let customer = Customer { eco_id: Some("eco_a".to_owned()) };
+    let customer = Customer { eco_id: Some("eco_a".to_owned()), currency: Some("usd".to_owned()) };
     assert_eq!(port.customer(&made.customer).await, Ok(Some(customer)));
     assert_eq!(port.customer(&made.deleted_customer).await, Ok(None));
 
@@ -124,7 +124,7 @@ async fn in_memory() -> Result<()> {
         is_of_cycle: false,
         period_end: around,
     };
-    let customer = Customer { eco_id: Some("eco_a".to_owned()) };
+    let customer = Customer { eco_id: Some("eco_a".to_owned()), currency: Some("usd".to_owned()) };
     {
         let mut state = memory.state();
         state.subscriptions.extend([subscription, ended].map(|s| (s.id.clone(), s)));

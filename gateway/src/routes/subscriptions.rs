@@ -42,14 +42,17 @@ pub(super) async fn checkout(
     user: User,
     mut body: Body,
 ) -> Result<Json<Checkout>, Error> {
-    let word = body.text("plan");
+    let (word, request_id) = (body.text("plan"), body.text("request_id"));
     body.finish()?;
     let plan = match word.parse::<Plan>() {
         Ok(plan) if plan != Plan::Free => plan,
         Ok(_) | Err(_) => return Err(Violations::one("plan", "must be pro or enterprise").into()),
     };
-    let request =
-        billing::CreateCheckoutSessionRequest { eco_id: String::new(), plan: plan_to_proto(plan).into() };
+    let request = billing::CreateCheckoutSessionRequest {
+        eco_id: String::new(),
+        plan: plan_to_proto(plan).into(),
+        request_id,
+    };
     let opened = app.backend.create_checkout_session(&user, request).await?;
     Ok(Json(Checkout { session_id: opened.session_id, checkout_url: opened.url }))
 }
@@ -60,20 +63,26 @@ pub(super) async fn cancel(
     user: User,
     body: Option<Body>,
 ) -> Result<Json<Subscription>, Error> {
-    let apply_now = match body {
-        Some(mut body) => {
-            let apply_now = body.flag("apply_now");
-            body.finish()?;
-            apply_now
-        }
-        None => false,
+    let mut body = body.unwrap_or_default();
+    let request = billing::CancelSubscriptionRequest {
+        eco_id: String::new(),
+        apply_now: body.flag("apply_now"),
+        request_id: body.text("request_id"),
     };
-    let request = billing::CancelSubscriptionRequest { eco_id: String::new(), apply_now };
+    body.finish()?;
     Ok(Json(Subscription::of(app.backend.cancel_subscription(&user, request).await?)?))
 }
 
-pub(super) async fn reactivate(State(app): State<App>, user: User) -> Result<Json<Subscription>, Error> {
-    Ok(Json(Subscription::of(app.backend.reactivate_subscription(&user).await?)?))
+pub(super) async fn reactivate(
+    State(app): State<App>,
+    user: User,
+    body: Option<Body>,
+) -> Result<Json<Subscription>, Error> {
+    let mut body = body.unwrap_or_default();
+    let request =
+        billing::ReactivateSubscriptionRequest { eco_id: String::new(), request_id: body.text("request_id") };
+    body.finish()?;
+    Ok(Json(Subscription::of(app.backend.reactivate_subscription(&user, request).await?)?))
 }
 
 impl Subscription {

@@ -98,6 +98,15 @@ async fn a_subscription_ends_with_its_period_and_goes_on_and_ends_now() -> Resul
         (&goes_on.body["cancel_at_period_end"], &goes_on.body["cancel_at"]),
         (&false.into(), &Value::Null)
     );
+    // A repeat of a request is answered as the first was, and changes nothing any more.
+    let request = json!({ "request_id": uuid::Uuid::new_v4() });
+    let ends = suite.post_as("eco_a", CANCEL, &request).await?;
+    assert_eq!(ends.body["cancel_at_period_end"], true, "{}", ends.body);
+    let other = suite.post_as("eco_a", REACTIVATE, &request).await?;
+    assert_eq!((other.status.as_u16(), &other.body["field"]), (400, &"request_id".into()));
+    suite.post_as("eco_a", REACTIVATE, &json!({})).await?;
+    assert_eq!(suite.post_as("eco_a", CANCEL, &request).await?.body, ends.body);
+    assert_eq!(suite.get_as("eco_a", CURRENT).await?.body["cancel_at_period_end"], false);
     let ended = suite.post_as("eco_a", CANCEL, &json!({ "apply_now": true })).await?;
     assert_eq!(
         (&ended.body["plan"], &ended.body["paid_at_stripe"]),

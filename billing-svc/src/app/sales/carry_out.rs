@@ -5,7 +5,7 @@ use nexus_kit::db;
 
 use super::Sales;
 use crate::{
-    domain::stripe_change::{SubscriptionChange, WrittenChange, is_so},
+    domain::stripe_change::{ChangeOutcome, SubscriptionChange, WrittenChange, is_so},
     error::Error,
     payments::{Advice, Doubt, Outcome, Refusal, pace::backoff},
     store::{plans, stripe_changes, subscriptions},
@@ -23,6 +23,20 @@ pub enum Carried {
     Refused(Refusal),
     /// It is not known, or our tables could not be brought up.
     Left(Doubt),
+}
+
+impl Carried {
+    /// Whether it is made, and else why not.
+    pub fn done(self) -> Result<(), Error> {
+        match self {
+            Self::Done => Ok(()),
+            Self::Refused(refusal) => Err(Error::StripeRefused(refusal.message)),
+            Self::Left(doubt) => {
+                let message = format!("it is written down and goes on by itself ({})", doubt.message);
+                Err(Error::StripeUnavailable(message))
+            }
+        }
+    }
 }
 
 /// Sends a change, and brings our tables up after.
@@ -82,13 +96,14 @@ async fn finish(sales: &Sales, change: &WrittenChange) -> Result<Carried, Error>
         }
         Err(error) => return Err(error),
     }
-    settle(sales, change, "done", None, |asked, current| asked == current).await?;
+    settle(sales, change, &ChangeOutcome::Done, |asked, current| asked == current).await?;
     Ok(Carried::Done)
 }
 
 /// It is refused: a plan that waits for it waits no more.
 async fn refused(sales: &Sales, change: &WrittenChange, refusal: Refusal) -> Result<Carried, Error> {
-    settle(sales, change, "refused", Some(&refusal.reason), |asked, current| asked < current).await?;
+    let outcome = ChangeOutcome::Refused(refusal.message.clone());
+    settle(sales, change, &outcome, |asked, current| asked < current).await?;
     tracing::warn!(eco_id = %change.eco_id, reason = refusal.reason, "Stripe refused a change of a subscription");
     // It may have ended, which an event says, or has said.
     if let Err(error) = sales.bring_up(&change.subscription, None).await {
@@ -102,14 +117,13 @@ async fn refused(sales: &Sales, change: &WrittenChange, refusal: Refusal) -> Res
 async fn settle(
     sales: &Sales,
     change: &WrittenChange,
-    outcome: &str,
-    failure: Option<&str>,
+    outcome: &ChangeOutcome,
     keeps: impl Fn(Plan, Plan) -> bool + Send,
 ) -> Result<(), Error> {
     let eco_id = &change.eco_id;
     let mut transaction = db::begin(&sales.pool).await?;
     subscriptions::seize(&mut transaction, eco_id).await?;
-    let is_news = stripe_changes::end(&mut transaction, change.change_id, outcome, failure).await?;
+    let is_news = stripe_changes::end(&mut transaction, change.change_id, outcome).await?;
     if let SubscriptionChange::Price { plan, .. } = change.change
         && is_news
         && let Some(subscription) = subscriptions::get(&mut transaction, eco_id).await?

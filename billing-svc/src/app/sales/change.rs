@@ -4,16 +4,22 @@ use chrono::{DateTime, Utc};
 use nexus_core::{id::EcoId, plan::Plan};
 use nexus_kit::db;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::{
     Sales,
-    carry_out::{Carried, carry_out},
+    carry_out::carry_out,
+    requests::{self, Before},
     worker::OWN_TIME,
 };
 use crate::{
-    app::change_plan::{account, answered_before, newest_version, without_due},
+    app::{
+        change_plan::{account, answered_before, newest_version, without_due},
+        get_subscription,
+    },
     domain::{
         plan_change::{PlanChange, PlanChanged, Subscription},
+        sale::{Asked, SaleRequest, ShownSubscription},
         stripe_change::{StepAtStripe, SubscriptionChange, WrittenChange, step},
     },
     error::Error,
@@ -27,6 +33,16 @@ enum Wanted {
     Plan(Plan, bool),
     /// That it goes on as it is.
     GoOn,
+}
+
+/// What was looked at before anything is written down.
+struct Seen {
+    /// The subscription at Stripe.
+    id: String,
+    /// What is wanted of it.
+    wanted: Wanted,
+    /// What a change of its price takes.
+    offer: Option<Offer>,
 }
 
 /// What a price is changed on.
@@ -43,7 +59,8 @@ pub async fn change_plan(sales: &Sales, change: &PlanChange, actor: &str) -> Res
     } {
         return Ok(answer);
     }
-    let apply_time = ask(sales, &change.eco_id, Wanted::Plan(change.plan, change.apply_now), actor).await?;
+    let apply_time =
+        ask(sales, &change.eco_id, Wanted::Plan(change.plan, change.apply_now), None, actor).await?;
     let mut transaction = db::begin(&sales.pool).await?;
     let account = account(&mut transaction, &change.eco_id).await?;
     if !plan_requests::insert(&mut transaction, change, account.plan, apply_time).await?
@@ -55,18 +72,55 @@ pub async fn change_plan(sales: &Sales, change: &PlanChange, actor: &str) -> Res
     Ok(PlanChanged { account, apply_time })
 }
 
-/// Has the account's subscription end, with its billing period or now.
-pub async fn end(sales: &Sales, eco_id: &EcoId, apply_now: bool, actor: &str) -> Result<(), Error> {
-    ask(sales, eco_id, Wanted::Plan(Plan::Free, apply_now), actor).await.map(drop)
+/// Has the account's subscription end, with its billing period or now. A repeat of a request returns the first answer.
+pub async fn end(
+    sales: &Sales,
+    eco_id: &EcoId,
+    apply_now: bool,
+    request_id: Option<Uuid>,
+    actor: &str,
+) -> Result<ShownSubscription, Error> {
+    let request = SaleRequest { eco_id: eco_id.clone(), asked: Asked::End { apply_now }, request_id };
+    once(sales, &request, Wanted::Plan(Plan::Free, apply_now), actor).await
 }
 
-/// Has a subscription that is to end go on.
-pub async fn go_on(sales: &Sales, eco_id: &EcoId, actor: &str) -> Result<(), Error> {
-    ask(sales, eco_id, Wanted::GoOn, actor).await.map(drop)
+/// Has a subscription that is to end go on. A repeat of a request returns the first answer.
+pub async fn go_on(
+    sales: &Sales,
+    eco_id: &EcoId,
+    request_id: Option<Uuid>,
+    actor: &str,
+) -> Result<ShownSubscription, Error> {
+    let request = SaleRequest { eco_id: eco_id.clone(), asked: Asked::GoOn, request_id };
+    once(sales, &request, Wanted::GoOn, actor).await
+}
+
+async fn once(
+    sales: &Sales,
+    request: &SaleRequest,
+    wanted: Wanted,
+    actor: &str,
+) -> Result<ShownSubscription, Error> {
+    match requests::before(sales, request).await? {
+        Some(Before::Answered(answer)) => return Ok(answer),
+        Some(Before::Begun(Some(change_id))) => requests::follow(sales, change_id).await?,
+        Some(Before::Begun(None)) => {}
+        None => {
+            ask(sales, &request.eco_id, wanted, Some(request), actor).await?;
+        }
+    }
+    let shown = get_subscription::run(&sales.pool, &request.eco_id).await?;
+    requests::answer(sales, request, shown).await
 }
 
 /// Returns from when on it is so.
-async fn ask(sales: &Sales, eco_id: &EcoId, wanted: Wanted, actor: &str) -> Result<DateTime<Utc>, Error> {
+async fn ask(
+    sales: &Sales,
+    eco_id: &EcoId,
+    wanted: Wanted,
+    request: Option<&SaleRequest>,
+    actor: &str,
+) -> Result<DateTime<Utc>, Error> {
     let none = || Error::NoSubscription(eco_id.clone());
     let id = sales.subscription(eco_id).await?.stripe_subscription_id.ok_or_else(none)?;
     // Decided by how it stands, and not by the last that was heard of it.
@@ -81,19 +135,13 @@ async fn ask(sales: &Sales, eco_id: &EcoId, wanted: Wanted, actor: &str) -> Resu
         }
         Wanted::Plan(..) | Wanted::GoOn => None,
     };
-    let Some((apply_time, written)) = write_down(sales, eco_id, &id, wanted, offer, actor).await? else {
+    let seen = Seen { id, wanted, offer };
+    let Some((apply_time, written)) = write_down(sales, eco_id, seen, request, actor).await? else {
         // Another change came between the two looks.
         return Err(Error::StripeUnavailable("the subscription is being changed".to_owned()));
     };
     let Some(written) = written else { return Ok(apply_time) };
-    match carry_out(sales, &written).await? {
-        Carried::Done => {}
-        Carried::Refused(refusal) => return Err(Error::StripeRefused(refusal.message)),
-        Carried::Left(doubt) => {
-            let message = format!("it is written down and goes on by itself ({})", doubt.message);
-            return Err(Error::StripeUnavailable(message));
-        }
-    }
+    carry_out(sales, &written).await?.done()?;
     match written.change {
         SubscriptionChange::EndWithPeriod => {
             Ok(sales.subscription(eco_id).await?.cancel_time.unwrap_or(apply_time))
@@ -124,16 +172,15 @@ async fn offer(sales: &Sales, subscription: &Subscription, id: &str, plan: Plan)
 async fn write_down(
     sales: &Sales,
     eco_id: &EcoId,
-    id: &str,
-    wanted: Wanted,
-    offer: Option<Offer>,
+    Seen { id, wanted, offer }: Seen,
+    request: Option<&SaleRequest>,
     actor: &str,
 ) -> Result<Option<(DateTime<Utc>, Option<WrittenChange>)>, Error> {
     let mut transaction = db::begin(&sales.pool).await?;
     subscriptions::seize(&mut transaction, eco_id).await?;
     db::set_actor(&mut transaction, actor).await?;
     let current = subscriptions::get(&mut transaction, eco_id).await?;
-    let Some(current) = current.filter(|now| now.stripe_subscription_id.as_deref() == Some(id)) else {
+    let Some(current) = current.filter(|now| now.stripe_subscription_id.as_ref() == Some(&id)) else {
         return Ok(None);
     };
     if current.closed_time.is_some() {
@@ -149,9 +196,21 @@ async fn write_down(
         return Ok(None);
     };
     let written = match change {
-        Some(change) => Some(stripe_changes::insert(&mut transaction, eco_id, id, &change, OWN_TIME).await?),
+        Some(change) => {
+            let written = stripe_changes::insert(&mut transaction, eco_id, &id, &change, OWN_TIME).await?;
+            if written.change != change {
+                // It is being ended, which nothing takes back.
+                return Err(Error::NoSubscription(eco_id.clone()));
+            }
+            Some(written)
+        }
         None => None,
     };
+    if let Some(request) = request
+        && !requests::keep(&mut transaction, request, written.as_ref().map(|w| w.change_id)).await?
+    {
+        return Ok(None);
+    }
     transaction.commit().await?;
     Ok(Some((apply_time, written)))
 }

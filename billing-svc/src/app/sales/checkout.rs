@@ -6,30 +6,26 @@
 
 use nexus_core::{id::EcoId, plan::Plan};
 use nexus_kit::{db, validate::Violations};
+use uuid::Uuid;
 
-use super::Sales;
+use super::{
+    Sales, customer,
+    requests::{self, Before},
+};
 use crate::{
     domain::{
+        sale::{Asked, OpenCheckout, SaleRequest},
         stripe_change::{CHECKOUT_LIFE, NewCheckout, WrittenCheckout, checkout_key},
         stripe_objects::{CheckoutSession, CheckoutState},
         stripe_subscription::is_over,
     },
     error::Error,
     payments::{Advice, Outcome},
-    store::{accounts, checkouts},
+    store::{accounts, checkouts, subscriptions},
 };
 
 /// Checkouts that are looked at for one answer, at most: one that is over, one of another plan, a new one.
 const MAX_LOOKS: usize = 6;
-
-/// A checkout that a customer can go through.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OpenCheckout {
-    /// Session at Stripe.
-    pub session_id: String,
-    /// Where the customer goes through it.
-    pub url: String,
-}
 
 /// What became of a look.
 enum Look {
@@ -39,12 +35,31 @@ enum Look {
     Over,
 }
 
-/// Opens a checkout of a plan, or returns the one that is open.
+/// Opens a checkout of a plan, or returns the one that is open. A repeat of a request returns the first answer.
 #[tracing::instrument(name = "sales.checkout", skip_all, fields(eco_id = %eco_id))]
-pub async fn run(sales: &Sales, eco_id: &EcoId, plan: Plan, actor: &str) -> Result<OpenCheckout, Error> {
+pub async fn run(
+    sales: &Sales,
+    eco_id: &EcoId,
+    plan: Plan,
+    request_id: Option<Uuid>,
+    actor: &str,
+) -> Result<OpenCheckout, Error> {
     if plan == Plan::Free {
         return Err(Violations::one("plan", "must be a plan that is paid for").into());
     }
+    let request = SaleRequest { eco_id: eco_id.clone(), asked: Asked::Checkout { plan }, request_id };
+    if let Some(Before::Answered(answer)) = requests::before(sales, &request).await? {
+        return Ok(answer);
+    }
+    let opened = open(sales, eco_id, plan, actor).await?;
+    // Whoever is cut off before this finds the same one open.
+    let mut connection = db::acquire(&sales.pool).await?;
+    requests::keep(&mut connection, &request, None).await?;
+    drop(connection);
+    requests::answer(sales, &request, opened).await
+}
+
+async fn open(sales: &Sales, eco_id: &EcoId, plan: Plan, actor: &str) -> Result<OpenCheckout, Error> {
     for _ in 0..MAX_LOOKS {
         if sales.subscription(eco_id).await?.stripe_subscription_id.is_some() {
             return Err(Error::AlreadySubscribed(eco_id.clone()));
@@ -66,13 +81,24 @@ pub async fn run(sales: &Sales, eco_id: &EcoId, plan: Plan, actor: &str) -> Resu
     Err(Error::StripeUnavailable("no checkout stays open".to_owned()))
 }
 
+/// Writes a checkout down, unless the account is closed meanwhile, or has a subscription.
 async fn write_down(sales: &Sales, eco_id: &EcoId, plan: Plan, actor: &str) -> Result<(), Error> {
-    let subscription = sales.subscription(eco_id).await?;
-    let price_id = sales.price(plan, subscription.currency).await?;
+    let price_id = sales.price(plan, sales.subscription(eco_id).await?.currency).await?;
+    // One that is to be made for the account is the one that it pays by.
+    customer::make_due(sales, Some(eco_id)).await?;
     let mut transaction = db::begin(&sales.pool).await?;
+    // Whoever closes the account sees it, or has closed it before.
+    subscriptions::seize(&mut transaction, eco_id).await?;
     db::set_actor(&mut transaction, actor).await?;
-    let account = accounts::get(&mut transaction, eco_id.as_str()).await?;
-    let account = account.ok_or_else(|| Error::AccountNotFound(eco_id.clone()))?;
+    let unknown = || Error::AccountNotFound(eco_id.clone());
+    let account = accounts::get(&mut transaction, eco_id.as_str()).await?.ok_or_else(unknown)?;
+    let subscription = subscriptions::get(&mut transaction, eco_id).await?.ok_or_else(unknown)?;
+    if account.closed_time.is_some() {
+        return Err(Error::AccountClosed(eco_id.clone()));
+    }
+    if subscription.stripe_subscription_id.is_some() {
+        return Err(Error::AlreadySubscribed(eco_id.clone()));
+    }
     let checkout = NewCheckout {
         eco_id: eco_id.to_string(),
         customer: account.stripe_customer_id,
@@ -107,16 +133,7 @@ async fn look(sales: &Sales, eco_id: &EcoId, plan: Plan, written: WrittenCheckou
             Ok(Look::Is(OpenCheckout { session_id, url }))
         }
         (CheckoutState::Open, _) => {
-            sales.events.pace.wait().await;
-            let key = format!("{}-end", checkout_key(eco_id, number));
-            match sales.port.end_checkout(&session_id, &key).await {
-                Outcome::Succeeded { .. } => close(sales, eco_id, number).await?,
-                // The customer was through it, or its time was over: it is looked at once more.
-                Outcome::FailedForGood(refusal) => {
-                    tracing::info!(reason = refusal.reason, "a checkout is not open any more");
-                }
-                Outcome::Unknown(doubt) => return Err(doubt.into()),
-            }
+            expire(sales, eco_id, number, &session_id).await?;
             Ok(Look::Over)
         }
         (CheckoutState::Complete, _) => {
@@ -127,6 +144,47 @@ async fn look(sales: &Sales, eco_id: &EcoId, plan: Plan, written: WrittenCheckou
         (CheckoutState::Expired, _) => {
             close(sales, eco_id, number).await?;
             Ok(Look::Over)
+        }
+    }
+}
+
+/// Ends a session that is open. One that is not any more is to be looked at again.
+async fn expire(sales: &Sales, eco_id: &EcoId, number: i32, session_id: &str) -> Result<(), Error> {
+    sales.events.pace.wait().await;
+    let key = format!("{}-end", checkout_key(eco_id, number));
+    match sales.port.end_checkout(session_id, &key).await {
+        Outcome::Succeeded { .. } => close(sales, eco_id, number).await,
+        Outcome::FailedForGood(refusal) => {
+            tracing::info!(reason = refusal.reason, "a checkout is not open any more");
+            Ok(())
+        }
+        Outcome::Unknown(doubt) => Err(doubt.into()),
+    }
+}
+
+/// Ends the checkout of an account that is closed. One that was not opened, as far as is known, is opened by its key, for
+/// whoever was about to may have.
+#[tracing::instrument(name = "sales.end_checkout", skip_all, fields(eco_id = %eco_id))]
+pub async fn end(sales: &Sales, eco_id: &EcoId, written: &WrittenCheckout) -> Result<(), Error> {
+    if written.is_over {
+        return close(sales, eco_id, written.number).await;
+    }
+    let session_id = match &written.session_id {
+        Some(session_id) => session_id.clone(),
+        None => match send(sales, eco_id, written).await {
+            Ok(Some(session_id)) => session_id,
+            // It never will be open, and is closed.
+            Ok(None) | Err(Error::StripeRefused(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        },
+    };
+    sales.events.pace.wait().await;
+    let session = sales.events.subscriptions.checkout_session(&session_id).await?;
+    match session.map(|session| session.state) {
+        Some(CheckoutState::Open) => expire(sales, eco_id, written.number, &session_id).await,
+        // What came of it is ended by its event, as everything of a closed account.
+        Some(CheckoutState::Complete | CheckoutState::Expired) | None => {
+            close(sales, eco_id, written.number).await
         }
     }
 }

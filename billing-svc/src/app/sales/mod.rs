@@ -9,11 +9,15 @@
 //! | [`change`] | a change of plan, of a subscription at Stripe; its end, and that it goes on |
 //! | [`checkout`] | a checkout that leads to a subscription: at most one of an account is open |
 //! | [`carry_out`] | sends a change until it is known what became of it |
-//! | [`worker`] | changes that were left |
+//! | [`customer`] | customers of accounts that came without one |
+//! | `requests` | requests that may be repeated |
+//! | [`worker`] | what was left, and checkouts of accounts that are closed |
 
 pub mod carry_out;
 pub mod change;
 pub mod checkout;
+pub mod customer;
+mod requests;
 pub mod worker;
 
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! Makes changes that were left: by a process that ended, a caller that went away, a Stripe that was away.
+//! Makes what was left: by a process that ended, a caller that went away, a Stripe that was away. That is changes of
+//! subscriptions, and the ends of checkouts of accounts that are closed. And makes customers.
 
 use std::time::Duration;
 
@@ -8,8 +9,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Sales,
     carry_out::{Carried, carry_out},
+    checkout, customer,
 };
-use crate::{domain::stripe_event::backoff, error::Error, store::stripe_changes};
+use crate::{
+    domain::stripe_event::backoff,
+    error::Error,
+    store::{checkouts, stripe_changes},
+};
 
 /// How often is looked for some.
 const EVERY: Duration = Duration::from_secs(1);
@@ -38,8 +44,16 @@ pub async fn run(sales: Sales, shutdown: CancellationToken) {
     }
 }
 
-/// Makes one that is due; false: there is none.
+/// Makes one of each kind that is due; false: there is none.
 async fn next(sales: &Sales) -> Result<bool, Error> {
+    // Each kind has its turn, however many there are of another.
+    let changed = change(sales).await?;
+    let ended = end_checkout(sales).await?;
+    let made = customer::make_due(sales, None).await?;
+    Ok(changed || ended || made)
+}
+
+async fn change(sales: &Sales) -> Result<bool, Error> {
     let taken = {
         let mut connection = db::acquire(&sales.pool).await?;
         stripe_changes::take(&mut connection, OWN_TIME).await?
@@ -51,6 +65,22 @@ async fn next(sales: &Sales) -> Result<bool, Error> {
         tracing::warn!(eco_id = %change.eco_id, change_id = change.change_id, failures, reason = doubt.message, "a change of a subscription is tried again");
         let mut connection = db::acquire(&sales.pool).await?;
         stripe_changes::fail(&mut connection, change.change_id, &doubt.message, again_in).await?;
+    }
+    Ok(true)
+}
+
+async fn end_checkout(sales: &Sales) -> Result<bool, Error> {
+    let taken = {
+        let mut connection = db::acquire(&sales.pool).await?;
+        checkouts::take(&mut connection, OWN_TIME).await?
+    };
+    let Some((eco_id, written, failures)) = taken else { return Ok(false) };
+    if let Err(error) = checkout::end(sales, &eco_id, &written).await {
+        let failures = failures.saturating_add(1);
+        tracing::warn!(%error, eco_id = %eco_id, failures, "the end of a checkout is tried again");
+        let again_in = backoff(failures, &mut rand::rng());
+        let mut connection = db::acquire(&sales.pool).await?;
+        checkouts::fail(&mut connection, &eco_id, written.number, again_in).await?;
     }
     Ok(true)
 }

@@ -12,6 +12,7 @@ use stripe_checkout::checkout_session::{
     ExpireCheckoutSession,
 };
 use stripe_client_core::{RequestBuilder, StripeMethod, StripeRequest};
+use stripe_core::customer::CreateCustomer;
 use stripe_shared::{CheckoutSessionMode, Price};
 use stripe_types::List;
 use tracing::Instrument;
@@ -22,6 +23,7 @@ use crate::{
     domain::{
         account::check_stripe_id,
         stripe_change::{NewCheckout, SubscriptionChange},
+        stripe_customer::NewCustomer,
         stripe_objects::ECO_ID,
     },
     payments::sales::Sales,
@@ -73,6 +75,13 @@ impl Sales for Stripe {
         Box::pin(call.instrument(span))
     }
 
+    fn create_customer<'a>(&'a self, customer: &'a NewCustomer, key: &'a str) -> BoxFuture<'a, Outcome> {
+        let span =
+            tracing::info_span!("stripe.create_customer", otel.kind = "client", server.address = "stripe");
+        let call = async move { outcome(self.make_customer(customer, key).await) };
+        Box::pin(call.instrument(span))
+    }
+
     fn open_checkout<'a>(&'a self, checkout: &'a NewCheckout, key: &'a str) -> BoxFuture<'a, Outcome> {
         let span = tracing::info_span!(
             "stripe.create_checkout_session",
@@ -115,7 +124,9 @@ impl Stripe {
             let request = ListPrices { active: true, lookup_keys: some, limit: 100 };
             let found = request.customize().send(&self.client).await?.data;
             for name in some {
-                let named = found.iter().find(|price| price.lookup_key.as_ref() == Some(name) && fits(price, currency));
+                let named = found
+                    .iter()
+                    .find(|price| price.lookup_key.as_ref() == Some(name) && fits(price, currency));
                 if let Some(price) = named {
                     return Ok(Some(price.id.to_string()));
                 }
@@ -130,6 +141,15 @@ impl Stripe {
             }
         }
         Ok(None)
+    }
+
+    async fn make_customer(&self, customer: &NewCustomer, key: &str) -> Result<String, RequestError> {
+        let named = HashMap::from([(ECO_ID.to_owned(), customer.eco_id.to_string())]);
+        let mut request = CreateCustomer::new().metadata(named);
+        if let Some(email) = &customer.email {
+            request = request.email(email);
+        }
+        Ok(request.customize().request_strategy(once(key)?).send(&self.client).await?.id.to_string())
     }
 
     async fn create_checkout(&self, checkout: &NewCheckout, key: &str) -> Result<String, RequestError> {

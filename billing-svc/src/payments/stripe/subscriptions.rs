@@ -43,7 +43,11 @@ impl Subscriptions for Stripe {
         read("customer", async move {
             Ok(match RetrieveCustomer::new(id).send(&self.client).await? {
                 RetrieveCustomerReturned::Customer(customer) => {
-                    Some(Customer { eco_id: customer.metadata.as_ref().and_then(named) })
+                    let eco_id = customer.metadata.as_ref().and_then(named);
+                    Some(Customer {
+                        eco_id,
+                        currency: customer.currency.map(|currency| currency.to_string()),
+                    })
                 }
                 RetrieveCustomerReturned::DeletedCustomer(_) => None,
             })

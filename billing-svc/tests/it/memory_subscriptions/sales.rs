@@ -7,7 +7,8 @@ use futures::{FutureExt, future::BoxFuture};
 use nexus_billing::{
     domain::{
         stripe_change::{NewCheckout, SubscriptionChange},
-        stripe_objects::{CheckoutSession, CheckoutState, Price, Subscription},
+        stripe_customer::NewCustomer,
+        stripe_objects::{CheckoutSession, CheckoutState, Customer, Price, Subscription},
         stripe_subscription::is_over,
     },
     payments::{Advice, Doubt, Outcome, Refusal, sales::Sales},
@@ -38,6 +39,7 @@ pub(crate) struct Sold {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Asked {
+    Customer(NewCustomer),
     Open(NewCheckout),
     End(String),
     Change(String, SubscriptionChange),
@@ -166,6 +168,7 @@ impl State {
 
     fn check(&self, asked: &Asked) -> Result<(), Refusal> {
         match asked {
+            Asked::Customer(_) => Ok(()),
             Asked::Open(checkout) => self.check_price(&checkout.price_id),
             Asked::End(session_id) => match self.sessions.get(session_id) {
                 Some(session) if session.state == CheckoutState::Open => Ok(()),
@@ -194,6 +197,12 @@ impl State {
 
     fn apply(&mut self, asked: &Asked) -> String {
         match asked {
+            Asked::Customer(new) => {
+                let id = self.next_id("cus");
+                let customer = Customer { eco_id: Some(new.eco_id.to_string()), currency: None };
+                self.customers.insert(id.clone(), customer);
+                id
+            }
             Asked::Open(checkout) => {
                 let id = self.next_id("cs");
                 let session = CheckoutSession {
@@ -262,6 +271,10 @@ impl Sales for MemorySubscriptions {
         let by_id = |name: &String| state.prices.iter().filter(fits).find(|price| price.id == *name);
         let found = names.iter().find_map(by_key).or_else(|| names.iter().find_map(by_id));
         futures::future::ready(Ok(found.map(|price| price.id.clone()))).boxed()
+    }
+
+    fn create_customer<'a>(&'a self, customer: &'a NewCustomer, key: &'a str) -> BoxFuture<'a, Outcome> {
+        self.ask(Asked::Customer(customer.clone()), key)
     }
 
     fn open_checkout<'a>(&'a self, checkout: &'a NewCheckout, key: &'a str) -> BoxFuture<'a, Outcome> {
