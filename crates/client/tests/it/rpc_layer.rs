@@ -100,7 +100,7 @@ async fn a_call_over_the_limit_is_resource_exhausted_with_its_details() -> Resul
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_metering_is_away_calls_are_served_or_unavailable_as_told() -> Result<()> {
-    let url = format!("http://{}", nowhere().await?);
+    let url = format!("http://{}", nowhere()?);
     let tracker = tracker(&url)?.build().await?;
     let guard = nexus_client::Guard::new(nexus_client::channel(&url)?, credentials()?);
     let layer = MeterLayer::new(tracker.clone(), caller).limit(guard);
