@@ -199,6 +199,11 @@ async fn a_guard_that_holds_units_shows_and_records_the_same() -> Result<()> {
     let (http, mut served) = (http::client(), 0);
     let over = loop {
         let answer = http.get(format!("{url}/v1/things/42")).header("x-account", "eco_a").send().await?;
+        // Units that are on their way back may be late on a busy machine: it is told to come back in a moment, and not
+        // at the reset, weeks away.
+        if answer.status() == 429 && header(&answer, "retry-after")?.parse::<u64>()? <= 60 {
+            continue;
+        }
         if answer.status() != 200 {
             break answer;
         }
