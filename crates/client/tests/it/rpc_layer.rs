@@ -55,6 +55,8 @@ async fn calls_are_recorded_by_method_with_the_status_that_ends_them() -> Result
     let db = TestDb::new().await?;
     account(&db, "eco_a", Plan::Pro).await?;
     let server = Server::start(db.args()).await?;
+    // With that, it gives back what it holds: what is consumed would be shown without it for a moment.
+    hear(&db, 1).await?;
     let tracker = tracker(&server.url())?.build().await?;
     let mut client = serve(MeterLayer::new(tracker.clone(), caller).limit(server.guard()?)).await?;
 
