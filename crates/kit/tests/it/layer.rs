@@ -32,15 +32,20 @@ use crate::server::{SERVICE_SECRET, USER_SECRET, server};
 
 const RECORD: &str = "/nexus.usage.v1.UsageService/RecordUsage";
 
-/// A server whose CheckQuota never answers, with 200 ms for every call.
+/// A server whose CheckQuota never answers.
 async fn start() -> (Channel, Metrics, DropGuard) {
+    start_with(Duration::from_secs(60)).await
+}
+
+/// The same with so much time for every call.
+async fn start_with(request_timeout: Duration) -> (Channel, Metrics, DropGuard) {
     let silent = axum::routing::post(std::future::pending::<()>);
     let mut routes = Routes::default();
     *routes.axum_router_mut() = std::mem::take(routes.axum_router_mut())
         .route("/nexus.usage.v1.UsageService/CheckQuota", silent)
         .route("/nexus.usage.v1.UsageService/RecordUsage", axum::routing::post(panics));
     let mut server = server(routes);
-    server.args.request_timeout = Duration::from_millis(200);
+    server.args.request_timeout = request_timeout;
     serve(server).await
 }
 
@@ -119,7 +124,7 @@ fn code_and_reason(status: &Status) -> (Code, String) {
 
 #[tokio::test]
 async fn a_call_that_takes_too_long_is_answered_with_deadline_exceeded() {
-    let (channel, _metrics, _stop) = start().await;
+    let (channel, _metrics, _stop) = start_with(Duration::from_millis(200)).await;
     let request = options().request(CheckQuotaRequest::default());
     let status = nexus_client::usage(channel).check_quota(request).await.expect_err("late");
     assert_eq!(code_and_reason(&status), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".into()));
@@ -160,7 +165,8 @@ async fn a_connections_age_cuts_no_call() {
     let mut routes = Routes::default();
     *routes.axum_router_mut() = std::mem::take(routes.axum_router_mut()).route(RECORD, slow);
     let mut server = server(routes);
-    server.args.request_timeout = Duration::from_millis(200);
+    // Nothing else is to cut them.
+    server.args.request_timeout = Duration::from_secs(60);
     server.connection_age = Duration::from_millis(100);
     let (channel, _metrics, _stop) = serve(server).await;
     for _ in 0..60 {
