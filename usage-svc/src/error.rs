@@ -76,6 +76,9 @@ pub enum Error {
     /// As many calls wait to read where one account stands as may.
     #[error("too many calls wait to read the usage of this account")]
     TooManyReads,
+    /// As many calls with API keys that are not known here wait as may.
+    #[error("too many calls with API keys that are not known here")]
+    TooManyStrangers,
     /// The server stops; whether the events were written is unknown.
     #[error("the server is stopping")]
     Stopping,
@@ -141,7 +144,9 @@ impl From<&Error> for Status {
             Error::TooManyKeys(_) => precondition("TOO_MANY_API_KEYS"),
             Error::TooManyRotations(_) => precondition("TOO_MANY_ROTATIONS"),
             Error::DayNotRetained(_) => precondition("DAY_NOT_RETAINED"),
-            Error::Overloaded | Error::TooManyClients | Error::TooManyReads => unavailable("OVERLOADED"),
+            Error::Overloaded | Error::TooManyClients | Error::TooManyReads | Error::TooManyStrangers => {
+                unavailable("OVERLOADED")
+            }
             Error::Stopping => unavailable("STOPPING"),
             Error::Flush(FlushError::Unavailable) => unavailable("DATABASE_UNAVAILABLE"),
             Error::Flush(FlushError::Busy) => unavailable("DATABASE_BUSY"),
