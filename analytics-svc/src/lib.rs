@@ -32,6 +32,7 @@ use std::sync::Arc;
 use nexus_kit::{
     auth::Authenticator,
     db::{self, Role},
+    descriptors::connection_places,
     metrics::Metrics,
     serve::{CONNECTION_AGE, GrpcServer, Listeners, Ready, ServeError},
     tls,
@@ -69,6 +70,7 @@ pub async fn serve(
         turns: Turns::of(config.db.database_max_connections),
         args: config.serve,
         connection_age: CONNECTION_AGE,
+        connections: connection_places(),
         readiness: Arc::new(move || {
             let pool = pool.clone();
             Box::pin(async move {

@@ -3,7 +3,7 @@
 //! recorded, as a rule before the answer goes out.
 //!
 //! Both are done as any service does them: `nexus-client`'s guard holds units of busy accounts, its tracker delivers
-//! the events, the same each time, until each is committed. Whoever takes a call first takes a place for its event,
+//! the events, the same each time, until each is committed. Once its key is verified, a call takes a place for its event,
 //! so that their number is bounded; without a free one the call is refused before it takes a unit.
 
 use std::{
@@ -199,9 +199,10 @@ pub struct Admitted {
 impl Admitted {
     /// Verifies the key and takes a unit of its account's quota.
     pub async fn new(app: &Gateway, key: &ApiKeyText, call: Call) -> Result<Self, Error> {
+        // First: who has no key takes nothing that those lack who have one.
+        let caller = app.backend.verify_api_key(key).await?;
         let place = app.meter.tracker.reserve();
         let place = place.map_err(|_| Error::unavailable("too many events are under way"))?;
-        let caller = app.backend.verify_api_key(key).await?;
         let unit = if caller.test_mode {
             app.meter.test_unit(&app.backend, &caller.eco_id).await?
         } else {

@@ -1,7 +1,7 @@
 //! The HTTP server: HTTP/1.1 and HTTP/2, bounds on what a client may send and how long it may take for it,
 //! TLS where configured, and a drain.
 
-use std::{error::Error as StdError, pin::pin, sync::Arc, time::Duration};
+use std::{error::Error as StdError, io, pin::pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use http::Request;
@@ -11,7 +11,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use nexus_kit::{config::ServeArgs, serve::ServeError};
+use nexus_kit::{config::ServeArgs, descriptors::connection_places, serve::ServeError};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -43,17 +43,24 @@ pub async fn serve(
 ) {
     let builder = connection_builder();
     let mut connections = JoinSet::new();
+    // Without a free one, no connection is accepted.
+    let places = connection_places();
     loop {
+        let next = async {
+            let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+            Ok::<_, io::Error>((listener.accept().await?.0, place))
+        };
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
             Some(_ended) = connections.join_next() => continue,
-            accepted = listener.accept() => accepted,
+            accepted = next => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, place)) => {
                 let connection = Connection { app: app.clone(), builder: builder.clone() };
                 let (tls, shutdown) = (tls.clone(), shutdown.clone());
                 connections.spawn(async move {
+                    let _place = place;
                     if let Err(error) = connection.accepted(stream, tls, shutdown).await {
                         tracing::debug!(error, "a connection broke");
                     }

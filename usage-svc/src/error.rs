@@ -58,6 +58,12 @@ pub enum Error {
     /// As many old secrets of a key are valid as may be.
     #[error("{0} old secrets of the key are still valid; wait, or rotate with a grace period of 0")]
     TooManySecrets(i64),
+    /// As many keys of the account were made within a day as may be.
+    #[error("{0} API keys of the account were made within 24 hours: no more for now")]
+    TooManyKeys(i64),
+    /// As many secrets of a key were made within a day as may be.
+    #[error("the key was rotated {0} times within 24 hours: not again for now")]
+    TooManyRotations(i64),
     /// The raw log of a day was dropped, at least in part.
     #[error("the raw log of {0} is not wholly retained")]
     DayNotRetained(NaiveDate),
@@ -70,6 +76,9 @@ pub enum Error {
     /// As many calls wait to read where one account stands as may.
     #[error("too many calls wait to read the usage of this account")]
     TooManyReads,
+    /// As many calls with API keys that are not known here wait as may.
+    #[error("too many calls with API keys that are not known here")]
+    TooManyStrangers,
     /// The server stops; whether the events were written is unknown.
     #[error("the server is stopping")]
     Stopping,
@@ -132,8 +141,12 @@ impl From<&Error> for Status {
             Error::UnknownApiKey => status::not_found("API_KEY_NOT_FOUND", error.to_string()),
             Error::RevokedApiKey => precondition("API_KEY_REVOKED"),
             Error::TooManySecrets(_) => precondition("TOO_MANY_SECRETS"),
+            Error::TooManyKeys(_) => precondition("TOO_MANY_API_KEYS"),
+            Error::TooManyRotations(_) => precondition("TOO_MANY_ROTATIONS"),
             Error::DayNotRetained(_) => precondition("DAY_NOT_RETAINED"),
-            Error::Overloaded | Error::TooManyClients | Error::TooManyReads => unavailable("OVERLOADED"),
+            Error::Overloaded | Error::TooManyClients | Error::TooManyReads | Error::TooManyStrangers => {
+                unavailable("OVERLOADED")
+            }
             Error::Stopping => unavailable("STOPPING"),
             Error::Flush(FlushError::Unavailable) => unavailable("DATABASE_UNAVAILABLE"),
             Error::Flush(FlushError::Busy) => unavailable("DATABASE_BUSY"),

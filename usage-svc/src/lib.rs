@@ -51,6 +51,7 @@ use nexus_kit::{
     auth::Authenticator,
     config::DbArgs,
     db::{self, NotReady, Role},
+    descriptors::connection_places,
     metrics::Metrics,
     serve::{CONNECTION_AGE, GrpcServer, Listeners, Ready, ServeError},
     tls,
@@ -142,6 +143,7 @@ pub async fn serve(
         turns: Turns::of(config.db.database_max_connections),
         args: config.serve,
         connection_age: CONNECTION_AGE,
+        connections: connection_places(),
         readiness: Arc::new(move || Box::pin(readiness(pool.clone(), spooling.clone()))),
     };
     let served = server.serve(listeners, shutdown).await;

@@ -8,6 +8,7 @@ use anyhow::Result;
 use nexus_kit::{
     auth::Authenticator,
     config::{AuthArgs, ServeArgs, TelemetryArgs},
+    descriptors::connection_places,
     metrics::Metrics,
     serve::{CONNECTION_AGE, GrpcServer, Listeners},
     telemetry,
@@ -101,6 +102,7 @@ impl Layers {
             turns: Turns::of(16),
             args: self.serve,
             connection_age: CONNECTION_AGE,
+            connections: connection_places(),
             readiness: Arc::new(|| Box::pin(async { Ok(nexus_kit::serve::Ready::Fully) })),
         };
         let served = server.serve(listeners, shutdown).await;

@@ -1,5 +1,5 @@
 use chrono::{DateTime, TimeDelta};
-use nexus_core::{money::MICROS, period::Period, plan::SubscriptionStatus};
+use nexus_core::{money::MICROS, period::Period};
 use proptest::prelude::*;
 
 use super::*;
@@ -22,7 +22,7 @@ fn facts() -> impl Strategy<Value = Facts> {
                 period: Period { start, end: start + TimeDelta::days(31) },
                 plan: Plan::Pro,
                 plan_version: 3,
-                status: SubscriptionStatus::Active,
+                granted: true,
                 currency: Currency::USD,
                 terms: open,
                 closed: closed

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use nexus_core::{
     money::{self, Currency, Micros, OutOfRange, UnitPrice},
     period::Period,
-    plan::{Plan, SubscriptionStatus},
+    plan::Plan,
 };
 
 use super::{period::ParkReason, run::AccountError};
@@ -22,8 +22,8 @@ pub struct Facts {
     pub plan: Plan,
     /// Version of the plan.
     pub plan_version: i32,
-    /// State of the subscription now.
-    pub status: SubscriptionStatus,
+    /// Whether the subscription granted its plan at the period's end, or grants it now if that is still to come.
+    pub granted: bool,
     /// Currency of the account.
     pub currency: Currency,
     /// What that plan says of overage, in the account's currency.
@@ -185,10 +185,10 @@ impl Facts {
         self.closed.iter().map(|segment| segment.units).sum()
     }
 
-    /// Overage units of the open segment, which begins at the count where those before ended. A subscription
-    /// that does not grant its plan accrues no new overage; what had accrued stays.
+    /// Overage units of the open segment, which begins at the count where those before ended. A plan that is not
+    /// granted accrues no new overage; what had accrued stays.
     pub fn open_overage(&self) -> i64 {
-        if !self.status.grants_plan() {
+        if !self.granted {
             let accrued = self.summary.unwrap_or_default().units;
             return (accrued - self.closed.iter().map(|segment| segment.overage_units).sum::<i64>()).max(0);
         }

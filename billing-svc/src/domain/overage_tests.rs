@@ -10,7 +10,7 @@ fn facts(price: UnitPrice, included: i64) -> Facts {
         period: Period { start, end: start + TimeDelta::days(31) },
         plan: Plan::Pro,
         plan_version: 1,
-        status: SubscriptionStatus::Active,
+        granted: true,
         currency: Currency::USD,
         terms: Terms { included: Some(included), price: Price::Is(price) },
         closed: Vec::new(),
@@ -251,7 +251,7 @@ fn a_lapsed_subscription_keeps_the_overage_of_all_segments_and_accrues_none() {
     close(&mut facts, terms);
     facts.open_units = 20;
     facts.summary = facts.overage().ok();
-    facts.status = SubscriptionStatus::Unpaid;
+    facts.granted = false;
     facts.open_units = 500;
     assert_eq!(facts.overage(), Ok(Overage { units: 50, exact: Micros(50_000) }));
     // A summary that is behind takes nothing away from what is closed.

@@ -52,7 +52,7 @@ impl SpendCap {
     pub fn of(cap: Micros, hard: bool, facts: &Facts) -> Result<Self, OutOfRange> {
         let spent = facts.overage()?.exact;
         let left = Micros(cap.0.saturating_sub(spent.0).max(0));
-        let refuses = !hard && facts.status.grants_plan();
+        let refuses = !hard && facts.granted;
         Ok(Self { cap, left, limit: if refuses { limit(cap, facts) } else { None } })
     }
 }

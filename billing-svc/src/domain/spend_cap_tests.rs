@@ -1,9 +1,5 @@
 use chrono::{DateTime, TimeDelta};
-use nexus_core::{
-    money::UnitPrice,
-    period::Period,
-    plan::{Plan, SubscriptionStatus},
-};
+use nexus_core::{money::UnitPrice, period::Period, plan::Plan};
 use proptest::prelude::*;
 
 use super::*;
@@ -16,7 +12,7 @@ fn facts(terms: Terms) -> Facts {
         period: Period { start, end: start + TimeDelta::days(31) },
         plan: Plan::Pro,
         plan_version: 1,
-        status: SubscriptionStatus::Active,
+        granted: true,
         currency: Currency::USD,
         terms,
         closed: Vec::new(),
@@ -106,7 +102,7 @@ fn a_cap_refuses_only_where_overage_is_billed() {
     assert_eq!(limit(&unlimited, false), Ok(None));
     let unpriced = facts(Terms { included: Some(100), price: Price::NoneInCurrency });
     assert_eq!(limit(&unpriced, false), Ok(None));
-    let unpaid = Facts { status: SubscriptionStatus::Unpaid, ..facts(pro) };
+    let unpaid = Facts { granted: false, ..facts(pro) };
     assert_eq!(limit(&unpaid, false), Ok(None), "free's limit holds");
 }
 

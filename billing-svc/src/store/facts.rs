@@ -20,7 +20,7 @@ struct Row {
     period_end: DateTime<Utc>,
     plan: String,
     plan_version: i32,
-    status: String,
+    granted: bool,
     currency_code: String,
     included_units: Option<i64>,
     price_micros: Option<i64>,
@@ -51,7 +51,8 @@ struct Row {
 /// that in force at the period's end, as far as is known: that of the period's own segment that was closed then or
 /// later, else of the account's first one that was, else the subscription's. A period that has no summary ends with
 /// the subscription that was in force when it began, at the latest. Before its first change of plan, an account's
-/// period that has ended keeps the plan that its summary was made with.
+/// period that has ended keeps the plan that its summary was made with. Whether the plan is granted is what held at the
+/// period's end.
 #[tracing::instrument(name = "db.eco_usage_counters.facts", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec<Facts>> {
     let (eco_ids, starts): (Vec<&str>, Vec<DateTime<Utc>>) =
@@ -60,7 +61,7 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
         Row,
         r#"select k.eco_id as "eco_id!", k.period_start as "period_start!",
                   e.period_end as "period_end!",
-                  t.plan as "plan!", t.plan_version as "plan_version!", s.status as "status!",
+                  t.plan as "plan!", t.plan_version as "plan_version!", w.granted as "granted!",
                   e.currency_code as "currency_code!", p.included_units,
                   pr.overage_micros as "price_micros?", pr.overage_per_units as "price_per_units?",
                   coalesce(c.recorded_units, 0) + coalesce(j.units, 0) as "recorded_units!", c.last_event_time,
@@ -93,6 +94,13 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
                       s.plan_epoch = 0 and r.period_end <= now() as keeps_plan,
                       s.next_plan_time < coalesce(r.period_end, nexus_period_end(s.anchor_time, k.period_start))
                           as has_next) e
+           cross join lateral (
+               select coalesce((select g.granted from eco_plan_grants g
+                                where g.eco_id = k.eco_id and g.changed_time <= e.period_end
+                                order by g.changed_time desc limit 1),
+                               (select g.granted from eco_plan_grants g
+                                where g.eco_id = k.eco_id order by g.changed_time limit 1),
+                               s.status in ('trialing', 'active', 'past_due')) as granted) w
            left join lateral (
                select g.plan, g.plan_version from eco_usage_segments g
                where g.eco_id = k.eco_id and g.closed_time >= e.period_end
@@ -170,7 +178,7 @@ impl TryFrom<Row> for Facts {
         let summary = row.summary_units.zip(row.summary_micros);
         Ok(Self {
             plan: row.plan.parse().map_err(unknown_word)?,
-            status: row.status.parse().map_err(unknown_word)?,
+            granted: row.granted,
             currency: row.currency_code.parse().map_err(unknown_word)?,
             eco_id: row.eco_id,
             period: Period { start: row.period_start, end: row.period_end },

@@ -169,8 +169,8 @@ async fn accounts_are_listed_once_each_newest_first() -> Result<()> {
             CreateAccountRequest { eco_id: format!("eco_{i}"), plan: plan.into(), ..Default::default() };
         create(&billing, request).await??;
     }
-    // Accounts of the same instant keep an order, too.
-    sqlx::query("update eco_identities set created_time = date_trunc('day', now()) where eco_id < 'eco_4'")
+    // Accounts of the same instant keep an order, too. An instant long ago: of today, it might be after the others'.
+    sqlx::query("update eco_identities set created_time = '2020-01-01Z' where eco_id < 'eco_4'")
         .execute(&db.pool)
         .await?;
     let mut seen = Vec::new();

@@ -19,7 +19,7 @@ use nexus_billing::domain::{
 use nexus_core::{
     money::{Currency, UnitPrice},
     period::{Period, SETTLEMENT_GRACE},
-    plan::{Plan, SubscriptionStatus},
+    plan::Plan,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -373,7 +373,7 @@ fn facts(currency: Currency, terms: Terms, period: Period) -> Facts {
         period,
         plan: Plan::Pro,
         plan_version: 1,
-        status: SubscriptionStatus::Active,
+        granted: true,
         currency,
         terms,
         closed: Vec::new(),

@@ -12,12 +12,13 @@ use nexus_billing::{
 use nexus_core::money::Micros;
 use nexus_kit::db::{self, Role};
 use nexus_testkit::db::TestDb;
+use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
     memory::{Fault, Memory},
-    support::{lease_is_free, until},
+    support::until,
 };
 
 const ACCOUNTS: i32 = 2_345;
@@ -25,6 +26,9 @@ const ACCOUNTS: i32 = 2_345;
 const MISSING: i32 = 100;
 const FAILED: i32 = ACCOUNTS / MISSING;
 const TEN_CENTS: i64 = 100_000;
+/// Nothing of a killed service is left in the database: what it had sent is committed or gone, and so is its lease.
+const NO_SESSION: &str = "select not exists (select from pg_stat_activity
+    where datname = current_database() and application_name = 'nexus billing')";
 
 struct Crowd {
     db: TestDb,
@@ -52,7 +56,10 @@ impl Crowd {
     }
 
     fn engine(&self) -> Result<Engine> {
-        let pool = db::pool(&self.db.args(), Role::Billing)?;
+        self.engine_with(db::pool(&self.db.args(), Role::Billing)?)
+    }
+
+    fn engine_with(&self, pool: PgPool) -> Result<Engine> {
         let rate = NonZeroU32::new(1_000_000).context("not zero")?;
         Ok(Engine::new(pool, self.memory.clone(), Pace::new(rate), 8, CancellationToken::new()))
     }
@@ -69,7 +76,8 @@ impl Crowd {
     /// A run that is killed some time after the query answers true: with some accounts charged, some charges written
     /// down, and one of which nobody knows whether it was made.
     async fn killed_run(&self, request_id: Option<Uuid>, at: &'static str) -> Result<()> {
-        let engine = self.engine()?;
+        let pool = db::pool(&self.db.args(), Role::Billing)?;
+        let engine = self.engine_with(pool.clone())?;
         let (guard, unanswered) = (engine.kill_guard(), self.memory.unanswered());
         let kill = async {
             until(&self.db, at).await?;
@@ -82,7 +90,9 @@ impl Crowd {
         killed?;
         ensure!(answer.is_err(), "the run ended: {answer:?}");
         engine.finished().await;
-        lease_is_free(&self.db).await
+        // PostgreSQL carries out what it was sent before the kill: who counts before that is done counts too few.
+        pool.close().await;
+        until(&self.db, NO_SESSION).await
     }
 
     async fn count(&self, query: &'static str) -> Result<i64> {

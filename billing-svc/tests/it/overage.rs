@@ -1,12 +1,13 @@
 //! What an account owes, and the summary.
 
 use anyhow::{Context, Result};
+use chrono::{DateTime, Months, TimeDelta, Utc};
 use nexus_core::plan::Plan;
 use nexus_proto::billing::v1::GetOverageRequest;
 use nexus_testkit::{db::TestDb, seed};
 use tonic::Code;
 
-use crate::support::{Billing, anchor, record, runner, until, user};
+use crate::support::{Billing, anchor, record, record_at, runner, until, user};
 
 const NO_STRIPE: &str = "http://127.0.0.1:9/";
 
@@ -49,6 +50,41 @@ async fn a_lapsed_subscription_accrues_no_new_overage_and_keeps_the_old() -> Res
     record(&db, "eco_a", 500).await?;
     until(&db, "select exists (select from eco_usage_records where api_calls = 101500)").await?;
     assert_eq!(billing.overage("eco_a").await?.overage_count, 1_000);
+    billing.stop().await
+}
+
+/// What becomes of a subscription later changes nothing about a period that has ended.
+#[tokio::test]
+async fn a_period_that_has_ended_accrues_by_what_was_granted_at_its_end() -> Result<()> {
+    let db = TestDb::new().await?;
+    let billing = Billing::start(&db, NO_STRIPE).await?;
+    let first = Utc::now() - TimeDelta::hours(1) - Months::new(48);
+    for eco_id in ["eco_lapsed", "eco_paid"] {
+        seed::account(&db.pool, eco_id, Plan::Pro, first).await?;
+    }
+    // One was unpaid when the period ended, and is paid again; the other the other way round.
+    sqlx::raw_sql(
+        "update eco_plan_grants set changed_time = now() - interval '70 days';
+         insert into eco_plan_grants (eco_id, changed_time, granted)
+         values ('eco_lapsed', now() - interval '61 minutes', false), ('eco_lapsed', now() - interval '30 minutes', true);
+         update eco_subscriptions set status = 'unpaid' where eco_id = 'eco_paid';",
+    )
+    .execute(&db.pool)
+    .await?;
+    let before =
+        "select nexus_period_start(anchor_time, now() - interval '2 hours') from eco_subscriptions limit 1";
+    let before: DateTime<Utc> = sqlx::query_scalar(before).fetch_one(&db.pool).await?;
+    for eco_id in ["eco_lapsed", "eco_paid"] {
+        record_at(&db, eco_id, before, 100_200).await?;
+        // And in the current period, by what is granted now.
+        record(&db, eco_id, 100_030).await?;
+    }
+    let counted = "select count(*) = 4 from eco_usage_records where api_calls > 0";
+    until(&db, counted).await?;
+    let overage = "select eco_id, overage_units from eco_usage_records order by eco_id, period_start";
+    let overage: Vec<(String, i64)> = sqlx::query_as(overage).fetch_all(&db.pool).await?;
+    let expected = [("eco_lapsed", 0), ("eco_lapsed", 30), ("eco_paid", 200), ("eco_paid", 0)];
+    assert_eq!(overage, expected.map(|(eco_id, units)| (eco_id.to_owned(), units)));
     billing.stop().await
 }
 

@@ -310,7 +310,7 @@ fn args(base: &str) -> StripeArgs {
         stripe_secret_key: STRIPE_KEY.into(),
         stripe_api_base: base.to_owned(),
         stripe_rate_per_second: NonZeroU32::MIN,
-        stripe_timeout: Duration::from_secs(5),
+        stripe_timeout: Duration::from_secs(20),
         stripe_proration: nexus_billing::config::Proration::None,
     }
 }
@@ -440,10 +440,10 @@ async fn a_listing_keeps_the_pace_page_by_page_and_ends() -> Result<()> {
     for i in 0..101 {
         create(&stripe, &item(&customer, Uuid::from_u128(i), 1), &format!("k{i}")).await?;
     }
-    // One call in half a second, and the first is taken.
+    // One call in half a second, and the first is taken: after `started`, or the half second would begin before it.
     let pace = Pace::new(NonZeroU32::MIN.saturating_add(1));
-    pace.wait().await;
     let started = Instant::now();
+    pace.wait().await;
     let found = stripe.find_items(&customer, Uuid::from_u128(0), &pace).await;
     assert_eq!(found.map(|items| items.len()), Ok(1));
     ensure!(started.elapsed() >= Duration::from_millis(400), "{:?}", started.elapsed());

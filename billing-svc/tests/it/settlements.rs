@@ -38,7 +38,9 @@ pub(crate) fn stripe(db: &TestDb, sim: &Sim) -> Result<ChargeContext> {
 pub(crate) async fn subscribed(db: &TestDb, sim: &Sim) -> Result<(String, String, DateTime<Utc>)> {
     let customer = sim.customer().await?;
     let subscription = sim.subscription(&customer).await?;
-    let first = Utc::now() - TimeDelta::hours(1) - chrono::Months::new(1);
+    // Four years ago every month had the days that it has now. An anchor in a shorter month, as is the one before on a
+    // 31st, would be cut to its last day, and the period would have ended more than a day ago: past its grace.
+    let first = Utc::now() - TimeDelta::hours(1) - chrono::Months::new(48);
     seed::account(&db.pool, "eco_a", Plan::Pro, first).await?;
     seed::stripe_ids(&db.pool, "eco_a", &customer, Some(&subscription)).await?;
     let current = "select nexus_period_start(anchor_time, now()) from eco_subscriptions";

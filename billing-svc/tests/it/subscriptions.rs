@@ -78,7 +78,7 @@ fn args(base: &str) -> StripeArgs {
         stripe_secret_key: STRIPE_KEY.into(),
         stripe_api_base: base.to_owned(),
         stripe_rate_per_second: NonZeroU32::MIN,
-        stripe_timeout: Duration::from_secs(5),
+        stripe_timeout: Duration::from_secs(20),
         stripe_proration: nexus_billing::config::Proration::None,
     }
 }

@@ -119,6 +119,17 @@ impl Billing {
         Ok(self.client.clone().reconcile(runner()?.request(request)).await?.into_inner())
     }
 
+    /// What a reconciliation has found at its end: repeats of the request wait for that, however long it takes.
+    pub(crate) async fn reconciled(&self, request: ReconcileRequest) -> Result<ReconcileResponse> {
+        loop {
+            let found = self.reconcile(request.clone()).await?;
+            ensure!(!found.already_running, "another one is at work: {found:?}");
+            if !found.running {
+                return Ok(found);
+            }
+        }
+    }
+
     /// The differences that a reconciliation of everything finds: account and kind.
     pub(crate) async fn differences(&self, repair: bool) -> Result<Vec<(String, String)>> {
         let found = self.reconcile(ReconcileRequest { repair, ..Default::default() }).await?;
@@ -357,9 +368,10 @@ impl Sim {
     }
 }
 
-/// Waits until a query answers true; tests have no other way to see a background task's work.
+/// Waits until a query answers true; tests have no other way to see a background task's work. The deadline is only for
+/// what never comes: on a machine that others use, too, what comes may take many times as long as alone.
 pub(crate) async fn until(db: &TestDb, query: &'static str) -> Result<()> {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
         if sqlx::query_scalar::<_, bool>(query).fetch_one(&db.pool).await? {
             return Ok(());

@@ -78,6 +78,14 @@ pub(crate) async fn run(stage: &mut Stage, seed: &Seed, args: &Args) -> Result<O
     tally.add("events sent again and counted once", histories.iter().map(|history| history.duplicates).sum());
     let recovered: u64 = histories.iter().map(|history| history.recovered).sum();
     tally.add("events found in a disk buffer", u32::try_from(recovered)?);
+    tally.add(
+        "events in large batches",
+        histories.iter().map(|history| history.large).sum::<usize>().try_into()?,
+    );
+    tally.add(
+        "events over streams",
+        histories.iter().map(|history| history.streamed).sum::<usize>().try_into()?,
+    );
     let mut connection = seed.connect().await?;
     if args.spools {
         tally.add("events drained from spools", drained(&mut connection).await?);

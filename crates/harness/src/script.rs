@@ -43,7 +43,7 @@ pub(crate) enum Fault {
 /// A place in the work of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Point {
-    /// A statement within a transaction was done.
+    /// A statement within a transaction was done, or a COPY waits for its rows.
     InTransaction,
     /// A transaction is about to be committed.
     Committing,

@@ -24,7 +24,8 @@ pub(crate) fn asks_to_commit(sent: &[u8]) -> bool {
 pub(crate) fn point(message: &[u8]) -> Option<Point> {
     match (message.first()?, message.get(HEADER..)?) {
         (b'C', b"COMMIT\0") => Some(Point::Committed),
-        (b'Z', b"T") => Some(Point::InTransaction),
+        // CopyInResponse: the rows of a COPY are awaited.
+        (b'Z', b"T") | (b'G', _) => Some(Point::InTransaction),
         (b'Z', b"I") => Some(Point::Outside),
         _ => None,
     }
@@ -36,7 +37,8 @@ mod tests {
 
     #[test]
     fn messages_come_apart_however_they_arrive() {
-        let sent = [b"C\0\0\0\x0bCOMMIT\0".as_slice(), b"Z\0\0\0\x05T", b"Z\0\0\0\x05I"].concat();
+        let copy = b"G\0\0\0\x07\x01\0\0";
+        let sent = [b"C\0\0\0\x0bCOMMIT\0".as_slice(), b"Z\0\0\0\x05T", copy, b"Z\0\0\0\x05I"].concat();
         let mut received = BytesMut::new();
         let mut points = Vec::new();
         for byte in sent {
@@ -45,7 +47,8 @@ mod tests {
                 points.push(point(&message));
             }
         }
-        assert_eq!(points, [Some(Point::Committed), Some(Point::InTransaction), Some(Point::Outside)]);
+        let within = Some(Point::InTransaction);
+        assert_eq!(points, [Some(Point::Committed), within, within, Some(Point::Outside)]);
         assert!(received.is_empty());
         assert!(asks_to_commit(b"...Q\0\0\0\x0bCOMMIT\0") && !asks_to_commit(b"Q\0\0\0\x0dROLLBACK\0"));
     }

@@ -9,6 +9,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep_until},
 };
 use tonic::transport::server::Connected;
@@ -19,17 +20,18 @@ const FIRST_WORD: Duration = Duration::from_secs(10);
 /// handshake never ended is not pinged, nor does it ever grow too old.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Fails to read once the other end has been silent for too long.
+/// Fails to read once the other end has been silent for too long. Has a place among the server's connections.
 pub(crate) struct Heard<S> {
     stream: S,
+    _place: OwnedSemaphorePermit,
     until: Instant,
     alarm: Pin<Box<Sleep>>,
 }
 
 impl<S> Heard<S> {
-    pub(crate) fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S, place: OwnedSemaphorePermit) -> Self {
         let until = Instant::now() + FIRST_WORD;
-        Self { stream, until, alarm: Box::pin(sleep_until(until)) }
+        Self { stream, _place: place, until, alarm: Box::pin(sleep_until(until)) }
     }
 }
 
@@ -91,7 +93,12 @@ impl<S: Connected> Connected for Heard<S> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use std::sync::Arc;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex},
+        sync::Semaphore,
+    };
 
     use super::*;
 
@@ -106,7 +113,8 @@ mod tests {
             }
             std::future::pending::<()>().await;
         };
-        let mut heard = Heard::new(ours);
+        let places = Arc::new(Semaphore::new(1));
+        let mut heard = Heard::new(ours, places.try_acquire_owned().expect("a place"));
         let listen = async {
             let mut word = [0; 1];
             while heard.read(&mut word).await.is_ok() {}

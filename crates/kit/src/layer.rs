@@ -28,6 +28,7 @@ use crate::{
     share::{Share, Shares},
     status, telemetry,
     turn::{Turn, Turns},
+    until_sent::UntilSent,
 };
 
 const SHARE_IS_HELD: &str = "too many calls of this account in flight";
@@ -297,8 +298,10 @@ impl Call {
             self.finish(status.code(), status.message());
             return response;
         }
-        let (parts, body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
+        let held = parts.extensions.remove::<UntilSent>();
         let body = body.map_frame(move |frame| {
+            let _held = &held;
             if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
                 self.finish(status.code(), status.message());
             }

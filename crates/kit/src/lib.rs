@@ -12,9 +12,11 @@
 //! | [`arriving`] | how much of messages that are not complete is held |
 //! | [`layer`] | around every RPC: span, log line, metrics, authentication, load limit |
 //! | `connection` | ends connections whose other end is silent |
+//! | [`descriptors`] | how many connections a server has |
 //! | [`serve`] | listeners, reflection, health, drain; the operations port |
 //! | [`share`] | how much of what a server has one account may have |
 //! | [`turn`] | how many calls of one account are at work at once |
+//! | [`until_sent`] | what is held until an answer is out |
 //! | `rpc` | the RPCs by their paths; which of them are in turn |
 //! | [`tls`] | the certificate and key of a server |
 //! | [`db`] | migrations, pools that act as one database role, what an error of the database means |
@@ -29,6 +31,7 @@ pub mod config;
 mod connection;
 pub mod convert;
 pub mod db;
+pub mod descriptors;
 mod good_tokens;
 pub mod layer;
 mod log;
@@ -41,4 +44,5 @@ pub mod status;
 pub mod telemetry;
 pub mod tls;
 pub mod turn;
+pub mod until_sent;
 pub mod validate;

@@ -7,6 +7,7 @@ use futures::{StreamExt, future::BoxFuture};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::Semaphore,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -143,6 +144,8 @@ pub struct GrpcServer {
     pub readiness: Readiness,
     /// After so long a connection takes no new calls; [`CONNECTION_AGE`] but in tests.
     pub connection_age: Duration,
+    /// Connections that are open at once; beyond them none is accepted. [`connection_places`] but in tests.
+    pub connections: Arc<Semaphore>,
 }
 
 impl GrpcServer {
@@ -194,13 +197,23 @@ impl GrpcServer {
             .add_service(reflection_alpha.max_decoding_message_size(MAX_OPEN_REQUEST_BYTES));
         let router = server(&self.args, self.connection_age)?.layer(layer).add_routes(routes);
 
-        let incoming = TcpIncoming::from(listeners.main).with_nodelay(Some(true)).then(|accepted| async {
-            // E.g. for want of file descriptors: tonic would try again at once, and again.
-            if let Err(error) = &accepted {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+        let incoming = TcpIncoming::from(listeners.main).with_nodelay(Some(true)).then(move |accepted| {
+            let places = self.connections.clone();
+            async move {
+                match accepted {
+                    // Without a free place this one waits, and no other is accepted.
+                    Ok(stream) => {
+                        let place = places.acquire_owned().await.map_err(io::Error::other)?;
+                        Ok(Heard::new(stream, place))
+                    }
+                    // E.g. for want of file descriptors: tonic would try again at once, and again.
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        Err(error)
+                    }
+                }
             }
-            accepted.map(Heard::new)
         });
         let served = router.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
         let result = drained(served, &shutdown, self.args.shutdown_grace).await;

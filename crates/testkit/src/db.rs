@@ -1,8 +1,9 @@
 //! A private database per test, cloned from a migrated template.
 
-use std::{env, thread};
+use std::{env, thread, time::Duration};
 
 use anyhow::{Context, Result};
+use chrono::{Timelike, Utc};
 use nexus_kit::{config::DbArgs, db::MIGRATOR};
 use sqlx::{
     AssertSqlSafe, Connection, Executor, PgConnection, PgPool,
@@ -23,6 +24,7 @@ pub struct TestDb {
 impl TestDb {
     /// A fresh migrated database.
     pub async fn new() -> Result<Self> {
+        within_a_day().await;
         let server = server()?;
         let mut connection =
             PgConnection::connect_with(&server).await.context("connecting to the test server")?;
@@ -81,6 +83,17 @@ impl Drop for TestDb {
             Ok(Err(error)) => eprintln!("test database {} stays behind: {error}", self.name),
             Err(_) => eprintln!("test database {} stays behind", self.name),
         }
+    }
+}
+
+/// Waits for midnight (UTC) if that is near, so that what a test calls today, yesterday or this month, to seed or lock it
+/// and to look at it later, is the same all the time.
+async fn within_a_day() {
+    /// Longer than nearly all tests take.
+    const TEST_SECONDS: u32 = 20;
+    let left = 86_400 - Utc::now().num_seconds_from_midnight();
+    if left <= TEST_SECONDS {
+        tokio::time::sleep(Duration::from_secs(left.into())).await;
     }
 }
 

@@ -1,7 +1,11 @@
 //! A proxy before a server that can be cut or go silent: what a caller sees when its database, or a service,
 //! goes away, with and without a word.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use anyhow::{Context, Result};
 use nexus_kit::config::DbArgs;
@@ -18,9 +22,20 @@ use crate::{db::TestDb, settings::ANY_PORT};
 /// Forwards to a server until it is cut or goes silent.
 pub struct Proxy {
     address: SocketAddr,
+    connections: Connections,
     line: watch::Sender<Line>,
     /// How often it went silent: a connection stays so once it has.
     silences: watch::Sender<u32>,
+}
+
+/// The connections. While they are locked, none is added and the line stays as it is.
+#[derive(Clone, Default)]
+struct Connections(Arc<Mutex<JoinSet<()>>>);
+
+impl Connections {
+    fn lock(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +72,9 @@ impl Proxy {
         let address = listener.local_addr()?;
         let (line, state) = watch::channel(Line::Up);
         let (silences, silence) = watch::channel(0);
-        tokio::spawn(forward(listener, server, state, silence));
-        Ok(Self { address, line, silences })
+        let connections = Connections::default();
+        tokio::spawn(forward(listener, server, connections.clone(), state, silence));
+        Ok(Self { address, connections, line, silences })
     }
 
     /// Where it listens.
@@ -74,9 +90,12 @@ impl Proxy {
         Ok(DbArgs { database_url: url.into(), ..db.args() })
     }
 
-    /// Cuts every connection, and closes new ones at once.
+    /// Cuts every connection, and closes new ones at once. It is done when this returns: what is asked from then on
+    /// meets it, however busy the machine is, and one that is mended at once was a cut all the same.
     pub fn cut(&self) {
+        let mut connections = self.connections.lock();
         self.line.send_replace(Line::Cut);
+        connections.abort_all();
     }
 
     /// Forwards nothing more on any connection, new ones included, and keeps them open: a server that went
@@ -95,22 +114,21 @@ impl Proxy {
 async fn forward(
     listener: TcpListener,
     server: Server,
+    connections: Connections,
     mut line: watch::Receiver<Line>,
     mut silence: watch::Receiver<u32>,
 ) {
-    let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             changed = line.changed() => {
                 if changed.is_err() {
+                    // The proxy is gone.
+                    connections.lock().abort_all();
                     return;
-                }
-                let now = *line.borrow_and_update();
-                if now == Line::Cut {
-                    connections.shutdown().await;
                 }
             }
             Ok((client, _)) = listener.accept() => {
+                let mut connections = connections.lock();
                 let now = *line.borrow();
                 match now {
                     Line::Up => {

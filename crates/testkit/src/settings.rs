@@ -10,6 +10,7 @@ use nexus_kit::{
     config::{AuthArgs, ServeArgs},
 };
 use secrecy::SecretString;
+use tokio::net::TcpSocket;
 
 /// Secret of users' tokens in tests.
 pub const JWT_SECRET: &str = "users-tokens-in-tests-0123456789abcdef";
@@ -22,6 +23,17 @@ pub const ADMIN: &str = "eco_admin";
 
 /// A free port on loopback.
 pub const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+/// An address on loopback where nobody listens. As long as this process lives no other is given it: the port is bound,
+/// though not listened on. A server of the test's own may still be told to listen there.
+pub fn nowhere() -> Result<SocketAddr> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(ANY_PORT)?;
+    let address = socket.local_addr()?;
+    std::mem::forget(socket);
+    Ok(address)
+}
 
 /// Who may call a server under test.
 pub fn auth_args() -> AuthArgs {

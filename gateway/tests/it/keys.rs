@@ -51,7 +51,9 @@ async fn a_generated_key_is_shown_once_opens_and_is_listed() -> Result<()> {
     let second = json!({"name": "Büro", "scopes": [], "testMode": true, "other": 1});
     assert_answer!(suite.post_as("eco_a", GENERATE, &second).await?);
     assert!(suite.opens(&key).await?);
-    let listed = suite.get_as("eco_a", LIST).await?;
+    // Nobody waits until its use is noted.
+    let list = async |suite: &Suite| suite.get_as("eco_a", LIST).await;
+    let listed = suite.until(list, |answer| answer.body["keys"][1]["last_used_at"].is_string()).await?;
     let mut shown = listed.shown();
     let used = shown["body"]["keys"][1]["last_used_at"].take();
     assert!(used.as_str().is_some_and(|at| at.parse::<chrono::DateTime<chrono::Utc>>().is_ok()), "{used}");

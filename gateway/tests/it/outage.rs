@@ -129,7 +129,8 @@ async fn a_service_that_accepts_and_never_answers_is_given_up_at_the_deadline() 
     .await?;
     let began = Instant::now();
     assert_unavailable(&suite.get_as("eco_pro", USAGE[0]).await?, "a silent service")?;
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // Else the bound of every request, 30 s, would end it.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     Ok(())
 }
 
@@ -139,7 +140,8 @@ async fn ready_once_all_services_are_reached_and_while_one_is() -> Result<()> {
     let ready = async |suite: &Suite| Answer::of(suite.request("GET", "/readyz")?).await;
     suite.until(ready, |answer| answer.status == 200).await?;
     suite.stop_billing().await?;
-    assert_eq!(ready(&suite).await?.status, 200, "the other services' routes go on");
+    // The other services' routes go on. Each is asked for a moment only: a busy one may be asked again.
+    suite.until(ready, |answer| answer.status == 200).await?;
     suite.stop_usage().await?;
     suite.stop_analytics().await?;
     assert_eq!(ready(&suite).await?.status, 503);
@@ -149,7 +151,7 @@ async fn ready_once_all_services_are_reached_and_while_one_is() -> Result<()> {
 
 #[tokio::test]
 async fn never_ready_where_a_service_was_never_reached() -> Result<()> {
-    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+    let closed = nexus_testkit::settings::nowhere()?;
     let suite = Suite::start_with(|config| config.billing_addr = format!("http://{closed}")).await?;
     let answer = Answer::of(suite.request("GET", "/readyz")?).await?;
     assert_eq!(answer.status, 503);

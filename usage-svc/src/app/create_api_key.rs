@@ -10,6 +10,10 @@ use crate::{
     store::{self, api_keys::NewApiKey},
 };
 
+/// Keys of an account that are made within a day, at most: whoever may make keys fills no table. Keys that are made
+/// at the same moment may be some more.
+const MAX_A_DAY: i64 = 1_000;
+
 /// A key to make.
 #[derive(Debug)]
 pub struct NewKey {
@@ -43,6 +47,9 @@ pub async fn run(pool: &PgPool, new: &NewKey, actor: &str) -> Result<ApiKey, Err
         test_mode: new.test_mode,
     };
     let made = store::api_keys::insert(&mut transaction, row).await?;
+    if made && store::api_keys::count_of_a_day(&mut transaction, &new.eco_id).await? > MAX_A_DAY {
+        return Err(Error::TooManyKeys(MAX_A_DAY));
+    }
     let stored =
         store::api_keys::by_id(&mut transaction, row.key_id).await?.ok_or(sqlx::Error::RowNotFound)?;
     transaction.commit().await?;

@@ -17,16 +17,9 @@ pub(super) async fn read(
     slot: &mut i16,
     events: &[&Event],
 ) -> sqlx::Result<Result<Facts, Locked>> {
-    let mut now = None;
-    // With every slot taken the last one tried is shared.
-    for _ in 0..store::writer_slot::SLOTS {
-        let (clock, held) = store::writer_slot::try_hold(connection, *slot).await?;
-        now = Some(clock);
-        if held {
-            break;
-        }
-        *slot = (*slot + 1) % store::writer_slot::SLOTS;
-    }
+    let (now, free) = store::writer_slot::try_hold(connection, *slot).await?;
+    // With every slot taken the one before is shared.
+    *slot = free.unwrap_or(*slot);
     let accounts: HashSet<&str> = events.iter().map(|e| e.eco_id.as_str()).collect();
     let keys: HashSet<&str> = events.iter().filter_map(|e| e.payload.api_key_id.as_deref()).collect();
     let accounts: Vec<&str> = accounts.into_iter().collect();
@@ -36,7 +29,7 @@ pub(super) async fn read(
         return Ok(Err(Locked { ranges: locked.into_iter().collect(), ..Locked::default() }));
     }
     Ok(Ok(Facts {
-        now: now.expect("there is at least one slot"),
+        now,
         accounts: store::accounts::for_recording(connection, &accounts).await?,
         keys: if keys.is_empty() {
             HashMap::new()

@@ -29,6 +29,7 @@
 //! | [`register_import`] | the time shift of an imported file |
 //! | [`rate_limit`] | admits what a proxy asks about: by all descriptors or none |
 //! | [`rebuild_day`] | rebuilds a day's rollups from the raw log |
+//! | `strangers` | turns of calls with API keys that are not remembered |
 //! | [`stalled`] | ends what holds locks and is not heard any more |
 //! | [`maintenance`] | partitions made ahead and dropped, settled leases and gone holders deleted |
 
@@ -60,5 +61,6 @@ pub mod revoke_api_key;
 pub mod rotate_api_key;
 pub mod spooling;
 pub mod stalled;
+mod strangers;
 pub mod verify_api_key;
 pub mod writer;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use nexus_core::id::EcoId;
-use nexus_kit::auth::VerifiedKey;
+use nexus_kit::{auth::VerifiedKey, until_sent::UntilSent};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -75,6 +75,13 @@ pub struct Room {
     own: Option<Arc<Places>>,
 }
 
+impl Room {
+    /// What of it is the key's account's, to be held until the answer is out.
+    pub fn until_sent(&self) -> Option<UntilSent> {
+        self.own.clone().map(UntilSent::hold)
+    }
+}
+
 /// The bounded queues to the writers.
 #[derive(Clone, Debug)]
 pub struct Recorder {
@@ -114,13 +121,19 @@ impl Recorder {
     /// written also when the caller does not wait for the answer. Without room for them it fails at once; so it does
     /// where a key sends them, and its account has its part.
     pub async fn record(&self, events: Vec<Event>, key: Option<&VerifiedKey>) -> Result<Vec<Outcome>, Error> {
-        let places = self.places(events.len())?;
+        let room = self.room_now(events.len(), key)?;
+        self.submit(events, room).await
+    }
+
+    /// Room for so many events, or none. To be taken before they are looked at, which costs, too.
+    pub fn room_now(&self, events: usize, key: Option<&VerifiedKey>) -> Result<Room, Error> {
+        let places = self.places(events)?;
         let own = match key {
             Some(key) => Some(self.accounts.get(&key.eco_id).take(places).ok_or(Error::Overloaded)?),
             None => None,
         };
         let all = self.room.clone().try_acquire_many_owned(places).map_err(|_| Error::Overloaded)?;
-        self.submit(events, Room { all, own: own.map(Arc::new) }).await
+        Ok(Room { all, own: own.map(Arc::new) })
     }
 
     /// Waits for room for so many events. As many as there is room for may wait, all in all and of the key's account:

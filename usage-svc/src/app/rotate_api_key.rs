@@ -14,6 +14,9 @@ use crate::{
 /// Old secrets of a key that are valid at once, at most: a verification compares them all.
 const MAX_IN_GRACE: i64 = 4;
 
+/// Rotations of a key within a day, at most: they are kept for good.
+const MAX_A_DAY: i64 = 100;
+
 /// A rotation to do.
 #[derive(Debug)]
 pub struct Rotation {
@@ -49,6 +52,9 @@ pub async fn run(
     }
     if store::accounts::is_closed(&mut transaction, &key.eco_id).await? == Some(true) {
         return Err(Error::ClosedAccount);
+    }
+    if api_key_rotations::count_of_a_day(&mut transaction, key_id).await? >= MAX_A_DAY {
+        return Err(Error::TooManyRotations(MAX_A_DAY));
     }
     if grace_ms == 0 {
         api_key_rotations::end_grace(&mut transaction, key_id).await?;

@@ -86,10 +86,18 @@ impl UsageService for Service {
         let key = caller::metering(&request, Scope::UsageWrite)?;
         let events = request.into_inner().events;
         caller::own_events_only(key.as_ref(), &events)?;
+        parse::batch_size(&events).map_err(Error::Invalid)?;
+        let room = self.recorder.room_now(events.len(), key.as_ref())?;
+        let until_sent = room.until_sent();
         let batch = parse::batch(events, key.as_ref()).map_err(Error::Invalid)?;
-        let outcomes = self.recorder.record(batch.events, key.as_ref()).await?;
+        let outcomes = self.recorder.record_in(room, batch.events).await?;
         let now = self.known.now().map(timestamp);
-        Ok(Response::new(answer::batch_recorded(batch.ids, batch.places, outcomes, now)))
+        let mut answer = Response::new(answer::batch_recorded(batch.ids, batch.places, outcomes, now));
+        // An answer that tells of each event is larger than what was sent.
+        if let Some(until_sent) = until_sent {
+            answer.extensions_mut().insert(until_sent);
+        }
+        Ok(answer)
     }
 
     type StreamUsageStream = stream::Acknowledgements;

@@ -43,6 +43,18 @@ pub async fn count_in_grace(connection: &mut PgConnection, key_id: &str) -> sqlx
     .await
 }
 
+/// How often the key was rotated within 24 hours.
+#[tracing::instrument(name = "db.eco_api_key_rotations.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn count_of_a_day(connection: &mut PgConnection, key_id: &str) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"select count(*) as "count!" from eco_api_key_rotations
+           where key_id = $1 and rotated_time > now() - interval '24 hours'"#,
+        key_id,
+    )
+    .fetch_one(connection)
+    .await
+}
+
 /// Ends the grace of all old secrets of the key.
 #[tracing::instrument(name = "db.eco_api_key_rotations.update", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn end_grace(connection: &mut PgConnection, key_id: &str) -> sqlx::Result<()> {

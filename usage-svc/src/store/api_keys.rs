@@ -189,6 +189,18 @@ pub async fn insert(connection: &mut PgConnection, key: NewApiKey<'_>) -> sqlx::
     Ok(done.rows_affected() == 1)
 }
 
+/// How many keys of the account were made within 24 hours.
+#[tracing::instrument(name = "db.eco_api_keys.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn count_of_a_day(connection: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"select count(*) as "count!" from eco_api_keys
+           where eco_id = $1 and created_time > now() - interval '24 hours'"#,
+        eco_id.as_str(),
+    )
+    .fetch_one(connection)
+    .await
+}
+
 /// Notes that a key was used, unless a concurrent call just did.
 #[tracing::instrument(name = "db.eco_api_keys.update", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn note_use(connection: &mut PgConnection, key_id: &str) -> sqlx::Result<()> {

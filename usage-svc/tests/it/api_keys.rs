@@ -24,6 +24,34 @@ fn named(name: &str) -> CreateApiKeyRequest {
     CreateApiKeyRequest { name: name.to_owned(), ..CreateApiKeyRequest::default() }
 }
 
+/// Whoever may make keys, of their own account even, fills no table.
+#[tokio::test]
+async fn an_account_makes_a_thousand_keys_within_a_day_and_no_more() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    account(&db, "eco_b", Plan::Pro).await?;
+    let made = "insert into eco_api_keys (key_id, eco_id, secret_sha256, name, created_time)
+                select 'eco_api_' || lpad(n::text, 22, '0'), 'eco_a', sha256(n::text::bytea), 'key', now() - interval '23 hours'
+                from generate_series(1, 999) as n";
+    sqlx::query(made).execute(&db.pool).await?;
+    let last = CreateApiKeyRequest { request_id: Uuid::new_v4().to_string(), ..named("the last") };
+    create(&server, user("eco_a")?, last.clone()).await??;
+    let more = refused(
+        create(&server, user("eco_a")?, named("one more")).await?,
+        Code::FailedPrecondition,
+        "TOO_MANY_API_KEYS",
+    );
+    assert_eq!(more.message(), "1000 API keys of the account were made within 24 hours: no more for now");
+    // Neither a repeat nor another account's is one more.
+    create(&server, user("eco_a")?, last).await??;
+    create(&server, user("eco_b")?, named("another")).await??;
+    sqlx::query("update eco_api_keys set created_time = now() - interval '25 hours' where key_id = 'eco_api_0000000000000000000001'")
+        .execute(&db.pool)
+        .await?;
+    create(&server, user("eco_a")?, named("one more")).await??;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_key_is_made_verified_and_refused_when_wrong_or_revoked() -> Result<()> {
     let (db, server) = server().await?;

@@ -278,6 +278,36 @@ async fn a_row_that_somebody_holds_fails_its_own_calls_alone_and_is_no_outage() 
     Ok(())
 }
 
+/// No two flushes of ours wait in a circle, but somebody at the database may close one: PostgreSQL ends the flush, and
+/// it is redone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flush_that_loses_a_deadlock_is_redone() -> Result<()> {
+    let db = TestDb::new().await?;
+    // The flush looks for a circle once, late enough for this one to be closed, before its wait for the lock ends.
+    sqlx::raw_sql("do $$ begin execute format('alter database %I set deadlock_timeout = 4000', current_database()); end $$")
+        .execute(&db.pool)
+        .await?;
+    let server = Server::start(db.args()).await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    record(&server, event("eco_a")).await?;
+    let mut other = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::raw_sql("set local deadlock_timeout = '1h'; set local lock_timeout = 0; select from eco_usage_hourly for update")
+        .execute(&mut *other)
+        .await?;
+    let circle = async {
+        let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        eventually(async || Ok(sqlx::query_scalar::<_, i64>(waits).fetch_one(&db.pool).await? > 0)).await?;
+        // Granted when the flush has lost.
+        sqlx::query("select from eco_usage_counters for update").execute(&mut *other).await?;
+        anyhow::Ok(other.commit().await?)
+    };
+    let (recorded, circle) = tokio::join!(record(&server, event("eco_a")), circle);
+    circle?;
+    assert_eq!(recorded?.outcome(), EventOutcome::Accepted);
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(2));
+    Ok(())
+}
+
 /// The drain tries a day again, too, and keeps nobody from the database meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_spool_that_cannot_be_drained_for_a_rebuild_is_no_outage() -> Result<()> {

@@ -132,9 +132,24 @@ async fn the_limit_is_exact_over_two_servers() -> Result<()> {
         verdict(server, vec![account_of("eco_a")])
     });
     let answers: Vec<Seen> = stream::iter(asked).buffer_unordered(32).try_collect().await?;
-    assert_eq!(answers.iter().filter(|(verdict, _)| *verdict == Verdict::Ok).count(), 1000);
+    let mut admitted = answers.iter().filter(|(verdict, _)| *verdict == Verdict::Ok).count();
+    // Units that one server held while the other waited for them in vain are there for whoever asks.
+    eventually(async || {
+        let (verdict, _) = verdict(&two, vec![account_of("eco_a")]).await?;
+        admitted += usize::from(verdict == Verdict::Ok);
+        Ok(admitted >= 1000)
+    })
+    .await?;
+    assert_eq!(admitted, 1000);
 
-    let response = ask(&one, about(vec![account_of("eco_a")])).await??;
+    let mut response = RateLimitResponse::default();
+    // Once it knows that the other holds nothing any more: before, it says to come back in a moment.
+    eventually(async || {
+        response = ask(&one, about(vec![account_of("eco_a")])).await??;
+        let after = told(&response).last().and_then(|(_, seconds)| seconds.parse::<u64>().ok());
+        Ok(after.is_some_and(|seconds| seconds > 60))
+    })
+    .await?;
     assert_eq!(seen(&response), (Verdict::OverLimit, vec![(1000, 0, Verdict::OverLimit)]));
     assert!(response.request_headers_to_add.is_empty());
     let [_, (_, rest), (key, after)] = told(&response)[..] else { anyhow::bail!("three headers") };

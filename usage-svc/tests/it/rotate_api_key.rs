@@ -56,6 +56,26 @@ async fn pass(db: &TestDb, ms: i64) -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_key_is_rotated_a_hundred_times_within_a_day_and_no_more() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let made = make_key(&server, "eco_a", false).await?;
+    let rotated = "insert into eco_api_key_rotations
+                          (key_id, secret_sha256, previous_secret_sha256, previous_expire_time, grace_period_ms, rotated_time)
+                   select $1, sha256(n::text::bytea), sha256(n::text::bytea), now(), 0, now() - interval '23 hours'
+                   from generate_series(1, 99) as n";
+    sqlx::query(rotated).bind(key_id(&made)).execute(&db.pool).await?;
+    let last = repeatable(&made, 0);
+    let first = rotate(&server, user("eco_a")?, last.clone()).await??;
+    let more = rotate(&server, user("eco_a")?, repeatable(&made, 0)).await?;
+    let more = refused(more, Code::FailedPrecondition, "TOO_MANY_ROTATIONS");
+    assert_eq!(more.message(), "the key was rotated 100 times within 24 hours: not again for now");
+    assert!(is_good(&server, &first.key).await?);
+    assert_eq!(rotate(&server, user("eco_a")?, last).await??.key, first.key);
+    Ok(())
+}
+
+#[tokio::test]
 async fn without_grace_the_old_secret_ends_at_once_and_at_every_replica_once_it_is_heard() -> Result<()> {
     let (db, here) = server().await?;
     let there = Server::start(db.args()).await?;

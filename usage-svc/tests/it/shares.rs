@@ -4,10 +4,12 @@ use anyhow::Result;
 use futures::future::join_all;
 use nexus_client::CallOptions;
 use nexus_core::plan::Plan;
-use nexus_proto::usage::v1::{CheckQuotaRequest, RotateApiKeyRequest, RotateApiKeyResponse};
+use nexus_proto::usage::v1::{
+    BatchRecordUsageRequest, CheckQuotaRequest, RotateApiKeyRequest, RotateApiKeyResponse, UsageEvent,
+};
 use nexus_testkit::db::TestDb;
 use sqlx::{Postgres, Transaction};
-use tonic::Status;
+use tonic::{Code, Status, transport::Endpoint};
 
 use crate::support::*;
 
@@ -144,4 +146,69 @@ async fn checks_in_test_mode_leave_the_connections_to_other_accounts() -> Result
     let answered = checks.await.into_iter().filter(|answer| answer.is_ok()).count();
     assert!(answered > 90, "{answered}");
     Ok(())
+}
+
+/// Keys that are made up cost nobody an account: each is looked up, and no more than a quarter of the connections is taken
+/// by that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_are_made_up_leave_the_connections_to_others() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_b", Plan::Pro).await?;
+    let mut holder = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("lock table eco_api_keys in access exclusive mode").execute(&mut *holder).await?;
+    let client = server.client()?;
+    let calls = (0..100).map(|number| {
+        let key = api_key(&format!("eco_api_{number:022}.{}", "s".repeat(22)));
+        let mut client = client.clone();
+        async move { anyhow::Ok(client.check_quota(key?.request(CheckQuotaRequest::default())).await.err()) }
+    });
+    let mut strangers = Box::pin(join_all(calls));
+    let others = async {
+        in_flight(&server, 100).await?;
+        eventually(async || Ok(waiting(&db).await? == AT_WORK)).await?;
+        check(&server, "eco_b", 1).await?;
+        assert_eq!(waiting(&db).await?, AT_WORK);
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        early = &mut strangers => anyhow::bail!("keys cannot be read: {early:?}"),
+        others = others => others?,
+    }
+    holder.commit().await?;
+    for refused in strangers.await {
+        assert_eq!(refused?.map(|status| status.code()), Some(Code::Unauthenticated));
+    }
+    Ok(())
+}
+
+/// An answer that tells what is wrong with ten thousand events is larger than they are. Whoever does not read it keeps
+/// the room that the events took: the account's own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_are_not_read_take_their_accounts_room_and_no_others() -> Result<()> {
+    let (db, server) = server().await?;
+    for eco_id in ["eco_a", "eco_b"] {
+        account(&db, eco_id, Plan::Pro).await?;
+    }
+    let (key, other) = (make_key(&server, "eco_a", false).await?, make_key(&server, "eco_b", false).await?);
+    let batch = || BatchRecordUsageRequest { events: vec![UsageEvent::default(); 10_000] };
+    // They are sent a byte at a time.
+    let slow = Endpoint::from_shared(format!("http://{}", server.address))?.initial_stream_window_size(1);
+    let slow = nexus_client::usage(slow.connect_lazy());
+    let options = api_key(&key.key)?;
+    let unread: Vec<_> = (0..2)
+        .map(|_| {
+            let (mut slow, request) = (slow.clone(), options.request(batch()));
+            tokio::spawn(async move { slow.batch_record_usage(request).await.map(|_| ()) })
+        })
+        .collect();
+    let record = async |key: &str| {
+        let mut client = server.client()?;
+        anyhow::Ok(client.batch_record_usage(api_key(key)?.request(batch())).await)
+    };
+    eventually(async || Ok(record(&key.key).await?.is_err_and(|status| status.code() == Code::Unavailable)))
+        .await?;
+    assert_eq!(record(&other.key).await??.into_inner().rejected_count, 10_000);
+    unread.iter().for_each(tokio::task::JoinHandle::abort);
+    // Its room is free again once they are given up.
+    eventually(async || Ok(record(&key.key).await?.is_ok())).await
 }

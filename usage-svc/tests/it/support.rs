@@ -127,10 +127,12 @@ impl Drop for Server {
     }
 }
 
-/// A database and one server on it.
+/// A database and one server on it. It hears of changes: with that, it gives back what it holds, and a test would not
+/// know when.
 pub(crate) async fn server() -> Result<(TestDb, Server)> {
     let db = TestDb::new().await?;
     let server = Server::start(db.args()).await?;
+    hear(&db, 1).await?;
     Ok((db, server))
 }
 

@@ -292,9 +292,10 @@ impl Engine {
         Ok(Answer::AlreadyRunning(runs::at_work(&mut connection).await?))
     }
 
-    /// The figures of a run that was begun before: followed to its end if it is at work in this process.
+    /// The figures of a run that was begun before: followed to its end if it is at work in this process, or was when
+    /// `run` was read.
     async fn follow(&self, run: run::Run, wait_until: tokio::time::Instant) -> Result<Answer, Error> {
-        match self.current(run.run_id) {
+        match self.latest(run.run_id) {
             Some(current) => self.answer(current.wait(wait_until).await?).await,
             None => self.answer(Snapshot::from(run)).await,
         }
@@ -302,8 +303,13 @@ impl Engine {
 
     /// The run, if it is at work in this process.
     fn current(&self, run_id: Uuid) -> Option<Current> {
+        self.latest(run_id).filter(Current::is_at_work)
+    }
+
+    /// The run, if it is the latest of this process.
+    fn latest(&self, run_id: Uuid) -> Option<Current> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        current.filter(|current| current.run_id == run_id && current.is_at_work())
+        current.filter(|current| current.run_id == run_id)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The metrics: what the last reconciliation over all accounts has left, and when that was. Every replica shows
 //! it, whoever did the work.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use nexus_kit::db;
 use prometheus_client::{
@@ -10,6 +10,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use sqlx::PgPool;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{domain::reconciliation::Kind, error::Error, store::reconciliations};
@@ -26,6 +27,8 @@ struct KindLabel {
 pub struct Drift {
     count: Family<KindLabel, Gauge>,
     finished: Gauge,
+    /// Held while they are read and shown: what is read later is shown later.
+    reading: Arc<Mutex<()>>,
 }
 
 impl Drift {
@@ -56,6 +59,7 @@ impl Drift {
 
     /// Reads them anew.
     pub async fn refresh(&self, pool: &PgPool) -> Result<(), Error> {
+        let _reading = self.reading.lock().await;
         let mut connection = db::acquire(pool).await?;
         if let Some((drift, finished)) = reconciliations::last_drift(&mut connection).await? {
             self.show(&drift, finished);

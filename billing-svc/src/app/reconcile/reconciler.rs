@@ -194,13 +194,14 @@ impl Reconciler {
         Ok(find(&mut connection, request).await?)
     }
 
-    /// What was found by one that was begun before: followed to its end if it is at work in this process.
+    /// What was found by one that was begun before: followed to its end if it is at work in this process, or was when
+    /// `earlier` was read.
     async fn follow(
         &self,
         earlier: Reconciliation,
         wait_until: tokio::time::Instant,
     ) -> Result<Answer, Error> {
-        match self.current(earlier.reconciliation_id) {
+        match self.latest(earlier.reconciliation_id) {
             Some(current) => current.wait(wait_until).await?.answer(),
             None => Snapshot::from(earlier).answer(),
         }
@@ -208,8 +209,13 @@ impl Reconciler {
 
     /// The reconciliation, if it is at work in this process.
     fn current(&self, reconciliation_id: Uuid) -> Option<Current> {
+        self.latest(reconciliation_id).filter(Current::is_at_work)
+    }
+
+    /// The reconciliation, if it is the latest of this process.
+    fn latest(&self, reconciliation_id: Uuid) -> Option<Current> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        current.filter(|current| current.reconciliation_id == reconciliation_id && current.is_at_work())
+        current.filter(|current| current.reconciliation_id == reconciliation_id)
     }
 }
 

@@ -44,7 +44,7 @@ async fn an_outage_longer_than_the_queue_loses_nothing() -> Result<()> {
     let db = TestDb::new().await?;
     account(&db, "eco_a", Plan::Pro).await?;
     let folder = tempfile::tempdir()?;
-    let address = nowhere().await?;
+    let address = nowhere()?;
     let tracker = tracker_on(&folder.path().join("usage.redb"), &format!("http://{address}"), ROOM).await?;
     let ids = ids(3_000);
     track_all(&tracker, &ids).await?;
@@ -63,7 +63,7 @@ async fn what_is_on_disk_survives_a_client_that_is_killed() -> Result<()> {
     account(&db, "eco_a", Plan::Pro).await?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("usage.redb");
-    let address = nowhere().await?;
+    let address = nowhere()?;
     let url = format!("http://{address}");
     let ids = ids(500);
     // A client on a runtime of its own, which ends without a word to the tracker.
@@ -101,7 +101,7 @@ async fn what_is_on_disk_survives_a_client_that_is_killed() -> Result<()> {
 async fn shutdown_keeps_on_disk_what_it_cannot_deliver() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("usage.redb");
-    let url = format!("http://{}", nowhere().await?);
+    let url = format!("http://{}", nowhere()?);
     let first = tracker_on(&file, &url, ROOM).await?;
     for _ in 0..45 {
         first.track(event("eco_a"))?;
@@ -118,7 +118,7 @@ async fn events_stay_in_memory_while_the_disk_buffer_is_full() -> Result<()> {
     let db = TestDb::new().await?;
     account(&db, "eco_a", Plan::Pro).await?;
     let folder = tempfile::tempdir()?;
-    let address = nowhere().await?;
+    let address = nowhere()?;
     let room = 5_000;
     let tracker = tracker_on(&folder.path().join("usage.redb"), &format!("http://{address}"), room).await?;
     let mut taken = 10;

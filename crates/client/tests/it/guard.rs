@@ -16,7 +16,9 @@ use nexus_testkit::{db::TestDb, proxy::Proxy, settings::ANY_PORT};
 
 use crate::support::*;
 
-const DEADLINE: Duration = Duration::from_secs(10);
+/// Units that nobody asks for go back after so long.
+const IDLE: Duration = Duration::from_secs(2);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A database whose free plan has so many units, and `eco_a` with that plan.
 async fn database(limit: i64) -> Result<TestDb> {
@@ -112,12 +114,18 @@ async fn exactly_the_limit_is_admitted_by_two_guards_and_a_replica() -> Result<(
     for guard in &guards {
         nothing_is_lost(guard).await;
     }
-    // What came back after the last refusal is there for whoever asks.
+    // What came back after the last refusal is there for whoever asks, and not a unit more. A replica has a quarter of
+    // a second to give back what it holds: on a busy machine it is asked again.
     let mut total = admitted.len();
-    while check(&guards[2]).await?.is_some() {
-        total += 1;
-    }
+    let rest = async {
+        while total < 2_000 {
+            total += usize::from(check(&guards[2]).await?.is_some());
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(DEADLINE, rest).await??;
     assert_eq!(total, 2_000);
+    assert!(check(&guards[2]).await?.is_none());
     assert_eq!(consumed(&db.pool, "eco_a").await?, (2_000, 0));
     Ok(())
 }
@@ -155,8 +163,11 @@ async fn units_that_lie_idle_here_are_admitted_elsewhere_at_once() -> Result<()>
     hear(&db, 2).await?;
     let guard = one.guard()?.leased(8);
     let used = units(&hold(&db, &guard).await?)?;
-    let rest = two.guard()?.check("eco_a", 100 - used).await?;
-    assert!(matches!(rest, Decision::Admitted(_)), "{rest:?}");
+    let (held, other) = (Instant::now(), two.guard()?);
+    // On a busy machine they come back a moment after the first check gave up waiting for them.
+    while matches!(other.check("eco_a", 100 - used).await?, Decision::Refused(_)) {
+        assert!(held.elapsed() < IDLE, "they would have come back by themselves");
+    }
     assert!(check(&guard).await?.is_none());
     nothing_is_lost(&guard).await;
     assert_eq!(consumed(&db.pool, "eco_a").await?, (100, 0));
@@ -182,7 +193,8 @@ async fn a_server_that_restarts_loses_nothing() -> Result<()> {
     let server = Server::start(db.args()).await?;
     hear(&db, 1).await?;
     let guard = server.guard()?.leased(8);
-    let mut used = units(&hold(&db, &guard).await?)?;
+    // Many at a time: where checks are slow, a lease has hardly more than one needs, and would be used up by now.
+    let mut used = 50 * units(&hold_by(&db, &guard, 50).await?)?;
     let address = server.address;
     server.kill().await?;
     let mut here = 0;
@@ -232,12 +244,21 @@ async fn a_grant_whose_answer_is_lost_is_given_back() -> Result<()> {
     let mut lock = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("select pg_advisory_xact_lock(42)").execute(&mut *lock).await?;
     let guard = Guard::new(nexus_client::channel(&format!("http://{}", proxy.address()))?, credentials()?);
-    let guard = guard.leased(8);
+    let guard = guard.timeout(DEADLINE).leased(8);
+    // From when the grant waits, a check may wait for it.
+    let checks = async {
+        loop {
+            if let Err(error) = check(&guard).await {
+                return error;
+            }
+        }
+    };
     let waits =
         "select exists (select from pg_locks where locktype = 'advisory' and objid = 42 and not granted
                  and database = (select oid from pg_database where datname = current_database()))";
-    while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&db.pool).await? {
-        check(&guard).await?;
+    tokio::select! {
+        error = checks => return Err(error),
+        waits = until(&db.pool, waits) => waits?,
     }
     proxy.cut();
     lock.commit().await?;
@@ -260,21 +281,27 @@ async fn nothing_is_admitted_unheard_for_longer_than_the_server_allows() -> Resu
     let proxy = Proxy::before_tcp(server.address).await?;
     hear(&db, 1).await?;
     let url = format!("http://{}", proxy.address());
-    let guard = Guard::new(nexus_client::channel(&url)?, credentials()?).leased(8);
+    let guard = Guard::new(nexus_client::channel(&url)?, credentials()?);
+    let guard = guard.timeout(Duration::from_secs(2)).leased(8);
     hold_by(&db, &guard, 1_000).await?;
     proxy.silence();
     let cut = Instant::now();
-    let until = loop {
+    // When the last check began that was admitted: how long it took, and the one that failed, depends on the machine.
+    let mut last = Duration::ZERO;
+    loop {
+        let began = cut.elapsed();
         match guard.check("eco_a", 1).await {
             // Not all is used up that quickly.
-            Ok(_) => lent(&db).await.map(|_| ())?,
-            Err(GuardError::Unavailable(_)) => break cut.elapsed(),
+            Ok(_) => {
+                last = began;
+                lent(&db).await?;
+            }
+            Err(GuardError::Unavailable(_)) => break,
             Err(error) => return Err(error.into()),
         }
-    };
-    // The check that failed waited for its answer for half a second.
-    assert!(until < stale_max + Duration::from_millis(600), "{until:?}");
-    assert!(until > Duration::from_secs(1), "what is held is used: {until:?}");
+    }
+    assert!(last < stale_max + Duration::from_millis(500), "{last:?}");
+    assert!(last > Duration::from_secs(1), "what is held is used: {last:?}");
     let report = guard.shutdown(Duration::from_millis(100)).await;
     assert!(report.forfeited_units > 0, "what cannot be given back is said");
     Ok(())

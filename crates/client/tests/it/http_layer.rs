@@ -77,6 +77,8 @@ impl Metered {
         let db = TestDb::new().await?;
         account(&db, "eco_a", plan).await?;
         let server = Server::start(db.args()).await?;
+        // With that, it gives back what it holds: a test would not know when.
+        hear(&db, 1).await?;
         let tracker = tracker(&server.url())?.build().await?;
         Ok(Self { db, server, tracker })
     }
@@ -193,12 +195,16 @@ async fn a_call_over_the_limit_is_429_and_not_recorded() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guard_that_holds_units_shows_and_records_the_same() -> Result<()> {
     let metered = Metered::new(Plan::Free).await?;
-    hear(&metered.db, 1).await?;
     let guard = metered.server.guard()?.leased(8);
     let url = serve(MeterLayer::new(metered.tracker.clone(), caller).limit(guard.clone())).await?;
     let (http, mut served) = (http::client(), 0);
     let over = loop {
         let answer = http.get(format!("{url}/v1/things/42")).header("x-account", "eco_a").send().await?;
+        // Units that are on their way back may be late on a busy machine: it is told to come back in a moment, and not
+        // at the reset, weeks away.
+        if answer.status() == 429 && header(&answer, "retry-after")?.parse::<u64>()? <= 60 {
+            continue;
+        }
         if answer.status() != 200 {
             break answer;
         }

@@ -13,7 +13,7 @@ use crate::support::*;
 
 #[tokio::test]
 async fn a_full_queue_drops_at_once_and_every_event_is_accounted_for() -> Result<()> {
-    let url = format!("http://{}", nowhere().await?);
+    let url = format!("http://{}", nowhere()?);
     let builder = tracker(&url)?.queue_capacity(50).in_flight(2).flush_records(10);
     let tracker = builder.build().await?;
     let (mut taken, mut dropped) = (0, 0);
@@ -47,7 +47,7 @@ async fn settle() {
 }
 
 async fn unreachable_tracker() -> Result<Tracker> {
-    let url = format!("http://{}", nowhere().await?);
+    let url = format!("http://{}", nowhere()?);
     Ok(nexus_client::Tracker::builder(&url, credentials()?).build().await?)
 }
 
@@ -84,7 +84,7 @@ async fn a_hundred_records_go_out_at_once() -> Result<()> {
 
 #[tokio::test]
 async fn settings_out_of_range_are_refused_by_name() -> Result<()> {
-    let url = format!("http://{}", nowhere().await?);
+    let url = format!("http://{}", nowhere()?);
     let message = |builder: nexus_client::tracker::builder::Builder| async move {
         builder.build().await.err().map(|e| e.to_string())
     };

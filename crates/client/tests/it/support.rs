@@ -15,8 +15,10 @@ use nexus_testkit::{
 };
 use nexus_usage::Config;
 use sqlx::PgPool;
-use tokio::{net::TcpListener, runtime::Runtime, sync::oneshot};
+use tokio::{runtime::Runtime, sync::oneshot};
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use nexus_testkit::settings::nowhere;
 
 /// A usage-svc on a runtime of its own.
 pub(crate) struct Server {
@@ -25,8 +27,9 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// On a port that stays its own, so that another one can be started there when it is killed.
     pub(crate) async fn start(db: DbArgs) -> Result<Self> {
-        Self::start_at(ANY_PORT, db).await
+        Self::start_at(nowhere()?, db).await
     }
 
     pub(crate) async fn start_at(address: SocketAddr, db: DbArgs) -> Result<Self> {
@@ -110,11 +113,6 @@ pub(crate) fn credentials() -> Result<Credentials> {
 pub(crate) fn tracker(url: &str) -> Result<Builder> {
     let builder = nexus_client::Tracker::builder(url, credentials()?);
     Ok(builder.backoff(Duration::from_millis(5), Duration::from_millis(50)))
-}
-
-/// The address of a server that is not there.
-pub(crate) async fn nowhere() -> Result<SocketAddr> {
-    Ok(TcpListener::bind(ANY_PORT).await?.local_addr()?)
 }
 
 /// An account whose period began ten days ago.

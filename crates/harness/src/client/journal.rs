@@ -15,7 +15,10 @@ use nexus_proto::usage::v1::EventOutcome;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::workload::Call;
+use super::{requests::Way, workload::Call};
+
+/// Of so many events and more a batch is large: usage-svc copies them into the log.
+const LARGE: usize = 1_001;
 
 /// A line of the journal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,6 +27,8 @@ pub(crate) enum Entry {
     Begin { recovered: u64 },
     /// The call is about to be sent for the first time.
     Sent(Call),
+    /// So many events were answered by one request.
+    Heard { way: Way, events: usize },
     /// It is acknowledged; `new`: as counted by that request, not as a duplicate.
     Acknowledged { id: Uuid, new: bool },
     /// It is refused for good.
@@ -93,6 +98,10 @@ pub(crate) struct History {
     pub(crate) duplicates: u32,
     /// Events found in disk buffers.
     pub(crate) recovered: u64,
+    /// Events that were answered in large batches, which are copied into the log.
+    pub(crate) large: usize,
+    /// Events that were answered over streams.
+    pub(crate) streamed: usize,
     whole_bytes: u64,
 }
 
@@ -131,6 +140,9 @@ impl History {
                 let fate = Fate { call, acknowledged: false, counted: 0, refused: None };
                 self.fates.insert(fate.call.id, fate);
             }
+            Entry::Heard { way: Way::Batch, events: events @ LARGE.. } => self.large += events,
+            Entry::Heard { way: Way::Stream, events } => self.streamed += events,
+            Entry::Heard { .. } => {}
             Entry::Acknowledged { id, new } => {
                 let fate = self.fate(id)?;
                 fate.acknowledged = true;

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`insistent`] | calls usage-svc itself |
 //! | [`tracked`] | leaves delivery to the Tracker of nexus-client, with a disk buffer |
+//! | [`requests`] | the RPCs that record |
 //! | [`workload`] | the calls |
 //! | [`journal`] | what survives the process |
 
 mod insistent;
 pub(crate) mod journal;
+mod requests;
 mod tracked;
 pub(crate) mod workload;
 

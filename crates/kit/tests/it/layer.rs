@@ -17,11 +17,15 @@ use nexus_kit::{
     metrics::Metrics,
     serve::{GrpcServer, Listeners},
     turn::Turns,
+    until_sent::UntilSent,
 };
 use nexus_proto::usage::v1::{CheckQuotaRequest, StreamUsageRequest};
 use prost_types::Any;
 use secrecy::SecretString;
-use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::JoinHandle,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Request, Status, client::Grpc, service::Routes, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -32,15 +36,20 @@ use crate::server::{SERVICE_SECRET, USER_SECRET, server};
 
 const RECORD: &str = "/nexus.usage.v1.UsageService/RecordUsage";
 
-/// A server whose CheckQuota never answers, with 200 ms for every call.
+/// A server whose CheckQuota never answers.
 async fn start() -> (Channel, Metrics, DropGuard) {
+    start_with(Duration::from_secs(60)).await
+}
+
+/// The same with so much time for every call.
+async fn start_with(request_timeout: Duration) -> (Channel, Metrics, DropGuard) {
     let silent = axum::routing::post(std::future::pending::<()>);
     let mut routes = Routes::default();
     *routes.axum_router_mut() = std::mem::take(routes.axum_router_mut())
         .route("/nexus.usage.v1.UsageService/CheckQuota", silent)
         .route("/nexus.usage.v1.UsageService/RecordUsage", axum::routing::post(panics));
     let mut server = server(routes);
-    server.args.request_timeout = Duration::from_millis(200);
+    server.args.request_timeout = request_timeout;
     serve(server).await
 }
 
@@ -119,7 +128,7 @@ fn code_and_reason(status: &Status) -> (Code, String) {
 
 #[tokio::test]
 async fn a_call_that_takes_too_long_is_answered_with_deadline_exceeded() {
-    let (channel, _metrics, _stop) = start().await;
+    let (channel, _metrics, _stop) = start_with(Duration::from_millis(200)).await;
     let request = options().request(CheckQuotaRequest::default());
     let status = nexus_client::usage(channel).check_quota(request).await.expect_err("late");
     assert_eq!(code_and_reason(&status), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".into()));
@@ -160,7 +169,8 @@ async fn a_connections_age_cuts_no_call() {
     let mut routes = Routes::default();
     *routes.axum_router_mut() = std::mem::take(routes.axum_router_mut()).route(RECORD, slow);
     let mut server = server(routes);
-    server.args.request_timeout = Duration::from_millis(200);
+    // Nothing else is to cut them.
+    server.args.request_timeout = Duration::from_secs(60);
     server.connection_age = Duration::from_millis(100);
     let (channel, _metrics, _stop) = serve(server).await;
     for _ in 0..60 {
@@ -170,6 +180,79 @@ async fn a_connections_age_cuts_no_call() {
     let begun = begun.load(Ordering::Relaxed);
     assert!(begun > 0);
     assert_eq!(ended.load(Ordering::Relaxed), begun);
+}
+
+#[tokio::test]
+async fn beyond_its_connections_a_server_accepts_the_next_when_one_has_ended() {
+    let mut server = server(Routes::default());
+    let places = Arc::new(Semaphore::new(1));
+    server.connections = places.clone();
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let listeners = Listeners::bind(any, any).await.expect("free ports");
+    let address = format!("http://{}", listeners.main_addr().expect("bound"));
+    let operations = listeners.operations_addr().expect("bound");
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    tokio::spawn(server.serve(listeners, stop));
+    let health = |channel: Channel| async move {
+        HealthClient::new(channel).check(HealthCheckRequest::default()).await.is_ok()
+    };
+    let first = nexus_client::channel(&address).expect("an address");
+    assert!(health(first.clone()).await);
+    assert_eq!(places.available_permits(), 0);
+    let second = tokio::spawn(health(nexus_client::channel(&address).expect("an address")));
+    // Who watches the server has a port of its own.
+    let alive = nexus_testkit::http::client()
+        .get(format!("http://{operations}/healthz"))
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(alive.status(), 200);
+    assert!(health(first.clone()).await && !second.is_finished());
+    drop(first);
+    assert!(second.await.expect("no panic"));
+}
+
+/// Whatever a handler holds for its answer is held until that is out, or the caller gone.
+#[tokio::test]
+async fn what_is_held_until_an_answer_is_sent_is_free_afterwards() {
+    let held = Arc::new(());
+    let (kept, body) = (held.clone(), Arc::new(Notify::new()));
+    let (let_go, answer) = (body.clone(), async move || {
+        let (kept, body) = (kept.clone(), body.clone());
+        let frames = futures::stream::once(async move {
+            body.notified().await;
+            Ok::<_, std::convert::Infallible>(axum::body::Bytes::new())
+        });
+        (axum::Extension(UntilSent::hold(kept)), axum::body::Body::from_stream(frames))
+    });
+    let mut routes = Routes::default();
+    *routes.axum_router_mut() =
+        std::mem::take(routes.axum_router_mut()).route(RECORD, axum::routing::post(answer));
+    let (channel, _metrics, _stop) = serve(server(routes)).await;
+    // The route has one, each answer another.
+    let count = || Arc::strong_count(&held);
+    let before = count();
+    let calls: Vec<_> = (0..2)
+        .map(|_| {
+            let channel = channel.clone();
+            tokio::spawn(async move { call(&channel, RECORD, Any::default()).await })
+        })
+        .collect();
+    while count() < before + 2 {
+        tokio::task::yield_now().await;
+    }
+    let [gone, answered] = <[JoinHandle<Status>; 2]>::try_from(calls).expect("two");
+    gone.abort();
+    while count() > before + 1 {
+        tokio::task::yield_now().await;
+    }
+    let_go.notify_waiters();
+    // It is no answer of gRPC, which the test does not need.
+    answered.await.expect("no panic");
+    while count() > before {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Ten places, and none for whoever shows no credentials that hold.

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use nexus_kit::{
     auth::Authenticator,
     config::{AuthArgs, ServeArgs},
+    descriptors::connection_places,
     metrics::Metrics,
     serve::{CONNECTION_AGE, GrpcServer},
     status,
@@ -44,5 +45,6 @@ pub(crate) fn server(routes: Routes) -> GrpcServer {
         },
         readiness: Arc::new(|| Box::pin(async { Ok(nexus_kit::serve::Ready::Fully) })),
         connection_age: CONNECTION_AGE,
+        connections: connection_places(),
     }
 }

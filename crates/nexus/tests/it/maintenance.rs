@@ -47,7 +47,8 @@ async fn rollup_rebuilds_a_day_as_the_service_does() -> Result<()> {
     sqlx::query(
         "insert into eco_api_usage (event_id, eco_id, event_day, event_time, period_start, segment, units_count,
                                     endpoint, method, status_code, response_time_ms, test_mode, late)
-         values (gen_random_uuid(), 'eco_a', $1, now(), now(), 0, 3, '/v1/things', 'GET', 200, 7, false, false)",
+         values (gen_random_uuid(), 'eco_a', $1::date, $1::date::timestamp at time zone 'UTC', now(), 0, 3, '/v1/things',
+                 'GET', 200, 7, false, false)",
     )
     .bind(today)
     .execute(&db.pool)
