@@ -38,9 +38,8 @@ pub struct Reached {
 /// Everything reached by now, lowest first; whether it was told before is not asked here. A settled period reaches
 /// nothing more, and without a limit, or with none included, there is nothing to take a percentage of.
 pub fn reached(facts: &Facts, rules: &Rules) -> Vec<Reached> {
-    let granted = facts.status.grants_plan();
     let (plan, limit) =
-        if granted { (facts.plan, facts.terms.included) } else { (Plan::Free, rules.free_included) };
+        if facts.granted { (facts.plan, facts.terms.included) } else { (Plan::Free, rules.free_included) };
     let Some(limit) = limit.filter(|limit| *limit > 0 && !facts.is_settling()) else { return Vec::new() };
     let Some(percents) = rules.percents.get(&plan) else { return Vec::new() };
     let calls = facts.api_calls();
