@@ -147,14 +147,17 @@ nexus_billing eco_operator_notices: select insert update
 nexus_billing eco_overage_charges: select insert update
 nexus_billing eco_overage_run_accounts: select insert update delete
 nexus_billing eco_overage_runs: select insert update
+nexus_billing eco_plan_grants: select insert update
 nexus_billing eco_plan_prices: select insert
 nexus_billing eco_plan_requests: select insert
 nexus_billing eco_plans: select insert
 nexus_billing eco_reconciliations: select insert update
+nexus_billing eco_sale_requests: select insert update
 nexus_billing eco_settlements: select insert update
 nexus_billing eco_spend_cap_requests: select insert
 nexus_billing eco_stranded_charges: select
 nexus_billing eco_stripe_changes: select insert update
+nexus_billing eco_stripe_customers: select insert update
 nexus_billing eco_stripe_events: select insert update
 nexus_billing eco_stripe_invoices: select insert truncate
 nexus_billing eco_stripe_items: select insert truncate
