@@ -95,12 +95,13 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
                       s.next_plan_time < coalesce(r.period_end, nexus_period_end(s.anchor_time, k.period_start))
                           as has_next) e
            cross join lateral (
-               select coalesce((select g.granted from eco_plan_grants g
-                                where g.eco_id = k.eco_id and g.changed_time <= e.period_end
-                                order by g.changed_time desc limit 1),
-                               (select g.granted from eco_plan_grants g
-                                where g.eco_id = k.eco_id order by g.changed_time limit 1),
-                               s.status in ('trialing', 'active', 'past_due')) as granted) w
+               select case when e.period_end > now() then s.status in ('trialing', 'active', 'past_due')
+                           else coalesce((select g.granted from eco_plan_grants g
+                                          where g.eco_id = k.eco_id and g.changed_time < e.period_end
+                                          order by g.changed_time desc limit 1),
+                                         (select g.granted from eco_plan_grants g
+                                          where g.eco_id = k.eco_id order by g.changed_time limit 1),
+                                         s.status in ('trialing', 'active', 'past_due')) end as granted) w
            left join lateral (
                select g.plan, g.plan_version from eco_usage_segments g
                where g.eco_id = k.eco_id and g.closed_time >= e.period_end

@@ -12,8 +12,9 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use http::{HeaderMap, Request, Response};
+use http_body::Frame;
 use http_body_util::BodyExt;
-use nexus_core::id::ApiKeyText;
+use nexus_core::id::{ApiKeyText, EcoId};
 use tokio::sync::oneshot;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
@@ -23,12 +24,12 @@ use crate::{
     arriving::{Arriving, Packing},
     auth::{AuthError, Authenticator, Caller, KeyVerifier},
     db,
+    leaving::Leaving,
     metrics::{InFlight, Metrics, RpcLabels},
     rpc::Rpc,
     share::{Share, Shares},
     status, telemetry,
     turn::{Turn, Turns},
-    until_sent::UntilSent,
 };
 
 const SHARE_IS_HELD: &str = "too many calls of this account in flight";
@@ -53,6 +54,8 @@ pub struct RequestLayer {
     pub key_turns: Turns,
     /// Bounds messages that arrive.
     pub arriving: Arriving,
+    /// Bounds answers that leave.
+    pub leaving: Leaving,
     /// Longest time until a call is answered; a stream may go on after its first answer.
     pub request_timeout: Duration,
 }
@@ -98,6 +101,7 @@ where
             metrics: layer.metrics.clone(),
             span: span.clone(),
             done: false,
+            leaving: None,
             _place: None,
             _share: None,
         };
@@ -132,6 +136,7 @@ where
                     _ => None,
                 };
                 let eco_id = share.as_ref().map(Share::eco_id).or(account.as_ref());
+                let leaving = eco_id.map(|eco_id| (layer.leaving.clone(), eco_id.clone()));
                 let turn = match eco_id {
                     Some(eco_id) if rpc.in_turn => {
                         let turns = if share.is_some() { &layer.key_turns } else { &layer.turns };
@@ -150,12 +155,13 @@ where
                     Some(turn) => in_turn(answered, turn).await?,
                     None => answered.await.unwrap_or_else(|never| match never {}),
                 };
-                Ok::<_, Status>((response, share))
+                Ok::<_, Status>((response, share, leaving))
             };
             let answer = AssertUnwindSafe(answer).catch_unwind();
             match tokio::time::timeout(limit, answer).await {
                 Err(_elapsed) => call.finish_with(status::deadline_exceeded()),
-                Ok(Ok(Ok((response, share)))) => {
+                Ok(Ok(Ok((response, share, leaving)))) => {
+                    call.leaving = leaving;
                     call._share = call._share.take().or(share);
                     call.follow(response)
                 }
@@ -279,6 +285,8 @@ struct Call {
     metrics: Metrics,
     span: Span,
     done: bool,
+    /// Bounds what an account does not take of its answers.
+    leaving: Option<(Leaving, EcoId)>,
     _place: Option<InFlight>,
     _share: Option<Share>,
 }
@@ -298,16 +306,23 @@ impl Call {
             self.finish(status.code(), status.message());
             return response;
         }
-        let (mut parts, body) = response.into_parts();
-        let held = parts.extensions.remove::<UntilSent>();
-        let body = body.map_frame(move |frame| {
-            let _held = &held;
-            if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
-                self.finish(status.code(), status.message());
-            }
-            frame
-        });
-        Response::from_parts(parts, Body::new(body))
+        let leaving = self.leaving.take();
+        response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let frame = match (frame.into_data(), &leaving) {
+                    (Ok(data), Some((leaving, eco_id))) => match leaving.piece(data, eco_id) {
+                        Ok(data) => Frame::data(data),
+                        Err(status) => Frame::trailers(trailers(&status)),
+                    },
+                    (Ok(data), None) => Frame::data(data),
+                    (Err(frame), _) => frame,
+                };
+                if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
+                    self.finish(status.code(), status.message());
+                }
+                frame
+            }))
+        })
     }
 
     fn finish(&mut self, code: Code, message: &str) {
@@ -365,6 +380,15 @@ fn code_word(code: Code) -> &'static str {
         Code::DataLoss => "DataLoss",
         Code::Unauthenticated => "Unauthenticated",
     }
+}
+
+fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    // It fails for a message that no header can carry; ours can.
+    if status.add_header(&mut trailers).is_err() {
+        trailers.clear();
+    }
+    trailers
 }
 
 fn grpc_status(headers: &HeaderMap) -> Option<Status> {

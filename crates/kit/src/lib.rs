@@ -10,13 +10,13 @@
 //! | [`auth`] | who is calling: JWTs, service tokens, API keys; what a caller may do |
 //! | `good_tokens` | tokens that were found good, so that they are not verified anew |
 //! | [`arriving`] | how much of messages that are not complete is held |
+//! | [`leaving`] | how much of answers that are not taken is held |
 //! | [`layer`] | around every RPC: span, log line, metrics, authentication, load limit |
 //! | `connection` | ends connections whose other end is silent |
 //! | [`descriptors`] | how many connections a server has |
 //! | [`serve`] | listeners, reflection, health, drain; the operations port |
 //! | [`share`] | how much of what a server has one account may have |
 //! | [`turn`] | how many calls of one account are at work at once |
-//! | [`until_sent`] | what is held until an answer is out |
 //! | `rpc` | the RPCs by their paths; which of them are in turn |
 //! | [`tls`] | the certificate and key of a server |
 //! | [`db`] | migrations, pools that act as one database role, what an error of the database means |
@@ -34,6 +34,7 @@ pub mod db;
 pub mod descriptors;
 mod good_tokens;
 pub mod layer;
+pub mod leaving;
 mod log;
 pub mod metrics;
 pub mod page;
@@ -44,5 +45,4 @@ pub mod status;
 pub mod telemetry;
 pub mod tls;
 pub mod turn;
-pub mod until_sent;
 pub mod validate;

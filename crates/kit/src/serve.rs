@@ -22,6 +22,7 @@ use crate::{
     config::{ServeArgs, TelemetryArgs},
     connection::Heard,
     layer::RequestLayer,
+    leaving::Leaving,
     metrics::Metrics,
     share::Shares,
     telemetry,
@@ -188,6 +189,7 @@ impl GrpcServer {
             key_turns: self.turns.apart(),
             turns: self.turns,
             arriving: Arriving::default(),
+            leaving: Leaving::default(),
             request_timeout: self.args.request_timeout,
         };
         let routes = self
@@ -203,6 +205,9 @@ impl GrpcServer {
                 match accepted {
                     // Without a free place this one waits, and no other is accepted.
                     Ok(stream) => {
+                        if places.available_permits() == 0 {
+                            tracing::warn!("as many connections are open as may be: the next one waits");
+                        }
                         let place = places.acquire_owned().await.map_err(io::Error::other)?;
                         Ok(Heard::new(stream, place))
                     }

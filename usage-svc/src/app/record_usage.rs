@@ -11,7 +11,7 @@ use std::{
 };
 
 use nexus_core::id::EcoId;
-use nexus_kit::{auth::VerifiedKey, until_sent::UntilSent};
+use nexus_kit::auth::VerifiedKey;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -73,13 +73,6 @@ struct Part {
 pub struct Room {
     all: OwnedSemaphorePermit,
     own: Option<Arc<Places>>,
-}
-
-impl Room {
-    /// What of it is the key's account's, to be held until the answer is out.
-    pub fn until_sent(&self) -> Option<UntilSent> {
-        self.own.clone().map(UntilSent::hold)
-    }
 }
 
 /// The bounded queues to the writers.

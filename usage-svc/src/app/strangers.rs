@@ -1,21 +1,23 @@
-//! Calls with API keys that are not remembered here. Each is a read, and whoever makes keys up needs no account for it: a
-//! few are read at once, the others wait in their order, and beyond so many are turned away, so that such calls take
-//! neither the connections nor the places of those whose keys are known.
+//! Calls with API keys whose secrets were not seen here before. Each is a read, and whoever makes keys up needs no account
+//! for it: a few are read at once, the others wait in their order, and beyond so many are turned away, so that such calls
+//! take neither the connections nor the places of those whose keys are known.
+
+use std::sync::Arc;
 
 use sqlx::PgPool;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::Error;
 
 /// They have this part of the connections.
 const PART: u32 = 4;
-/// That wait at once: all keys are read anew when the feed is heard again, and none of theirs is to be turned away.
-const MAX_WAITING: usize = 2_000;
+/// That wait at once: a fifth of the calls that a gateway has under way on its connection.
+const MAX_WAITING: usize = 200;
 
 /// Their turns.
 #[derive(Debug)]
 pub(super) struct Strangers {
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
     waiting: Semaphore,
 }
 
@@ -26,16 +28,16 @@ impl Strangers {
     }
 
     fn new(turns: u32, waiting: usize) -> Self {
-        Self { turns: Semaphore::new(turns as usize), waiting: Semaphore::new(waiting) }
+        Self { turns: Arc::new(Semaphore::new(turns as usize)), waiting: Semaphore::new(waiting) }
     }
 
     /// Waits for a turn, which lasts until this is dropped; fails where as many wait as may.
-    pub(super) async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
-        if let Ok(turn) = self.turns.try_acquire() {
+    pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, Error> {
+        if let Ok(turn) = self.turns.clone().try_acquire_owned() {
             return Ok(turn);
         }
         let _waits = self.waiting.try_acquire().map_err(|_| Error::TooManyStrangers)?;
-        self.turns.acquire().await.map_err(|_| Error::Stopping)
+        self.turns.clone().acquire_owned().await.map_err(|_| Error::Stopping)
     }
 }
 

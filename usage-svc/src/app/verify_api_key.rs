@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -48,6 +48,8 @@ struct Inner {
     known: Cache<String, Arc<Known>>,
     /// Counts the changes heard: what was read before one of them is not remembered after it.
     changes: AtomicU64,
+    /// Counts those that may have been of any key: what was read before the last one is stale.
+    epoch: AtomicU64,
     outage: Arc<Outage>,
 }
 
@@ -55,6 +57,10 @@ struct Known {
     stored: StoredKey,
     /// When it was asked for.
     since: BootTime,
+    /// What was said to have changed by then.
+    epoch: u64,
+    /// It has changed since. That who has its secret is no stranger stays true.
+    stale: AtomicBool,
     /// When its use was last noted, in nanoseconds of [`BootTime`].
     noted: AtomicU64,
 }
@@ -77,6 +83,7 @@ pub fn start(
         stale_max,
         known: Cache::new(MAX_KEYS),
         changes: AtomicU64::new(0),
+        epoch: AtomicU64::new(0),
     }));
     let task = tokio::spawn(follow(keys.clone(), changes, stop));
     (keys, task)
@@ -97,18 +104,33 @@ impl Keys {
     /// The key that the text opens.
     pub async fn verify(&self, text: &ApiKeyText) -> Result<ApiKey, Error> {
         let inner = &self.0;
-        let remembered = self.remembered(text);
-        let _turn = match remembered {
-            Some(key) if inner.feed.is_heard() => return Ok(key),
-            Some(_) => None,
-            None => Some(inner.strangers.turn().await?),
-        };
+        if inner.feed.is_heard()
+            && let Some(key) = self.remembered(text)
+        {
+            return Ok(key);
+        }
+        if inner.knew(text) {
+            return self.ask(text).await;
+        }
+        let turn = inner.strangers.turn().await?;
         // Somebody else may have asked for it meanwhile.
         if inner.feed.is_heard()
             && let Some(key) = self.remembered(text)
         {
             return Ok(key);
         }
+        let (keys, text) = (self.clone(), text.clone());
+        // Also when the caller goes away: what it has sent goes on in its connection.
+        let asked = async move {
+            let _turn = turn;
+            keys.ask(&text).await
+        };
+        tokio::spawn(asked.in_current_span()).await.map_err(|_| Error::Stopping)?
+    }
+
+    /// The key by the database; while that is away, as it is remembered, for a while.
+    async fn ask(&self, text: &ApiKeyText) -> Result<ApiKey, Error> {
+        let inner = &self.0;
         let read =
             if inner.outage.is_on() { Err(sqlx::Error::PoolTimedOut.into()) } else { self.read(text).await };
         match read {
@@ -123,36 +145,41 @@ impl Keys {
     /// new secret since.
     fn remembered(&self, text: &ApiKeyText) -> Option<ApiKey> {
         let known = self.0.known.get(text.key_id())?;
-        self.open(&known, text)
+        let stale =
+            known.stale.load(Ordering::Acquire) || known.epoch != self.0.epoch.load(Ordering::Acquire);
+        if stale { None } else { self.open(&known, text) }
     }
 
     /// Asks the database from now on: what it says of the key has changed.
     pub fn forget(&self, key_id: &str) {
         self.0.changes.fetch_add(1, Ordering::AcqRel);
-        self.0.known.invalidate(key_id);
+        self.0.outdate(key_id);
     }
 
     fn forget_all(&self) {
         self.0.changes.fetch_add(1, Ordering::AcqRel);
-        self.0.known.invalidate_all();
+        self.0.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The key that the text opens, by the database.
     async fn read(&self, text: &ApiKeyText) -> Result<ApiKey, Error> {
         let inner = &self.0;
-        let (changes, since) = (inner.changes.load(Ordering::Acquire), BootTime::now());
+        let (changes, epoch) = (inner.changes.load(Ordering::Acquire), inner.epoch.load(Ordering::Acquire));
+        let since = BootTime::now();
         let stored = inner.stored(text.key_id()).await;
         inner.outage.note(stored.as_ref().is_err_and(Error::is_outage));
         let Some(stored) = stored? else {
             text.matches(&NO_SECRET);
+            inner.known.invalidate(text.key_id());
             return Err(Error::InvalidApiKey);
         };
         let noted = if stored.use_is_stale { 0 } else { since.nanos() };
-        let known = Arc::new(Known { stored, since, noted: AtomicU64::new(noted) });
+        let (noted, stale) = (AtomicU64::new(noted), AtomicBool::new(false));
+        let known = Arc::new(Known { stored, since, epoch, stale, noted });
         inner.known.insert(text.key_id().to_owned(), known.clone());
         // A change counts itself before it forgets: of the two, one sees the other.
         if inner.changes.load(Ordering::Acquire) != changes {
-            inner.known.invalidate(text.key_id());
+            known.stale.store(true, Ordering::Release);
         }
         self.open(&known, text).ok_or(Error::InvalidApiKey)
     }
@@ -175,6 +202,18 @@ impl Keys {
 }
 
 impl Inner {
+    /// Whether the text opened its key when that was last read.
+    fn knew(&self, text: &ApiKeyText) -> bool {
+        let known = self.known.get(text.key_id());
+        known.is_some_and(|known| known.stored.opens_to(text, BootTime::now().since(known.since)))
+    }
+
+    fn outdate(&self, key_id: &str) {
+        if let Some(known) = self.known.get(key_id) {
+            known.stale.store(true, Ordering::Release);
+        }
+    }
+
     async fn stored(&self, key_id: &str) -> Result<Option<StoredKey>, Error> {
         let mut connection = db::acquire(&self.pool).await?;
         Ok(store::api_keys::for_verification(&mut connection, key_id).await?)

@@ -88,16 +88,10 @@ impl UsageService for Service {
         caller::own_events_only(key.as_ref(), &events)?;
         parse::batch_size(&events).map_err(Error::Invalid)?;
         let room = self.recorder.room_now(events.len(), key.as_ref())?;
-        let until_sent = room.until_sent();
         let batch = parse::batch(events, key.as_ref()).map_err(Error::Invalid)?;
         let outcomes = self.recorder.record_in(room, batch.events).await?;
         let now = self.known.now().map(timestamp);
-        let mut answer = Response::new(answer::batch_recorded(batch.ids, batch.places, outcomes, now));
-        // An answer that tells of each event is larger than what was sent.
-        if let Some(until_sent) = until_sent {
-            answer.extensions_mut().insert(until_sent);
-        }
-        Ok(answer)
+        Ok(Response::new(answer::batch_recorded(batch.ids, batch.places, outcomes, now)))
     }
 
     type StreamUsageStream = stream::Acknowledgements;

@@ -147,7 +147,7 @@ nexus_billing eco_operator_notices: select insert update
 nexus_billing eco_overage_charges: select insert update
 nexus_billing eco_overage_run_accounts: select insert update delete
 nexus_billing eco_overage_runs: select insert update
-nexus_billing eco_plan_grants: select insert update
+nexus_billing eco_plan_grants: select insert
 nexus_billing eco_plan_prices: select insert
 nexus_billing eco_plan_requests: select insert
 nexus_billing eco_plans: select insert

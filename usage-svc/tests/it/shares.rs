@@ -5,11 +5,13 @@ use futures::future::join_all;
 use nexus_client::CallOptions;
 use nexus_core::plan::Plan;
 use nexus_proto::usage::v1::{
-    BatchRecordUsageRequest, CheckQuotaRequest, RotateApiKeyRequest, RotateApiKeyResponse, UsageEvent,
+    BatchRecordUsageRequest, BatchRecordUsageResponse, CheckQuotaRequest, RotateApiKeyRequest,
+    RotateApiKeyResponse, UsageEvent,
 };
 use nexus_testkit::db::TestDb;
 use sqlx::{Postgres, Transaction};
-use tonic::{Code, Status, transport::Endpoint};
+use tonic::{Code, Status, client::Grpc, codegen::http::uri::PathAndQuery, transport::Endpoint};
+use tonic_prost::ProstCodec;
 
 use crate::support::*;
 
@@ -181,34 +183,37 @@ async fn keys_that_are_made_up_leave_the_connections_to_others() -> Result<()> {
     Ok(())
 }
 
-/// An answer that tells what is wrong with ten thousand events is larger than they are. Whoever does not read it keeps
-/// the room that the events took: the account's own.
+/// An answer that tells what is wrong with ten thousand events is larger than they are. Of such answers, an account may
+/// leave some 16 MiB untaken.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_are_not_read_take_their_accounts_room_and_no_others() -> Result<()> {
+async fn an_account_that_takes_no_answers_is_given_no_more_and_others_are() -> Result<()> {
     let (db, server) = server().await?;
     for eco_id in ["eco_a", "eco_b"] {
         account(&db, eco_id, Plan::Pro).await?;
     }
     let (key, other) = (make_key(&server, "eco_a", false).await?, make_key(&server, "eco_b", false).await?);
     let batch = || BatchRecordUsageRequest { events: vec![UsageEvent::default(); 10_000] };
-    // They are sent a byte at a time.
+    // All but their first byte stays at the server.
     let slow = Endpoint::from_shared(format!("http://{}", server.address))?.initial_stream_window_size(1);
-    let slow = nexus_client::usage(slow.connect_lazy());
-    let options = api_key(&key.key)?;
-    let unread: Vec<_> = (0..2)
-        .map(|_| {
-            let (mut slow, request) = (slow.clone(), options.request(batch()));
-            tokio::spawn(async move { slow.batch_record_usage(request).await.map(|_| ()) })
-        })
-        .collect();
+    let slow = slow.connect_lazy();
+    let mut untaken = Vec::new();
+    for _ in 0..11 {
+        let codec = ProstCodec::<BatchRecordUsageRequest, BatchRecordUsageResponse>::default();
+        let path = PathAndQuery::from_static("/nexus.usage.v1.UsageService/BatchRecordUsage");
+        let mut client = Grpc::new(slow.clone());
+        client.ready().await?;
+        untaken.push(client.server_streaming(api_key(&key.key)?.request(batch()), path, codec).await?);
+    }
     let record = async |key: &str| {
         let mut client = server.client()?;
         anyhow::Ok(client.batch_record_usage(api_key(key)?.request(batch())).await)
     };
-    eventually(async || Ok(record(&key.key).await?.is_err_and(|status| status.code() == Code::Unavailable)))
-        .await?;
+    let refused = async || {
+        let refused = record(&key.key).await?;
+        Ok(refused.is_err_and(|status| status.message() == "too many answers of this account are not taken"))
+    };
+    eventually(refused).await?;
     assert_eq!(record(&other.key).await??.into_inner().rejected_count, 10_000);
-    unread.iter().for_each(tokio::task::JoinHandle::abort);
-    // Its room is free again once they are given up.
+    drop(untaken);
     eventually(async || Ok(record(&key.key).await?.is_ok())).await
 }

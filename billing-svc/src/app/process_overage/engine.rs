@@ -292,24 +292,20 @@ impl Engine {
         Ok(Answer::AlreadyRunning(runs::at_work(&mut connection).await?))
     }
 
-    /// The figures of a run that was begun before: followed to its end if it is at work in this process, or was when
-    /// `run` was read.
+    /// The figures of a run that was begun before: followed to its end if it is at work in this process.
     async fn follow(&self, run: run::Run, wait_until: tokio::time::Instant) -> Result<Answer, Error> {
-        match self.latest(run.run_id) {
+        match self.current(run.run_id) {
             Some(current) => self.answer(current.wait(wait_until).await?).await,
+            // It may have ended since it was read.
+            None if run.status == RunStatus::Running => self.answer(self.look(run.run_id).await?).await,
             None => self.answer(Snapshot::from(run)).await,
         }
     }
 
     /// The run, if it is at work in this process.
     fn current(&self, run_id: Uuid) -> Option<Current> {
-        self.latest(run_id).filter(Current::is_at_work)
-    }
-
-    /// The run, if it is the latest of this process.
-    fn latest(&self, run_id: Uuid) -> Option<Current> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        current.filter(|current| current.run_id == run_id)
+        current.filter(|current| current.run_id == run_id && current.is_at_work())
     }
 }
 

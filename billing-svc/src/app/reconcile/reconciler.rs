@@ -130,14 +130,14 @@ impl Reconciler {
         if let Some(earlier) = self.earlier(&request).await?
             && (earlier.status == Status::Finished || self.current(earlier.reconciliation_id).is_some())
         {
-            return self.follow(earlier, wait_until).await;
+            return self.follow(&request, earlier, wait_until).await;
         }
         // A connection of its own, which the pool does not take back: the lease lives as long as it does.
         let mut connection = db::acquire(&self.pool).await?.detach();
         if !lease::try_take(&mut connection, Lease::Reconciliation).await? {
             drop(connection);
             return match self.earlier(&request).await? {
-                Some(earlier) => self.follow(earlier, wait_until).await,
+                Some(earlier) => self.follow(&request, earlier, wait_until).await,
                 None => Ok(Answer::AlreadyRunning),
             };
         }
@@ -194,28 +194,28 @@ impl Reconciler {
         Ok(find(&mut connection, request).await?)
     }
 
-    /// What was found by one that was begun before: followed to its end if it is at work in this process, or was when
-    /// `earlier` was read.
+    /// What was found by one that was begun before: followed to its end if it is at work in this process.
     async fn follow(
         &self,
+        request: &Request,
         earlier: Reconciliation,
         wait_until: tokio::time::Instant,
     ) -> Result<Answer, Error> {
-        match self.latest(earlier.reconciliation_id) {
-            Some(current) => current.wait(wait_until).await?.answer(),
-            None => Snapshot::from(earlier).answer(),
+        if let Some(current) = self.current(earlier.reconciliation_id) {
+            return current.wait(wait_until).await?.answer();
         }
+        let ended = match earlier.status {
+            // It may have ended since it was read.
+            Status::Running => self.earlier(request).await?.unwrap_or(earlier),
+            _ => earlier,
+        };
+        Snapshot::from(ended).answer()
     }
 
     /// The reconciliation, if it is at work in this process.
     fn current(&self, reconciliation_id: Uuid) -> Option<Current> {
-        self.latest(reconciliation_id).filter(Current::is_at_work)
-    }
-
-    /// The reconciliation, if it is the latest of this process.
-    fn latest(&self, reconciliation_id: Uuid) -> Option<Current> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        current.filter(|current| current.reconciliation_id == reconciliation_id)
+        current.filter(|current| current.reconciliation_id == reconciliation_id && current.is_at_work())
     }
 }
 

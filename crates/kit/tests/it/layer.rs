@@ -17,15 +17,11 @@ use nexus_kit::{
     metrics::Metrics,
     serve::{GrpcServer, Listeners},
     turn::Turns,
-    until_sent::UntilSent,
 };
 use nexus_proto::usage::v1::{CheckQuotaRequest, StreamUsageRequest};
 use prost_types::Any;
 use secrecy::SecretString;
-use tokio::{
-    sync::{Notify, Semaphore},
-    task::JoinHandle,
-};
+use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Request, Status, client::Grpc, service::Routes, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -211,48 +207,6 @@ async fn beyond_its_connections_a_server_accepts_the_next_when_one_has_ended() {
     assert!(health(first.clone()).await && !second.is_finished());
     drop(first);
     assert!(second.await.expect("no panic"));
-}
-
-/// Whatever a handler holds for its answer is held until that is out, or the caller gone.
-#[tokio::test]
-async fn what_is_held_until_an_answer_is_sent_is_free_afterwards() {
-    let held = Arc::new(());
-    let (kept, body) = (held.clone(), Arc::new(Notify::new()));
-    let (let_go, answer) = (body.clone(), async move || {
-        let (kept, body) = (kept.clone(), body.clone());
-        let frames = futures::stream::once(async move {
-            body.notified().await;
-            Ok::<_, std::convert::Infallible>(axum::body::Bytes::new())
-        });
-        (axum::Extension(UntilSent::hold(kept)), axum::body::Body::from_stream(frames))
-    });
-    let mut routes = Routes::default();
-    *routes.axum_router_mut() =
-        std::mem::take(routes.axum_router_mut()).route(RECORD, axum::routing::post(answer));
-    let (channel, _metrics, _stop) = serve(server(routes)).await;
-    // The route has one, each answer another.
-    let count = || Arc::strong_count(&held);
-    let before = count();
-    let calls: Vec<_> = (0..2)
-        .map(|_| {
-            let channel = channel.clone();
-            tokio::spawn(async move { call(&channel, RECORD, Any::default()).await })
-        })
-        .collect();
-    while count() < before + 2 {
-        tokio::task::yield_now().await;
-    }
-    let [gone, answered] = <[JoinHandle<Status>; 2]>::try_from(calls).expect("two");
-    gone.abort();
-    while count() > before + 1 {
-        tokio::task::yield_now().await;
-    }
-    let_go.notify_waiters();
-    // It is no answer of gRPC, which the test does not need.
-    answered.await.expect("no panic");
-    while count() > before {
-        tokio::task::yield_now().await;
-    }
 }
 
 /// Ten places, and none for whoever shows no credentials that hold.
