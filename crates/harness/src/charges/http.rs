@@ -29,13 +29,20 @@ pub(super) async fn read(
 /// Where the first message ends, if all of it is there.
 fn end(bytes: &[u8]) -> Option<usize> {
     let head = find(bytes, END_OF_HEAD)? + END_OF_HEAD.len();
-    let headers = String::from_utf8_lossy(&bytes[..head]).to_ascii_lowercase();
-    let header = |name: &str| headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    if header("transfer-encoding").is_some_and(|coding| coding.trim() == "chunked") {
+    if header(bytes, "transfer-encoding").is_some_and(|coding| coding == "chunked") {
         return Some(head + find(&bytes[head..], END_OF_CHUNKS)? + END_OF_CHUNKS.len());
     }
-    let length: usize = header("content-length").and_then(|length| length.trim().parse().ok()).unwrap_or(0);
+    let length: usize = header(bytes, "content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     (bytes.len() >= head + length).then_some(head + length)
+}
+
+/// A header of a message whose head is there.
+pub(super) fn header(message: &[u8], name: &str) -> Option<String> {
+    let head = &message[..find(message, END_OF_HEAD)?];
+    String::from_utf8_lossy(head).lines().find_map(|line| {
+        let (said, value) = line.split_once(':')?;
+        said.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+    })
 }
 
 fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
@@ -48,13 +55,13 @@ pub(super) fn asked(request: &[u8]) -> Arc<str> {
     let mut words = line.split(' ');
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let path = target.split('?').next().unwrap_or_default();
-    // Names of objects and actions have no digits, but for the version.
-    let part = |part: &str| match part {
-        "v1" => "v1".to_owned(),
-        id if id.contains(|c: char| c.is_ascii_digit()) => "{id}".to_owned(),
-        name => name.to_owned(),
-    };
+    let part = |part| if is_id(part) { "{id}" } else { part };
     format!("{method} {}", path.split('/').map(part).collect::<Vec<_>>().join("/")).into()
+}
+
+/// Whether a part of a path is an id, such as `ii_Lk3bcYQuFbGMHt`, and no word, such as `add_lines`.
+fn is_id(part: &str) -> bool {
+    part.split_once('_').is_some_and(|(_, name)| name.len() >= 14 && !name.contains('_'))
 }
 
 /// Sends a request that was kept, and waits for its answer, whatever that is.
@@ -82,7 +89,7 @@ mod tests {
         }
         assert_eq!(&*asked(b"GET /v1/invoiceitems?customer=cus_1 HTTP/1.1\r\n"), "GET /v1/invoiceitems");
         assert_eq!(
-            &*asked(b"POST /v1/invoices/in_1a/finalize HTTP/1.1\r\n"),
+            &*asked(b"POST /v1/invoices/in_sOWJLrRxllAWTq/finalize HTTP/1.1\r\n"),
             "POST /v1/invoices/{id}/finalize"
         );
     }
