@@ -85,9 +85,7 @@ fn each_intent_has_one_item_wherever_billing_svc_is_killed_and_however_stripe_fa
         let runs: Vec<_> = (0..PROCESSES)
             .map(|n| scope.spawn(move || run(&format!("charges --first {} --seeds 10", 1 + 10 * n))))
             .collect();
-        runs.into_iter()
-            .map(|run| run.join().map_err(|_| anyhow!("a run panicked"))?)
-            .collect::<Result<_>>()
+        runs.into_iter().map(|run| run.join().map_err(|_| anyhow!("a run panicked"))?).collect::<Result<_>>()
     })?;
     let printed = printed.concat();
     ensure!(printed.matches("10 seeds run").count() == PROCESSES as usize, "{printed}");

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, Utc};
-use nexus_proto::billing::v1::ReconcileRequest;
+use nexus_proto::billing::v1::{ReconcileRequest, ReconcileResponse};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -33,10 +33,15 @@ pub(super) async fn all(
     failures.extend(parked(db, accounts).await?);
     let found = client.reconcile(ReconcileRequest::default()).await?;
     ensure!(!found.running && !found.already_running, "{found:?}");
-    failures.extend(found.differences.iter().map(|difference| {
-        format!("Reconcile: {} {} {}", difference.eco_id, difference.kind, difference.message)
-    }));
+    failures.extend(differences(&found));
     Ok(failures)
+}
+
+/// What Reconcile found.
+pub(super) fn differences(found: &ReconcileResponse) -> impl Iterator<Item = String> {
+    found.differences.iter().map(|difference| {
+        format!("Reconcile: {} {} {}", difference.eco_id, difference.kind, difference.message)
+    })
 }
 
 /// Every intent has one item, the one that the ledger says; one that was refused for good has none.

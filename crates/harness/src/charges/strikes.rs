@@ -63,6 +63,8 @@ pub(super) enum Aim {
     New,
     Commit,
     Stripe,
+    /// Requests to Stripe about invoices: those of settlements.
+    Invoices,
 }
 
 /// What happens to what is held.
@@ -142,6 +144,9 @@ impl Strikes {
             Aim::New => aimed.passed.insert(point.clone()),
             Aim::Commit => point.place == Place::Commit,
             Aim::Stripe => matches!(point.place, Place::Stripe(_)),
+            Aim::Invoices => {
+                matches!(&point.place, Place::Stripe(request) if request.contains("/v1/invoices"))
+            }
         };
         if !counts {
             return false;
@@ -157,6 +162,11 @@ impl Strikes {
     /// Keeps a request that arrives later.
     pub(super) fn keep(&self, request: Bytes) {
         lock(&self.late).push(request);
+    }
+
+    /// Whether a request was kept.
+    pub(super) fn has_late(&self) -> bool {
+        !lock(&self.late).is_empty()
     }
 
     /// The requests that were kept.
