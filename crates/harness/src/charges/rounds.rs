@@ -33,8 +33,10 @@ use super::{
 };
 use crate::{billing::Client, report::Tally, stage::Seed, stripe::Stripe};
 
-/// Calls of a round, and those in the end, before something is wrong.
+/// Calls for one run before something is wrong.
 const MAX_CALLS: u32 = 2_000;
+/// Runs in the end before something is wrong.
+const CALM_CALLS: u32 = 30;
 /// Before the next call, where another run is at work: a lease is free when the database has seen the kill.
 const LEASE_PAUSE: Duration = Duration::from_millis(5);
 /// Longer than Stripe keeps keys.
@@ -107,10 +109,10 @@ impl Trial {
             late = self.arrive(tally).await?;
             // What is over is settled in the last round at the latest, while things go wrong; what takes longer than its
             // key lives is sent again under another one.
-            let settles = round + 2 == self.rounds || !late.is_empty();
+            let is_long = round + 2 == self.rounds || !late.is_empty();
             match self.rng.random_range(0..10) {
                 0..4 => self.pass(DAY, tally).await?,
-                _ if settles => self.pass(DAY, tally).await?,
+                _ if is_long => self.pass(DAY, tally).await?,
                 4..6 => self.pass(RECHECK, tally).await?,
                 _ => {}
             }
@@ -371,14 +373,18 @@ impl Trial {
         Ok(())
     }
 
-    /// What was kept in this round arrives, but for requests for charges that are in doubt: they may take longer.
+    /// What was kept in this round arrives, but for requests for charges that are in doubt, and of which Stripe has heard
+    /// nothing else: they may take longer than their keys live, and are made good by a recheck.
     async fn arrive(&mut self, tally: &mut Tally) -> Result<Vec<Bytes>> {
         let (mut now, mut later) = (Vec::new(), Vec::new());
         for request in self.strikes.take_late() {
-            let in_doubt = "select exists (select from eco_overage_charges where idempotency_key = $1 and status = 'pending')";
+            let in_doubt = "select charge_id::text from eco_overage_charges where idempotency_key = $1 and status = 'pending'";
             let key = http::header(&request, "idempotency-key");
-            let in_doubt: bool = sqlx::query_scalar(in_doubt).bind(key).fetch_one(&mut self.db).await?;
-            if in_doubt { later.push(request) } else { now.push(request) }
+            let charge_id: Option<String> =
+                sqlx::query_scalar(in_doubt).bind(key).fetch_optional(&mut self.db).await?;
+            let items = self.stripe.items().await?;
+            let is_there = items.iter().any(|item| item.metadata.get("charge_id") == charge_id.as_ref());
+            if charge_id.is_none() || is_there { now.push(request) } else { later.push(request) }
         }
         self.deliver(now, tally).await?;
         Ok(later)
@@ -412,17 +418,11 @@ impl Trial {
         self.stripe.calm().await?;
         self.pass(DAY, tally).await?;
         self.struck = false;
-        let mut idle = 0;
-        for _ in 0..MAX_CALLS {
-            let calls = vec![(0, ProcessOverageRequest::default())];
-            let answers = self.call(calls, tally).await?;
-            answers.failed.iter().for_each(|status| self.may_fail(status));
+        let (mut idle, mut errors) = (0, Vec::new());
+        for _ in 0..CALM_CALLS {
+            let run = self.undisturbed(tally).await?;
             self.deliver(std::mem::take(&mut late), tally).await?;
-            match answers.ended {
-                Some(run) if run.processed_count == 0 => idle += 1,
-                Some(_) => idle = 0,
-                None => sleep(LEASE_PAUSE).await,
-            }
+            idle = if run.processed_count == 0 { idle + 1 } else { 0 };
             // Once more after what it replaced would be looked at again.
             if idle == 2 {
                 return Ok(());
@@ -430,8 +430,22 @@ impl Trial {
             if idle == 1 || self.rng.random_bool(0.5) {
                 self.pass(RECHECK, tally).await?;
             }
+            errors = run.errors;
         }
-        bail!("there is always something left to do")
+        bail!("there is always something left to do: {errors:?}")
+    }
+
+    /// A run that nothing happens to; what was struck before may have the lease for a moment still.
+    async fn undisturbed(&mut self, tally: &mut Tally) -> Result<ProcessOverageResponse> {
+        for _ in 0..MAX_CALLS {
+            let answers = self.call(vec![(0, ProcessOverageRequest::default())], tally).await?;
+            answers.failed.iter().for_each(|status| self.may_fail(status));
+            if let Some(run) = answers.ended {
+                return Ok(run);
+            }
+            sleep(LEASE_PAUSE).await;
+        }
+        bail!("a run never came to its end")
     }
 
     fn request_id(&mut self) -> String {
