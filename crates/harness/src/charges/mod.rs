@@ -6,7 +6,9 @@
 //! |---|---|
 //! | [`world`] | the accounts of a seed, and what they owe by their counts |
 //! | [`setting`] | brings them into the database and to Stripe |
-//! | [`rounds`] | rounds of usage, runs, kills and time that passes; in the end, calm |
+//! | [`trial`] | a seed: rounds, time that passes between them, calm in the end |
+//! | [`rounds`] | a round: usage grows, Stripe fails, a run is called for |
+//! | [`calls`] | calls, during which billing-svc is struck and started again |
 //! | [`time`] | lets time pass for Stripe and for the database |
 //! | [`replica`], [`lines`] | a billing-svc, and its lines to PostgreSQL and to Stripe |
 //! | [`postgres`], [`http`] | as much of the protocols as the lines need |
@@ -14,6 +16,7 @@
 //! | [`check`] | what must hold in the end |
 
 mod atlas;
+mod calls;
 mod check;
 mod http;
 mod lines;
@@ -23,6 +26,7 @@ mod rounds;
 mod setting;
 mod strikes;
 mod time;
+mod trial;
 mod world;
 
 use std::{sync::Arc, time::Duration};
@@ -30,7 +34,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Result;
 use tokio::time::timeout;
 
-use self::{atlas::Atlas, rounds::Trial};
+use self::{atlas::Atlas, trial::Trial};
 use crate::{
     report::{Outcome, Tally},
     stage::Seed,

@@ -1,137 +1,25 @@
-//! The rounds of a seed: usage grows, a run is called for, billing-svc is struck and called again, time passes. In the
-//! end nothing goes wrong any more, and runs follow until nothing is left to do.
+//! A round of a seed: usage grows, Stripe fails, a run is called for, and called for again where billing-svc was struck.
 
-use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
-
-use anyhow::{Context, Result, bail};
-use bytes::Bytes;
-use chrono::TimeDelta;
-use futures::future::join_all;
+use anyhow::{Result, bail};
 use nexus_proto::{
-    billing::v1::{
-        AdjustUsageRequest, ChangePlanRequest, ProcessOverageRequest, ProcessOverageResponse,
-        ReconcileRequest,
-    },
+    billing::v1::{AdjustUsageRequest, ChangePlanRequest, ProcessOverageRequest, ReconcileRequest},
     common::v1::Plan,
 };
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::Rng;
 use serde_json::json;
-use sqlx::PgConnection;
-use tokio::{sync::mpsc, time::sleep};
+use tokio::time::sleep;
 use tonic::Status;
-use uuid::Uuid;
 
 use super::{
-    atlas::Atlas,
-    check, http,
-    lines::Watch,
-    replica::Replica,
-    setting,
-    strikes::{Aim, Due, Place, Side, Strikes, Verdict},
-    time,
-    world::Account,
+    calls::{LEASE_PAUSE, MAX_CALLS},
+    check, setting,
+    trial::Trial,
 };
-use crate::{billing::Client, report::Tally, stage::Seed, stripe::Stripe};
-
-/// Calls for one run before something is wrong.
-const MAX_CALLS: u32 = 2_000;
-/// Runs in the end before something is wrong.
-const CALM_CALLS: u32 = 30;
-/// Before the next call, where another run is at work: a lease is free when the database has seen the kill.
-const LEASE_PAUSE: Duration = Duration::from_millis(5);
-/// Longer than Stripe keeps keys.
-const DAY: TimeDelta = TimeDelta::hours(25);
-/// Longer than what was replaced waits to be looked at again.
-const RECHECK: TimeDelta = TimeDelta::minutes(11);
-
-/// A seed on its way.
-pub(super) struct Trial {
-    db: PgConnection,
-    stripe: Stripe,
-    accounts: Vec<Account>,
-    replicas: Vec<Replica>,
-    strikes: Arc<Strikes>,
-    dues: mpsc::UnboundedReceiver<Due>,
-    rng: StdRng,
-    rounds: u32,
-    passed: TimeDelta,
-    /// Strikes that are still to be aimed in this round.
-    left: u32,
-    /// Whether something was struck in this round.
-    struck: bool,
-    failures: Vec<String>,
-}
-
-/// What came back of the calls for runs.
-#[derive(Default)]
-struct Answers {
-    /// One of them came to its end.
-    ended: Option<ProcessOverageResponse>,
-    failed: Vec<Status>,
-}
+use crate::{billing::Client, report::Tally};
 
 impl Trial {
-    pub(super) async fn start(seed: &Seed, atlas: Arc<Atlas>) -> Result<Self> {
-        let mut rng = StdRng::seed_from_u64(seed.number);
-        let rounds = rng.random_range(2..=4);
-        let (mut db, stripe) = (seed.connect().await?, Stripe::start().await?);
-        let accounts = setting::accounts(seed, &mut db, &stripe, rounds, &mut rng).await?;
-        let (strikes, dues) = Strikes::new(atlas);
-        let mut replicas = Vec::new();
-        for replica in 0..rng.random_range(1..=2) {
-            let watch = Watch { replica, strikes: strikes.clone() };
-            replicas.push(Replica::start(seed, &stripe, watch).await?);
-        }
-        Ok(Self {
-            db,
-            stripe,
-            accounts,
-            replicas,
-            strikes,
-            dues,
-            rng,
-            rounds,
-            passed: TimeDelta::zero(),
-            left: 0,
-            struck: false,
-            failures: Vec::new(),
-        })
-    }
-
-    /// Returns what was done, and what does not hold.
-    pub(super) async fn run(&mut self, tally: &mut Tally) -> Result<(String, Vec<String>)> {
-        let mut late = Vec::new();
-        for round in 0..self.rounds {
-            let before = std::mem::take(&mut late);
-            self.round(round, tally).await?;
-            // What was on its way before this round arrives in the course of it.
-            self.deliver(before, tally).await?;
-            late = self.arrive(tally).await?;
-            // What is over is settled in the last round at the latest, while things go wrong; what takes longer than its
-            // key lives is sent again under another one.
-            let is_long = round + 2 == self.rounds || !late.is_empty();
-            match self.rng.random_range(0..10) {
-                0..4 => self.pass(DAY, tally).await?,
-                _ if is_long => self.pass(DAY, tally).await?,
-                4..6 => self.pass(RECHECK, tally).await?,
-                _ => {}
-            }
-        }
-        self.calm_down(late, tally).await?;
-        let mut client = self.replicas[0].client();
-        let mut failures = std::mem::take(&mut self.failures);
-        failures.extend(check::all(&mut self.db, &self.stripe, &mut client, &self.accounts).await?);
-        let done = format!(
-            "{} accounts, {} replicas, {} rounds",
-            self.accounts.len(),
-            self.replicas.len(),
-            self.rounds
-        );
-        Ok((done, failures))
-    }
-
     /// Usage, corrections, and a run, struck up to four times.
-    async fn round(&mut self, round: u32, tally: &mut Tally) -> Result<()> {
+    pub(super) async fn round(&mut self, round: u32, tally: &mut Tally) -> Result<()> {
         self.use_and_poison(round).await?;
         self.fail_by_seed().await?;
         (self.left, self.struck) = (self.rng.random_range(0..=4), false);
@@ -288,167 +176,5 @@ impl Trial {
             sleep(LEASE_PAUSE).await;
         }
         bail!("a run never came to its end")
-    }
-
-    async fn call(
-        &mut self,
-        requests: Vec<(usize, ProcessOverageRequest)>,
-        tally: &mut Tally,
-    ) -> Result<Answers> {
-        let calls: Vec<_> = requests
-            .into_iter()
-            .map(|(replica, request)| {
-                let mut client = self.replicas[replica].client();
-                async move { client.process(request).await }
-            })
-            .collect();
-        let mut answers = Answers::default();
-        for answer in self.attend(join_all(calls), tally).await? {
-            match answer {
-                Ok(answer) if answer.running || answer.already_running => {}
-                Ok(answer) => answers.ended = Some(answer),
-                Err(status) => answers.failed.push(status),
-            }
-        }
-        Ok(answers)
-    }
-
-    /// Waits for calls, and strikes whoever is to be struck meanwhile.
-    async fn attend<T>(&mut self, calls: impl Future<Output = T>, tally: &mut Tally) -> Result<T> {
-        let mut calls = pin!(calls);
-        loop {
-            tokio::select! {
-                biased;
-                due = self.dues.recv() => {
-                    self.strike(due.context("lines tell as long as there are any")?, tally).await?;
-                }
-                done = &mut calls => return Ok(done),
-            }
-        }
-    }
-
-    /// A call may fail where something was struck.
-    fn may_fail(&mut self, status: &Status) {
-        if !self.struck {
-            self.failures.push(format!("a call failed though nothing was struck: {status}"));
-        }
-    }
-
-    /// Aims the next strike of the round, if there is one left.
-    fn aim(&mut self) {
-        if self.left == 0 {
-            return;
-        }
-        self.left -= 1;
-        let (aim, among) = match self.rng.random_range(0..100) {
-            0..45 => (Aim::New, 130),
-            45..57 => (Aim::Commit, 8),
-            57..77 => (Aim::Stripe, 14),
-            77..90 => (Aim::Invoices, 9),
-            _ => (Aim::Any, 180),
-        };
-        self.strikes.aim(aim, self.rng.random_range(0..among));
-    }
-
-    /// Kills who is held, or breaks its connection alone.
-    async fn strike(&mut self, due: Due, tally: &mut Tally) -> Result<()> {
-        let Due { replica, point, verdict } = due;
-        self.struck = true;
-        let arrives = point.side == Side::Before
-            && matches!(&point.place, Place::Stripe(request) if !request.starts_with("GET "));
-        let kills = self.rng.random_bool(0.85);
-        let becomes = if arrives && self.rng.random_bool(0.4) { Verdict::Late } else { Verdict::Lost };
-        if kills {
-            self.replicas[replica].kill().await?;
-            tally.add(format!("killed {}", point.kind()), 1);
-        } else {
-            tally.add("connection broken", 1);
-        }
-        self.aim();
-        // Where nobody waits any more, its connection is gone.
-        let _unheard = verdict.send(becomes);
-        if kills {
-            self.replicas[replica].again().await?;
-        }
-        Ok(())
-    }
-
-    /// What was kept in this round arrives, but for requests for charges that are in doubt, and of which Stripe has heard
-    /// nothing else: they may take longer than their keys live, and are made good by a recheck.
-    async fn arrive(&mut self, tally: &mut Tally) -> Result<Vec<Bytes>> {
-        let (mut now, mut later) = (Vec::new(), Vec::new());
-        for request in self.strikes.take_late() {
-            let in_doubt = "select charge_id::text from eco_overage_charges where idempotency_key = $1 and status = 'pending'";
-            let key = http::header(&request, "idempotency-key");
-            let charge_id: Option<String> =
-                sqlx::query_scalar(in_doubt).bind(key).fetch_optional(&mut self.db).await?;
-            let items = self.stripe.items().await?;
-            let is_there = items.iter().any(|item| item.metadata.get("charge_id") == charge_id.as_ref());
-            if charge_id.is_none() || is_there { now.push(request) } else { later.push(request) }
-        }
-        self.deliver(now, tally).await?;
-        Ok(later)
-    }
-
-    /// Requests arrive at Stripe of which nobody waits for the answer any more.
-    async fn deliver(&mut self, late: Vec<Bytes>, tally: &mut Tally) -> Result<()> {
-        let stripe: SocketAddr = self.stripe.url().strip_prefix("http://").context("a URL")?.parse()?;
-        for request in late {
-            tally.add("requests that arrived late", 1);
-            http::deliver(stripe, &request).await?;
-        }
-        Ok(())
-    }
-
-    async fn pass(&mut self, time: TimeDelta, tally: &mut Tally) -> Result<()> {
-        time::pass(&mut self.db, &self.stripe, time).await?;
-        if time > TimeDelta::hours(24) {
-            tally.add("more than 24 h passed", 1);
-        }
-        self.passed += time;
-        if self.passed >= TimeDelta::hours(24 - setting::OVER_FOR_HOURS) {
-            let periods = self.accounts.iter_mut().flat_map(|account| &mut account.periods);
-            periods.filter(|period| period.is_over).for_each(|period| period.is_settled = true);
-        }
-        Ok(())
-    }
-
-    /// Nothing goes wrong any more: runs follow each other until one finds nothing to do.
-    async fn calm_down(&mut self, mut late: Vec<Bytes>, tally: &mut Tally) -> Result<()> {
-        self.stripe.calm().await?;
-        self.pass(DAY, tally).await?;
-        self.struck = false;
-        let (mut idle, mut errors) = (0, Vec::new());
-        for _ in 0..CALM_CALLS {
-            let run = self.undisturbed(tally).await?;
-            self.deliver(std::mem::take(&mut late), tally).await?;
-            idle = if run.processed_count == 0 { idle + 1 } else { 0 };
-            // Once more after what it replaced would be looked at again.
-            if idle == 2 {
-                return Ok(());
-            }
-            if idle == 1 || self.rng.random_bool(0.5) {
-                self.pass(RECHECK, tally).await?;
-            }
-            errors = run.errors;
-        }
-        bail!("there is always something left to do: {errors:?}")
-    }
-
-    /// A run that nothing happens to; what was struck before may have the lease for a moment still.
-    async fn undisturbed(&mut self, tally: &mut Tally) -> Result<ProcessOverageResponse> {
-        for _ in 0..MAX_CALLS {
-            let answers = self.call(vec![(0, ProcessOverageRequest::default())], tally).await?;
-            answers.failed.iter().for_each(|status| self.may_fail(status));
-            if let Some(run) = answers.ended {
-                return Ok(run);
-            }
-            sleep(LEASE_PAUSE).await;
-        }
-        bail!("a run never came to its end")
-    }
-
-    fn request_id(&mut self) -> String {
-        Uuid::from_u128(self.rng.random()).to_string()
     }
 }
