@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use crate::{
     domain::{adjustment::Adjustment, period::PeriodKey},
     error::Error,
-    store::{accounts, adjustments, facts, records, subscriptions},
+    store::{accounts, adjustments, changes, facts, records, subscriptions},
 };
 
 /// Returns the units of the period with the correction; a repeat of a request returns the first answer.
@@ -35,6 +35,9 @@ pub async fn run(pool: &PgPool, asked: &Adjustment, actor: &str) -> Result<i64, 
     // At once, so that what accrued is never taken from a summary of before.
     let after = facts::read(&mut transaction, &period).await?;
     records::upsert(&mut transaction, &after).await?;
+    // And once more after that: whoever read the counts before this was committed may write what they were then, over
+    // it; so may this, over what was counted meanwhile. Nobody would see the difference, nor make it good.
+    changes::add(&mut transaction, &period[0]).await?;
     // What a spend cap admits follows from it.
     accounts::renew_spend_cap(&mut transaction, &asked.eco_id).await?;
     transaction.commit().await?;

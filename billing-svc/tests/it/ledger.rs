@@ -1,6 +1,7 @@
 //! Corrections of usage, what charges follow from, and charges that are attempted again.
 
 use anyhow::{Context, Result, ensure};
+use nexus_billing::store::lease;
 use nexus_kit::status;
 use nexus_proto::{
     billing::v1::{
@@ -27,6 +28,29 @@ fn adjustment(delta: i64, request: u8) -> AdjustUsageRequest {
 async fn adjust(billing: &Billing, request: AdjustUsageRequest) -> Result<Result<i64, Status>> {
     let answer = billing.client.clone().adjust_usage(user(settings::ADMIN)?.request(request)).await;
     Ok(answer.map(|answer| answer.into_inner().api_calls_count))
+}
+
+/// Whoever refreshes the summary has read the counts before an adjustment, and writes what they were after it.
+#[tokio::test]
+async fn an_adjustment_that_is_overwritten_by_a_refresh_of_before_becomes_a_credit_all_the_same() -> Result<()>
+{
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = Billing::start(&db, &sim.base).await?;
+    sim.pro(&db, "eco_a").await?;
+    record(&db, "eco_a", 105_000).await?;
+    billing.run_all().await?;
+    let mut refresh = nexus_kit::db::begin(&db.pool).await?;
+    lease::refresh(&mut refresh).await?;
+    assert_eq!(adjust(&billing, adjustment(-3_000, 1)).await??, 102_000);
+    sqlx::query(
+        "update eco_usage_records set api_calls = 105000, overage_units = 5000, overage_micros = 5000000",
+    )
+    .execute(&mut *refresh)
+    .await?;
+    refresh.commit().await?;
+    assert_eq!(billing.run_all().await?.total_micros, -3_000_000);
+    assert_eq!(sim.amounts().await?, [500, -300]);
+    billing.stop().await
 }
 
 async fn charges(billing: &Billing) -> Result<Vec<Charge>> {

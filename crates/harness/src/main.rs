@@ -8,16 +8,20 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`faults`] | the fault harness: which faults a seed has, carrying them out |
+//! | [`charges`] | the kill harness of billing |
 //! | [`overage`] | many accounts charged in one run, some of them poisoned, billing-svc killed |
 //! | [`limit`], [`storm`] | the limit harness: its variants; the checks, all at once |
 //! | [`check`] | what must hold after a seed of faults |
 //! | [`script`] | faults to come, and the places where they strike |
 //! | [`proxy`], [`wire`] | the line between a replica and PostgreSQL, where those places are seen |
 //! | [`stage`] | PostgreSQL, and a database and a folder per seed |
+//! | [`billing`], [`stripe`] | a billing-svc in a process of its own; the stand-in Stripe |
 //! | [`process`], [`front`] | starts, signals and kills replicas and clients; where a replica is reached |
 //! | [`child`], [`client`] | what the process does when it is started as one of those |
 //! | [`report`] | what is printed |
 
+mod billing;
+mod charges;
 mod check;
 mod child;
 mod client;
@@ -31,6 +35,7 @@ mod report;
 mod script;
 mod stage;
 mod storm;
+mod stripe;
 mod wire;
 
 use std::{process::ExitCode, time::Instant};
@@ -59,6 +64,8 @@ enum Command {
     Limit(limit::Args),
     /// Charges many accounts in one run, some of them poisoned, while billing-svc is killed; each is charged once
     Overage(overage::Args),
+    /// Charges a few accounts, run after run, while billing-svc is killed wherever it waits and Stripe fails; what is owed is charged once
+    Charges(charges::Args),
     /// What the harness starts this program as
     #[command(subcommand, hide = true)]
     Child(child::Child),
@@ -80,6 +87,13 @@ async fn main() -> Result<ExitCode> {
         Command::Overage(args) => {
             let run = async |_: &mut Stage, seed: &Seed| overage::run(seed, &args).await;
             conduct("overage", args.first, args.seeds, run, |seed| args.of_seed(seed)).await
+        }
+        Command::Charges(args) => {
+            let coverage = charges::Coverage::default();
+            let run = async |_: &mut Stage, seed: &Seed| charges::run(seed, &coverage).await;
+            let exit = conduct("charges", args.first, args.seeds, run, |seed| args.of_seed(seed)).await?;
+            println!("{coverage}");
+            Ok(exit)
         }
     }
 }

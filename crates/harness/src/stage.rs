@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use chrono::{TimeDelta, Utc};
 use futures::TryStreamExt;
+use nexus_core::id::EcoId;
 use nexus_kit::{
     auth::{self, Scope},
     db,
@@ -19,7 +20,7 @@ use tokio::io::AsyncWriteExt;
 /// The migrated database that those of the seeds are copied from.
 const TEMPLATE: &str = "nexus_template";
 /// What is written to a failed seed's folder.
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 11] = [
     "eco_api_usage",
     "eco_usage_counters",
     "eco_usage_hourly",
@@ -30,10 +31,14 @@ const TABLES: [&str; 10] = [
     "eco_overage_charges",
     "eco_overage_runs",
     "eco_overage_run_accounts",
+    "eco_settlements",
 ];
 /// Secrets of the replicas of one run, which listen on loopback.
 const JWT_SECRET: &str = "users-of-the-harness-0123456789abcdef";
 const SERVICE_TOKEN_SECRET: &str = "services-of-the-harness-0123456789abcdef";
+
+/// An account whose user may do everything.
+const ADMIN: &str = "eco_admin";
 
 /// A running PostgreSQL and the folder of the run, which goes with it unless it is kept.
 pub(crate) struct Stage {
@@ -85,8 +90,12 @@ impl Stage {
 }
 
 /// Settings that every replica has, whoever starts it.
-pub(crate) fn secrets() -> [(&'static str, String); 2] {
-    [("JWT_SECRET", JWT_SECRET.to_owned()), ("SERVICE_TOKEN_SECRET", SERVICE_TOKEN_SECRET.to_owned())]
+pub(crate) fn secrets() -> [(&'static str, String); 3] {
+    [
+        ("JWT_SECRET", JWT_SECRET.to_owned()),
+        ("SERVICE_TOKEN_SECRET", SERVICE_TOKEN_SECRET.to_owned()),
+        ("ADMIN_ECO_IDS", ADMIN.to_owned()),
+    ]
 }
 
 /// A token that replicas accept, also those whose clock is an hour ahead or behind.
@@ -94,6 +103,12 @@ pub(crate) fn token() -> Result<String> {
     let secret = SecretString::from(SERVICE_TOKEN_SECRET);
     let scopes = [Scope::UsageWrite, Scope::UsageCheck, Scope::BillingRun];
     Ok(auth::service_token(&secret, "nexus-harness", &scopes, Utc::now() + TimeDelta::days(1))?)
+}
+
+/// An admin's token.
+pub(crate) fn admin_token() -> Result<String> {
+    let expires = Utc::now() + TimeDelta::days(1);
+    Ok(auth::user_token(&SecretString::from(JWT_SECRET), "nexus", &EcoId::parse(ADMIN)?, None, expires)?)
 }
 
 /// The database and the folder of a seed.

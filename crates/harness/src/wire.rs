@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use crate::script::Point;
 
 /// A kind, and a length that counts itself and not the kind.
-const HEADER: usize = 5;
+pub(crate) const HEADER: usize = 5;
 
 /// Takes the first whole message.
 pub(crate) fn next(received: &mut BytesMut) -> Option<Bytes> {

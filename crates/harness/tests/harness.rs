@@ -1,8 +1,8 @@
-//! A few seeds of both harnesses, and all that have failed once. More by hand: see README.md.
+//! A few seeds of each harness, and all that have failed once. More by hand: see README.md.
 
-use std::process::Command;
+use std::{process::Command, thread};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 /// Seeds that have failed once.
 const KEPT: &str = include_str!("../seeds.txt");
@@ -74,6 +74,35 @@ fn everybody_who_owes_is_charged_once_and_the_poisoned_are_parked_whoever_is_kil
     let printed = run("overage --accounts 2000 --poisoned 20 --kills 2 --speed 20")?;
     ensure!(printed.contains("1980 charged and 20 parked") && printed.contains("0 failures"), "{printed}");
     assert_eq!(number(&printed, "billing-svc killed")?, 2);
+    Ok(())
+}
+
+#[test]
+fn each_intent_has_one_item_wherever_billing_svc_is_killed_and_however_stripe_fails() -> Result<()> {
+    // 50 seeds, in processes beside each other: much of their time they wait.
+    const PROCESSES: u32 = 5;
+    let printed: Vec<String> = thread::scope(|scope| {
+        let runs: Vec<_> = (0..PROCESSES)
+            .map(|n| scope.spawn(move || run(&format!("charges --first {} --seeds 10", 1 + 10 * n))))
+            .collect();
+        runs.into_iter().map(|run| run.join().map_err(|_| anyhow!("a run panicked"))?).collect::<Result<_>>()
+    })?;
+    let printed = printed.concat();
+    ensure!(printed.matches("10 seeds run").count() == PROCESSES as usize, "{printed}");
+    // Or nothing was shown.
+    for struck in [
+        "killed before a commit",
+        "killed after a commit",
+        "killed before POST /v1/invoiceitems",
+        "killed after POST /v1/invoiceitems",
+        "killed before a statement in a transaction",
+        "killed after a statement of its own",
+        "requests that arrived late",
+        "two runs at once",
+        "more than 24 h passed",
+    ] {
+        ensure!(number(&printed, struck)? > 0, "{struck}: {printed}");
+    }
     Ok(())
 }
 

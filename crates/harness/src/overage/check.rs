@@ -6,8 +6,8 @@ use anyhow::Result;
 use nexus_proto::billing::v1::{ListOverageRunErrorsRequest, ProcessOverageResponse};
 use sqlx::Connection;
 
-use super::{Account, billing::Billing, stripe::Stripe};
-use crate::stage::Seed;
+use super::Account;
+use crate::{billing::Client, stage::Seed, stripe::Stripe};
 
 const CENT_MICROS: i64 = 10_000;
 /// Differences that are told; the others are counted.
@@ -37,7 +37,7 @@ pub(super) fn answer(answer: &ProcessOverageResponse, accounts: &[Account]) -> V
 }
 
 /// Whom it could not charge, and why.
-pub(super) async fn errors(billing: &mut Billing, run_id: &str, accounts: &[Account]) -> Result<Vec<String>> {
+pub(super) async fn errors(billing: &mut Client, run_id: &str, accounts: &[Account]) -> Result<Vec<String>> {
     let mut told = HashMap::new();
     let mut request =
         ListOverageRunErrorsRequest { run_id: run_id.to_owned(), page_size: 300, ..Default::default() };

@@ -4,9 +4,7 @@
 //! Stripe's clock runs ahead as many times as fast as requests may come, so that Stripe sees its 25 a second and
 //! nobody has to wait for that.
 
-mod billing;
 mod check;
-mod stripe;
 
 use std::time::Duration;
 
@@ -17,12 +15,15 @@ use sqlx::Connection;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use self::{billing::Billing, stripe::Stripe};
 use crate::{
+    billing::Billing,
     report::{Outcome, Tally},
     stage::Seed,
+    stripe::{self, Poison, Stripe},
 };
 
+/// Accounts that a run works on at once.
+const CONCURRENCY: u32 = 32;
 /// What Stripe allows.
 const STRIPE_RATE: u32 = 25;
 /// How much more memory billing-svc may have at the end of a run than after its first tenth.
@@ -62,25 +63,6 @@ impl Args {
     }
 }
 
-/// What is wrong with an account at Stripe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Poison {
-    Declined,
-    Deleted,
-    Currency,
-}
-
-impl Poison {
-    /// As it is told of the account.
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Declined => "CARD_DECLINED",
-            Self::Deleted => "RESOURCE_MISSING",
-            Self::Currency => "INVALID_REQUEST_ERROR",
-        }
-    }
-}
-
 /// An account that owes.
 struct Account {
     eco_id: String,
@@ -108,7 +90,7 @@ async fn trial(seed: &Seed, args: &Args, tally: &mut Tally) -> Result<(String, V
     let answer = run.run_to_its_end(tally).await?;
     let took = began.elapsed().as_secs_f64();
     let mut failures = check::answer(&answer, &accounts);
-    failures.extend(check::errors(&mut run.billing, &answer.run_id, &accounts).await?);
+    failures.extend(check::errors(&mut run.billing.client, &answer.run_id, &accounts).await?);
     failures.extend(check::database(seed, &accounts).await?);
     failures.extend(check::stripe(&stripe, &accounts).await?);
     failures.extend(run.memory());
@@ -119,7 +101,7 @@ async fn trial(seed: &Seed, args: &Args, tally: &mut Tally) -> Result<(String, V
         failures.push(format!("Stripe saw {rate:.1} requests a second"));
     }
     // And all is done.
-    let again = run.billing.process(ProcessOverageRequest::default()).await?;
+    let again = run.billing.client.process(ProcessOverageRequest::default()).await?;
     if (again.processed_count, again.charged_count) != (0, 0) {
         failures.push(format!("a second run found something to do: {again:?}"));
     }
@@ -151,7 +133,11 @@ async fn accounts(seed: &Seed, args: &Args, stripe: &Stripe) -> Result<Vec<Accou
             poison,
         })
         .collect();
-    stripe.poison(&accounts).await?;
+    for account in &accounts {
+        if let Some(poison) = account.poison {
+            stripe.poison(&account.customer, poison).await?;
+        }
+    }
     let eco_ids: Vec<&str> = accounts.iter().map(|account| account.eco_id.as_str()).collect();
     seed.accounts(&eco_ids, "pro").await?;
     let customers: Vec<&str> = accounts.iter().map(|account| account.customer.as_str()).collect();
@@ -182,6 +168,17 @@ async fn accounts(seed: &Seed, args: &Args, stripe: &Stripe) -> Result<Vec<Accou
     Ok(accounts)
 }
 
+async fn start(seed: &Seed, stripe: &Stripe, speed: u32) -> Result<Billing> {
+    let settings = vec![
+        ("DATABASE_URL", seed.url().to_owned()),
+        ("STRIPE_SECRET_KEY", stripe::KEY.to_owned()),
+        ("STRIPE_API_BASE", stripe.url().to_owned()),
+        ("STRIPE_RATE_PER_SECOND", (STRIPE_RATE * speed).to_string()),
+        ("OVERAGE_CONCURRENCY", CONCURRENCY.to_string()),
+    ];
+    Billing::start(&seed.folder.join("billing.log"), settings).await
+}
+
 /// A run of ProcessOverage, over the lives of the processes that work on it.
 struct Run<'a> {
     seed: &'a Seed,
@@ -196,7 +193,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     async fn start(seed: &'a Seed, args: &'a Args, stripe: &'a Stripe) -> Result<Self> {
-        let billing = Billing::start(seed, stripe.url(), STRIPE_RATE * args.speed).await?;
+        let billing = start(seed, stripe, args.speed).await?;
         let request = ProcessOverageRequest {
             request_id: Uuid::new_v4().to_string(),
             return_at_once: true,
@@ -209,7 +206,7 @@ impl<'a> Run<'a> {
     async fn run_to_its_end(&mut self, tally: &mut Tally) -> Result<ProcessOverageResponse> {
         let mut kills = 0;
         loop {
-            let answer = self.billing.process(self.request.clone()).await?;
+            let answer = self.billing.client.process(self.request.clone()).await?;
             ensure!(!answer.already_running, "another run is at work");
             let run_id = self.run_id.get_or_insert_with(|| answer.run_id.clone());
             ensure!(*run_id == answer.run_id, "the repeat of a request began another run");
@@ -223,15 +220,15 @@ impl<'a> Run<'a> {
                 self.billing.kill().await?;
                 kills += 1;
                 tally.add("billing-svc killed", 1);
-                self.billing =
-                    Billing::start(self.seed, self.stripe.url(), STRIPE_RATE * self.args.speed).await?;
+                self.billing = start(self.seed, self.stripe, self.args.speed).await?;
             }
         }
     }
 
     /// Follows it to its end, or to the number of accounts at which it is to be killed: false.
     async fn follow(&mut self, run_id: &str, kill_at: Option<u64>) -> Result<bool> {
-        let mut looks = self.billing.watch(WatchOverageRunRequest { run_id: run_id.to_owned() }).await?;
+        let mut looks =
+            self.billing.client.watch(WatchOverageRunRequest { run_id: run_id.to_owned() }).await?;
         loop {
             let look = timeout(PATIENCE, looks.message()).await.context("the run came to a stop")??;
             let Some(look) = look else { bail!("the stream ended before the run") };

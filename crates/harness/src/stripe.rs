@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use reqwest::{Client, RequestBuilder};
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     task::{AbortHandle, JoinSet},
@@ -19,13 +19,11 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Account, Poison};
-
 /// A key that it takes.
-pub(super) const KEY: &str = "sk_test_harness";
+pub(crate) const KEY: &str = "sk_test_harness";
 const CALLERS: u32 = 16;
 
-pub(super) struct Stripe {
+pub(crate) struct Stripe {
     url: String,
     client: Client,
     _stop: DropGuard,
@@ -33,11 +31,12 @@ pub(super) struct Stripe {
 
 /// An invoice item, as far as it matters here.
 #[derive(Debug, Deserialize)]
-pub(super) struct Item {
-    pub(super) customer: String,
-    pub(super) amount: i64,
-    pub(super) currency: String,
-    pub(super) metadata: std::collections::HashMap<String, String>,
+pub(crate) struct Item {
+    pub(crate) id: String,
+    pub(crate) customer: String,
+    pub(crate) amount: i64,
+    pub(crate) currency: String,
+    pub(crate) metadata: std::collections::HashMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -60,8 +59,27 @@ struct Logged {
     at: i64,
 }
 
+/// What is wrong with a customer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Poison {
+    Declined,
+    Deleted,
+    Currency,
+}
+
+impl Poison {
+    /// As it is told of the account.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Declined => "CARD_DECLINED",
+            Self::Deleted => "RESOURCE_MISSING",
+            Self::Currency => "INVALID_REQUEST_ERROR",
+        }
+    }
+}
+
 /// Ends a task when it is dropped.
-pub(super) struct Hurry(AbortHandle);
+pub(crate) struct Hurry(AbortHandle);
 
 impl Drop for Hurry {
     fn drop(&mut self) {
@@ -70,7 +88,7 @@ impl Drop for Hurry {
 }
 
 impl Stripe {
-    pub(super) async fn start() -> Result<Self> {
+    pub(crate) async fn start() -> Result<Self> {
         // reqwest asks for a TLS provider, also where there is no TLS. It fails only where there is one already.
         drop(tokio_rustls::rustls::crypto::ring::default_provider().install_default());
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -80,12 +98,12 @@ impl Stripe {
         Ok(Self { url, client: Client::new(), _stop: stop.drop_guard() })
     }
 
-    pub(super) fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
     /// Makes customers.
-    pub(super) async fn customers(&self, count: u32) -> Result<Vec<String>> {
+    pub(crate) async fn customers(&self, count: u32) -> Result<Vec<String>> {
         let left = Arc::new(AtomicU32::new(count));
         let mut makers = JoinSet::new();
         for _ in 0..CALLERS {
@@ -111,35 +129,49 @@ impl Stripe {
         Ok(all)
     }
 
-    /// Has some of their customers be what they are to be.
-    pub(super) async fn poison(&self, accounts: &[Account]) -> Result<()> {
-        for account in accounts {
-            let customer = &account.customer;
-            match account.poison {
-                None => {}
-                Some(Poison::Declined) => {
-                    self.admin(&format!("/customers/{customer}"), json!({ "declined": true })).await?;
-                }
-                Some(Poison::Deleted) => {
-                    self.admin(&format!("/customers/{customer}"), json!({ "deleted": true })).await?;
-                }
-                // A customer is held to the currency of its first item.
-                Some(Poison::Currency) => {
-                    let form = [("customer", customer.as_str()), ("amount", "100"), ("currency", "eur")];
-                    let call = self.client.post(format!("{}/v1/invoiceitems", self.url)).bearer_auth(KEY);
-                    answer::<Made>(call.form(&form)).await?;
-                }
-            }
-        }
-        Ok(())
+    /// Creates an object and returns its id.
+    pub(crate) async fn create(&self, path: &str, form: &[(&str, &str)]) -> Result<String> {
+        let call = self.client.post(format!("{}/v1/{path}", self.url)).bearer_auth(KEY);
+        Ok(answer::<Made>(call.form(form)).await?.id)
     }
 
-    async fn admin(&self, path: &str, body: serde_json::Value) -> Result<serde_json::Value> {
+    /// Has a customer be one that cannot be charged.
+    pub(crate) async fn poison(&self, customer: &str, poison: Poison) -> Result<()> {
+        let how = match poison {
+            Poison::Declined => json!({ "declined": true }),
+            Poison::Deleted => json!({ "deleted": true }),
+            Poison::Currency => json!({ "currency": "eur" }),
+        };
+        self.admin(&format!("/customers/{customer}"), how).await.map(drop)
+    }
+
+    /// Faults strike by the seed, as the stand-in has them.
+    pub(crate) async fn chaos(&self, chaos: &Value) -> Result<()> {
+        self.admin("/chaos", chaos.clone()).await.map(drop)
+    }
+
+    /// No request is struck any more, and all that were made have come to their end.
+    pub(crate) async fn calm(&self) -> Result<()> {
+        answer::<Value>(self.client.delete(format!("{}/_sim/chaos", self.url))).await?;
+        self.idle().await
+    }
+
+    /// Returns once no request is under way, those included whose callers are gone.
+    pub(crate) async fn idle(&self) -> Result<()> {
+        answer::<Value>(self.client.get(format!("{}/_sim/idle", self.url))).await.map(drop)
+    }
+
+    /// Moves its clock on.
+    pub(crate) async fn advance(&self, seconds: i64) -> Result<()> {
+        self.admin("/clock", json!({ "advance_seconds": seconds })).await.map(drop)
+    }
+
+    async fn admin(&self, path: &str, body: Value) -> Result<Value> {
         answer(self.client.post(format!("{}/_sim{path}", self.url)).json(&body)).await
     }
 
     /// Lets its clock run so many times as fast, until what is returned is dropped.
-    pub(super) fn hurry(&self, speed: u32) -> Hurry {
+    pub(crate) fn hurry(&self, speed: u32) -> Hurry {
         let (client, url) = (self.client.clone(), format!("{}/_sim/clock", self.url));
         let task = tokio::spawn(async move {
             // It goes a second a second by itself.
@@ -151,7 +183,7 @@ impl Stripe {
             loop {
                 tick.tick().await;
                 let advance = client.post(&url).json(&json!({ "advance_seconds": 1 }));
-                if let Err(error) = answer::<serde_json::Value>(advance).await {
+                if let Err(error) = answer::<Value>(advance).await {
                     eprintln!("Stripe's clock stands still: {error:#}");
                     return;
                 }
@@ -161,21 +193,17 @@ impl Stripe {
     }
 
     /// All invoice items.
-    pub(super) async fn items(&self) -> Result<Vec<Item>> {
+    pub(crate) async fn items(&self) -> Result<Vec<Item>> {
         let state: State = answer(self.client.get(format!("{}/_sim/state", self.url))).await?;
         Ok(state.invoiceitems)
     }
 
     /// How many requests for items billing-svc has made, and in how many seconds of its clock.
-    pub(super) async fn requests(&self) -> Result<(usize, i64)> {
+    pub(crate) async fn requests(&self) -> Result<(usize, i64)> {
         let url = format!("{}/_sim/requests?method=POST&path=/v1/invoiceitems", self.url);
         let log: Requests = answer(self.client.get(url)).await?;
-        // Those of the preparations came before its clock was hurried.
-        let first = log.requests.first().context("requests")?.at;
-        let begun: Vec<i64> =
-            log.requests.iter().map(|request| request.at).filter(|at| *at > first + 1).collect();
-        let (first, last) = begun.first().zip(begun.last()).context("requests of billing-svc")?;
-        Ok((begun.len(), last - first + 1))
+        let (first, last) = log.requests.first().zip(log.requests.last()).context("requests")?;
+        Ok((log.requests.len(), last.at - first.at + 1))
     }
 }
 
