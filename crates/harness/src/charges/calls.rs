@@ -96,7 +96,7 @@ impl Trial {
         let arrives = point.side == Side::Before
             && matches!(&point.place, Place::Stripe(request) if !request.starts_with("GET "));
         let kills = self.rng.random_bool(0.85);
-        let becomes = if arrives && self.rng.random_bool(0.4) { Verdict::Late } else { Verdict::Lost };
+        let becomes = if arrives && self.rng.random_bool(0.6) { Verdict::Late } else { Verdict::Lost };
         if kills {
             self.replicas[replica].kill().await?;
             tally.add(format!("killed {}", point.kind()), 1);

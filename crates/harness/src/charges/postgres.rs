@@ -17,6 +17,8 @@ pub(super) struct Conversation {
     has_begun: bool,
     in_transaction: bool,
     sent: BytesMut,
+    /// The statement that what was sent so far carries out.
+    text: Option<Arc<str>>,
     statements: HashMap<Bytes, Arc<str>>,
     /// What is not answered yet, in order.
     waiting: VecDeque<Option<Place>>,
@@ -33,7 +35,6 @@ impl Conversation {
     /// What the client has sent; cut where it waits for an answer.
     pub(super) fn sent(&mut self, received: &mut BytesMut) -> Vec<Request> {
         let mut requests = Vec::new();
-        let mut text = None;
         loop {
             let message = if self.has_begun { wire::next(received) } else { first(received) };
             let Some(message) = message else { return requests };
@@ -42,13 +43,13 @@ impl Conversation {
             self.has_begun = true;
             match kind {
                 b'P' => self.prepare(&message[wire::HEADER..]),
-                b'B' => text = self.bound(&message[wire::HEADER..]),
-                b'Q' => text = Some(collapsed(until_zero(&message[wire::HEADER..]))),
+                b'B' => self.text = self.bound(&message[wire::HEADER..]),
+                b'Q' => self.text = Some(collapsed(until_zero(&message[wire::HEADER..]))),
                 _ => {}
             }
             // The start of the session, a simple query, Sync.
             if matches!(kind, 0 | b'Q' | b'S') {
-                let place = text.take().map(|text| self.place(text));
+                let place = self.text.take().map(|text| self.place(text));
                 self.waiting.push_back(place.clone());
                 requests.push(Request { bytes: self.sent.split().freeze(), place });
             } else if kind == b'X' {

@@ -165,7 +165,7 @@ impl Trial {
             if answers.ended.is_some() && !struck {
                 return Ok(());
             }
-            if struck && self.rng.random_bool(if self.strikes.has_late() { 0.6 } else { 0.25 }) {
+            if struck && self.rng.random_bool(if self.strikes.has_late() { 0.8 } else { 0.25 }) {
                 tally.add("runs left as a strike had cut them short", 1);
                 return Ok(());
             }

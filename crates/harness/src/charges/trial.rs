@@ -84,6 +84,7 @@ impl Trial {
             let before = std::mem::take(&mut late);
             self.round(round, tally).await?;
             // What was on its way before this round arrives in the course of it.
+            tally.add("requests that arrived when their keys were forgotten", u32::try_from(before.len())?);
             self.deliver(before, tally).await?;
             late = self.arrive(tally).await?;
             // What is over is settled in the last round at the latest, while things go wrong; what takes longer than its
