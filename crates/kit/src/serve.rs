@@ -145,7 +145,8 @@ pub struct GrpcServer {
     pub readiness: Readiness,
     /// After so long a connection takes no new calls; [`CONNECTION_AGE`] but in tests.
     pub connection_age: Duration,
-    /// Connections that are open at once; beyond them none is accepted. [`connection_places`] but in tests.
+    /// Connections that are open at once; beyond them none is accepted. [`crate::descriptors::connection_places`] but in
+    /// tests.
     pub connections: Arc<Semaphore>,
 }
 

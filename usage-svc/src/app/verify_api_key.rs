@@ -13,7 +13,7 @@ use moka::sync::Cache;
 use nexus_core::id::ApiKeyText;
 use nexus_kit::db;
 use sqlx::PgPool;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -33,6 +33,8 @@ use crate::{
 const MAX_KEYS: u64 = 100_000;
 /// A key's use is noted that often: a busy key costs no write per call.
 const NOTED_FOR: Duration = Duration::from_secs(60);
+/// Longest that a key is read: longer than a lock is waited for.
+const READ_WITHIN: Duration = Duration::from_secs(10);
 /// What an unknown key is compared with, so that it takes as long: the hash of no text.
 const NO_SECRET: [u8; 32] = [0; 32];
 
@@ -216,7 +218,9 @@ impl Inner {
 
     async fn stored(&self, key_id: &str) -> Result<Option<StoredKey>, Error> {
         let mut connection = db::acquire(&self.pool).await?;
-        Ok(store::api_keys::for_verification(&mut connection, key_id).await?)
+        // Nobody else gives a read up that a stranger has left: a database may go away without a word.
+        let read = timeout(READ_WITHIN, store::api_keys::for_verification(&mut connection, key_id)).await;
+        Ok(db::in_time(read, connection)?)
     }
 
     /// Nobody waits for it, and a use that goes unnoted in an outage is noted by a later one.

@@ -55,13 +55,13 @@ pub struct Service {
     pub key_secret: SecretString,
 }
 
-/// The tonic server: message sizes bounded, compressed requests accepted.
+/// The tonic server: message sizes bounded, compressed requests accepted. Its answers are sent as they are: the transport
+/// keeps the whole of one that was packed, and would count the packed bytes alone.
 pub fn server(service: Service) -> UsageServiceServer<Service> {
     UsageServiceServer::new(service)
         .max_decoding_message_size(MAX_BATCH_BYTES)
         .accept_compressed(CompressionEncoding::Zstd)
         .accept_compressed(CompressionEncoding::Gzip)
-        .send_compressed(CompressionEncoding::Gzip)
 }
 
 #[tonic::async_trait]
