@@ -1,5 +1,5 @@
-//! How many connections the servers of a process may have open: fewer than the process may have files, so that the database, the spool
-//! and the operations port never lack one because of who connects.
+//! How many connections the servers of a process may have open: fewer than the process may have files, so that the
+//! database, the spool and the operations port never lack one because of who connects.
 
 use std::sync::{Arc, OnceLock};
 
