@@ -89,15 +89,21 @@ async fn a_run_whose_process_is_gone_is_told_and_not_again_when_the_next_run_fin
     billing.stop().await
 }
 
-/// Has the gap before the first run begin earlier, and what was told of it be of that gap: time passes.
+/// Has the gap before the first run begin earlier, and what was told of it be of that gap: time passes. Between two looks:
+/// one that had seen the gap as it was would not find it among what was told, and tell it again. A look begins with the
+/// runs.
 async fn move_gap(db: &TestDb, hours: i32) -> Result<u64> {
+    let mut transaction = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("lock table eco_overage_runs in access exclusive mode").execute(&mut *transaction).await?;
     let sql = "with moved as (
                    update eco_identities set created_time = created_time - make_interval(hours => $1)
                    returning created_time)
                update eco_operator_notices
                set subject = (select (extract(epoch from min(created_time)) * 1000000)::bigint || ' 1' from moved)
                where kind = 'run_overdue'";
-    Ok(sqlx::query(sql).bind(hours).execute(&db.pool).await?.rows_affected())
+    let moved = sqlx::query(sql).bind(hours).execute(&mut *transaction).await?.rows_affected();
+    transaction.commit().await?;
+    Ok(moved)
 }
 
 #[tokio::test]

@@ -136,14 +136,15 @@ async fn of_an_answer_that_never_ends_the_beginning_is_read() -> Result<()> {
 async fn the_timeout_is_for_everything_up_to_the_answers_head() -> Result<()> {
     let silent = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}/", silent.local_addr()?);
-    let patient = client("127.0.0.0/8", system_resolver(), SHORT)?;
-    assert_eq!(patient.post(&url, &[], String::new()).await, Err(Failure::Timeout), "no answer");
+    let hurried = client("127.0.0.0/8", system_resolver(), SHORT)?;
+    assert_eq!(hurried.post(&url, &[], String::new()).await, Err(Failure::Timeout), "no answer");
     let never: Resolver = Arc::new(|_| Box::pin(std::future::pending()));
     let asks = client("127.0.0.0/8", never, SHORT)?;
     let asked = asks.post("http://slow.example/", &[], String::new()).await;
     assert_eq!(asked, Err(Failure::Timeout), "no address");
     // The head comes, the rest of the body does not: the receiver has said that it has it.
     let (url, server) = says(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf", b"").await?;
+    let patient = client("127.0.0.0/8", system_resolver(), LONG)?;
     assert_eq!(patient.post(&url, &[], String::new()).await, Ok(200), "the head decides");
     server.abort();
     Ok(())
@@ -159,7 +160,7 @@ async fn an_address_that_does_not_answer_leaves_time_for_the_next() -> Result<()
     let _first = TcpStream::connect(address).await?;
     let mut good = Receiver::start_at(SocketAddr::new(FORBIDDEN.into(), address.port())).await?;
     let (resolver, _) = answers(vec![vec![ALLOWED.into(), FORBIDDEN.into()], vec![ALLOWED.into()]]);
-    let client = client("127.0.0.0/8", resolver, Duration::from_secs(1))?;
+    let client = client("127.0.0.0/8", resolver, Duration::from_secs(5))?;
     let url = format!("http://two.example:{}/", address.port());
     assert_eq!(client.post(&url, &[], "{}".to_owned()).await, Ok(204));
     good.next().await?;
@@ -169,9 +170,10 @@ async fn an_address_that_does_not_answer_leaves_time_for_the_next() -> Result<()
 
 #[tokio::test]
 async fn nobody_listens() -> Result<()> {
-    let gone = TcpListener::bind("127.0.0.1:0").await?;
-    let url = format!("http://{}/", gone.local_addr()?);
-    drop(gone);
+    // Bound and never listening, so that nobody else gets the port.
+    let deaf = TcpSocket::new_v4()?;
+    deaf.bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0))?;
+    let url = format!("http://{}/", deaf.local_addr()?);
     let client = client("127.0.0.0/8", system_resolver(), LONG)?;
     assert_eq!(client.post(&url, &[], String::new()).await, Err(Failure::Connect));
     Ok(())

@@ -97,7 +97,7 @@ impl Receiver {
 
     /// The next request.
     pub(crate) async fn next(&mut self) -> Result<Received> {
-        let received = tokio::time::timeout(Duration::from_secs(10), self.received.recv()).await;
+        let received = tokio::time::timeout(Duration::from_secs(60), self.received.recv()).await;
         received.context("no request came")?.context("the receiver has ended")
     }
 

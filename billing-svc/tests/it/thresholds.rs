@@ -134,9 +134,11 @@ async fn a_subscription_that_does_not_grant_its_plan_has_the_free_plans_limit() 
 #[tokio::test]
 async fn a_period_is_told_of_until_it_is_settled_and_each_for_itself() -> Result<()> {
     let mut w = World::with(Plan::Pro).await?;
+    // Of four years ago, when every month had the days that it has now: an anchor in a shorter month would be cut, and
+    // the last period would have ended a day and an hour ago, or more.
     execute(
         &w.db,
-        "update eco_subscriptions set anchor_time = now() - interval '1 hour' - interval '3 months'",
+        "update eco_subscriptions set anchor_time = now() - interval '1 hour' - interval '4 years'",
     )
     .await?;
     let start = |months: i32| {

@@ -13,7 +13,9 @@ use nexus_testkit::{db::TestDb, seed};
 use crate::{
     receiver::{Answer, Receiver},
     support::{Billing, anchor, until, user},
-    webhook_support::{ALL_DONE, ALL_WAIT, Endpoint, execute, impatient, settings, time_passes},
+    webhook_support::{
+        ALL_DONE, ALL_WAIT, Endpoint, execute, impatient, settings, stretch_pauses, time_passes,
+    },
 };
 
 struct World {
@@ -26,6 +28,7 @@ struct World {
 impl World {
     async fn with(settings: fn(&TestDb) -> nexus_billing::Config) -> Result<Self> {
         let db = TestDb::new().await?;
+        stretch_pauses(&db).await?;
         seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
         let billing = Billing::start_with(settings(&db)).await?;
         let receiver = Receiver::start().await?;
@@ -55,14 +58,15 @@ async fn what_fails_is_sent_again_under_the_same_id_until_it_succeeds() -> Resul
     assert_eq!(first.body, sent.payload);
 
     until(&w.db, ALL_WAIT).await?;
-    let soon = "select due_time - now() between interval '0' and interval '6 s' from eco_webhook_deliveries";
+    let soon = "select due_time - started_time >= interval '1 hour 4 s' and due_time - now() <= interval '1 hour 6 s'
+                from eco_webhook_deliveries join eco_webhook_attempts using (endpoint_id, message_id)";
     assert!(sqlx::query_scalar::<_, bool>(soon).fetch_one(&w.db.pool).await?);
     assert!(w.billing.shown(&w.endpoint).await?.failing_since_time.is_some());
     time_passes(&w.db).await?;
     let second = w.receiver.next().await?;
     assert_eq!((second.id()?, second.body), (first.id()?, first.body.clone()));
     until(&w.db, ALL_WAIT).await?;
-    let later = "select due_time - now() > interval '59 min' from eco_webhook_deliveries";
+    let later = "select due_time - now() > interval '1 hour 55 min' from eco_webhook_deliveries";
     assert!(sqlx::query_scalar::<_, bool>(later).fetch_one(&w.db.pool).await?, "as the receiver asked");
     time_passes(&w.db).await?;
     let third = w.receiver.next().await?;

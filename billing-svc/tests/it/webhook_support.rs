@@ -14,19 +14,21 @@ use crate::support::{Billing, DEADLINE, config, user};
 
 pub(crate) const NO_STRIPE: &str = "http://127.0.0.1:9/";
 
-/// Settings that allow receivers on loopback.
+/// Settings that allow receivers on loopback. One that hangs does so for longer than a test takes.
 pub(crate) fn settings(db: &TestDb) -> Config {
     let notify = NotifyArgs {
         webhook_allow_http: true,
         webhook_allowed_networks: "127.0.0.0/8".to_owned(),
+        webhook_timeout: Duration::from_secs(100),
         ..NotifyArgs::default()
     };
     Config { notify, ..config(db, NO_STRIPE) }
 }
 
+/// Who hangs is given up; who does not has answered by then on a machine that others use, too.
 pub(crate) fn impatient(db: &TestDb) -> Config {
     let mut settings = settings(db);
-    settings.notify.webhook_timeout = Duration::from_millis(200);
+    settings.notify.webhook_timeout = Duration::from_secs(2);
     settings
 }
 
@@ -107,6 +109,17 @@ impl Billing {
 pub(crate) async fn execute(db: &TestDb, statement: &str) -> Result<u64> {
     let done = sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&db.pool).await?;
     Ok(done.rows_affected())
+}
+
+/// Makes the pauses after attempts that fail an hour longer: nothing is sent again before [`time_passes`]. The first
+/// pause is of five seconds, which a test may take between two statements on a machine that others use, too.
+pub(crate) async fn stretch_pauses(db: &TestDb) -> Result<()> {
+    let statements = "create function stretch_pause() returns trigger language plpgsql
+             as $$ begin new.due_time := new.due_time + interval '1 hour'; return new; end $$;
+         create trigger stretch_pause before update of due_time on eco_webhook_deliveries
+             for each row when (new.due_time > now()) execute function stretch_pause();";
+    sqlx::raw_sql(statements).execute(&db.pool).await?;
+    Ok(())
 }
 
 /// Has what waits for its time be due now.
