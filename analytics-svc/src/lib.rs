@@ -3,9 +3,9 @@
 //!
 //! * History and endpoints come from the daily rollup, which the flush that commits an event updates in the
 //!   same transaction: an acknowledged event is in them.
-//! * Overview and users come from one source, the summary of each account's current period
-//!   (`eco_usage_records`), so that their calls, overage and order agree; billing-svc keeps it within a second
-//!   of the counters. A summary of an earlier period is not current: such an account shows zeros.
+//! * Overview and users come from one source, the figures of each account's current period
+//!   (`eco_accounts_now`), so that their calls, overage and order agree; their usage is the summary that billing-svc
+//!   keeps within a second of the counters. A summary of an earlier period is not current: such an account shows zeros.
 //!
 //! The figures of one answer are of one snapshot; the database's clock says what is today and current.
 //!

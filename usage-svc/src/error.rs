@@ -73,8 +73,8 @@ pub enum Error {
     /// As many clients hold units over streams as may, of all accounts or of this one.
     #[error("too many streams of LeaseQuota are open")]
     TooManyClients,
-    /// As many calls wait to read where one account stands as may.
-    #[error("too many calls wait to read the usage of this account")]
+    /// As many calls wait to read where one account stands, or what one API key opens, as may.
+    #[error("too many calls wait to read the same")]
     TooManyReads,
     /// As many calls with API keys that are not known here wait as may.
     #[error("too many calls with API keys that are not known here")]

@@ -10,9 +10,9 @@ use crate::{
 /// The whole business at a glance, at most a second behind the counters.
 pub async fn run(pool: &PgPool) -> Result<Overview, Error> {
     let mut tx = db::snapshot(pool).await?;
-    let totals = store::current_usage::totals(&mut tx).await?;
-    let top_users = store::current_usage::top(&mut tx, TOP_USERS).await?;
-    let as_of = store::current_usage::time(&mut tx).await?;
+    let totals = store::accounts_now::totals(&mut tx).await?;
+    let top_users = store::accounts_now::top(&mut tx, TOP_USERS).await?;
+    let as_of = store::accounts_now::time(&mut tx).await?;
     tx.commit().await?;
     Ok(Overview::new(&totals, top_users, as_of))
 }

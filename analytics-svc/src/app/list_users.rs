@@ -26,8 +26,8 @@ pub async fn run(
     size: i64,
 ) -> Result<UserPage, Error> {
     let mut tx = db::snapshot(pool).await?;
-    let total = store::current_usage::count(&mut tx, filter).await?;
-    let mut users = store::current_usage::page(&mut tx, filter, start, size + 1).await?;
+    let total = store::accounts_now::count(&mut tx, filter).await?;
+    let mut users = store::accounts_now::page(&mut tx, filter, start, size + 1).await?;
     tx.commit().await?;
     let next = page::cut(&mut users, size, |user| user.cursor.clone());
     Ok(UserPage { users, next, total })

@@ -20,18 +20,6 @@ pub enum UserSort {
     Created,
 }
 
-impl UserSort {
-    /// The word in the list's statement.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            UserSort::Usage => "usage",
-            UserSort::Overage => "overage",
-            UserSort::Revenue => "revenue",
-            UserSort::Created => "created",
-        }
-    }
-}
-
 /// Which accounts to list, in which order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct UserFilter {

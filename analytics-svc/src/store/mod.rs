@@ -1,7 +1,7 @@
 //! The only SQL of the service, one file a table. Functions take a connection; the use case owns the transaction.
 
 pub mod accounts;
-pub mod current_usage;
+pub mod accounts_now;
 pub mod usage_daily;
 
 use std::str::FromStr;

@@ -29,7 +29,8 @@ fn all() -> ListUsersRequest {
     ListUsersRequest::default()
 }
 
-/// Accounts whose order differs by every sort, with ties in each.
+/// Accounts whose order differs by every sort, with ties in each; the figures of some are ready, others are new or have
+/// changed.
 async fn seed(app: &App) -> Result<()> {
     let pool = app.pool();
     for (eco_id, plan, api_calls, overage_units, overage_micros, created) in [
@@ -47,6 +48,9 @@ async fn seed(app: &App) -> Result<()> {
             .await?;
         Summary { eco_id, months_ago: 0, api_calls, overage_units, overage_micros }.insert(pool).await?;
     }
+    compute_figures(pool).await?;
+    sqlx::query("insert into eco_account_changes (eco_id) values ('eco_c')").execute(pool).await?;
+    sqlx::query("update eco_account_figures set valid_until = now() where eco_id = 'eco_e'").execute(pool).await?;
     accounts(pool, Plan::Free, &["eco_f", "eco_g"]).await?;
     sqlx::query("update eco_identities set created_time = '2026-01-01Z' where eco_id in ('eco_f', 'eco_g')")
         .execute(pool)
@@ -296,6 +300,38 @@ async fn it_is_for_admins() -> Result<()> {
     for caller in [user("eco_a")?, bearer(&settings::service_token(&[Scope::AccountsWrite])?)?] {
         let call = app.client.clone().list_users(caller.request(all())).await;
         assert_refused(call, Code::PermissionDenied, "PERMISSION_DENIED")?;
+    }
+    Ok(())
+}
+
+/// Where there are many accounts, each order is read from its index.
+#[tokio::test]
+async fn every_order_has_an_index_of_its_own() -> Result<()> {
+    let app = App::start().await?;
+    let pool = app.pool();
+    sqlx::raw_sql(
+        "insert into eco_identities (eco_id) select 'eco_' || n from generate_series(1, 20000) n;
+         insert into eco_subscriptions (eco_id, plan, plan_version, status, anchor_time)
+         select eco_id, 'pro', 1, 'active', now() - interval '40 days' from eco_identities;",
+    )
+    .execute(pool)
+    .await?;
+    compute_figures(pool).await?;
+    sqlx::raw_sql("vacuum analyze eco_account_figures; vacuum analyze eco_account_changes").execute(pool).await?;
+    for (sort, index) in [
+        (UserSort::Usage, "eco_account_figures_by_usage"),
+        (UserSort::Overage, "eco_account_figures_by_overage"),
+        (UserSort::Revenue, "eco_account_figures_by_revenue"),
+        (UserSort::Created, "eco_account_figures_by_created"),
+    ] {
+        let read = "select idx_scan > 0 and idx_tup_read <= 200 * idx_scan from pg_stat_user_indexes where indexrelname = $1";
+        // The server tells its statistics once a second at most, at the end of a transaction.
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !sqlx::query_scalar::<_, bool>(read).bind(index).fetch_one(pool).await? {
+            anyhow::ensure!(tokio::time::Instant::now() < deadline, "{sort:?} does not use {index}");
+            let page = list(&app, ListUsersRequest { sort: sort.into(), page_size: 100, ..all() }).await?;
+            assert_eq!((page.users.len(), page.total_size), (100, 20_000));
+        }
     }
     Ok(())
 }

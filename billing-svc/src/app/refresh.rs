@@ -1,8 +1,10 @@
-//! Keeps the summary `eco_usage_records` in step with the counters. billing-svc alone writes it.
+//! Keeps the summary `eco_usage_records` in step with the counters, and `eco_account_figures` with the accounts.
+//! billing-svc alone writes them.
 //!
 //! A flush of usage-svc notes in a queue which periods it changed, in the transaction that changed them.
 //! Here entries are taken off and the periods computed anew by a later statement of one transaction: what
-//! the entries stand for is committed by then, and what comes later has entries of its own.
+//! the entries stand for is committed by then, and what comes later has entries of its own. The same goes for accounts
+//! that are new or on other terms; those whose period ends are known by their rows.
 
 use std::{iter, time::Duration};
 
@@ -14,7 +16,7 @@ use crate::{
     app::tell_thresholds,
     domain::period::PeriodKey,
     error::Error,
-    store::{changes, facts, lease, records},
+    store::{account_figures, changes, facts, lease, records},
 };
 
 const EVERY: Duration = Duration::from_millis(500);
@@ -48,6 +50,7 @@ async fn refresh_if_free(pool: &PgPool) -> Result<(), Error> {
             return Ok(());
         }
         let more = refresh_batch(&mut transaction, batch).await?;
+        let more = compute_figures(&mut transaction, batch).await? || more;
         transaction.commit().await?;
         if !more {
             return Ok(());
@@ -80,6 +83,15 @@ async fn refresh_batch(db: &mut PgConnection, batch: i64) -> Result<bool, Error>
     let (taken, periods) = changes::take(db, batch).await?;
     refresh(db, &periods).await?;
     Ok(taken as i64 == batch)
+}
+
+/// After the summaries, which the figures show.
+async fn compute_figures(db: &mut PgConnection, batch: i64) -> Result<bool, Error> {
+    let (taken, accounts) = account_figures::take(db, batch).await?;
+    if !accounts.is_empty() {
+        account_figures::compute(db, &accounts).await?;
+    }
+    Ok(taken == batch)
 }
 
 /// Computes the summary of these periods anew, and tells accounts which thresholds they have reached.

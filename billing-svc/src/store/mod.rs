@@ -1,5 +1,6 @@
 //! The only SQL; one file a table, but three for the ledger. Every function takes a connection: the use case owns the transaction.
 
+pub mod account_figures;
 pub mod accounts;
 pub mod adjustments;
 pub mod audit;

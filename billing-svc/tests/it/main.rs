@@ -1,5 +1,6 @@
 //! billing-svc over gRPC, with a database of its own and a stand-in Stripe where one is needed.
 
+mod account_figures;
 mod accounts;
 mod at_stripe;
 mod audit;

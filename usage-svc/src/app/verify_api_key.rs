@@ -4,14 +4,14 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use moka::sync::Cache;
 use nexus_core::id::ApiKeyText;
-use nexus_kit::db;
+use nexus_kit::{db, turn::Turns};
 use sqlx::PgPool;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -35,8 +35,17 @@ const MAX_KEYS: u64 = 100_000;
 const NOTED_FOR: Duration = Duration::from_secs(60);
 /// Longest that a key is read: longer than a lock is waited for.
 const READ_WITHIN: Duration = Duration::from_secs(10);
+/// Calls with the same text that wait while it is read.
+const MAX_WAITING: usize = 256;
 /// What an unknown key is compared with, so that it takes as long: the hash of no text.
 const NO_SECRET: [u8; 32] = [0; 32];
+
+/// Read, and not yet known whether a change has overtaken the reading.
+const NEW: u8 = 0;
+/// As the database has it, as far as was heard.
+const CURRENT: u8 = 1;
+/// It has changed since. That who has its secret is no stranger stays true.
+const STALE: u8 = 2;
 
 /// The API keys, as this replica knows them. Clones are the same.
 #[derive(Clone)]
@@ -45,6 +54,8 @@ pub struct Keys(Arc<Inner>);
 struct Inner {
     pool: PgPool,
     strangers: Strangers,
+    /// A text is read once for all who come with it meanwhile: by the key's id and the hash of the secret.
+    reads: Turns<(String, [u8; 32])>,
     feed: Arc<Feed>,
     stale_max: Duration,
     known: Cache<String, Arc<Known>>,
@@ -61,8 +72,8 @@ struct Known {
     since: BootTime,
     /// What was said to have changed by then.
     epoch: u64,
-    /// It has changed since. That who has its secret is no stranger stays true.
-    stale: AtomicBool,
+    /// [`NEW`], [`CURRENT`] or [`STALE`].
+    state: AtomicU8,
     /// When its use was last noted, in nanoseconds of [`BootTime`].
     noted: AtomicU64,
 }
@@ -79,6 +90,7 @@ pub fn start(
     let changes = feed.subscribe();
     let keys = Keys(Arc::new(Inner {
         strangers: Strangers::of(&pool),
+        reads: Turns::new(1, MAX_WAITING),
         pool,
         outage,
         feed,
@@ -106,28 +118,34 @@ impl Keys {
     /// The key that the text opens.
     pub async fn verify(&self, text: &ApiKeyText) -> Result<ApiKey, Error> {
         let inner = &self.0;
-        if inner.feed.is_heard()
-            && let Some(key) = self.remembered(text)
-        {
+        if let Some(key) = self.heard_of(text) {
             return Ok(key);
+        }
+        let mut read = None;
+        if inner.feed.is_heard() {
+            let name = (text.key_id().to_owned(), text.secret_sha256());
+            read = Some(inner.reads.take(&name).await.ok_or(Error::TooManyReads)?);
+            // By somebody else meanwhile.
+            if let Some(key) = self.heard_of(text) {
+                return Ok(key);
+            }
         }
         if inner.knew(text) {
             return self.ask(text).await;
         }
         let turn = inner.strangers.turn().await?;
-        // Somebody else may have asked for it meanwhile.
-        if inner.feed.is_heard()
-            && let Some(key) = self.remembered(text)
-        {
-            return Ok(key);
-        }
         let (keys, text) = (self.clone(), text.clone());
         // Also when the caller goes away: what it has sent goes on in its connection.
         let asked = async move {
-            let _turn = turn;
+            let _turns = (read, turn);
             keys.ask(&text).await
         };
         tokio::spawn(asked.in_current_span()).await.map_err(|_| Error::Stopping)?
+    }
+
+    /// The key, where it is remembered and whatever changes would be heard.
+    fn heard_of(&self, text: &ApiKeyText) -> Option<ApiKey> {
+        if self.0.feed.is_heard() { self.remembered(text) } else { None }
     }
 
     /// The key by the database; while that is away, as it is remembered, for a while.
@@ -147,19 +165,19 @@ impl Keys {
     /// new secret since.
     fn remembered(&self, text: &ApiKeyText) -> Option<ApiKey> {
         let known = self.0.known.get(text.key_id())?;
-        let stale =
-            known.stale.load(Ordering::Acquire) || known.epoch != self.0.epoch.load(Ordering::Acquire);
-        if stale { None } else { self.open(&known, text) }
+        let current = known.state.load(Ordering::Acquire) == CURRENT
+            && known.epoch == self.0.epoch.load(Ordering::Acquire);
+        if current { self.open(&known, text) } else { None }
     }
 
     /// Asks the database from now on: what it says of the key has changed.
     pub fn forget(&self, key_id: &str) {
-        self.0.changes.fetch_add(1, Ordering::AcqRel);
+        self.0.changes.fetch_add(1, Ordering::SeqCst);
         self.0.outdate(key_id);
     }
 
     fn forget_all(&self) {
-        self.0.changes.fetch_add(1, Ordering::AcqRel);
+        self.0.changes.fetch_add(1, Ordering::SeqCst);
         self.0.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -176,12 +194,14 @@ impl Keys {
             return Err(Error::InvalidApiKey);
         };
         let noted = if stored.use_is_stale { 0 } else { since.nanos() };
-        let (noted, stale) = (AtomicU64::new(noted), AtomicBool::new(false));
-        let known = Arc::new(Known { stored, since, epoch, stale, noted });
+        let (noted, state) = (AtomicU64::new(noted), AtomicU8::new(NEW));
+        let known = Arc::new(Known { stored, since, epoch, state, noted });
         inner.known.insert(text.key_id().to_owned(), known.clone());
-        // A change counts itself before it forgets: of the two, one sees the other.
-        if inner.changes.load(Ordering::Acquire) != changes {
-            known.stale.store(true, Ordering::Release);
+        // A change counts itself before it outdates what is remembered: it is seen here, or it finds this. Only then
+        // does it serve: a key that was revoked while it was read is used by nobody else.
+        if inner.changes.load(Ordering::SeqCst) == changes {
+            // Unless it is stale by now.
+            let _ = known.state.compare_exchange(NEW, CURRENT, Ordering::AcqRel, Ordering::Relaxed);
         }
         self.open(&known, text).ok_or(Error::InvalidApiKey)
     }
@@ -212,7 +232,7 @@ impl Inner {
 
     fn outdate(&self, key_id: &str) {
         if let Some(known) = self.known.get(key_id) {
-            known.stale.store(true, Ordering::Release);
+            known.state.store(STALE, Ordering::Release);
         }
     }
 

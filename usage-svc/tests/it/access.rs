@@ -133,14 +133,20 @@ async fn only_a_service_with_the_scope_asks_for_a_proxy() -> Result<()> {
 /// rollup are reached through these alone.
 const GRANTS: &str = "\
 nexus_analytics _sqlx_migrations: select
+nexus_analytics eco_accounts_now: select
 nexus_analytics eco_current_usage: select
+nexus_analytics eco_figures_anew: select
+nexus_analytics eco_figures_that_hold: select
 nexus_analytics eco_identities: select
 nexus_analytics eco_usage_daily: select
 nexus_billing _sqlx_migrations: select
+nexus_billing eco_account_changes: select insert delete
+nexus_billing eco_account_figures: select insert update delete
 nexus_billing eco_api_usage: select
 nexus_billing eco_audit_log: select
 nexus_billing eco_billing_requests: select insert
 nexus_billing eco_checkouts: select insert update
+nexus_billing eco_current_usage: select
 nexus_billing eco_database_identity: select update
 nexus_billing eco_identities: select insert update
 nexus_billing eco_operator_notices: select insert update
@@ -219,7 +225,7 @@ async fn each_role_has_its_grants_and_no_more() -> Result<()> {
     .await?;
     assert_eq!(grants.join("\n"), GRANTS.trim_end());
 
-    // Public has none, nor has anyone functions that write but usage-svc.
+    // Public has none, and nobody another's.
     let functions: Vec<String> = sqlx::query_scalar(
         "select r.name || ' ' || f.proname
          from unnest(array['nexus_analytics', 'nexus_billing', 'nexus_usage', 'public']) as r (name)
@@ -233,6 +239,7 @@ async fn each_role_has_its_grants_and_no_more() -> Result<()> {
     assert_eq!(
         functions,
         [
+            "nexus_billing nexus_compute_figures",
             "nexus_usage aggregate_daily_usage",
             "nexus_usage increment_api_calls",
             "nexus_usage nexus_advance_spool_cursor",

@@ -75,6 +75,7 @@ pub(super) async fn adopt(pool: &PgPool, adoption: &Adoption) -> Result<bool, Er
     let key = adoption.intent.period_key();
     let mut transaction = db::begin(pool).await?;
     if !records::lock(&mut transaction, &key).await? {
+        lease::refresh(&mut transaction).await?;
         refresh::refresh(&mut transaction, std::slice::from_ref(&key)).await?;
         records::lock(&mut transaction, &key).await?;
     }
