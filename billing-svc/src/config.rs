@@ -48,6 +48,9 @@ pub struct Config {
     /// Accounts a run of ProcessOverage works on at once; at least the rate, times the seconds that Stripe takes
     #[arg(long, env = "OVERAGE_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "N")]
     pub overage_concurrency: u32,
+    /// How often charges are looked for whose recheck is due: ten minutes after an attempt was replaced
+    #[arg(long, env = "OVERAGE_RECHECK_EVERY", default_value = "60s", value_parser = parse_timeout, value_name = "DURATION")]
+    pub overage_recheck_every: Duration,
     /// Events of Stripe's that are applied at once; each has a connection for as long as Stripe takes to answer
     #[arg(long, env = "STRIPE_EVENTS_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64), value_name = "N")]
     pub stripe_events_concurrency: u32,

@@ -94,6 +94,8 @@ pub async fn serve(
         shutdown.clone(),
     ));
     let _end_with_us = engine.kill_guard();
+    let rechecking = app::process_overage::rechecker(engine.outside_runs(), config.overage_recheck_every);
+    let _recheck_with_us = AbortOnDrop(tokio::spawn(rechecking));
     let event_stored = Arc::new(Notify::new());
     let events_context = stripe_events::Context {
         subscriptions: stripe.clone(),

@@ -317,7 +317,9 @@ async fn every_order_has_an_index_of_its_own() -> Result<()> {
     .execute(pool)
     .await?;
     compute_figures(pool).await?;
-    sqlx::raw_sql("vacuum analyze eco_account_figures; vacuum analyze eco_account_changes").execute(pool).await?;
+    for statement in ["vacuum analyze eco_account_figures", "vacuum analyze eco_account_changes"] {
+        sqlx::query(statement).execute(pool).await?;
+    }
     for (sort, index) in [
         (UserSort::Usage, "eco_account_figures_by_usage"),
         (UserSort::Overage, "eco_account_figures_by_overage"),

@@ -29,6 +29,7 @@ pub struct Draft {
 pub async fn run(context: &ChargeContext, draft: &Draft) -> Result<AccountResult, Error> {
     refresh::drain(&context.pool).await?;
     let periods = owing(&context.pool, &draft.eco_id, Some(draft.period_end)).await?;
-    let context = ChargeContext { target: Target::Draft(draft.invoice_id.clone()), ..context.clone() };
+    let target = Target::Draft { invoice_id: draft.invoice_id.clone(), closes: draft.period_end };
+    let context = ChargeContext { target, ..context.clone() };
     Ok(charge_account(&context, &periods).await)
 }

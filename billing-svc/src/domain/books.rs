@@ -35,6 +35,10 @@ pub struct LedgerRow {
     pub currency: String,
     /// Customer that was charged.
     pub customer: String,
+    /// Text on the invoice.
+    pub description: String,
+    /// Calls that the item says it is of.
+    pub calls: Option<String>,
     /// State.
     pub status: ChargeStatus,
     /// Item at Stripe.
@@ -141,7 +145,11 @@ pub fn compare(charge_id: Uuid, rows: &[LedgerRow], items: &[BookItem], now: Dat
     let live: Vec<&LedgerRow> = rows.iter().filter(|row| row.status == ChargeStatus::Succeeded).collect();
     for row in &live {
         match left.iter().position(|item| row.item_id.as_deref() == Some(item.item_id.as_str())) {
-            Some(at) => findings.extend(altered(charge_id, row, left.remove(at))),
+            Some(at) => {
+                let item = left.remove(at);
+                findings.extend(altered(charge_id, row, item));
+                findings.extend(reworded(charge_id, row, item));
+            }
             None => missing.push(*row),
         }
     }
@@ -259,6 +267,21 @@ fn altered(charge_id: Uuid, row: &LedgerRow, item: &BookItem) -> Vec<Finding> {
     findings
 }
 
+/// Whether an item tells its reader something else than the attempt that it is of.
+fn reworded(charge_id: Uuid, row: &LedgerRow, item: &BookItem) -> Option<Finding> {
+    let calls = item.metadata.get(CALLS);
+    let message = if row.description != item.description {
+        format!("The ledger has it as \"{}\", the item says \"{}\".", row.description, item.description)
+    } else if row.calls.is_some() && row.calls.as_ref() != calls {
+        let of = |calls: Option<&String>| calls.cloned().unwrap_or_else(|| "no number of".to_owned());
+        format!("The ledger has it of {} calls, the item says {}.", of(row.calls.as_ref()), of(calls))
+    } else {
+        return None;
+    };
+    Some((at(of_row(charge_id, row, Kind::ItemTextDiffers, message, 0), item), None))
+}
+
+const CALLS: &str = "overage_calls";
 const PERIOD_START: &str = "billing_period_start";
 const PERIOD_END: &str = "billing_period_end";
 

@@ -23,6 +23,8 @@ fn row(status: ChargeStatus, item_id: Option<&str>) -> LedgerRow {
         amount_minor: 500,
         currency: "USD".to_owned(),
         customer: "cus_a".to_owned(),
+        description: "API overage".to_owned(),
+        calls: Some("5000".to_owned()),
         status,
         item_id: item_id.map(str::to_owned),
         recheck_time: None,
@@ -36,6 +38,7 @@ fn made(item_id: &str) -> LedgerRow {
 fn item(item_id: &str) -> BookItem {
     let metadata = [
         ("eco_id", "eco_a".to_owned()),
+        ("overage_calls", "5000".to_owned()),
         ("billing_period_start", "2026-03-05T10:00:00Z".to_owned()),
         ("billing_period_end", "2026-04-05T10:00:00Z".to_owned()),
         (CHARGE_ID, CHARGE.to_string()),
@@ -78,6 +81,7 @@ fn each_way_of_being_altered_has_its_name() {
     assert_eq!(altered(|i| i.amount_minor = 501), (Kind::ItemAmountDiffers, 10_000));
     assert_eq!(altered(|i| i.customer = "cus_b".to_owned()), (Kind::ItemWrongCustomer, 5 * MICROS));
     assert_eq!(altered(|i| i.currency = "EUR".to_owned()), (Kind::ItemWrongCurrency, 0));
+    assert_eq!(altered(|i| i.description.push('!')), (Kind::ItemTextDiffers, 0));
     let set = |key: &'static str, value: &str| {
         let mut item = item("ii_1");
         item.metadata.insert(key.to_owned(), value.to_owned());
@@ -86,6 +90,7 @@ fn each_way_of_being_altered_has_its_name() {
     assert_eq!(set("eco_id", "eco_b"), [(Kind::ItemWrongAccount, 0, None)]);
     assert_eq!(set("billing_period_end", "2026-04-06T10:00:00Z"), [(Kind::ItemWrongPeriod, 0, None)]);
     assert_eq!(set("billing_period_start", "soon"), [(Kind::ItemWrongPeriod, 0, None)]);
+    assert_eq!(set("overage_calls", "4999"), [(Kind::ItemTextDiffers, 0, None)]);
     assert_eq!(set(CHARGE_ID, &Uuid::nil().to_string()), [(Kind::ItemWrongCharge, 0, None)]);
 }
 

@@ -61,8 +61,13 @@ pub enum Target {
     /// It waits for the customer's next invoice.
     #[default]
     Upcoming,
-    /// On this draft.
-    Draft(String),
+    /// On this draft, which closes the period that ends then.
+    Draft {
+        /// Its id.
+        invoice_id: String,
+        /// End of the billing period.
+        closes: DateTime<Utc>,
+    },
     /// It waits for an invoice that is made for it.
     Own,
 }
@@ -168,7 +173,7 @@ impl Intent {
             customer: customer.to_owned(),
             subscription: facts.stripe_subscription_id.clone(),
             invoice: match target {
-                Target::Draft(invoice) => Some(invoice.clone()),
+                Target::Draft { invoice_id, .. } => Some(invoice_id.clone()),
                 Target::Upcoming | Target::Own => None,
             },
             amount_minor: facts.currency.minor_unit().to_minor(difference.amount),
@@ -186,9 +191,13 @@ impl Intent {
             item,
             basis: Some(Basis::Difference(Reckoning::of(facts))),
         };
-        // Without a subscription there is no invoice of the period that it could be too late for.
-        if *target == Target::Upcoming && intent.item.subscription.is_some() && facts.now >= facts.period.end
-        {
+        let is_late = match target {
+            // Without a subscription there is no invoice of the period that it could be too late for.
+            Target::Upcoming => intent.item.subscription.is_some() && facts.now >= facts.period.end,
+            Target::Draft { closes, .. } => facts.period.end < *closes,
+            Target::Own => false,
+        };
+        if is_late {
             intent.mark_late();
         }
         intent

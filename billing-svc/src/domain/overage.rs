@@ -105,7 +105,10 @@ pub struct Overage {
     pub exact: Micros,
 }
 
-/// A charge that brings the ledger to what is due; negative: a credit.
+/// Most that Stripe takes in one item, in minor units: eight digits.
+const MOST_MINOR: i64 = 99_999_999;
+
+/// A charge that brings the ledger to what is due, or as near as one may; negative: a credit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Difference {
     /// Whole chargeable units, never 0.
@@ -249,9 +252,22 @@ impl Facts {
     /// The charge to make now, if any.
     pub fn difference(&self) -> Result<Option<Difference>, OutOfRange> {
         let amount = self.due()?.0.checked_sub(self.ledger.billed.0).ok_or(OutOfRange)?;
-        let units_to = self.overage()?.units;
-        let charge = Difference { amount: Micros(amount), units_from: self.ledger.units, units_to };
+        let most = self.currency.minor_unit().from_minor(MOST_MINOR).ok_or(OutOfRange)?.0;
+        let part = amount.clamp(-most, most);
+        // Of the units as large a part as of the amount.
+        let units = self.overage()?.units.checked_sub(self.ledger.units).ok_or(OutOfRange)?;
+        let units = match part == amount {
+            true => units,
+            false => (i128::from(units) * i128::from(part) / i128::from(amount)) as i64,
+        };
+        let charge =
+            Difference { amount: Micros(part), units_from: self.ledger.units, units_to: self.ledger.units + units };
         Ok((amount != 0).then_some(charge))
+    }
+
+    /// Whether that charge brings the ledger only nearer to what is due.
+    pub fn is_part(&self, difference: &Difference) -> Result<bool, OutOfRange> {
+        Ok(self.ledger.billed.0.checked_add(difference.amount.0) != Some(self.due()?.0))
     }
 
     /// Whether overage cannot be priced: its plan has no price in the account's currency.

@@ -258,3 +258,20 @@ fn a_lapsed_subscription_keeps_the_overage_of_all_segments_and_accrues_none() {
     facts.summary = None;
     assert_eq!(facts.overage(), Ok(Overage { units: 30, exact: Micros(30_000) }));
 }
+
+/// Stripe takes $999,999.99 in one item.
+#[test]
+fn what_is_more_than_stripe_takes_is_charged_in_parts() -> Result<(), OutOfRange> {
+    const MOST: i64 = 999_999_990_000;
+    let mut facts = facts(UnitPrice { micros: 1_000_000, per_units: 1 }, 0);
+    facts.open_units = 2_500_000;
+    for (amount, part) in [(MOST, true), (MOST, true), (500_000_020_000, false)] {
+        let difference = facts.difference()?.expect("it owes");
+        assert_eq!((difference.amount.0, facts.is_part(&difference)?), (amount, part));
+        assert_eq!(charge(&mut facts)?, amount);
+    }
+    assert_eq!((facts.ledger.units, facts.difference()?), (2_500_000, None));
+    facts.open_units = 0;
+    assert_eq!(charge(&mut facts)?, -MOST, "a credit likewise");
+    Ok(())
+}

@@ -118,13 +118,15 @@ pub enum Kind {
     ItemWrongCurrency,
     /// The item says that it is another charge's, or none's.
     ItemWrongCharge,
+    /// The item says something else, or another number of calls.
+    ItemTextDiffers,
     /// The item is on no invoice that is final, longer than is to be expected.
     ItemOnNoFinalisedInvoice,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::EventsCountersDiffer,
         Self::SegmentCountersDiffer,
         Self::CountersSummaryDiffer,
@@ -140,6 +142,7 @@ impl Kind {
         Self::ItemWrongPeriod,
         Self::ItemWrongCurrency,
         Self::ItemWrongCharge,
+        Self::ItemTextDiffers,
         Self::ItemOnNoFinalisedInvoice,
     ];
 
@@ -161,6 +164,7 @@ impl Kind {
             Self::ItemWrongPeriod => "ITEM_WRONG_PERIOD",
             Self::ItemWrongCurrency => "ITEM_WRONG_CURRENCY",
             Self::ItemWrongCharge => "ITEM_WRONG_CHARGE",
+            Self::ItemTextDiffers => "ITEM_TEXT_DIFFERS",
             Self::ItemOnNoFinalisedInvoice => "ITEM_ON_NO_FINALISED_INVOICE",
         }
     }
@@ -174,6 +178,7 @@ impl Kind {
             | Self::CountersSummaryDiffer
             | Self::LedgerSumDiffers
             | Self::SettledDiffers
+            | Self::ItemTextDiffers
             | Self::ItemOnNoFinalisedInvoice => false,
             Self::ItemMissing
             | Self::ItemExtra

@@ -10,8 +10,10 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use rand::Rng;
 use tokio::time::Instant;
 
-/// Longest pause that a run waits for; what Stripe asks beyond it is left to the next run.
+/// Longest pause within which a charge is tried again; one that Stripe answers so is left to the next run.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Longest pause that is taken for meant: nobody waits for a day because of one header.
+const MOST: Duration = Duration::from_secs(3600);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -57,7 +59,7 @@ impl Pace {
 
     /// Makes all callers wait for so long.
     pub fn pause_all(&self, time: Duration) {
-        let until = Instant::now() + time.min(LONGEST_PAUSE);
+        let until = Instant::now() + time.min(MOST);
         let mut paused = self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
         *paused = (*paused).max(Some(until));
     }
@@ -91,6 +93,17 @@ mod tests {
         pace.pause_all(pause);
         assert!(waiting.await.is_ok());
         assert!(begun.elapsed() >= pause, "a call was made within the pause");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_pause_is_kept_whole_and_an_absurd_one_is_not() {
+        let pace = Pace::new(NonZeroU32::MIN);
+        for (asked, kept) in [(Duration::from_secs(1_800), 1_800), (Duration::MAX, 3_600)] {
+            let begun = Instant::now();
+            pace.pause_all(asked);
+            pace.wait().await;
+            assert!((kept..kept + 60).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        }
     }
 
     #[test]

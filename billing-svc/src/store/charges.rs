@@ -326,6 +326,19 @@ async fn postpone_recheck(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Resul
     Ok(())
 }
 
+/// Has a charge rechecked at once, since an attempt that is over has an item at Stripe.
+#[tracing::instrument(name = "db.eco_overage_charges.recheck", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn recheck(db: &mut PgConnection, charge_id: Uuid, attempt: i32) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_overage_charges set recheck_time = now() where charge_id = $1 and attempt = $2",
+        charge_id,
+        attempt,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
 /// The charge was rechecked.
 #[tracing::instrument(name = "db.eco_overage_charges.clear_recheck", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn clear_recheck(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<()> {

@@ -149,7 +149,8 @@ pub async fn attempts(
 ) -> sqlx::Result<HashMap<Uuid, Vec<LedgerRow>>> {
     let rows = sqlx::query!(
         r#"select charge_id, attempt, eco_id, period_start, period_end, amount_micros, amount_minor, currency_code,
-                  payload ->> 'customer' as "customer!", status, stripe_invoice_item_id, recheck_time
+                  payload ->> 'customer' as "customer!", payload ->> 'description' as "description!",
+                  payload -> 'metadata' ->> 'overage_calls' as calls, status, stripe_invoice_item_id, recheck_time
            from eco_overage_charges where charge_id = any ($1) order by charge_id, attempt"#,
         charges,
     )
@@ -165,6 +166,8 @@ pub async fn attempts(
             amount_minor: row.amount_minor,
             currency: row.currency_code,
             customer: row.customer,
+            description: row.description,
+            calls: row.calls,
             status: row.status.parse().map_err(unknown_word)?,
             item_id: row.stripe_invoice_item_id,
             recheck_time: row.recheck_time,

@@ -84,7 +84,7 @@ impl World {
         // Its draft is settled, or that is missed.
         if self.chance(2) {
             self.facts.now = end + TimeDelta::minutes(self.rng.random_range(0..90));
-            self.run(&Target::Draft("in_1".to_owned()))?;
+            self.run(&Target::Draft { invoice_id: "in_1".to_owned(), closes: end })?;
         }
         // A subscription that has ended is settled at once.
         if self.chance(8) {

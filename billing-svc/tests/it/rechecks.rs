@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     proxy::Proxy,
-    support::{Billing, Sim, begin, record, until},
+    support::{Billing, Sim, begin, config, record, until},
 };
 
 /// A charge of 10 cents whose first request hangs at Stripe while its server is killed. A day later the next
@@ -44,12 +44,7 @@ impl World {
         self.sim.read("/held").await?;
         server.kill().await?;
         ensure!(call.await?.is_err(), "a killed server cannot have answered");
-        until(
-            &self.db,
-            "select not exists (select from pg_locks where locktype = 'advisory' and objid = 2 and objsubid = 2
-             and database = (select oid from pg_database where datname = current_database()))",
-        )
-        .await
+        until(&self.db, NO_LEASE).await
     }
 
     /// The request that is held takes effect.
@@ -123,6 +118,8 @@ impl World {
     }
 }
 
+const NO_LEASE: &str = "select not exists (select from pg_locks where locktype = 'advisory' and objid = 2 and objsubid = 2
+     and database = (select oid from pg_database where datname = current_database()))";
 const PARKED: &str = "update eco_usage_records set parked_reason = 'CARD_DECLINED', parked_time = now()";
 const SETTLED: &str = "update eco_usage_records set settled_time = now()";
 const OPEN: &str = "select";
@@ -338,4 +335,71 @@ async fn what_a_person_has_changed_at_stripe_is_named_and_left_alone() -> Result
         world.billing.stop().await?;
     }
     Ok(())
+}
+
+/// An invoice may take both items before the next run.
+#[tokio::test]
+async fn between_runs_a_late_item_is_deleted_by_a_worker() -> Result<()> {
+    let world = World::new().await?;
+    world.late().await?;
+    let mut config = config(&world.db, &world.sim.base);
+    config.overage_recheck_every = std::time::Duration::from_millis(50);
+    let other = Billing::start_with(config).await?;
+    world.ten_minutes_later().await?;
+    until(&world.db, "select not exists (select from eco_overage_charges where recheck_time is not null)").await?;
+    assert_eq!(world.deletions().await?, 1);
+    world.agrees(10).await?;
+    other.stop().await
+}
+
+/// A process that stood still while its charge was replaced and rechecked goes on, and has made an item.
+#[tokio::test]
+async fn an_item_that_comes_after_the_recheck_is_rechecked_again() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let slow = Billing::start(&db, &sim.base).await?;
+    let customer = sim.pro(&db, "eco_a").await?;
+    record(&db, "eco_a", 100_100).await?;
+    sim.fault(json!({ "hold": true })).await?;
+    let call = begin(&slow);
+    sim.read("/held").await?;
+    let world = World { billing: Billing::start(&db, &sim.base).await?, db, sim, customer };
+    // It loses the lease, and does not know that yet.
+    world.sql("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objid = 2 and objsubid = 2
+               and database = (select oid from pg_database where datname = current_database())").await?;
+    world.sql("update eco_overage_charges set created_time = now() - interval '24 hours'").await?;
+    until(&world.db, NO_LEASE).await?;
+    assert_eq!(world.billing.run_all().await?.charged_count, 1);
+    world.ten_minutes_later().await?;
+    world.billing.run_all().await?;
+    world.has_recheck(false).await?;
+
+    world.late().await?;
+    until(&world.db, "select exists (select from eco_overage_charges where recheck_time <= now())").await?;
+    world.billing.run_all().await?;
+    world.agrees(10).await?;
+    // Whatever it was told.
+    let _answer = call.await?;
+    slow.stop().await
+}
+
+/// Stripe keeps idempotency keys per API key as far as is known: a charge that may have been made with another is not
+/// taken for refused without a look.
+#[tokio::test]
+async fn what_may_have_been_sent_with_another_api_key_is_looked_for_before_it_counts_as_refused() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let doomed = Billing::start(&db, &sim.base).await?;
+    let customer = sim.pro(&db, "eco_a").await?;
+    // On the customer alone, so that there is nowhere else to put it.
+    sqlx::query("update eco_subscriptions set stripe_subscription_id = null").execute(&db.pool).await?;
+    record(&db, "eco_a", 100_100).await?;
+    sim.fault(json!({ "hold": true })).await?;
+    let mut rolled = config(&db, &sim.base);
+    rolled.stripe.stripe_secret_key = "sk_test_rolled".into();
+    let mut world = World { billing: Billing::start_with(rolled).await?, db, sim, customer };
+    world.kill_held(doomed).await?;
+    world.release().await?;
+    world.sim.admin(&format!("/customers/{}", world.customer), json!({ "declined": true })).await?;
+    let run = world.billing.run_all().await?;
+    assert_eq!((run.charged_count, run.errors.len()), (1, 0), "{:?}", run.errors);
+    world.agrees(10).await
 }

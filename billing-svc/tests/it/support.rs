@@ -56,6 +56,7 @@ pub(crate) fn config(db: &TestDb, stripe: &str) -> Config {
         stripe: stripe_args(stripe),
         stripe_webhook_secret: Some(WEBHOOK_SECRET.into()),
         overage_concurrency: 8,
+        overage_recheck_every: Duration::from_secs(86_400),
         stripe_events_concurrency: 4,
         dashboard_url: "http://localhost:8080/dashboard/billing".to_owned(),
         notify: nexus_billing::config::NotifyArgs::default(),

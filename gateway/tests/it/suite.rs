@@ -328,6 +328,7 @@ async fn billing(db: DbArgs, stripe: String) -> Result<(SocketAddr, Running)> {
         },
         stripe_webhook_secret: Some(WEBHOOK_SECRET.into()),
         overage_concurrency: 4,
+        overage_recheck_every: Duration::from_secs(60),
         stripe_events_concurrency: 4,
         dashboard_url: "http://localhost:8080/dashboard/billing".to_owned(),
         notify: nexus_billing::config::NotifyArgs::default(),

@@ -40,6 +40,7 @@ impl Billing {
             },
             stripe_webhook_secret: None,
             overage_concurrency: 1,
+            overage_recheck_every: std::time::Duration::from_secs(60),
             stripe_events_concurrency: 4,
             dashboard_url: "http://localhost:8080/dashboard/billing".to_owned(),
             notify: nexus_billing::config::NotifyArgs::default(),

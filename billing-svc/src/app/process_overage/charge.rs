@@ -65,6 +65,16 @@ impl ChargeContext {
         self.halt.is_cancelled() || self.shutdown.is_cancelled()
     }
 
+    /// Waits until Stripe may be called; false: nothing more is to be sent.
+    pub async fn turn(&self) -> bool {
+        tokio::select! {
+            () = self.pace.wait() => !self.halt.is_cancelled(),
+            () = self.halt.cancelled() => false,
+            // A pause may be long.
+            () = self.shutdown.cancelled() => false,
+        }
+    }
+
     /// What is left to the next run to tell: outside of runs there is no list that it could be on.
     pub(super) fn untold<'e>(&self, error: Option<&'e AccountError>) -> Option<&'e AccountError> {
         error.filter(|_| self.run_id.is_none())
@@ -78,8 +88,9 @@ pub(super) enum Step {
     Nothing,
     /// This is in doubt since an earlier run, or a correction.
     Resolve(Intent),
-    /// This was just written down; `settling`: in a period that takes no more usage.
-    Send { intent: Intent, settling: bool },
+    /// This was just written down; `more`: the period is to be looked at again, since it is to be settled, or since
+    /// this is a part of what it owes.
+    Send { intent: Intent, more: bool },
     /// It cannot be charged; `None`: that was said before.
     Parked(Option<AccountError>),
 }
@@ -118,8 +129,8 @@ pub(super) async fn charge_account_from(
     result
 }
 
-/// Resolves what is in doubt, then makes one new charge at most: usage that comes in meanwhile is the next
-/// run's.
+/// Resolves what is in doubt, then makes one new charge at most, unless Stripe takes what is owed in parts alone: usage
+/// that comes in meanwhile is the next run's.
 async fn charge_period(
     context: &ChargeContext,
     period: &PeriodKey,
@@ -139,8 +150,7 @@ async fn charge_period(
                 return Ok(());
             }
             Step::Resolve(intent) => (intent, Sent::Perhaps, false),
-            // After the last charge of a period it is looked at once more, and settled.
-            Step::Send { intent, settling } => (intent, Sent::Never, !settling),
+            Step::Send { intent, more } => (intent, Sent::Never, !more),
         };
         match carry_out(context, &intent, sent).await? {
             ChargeOutcome::Charged => {
@@ -241,7 +251,7 @@ async fn decide_one(
                 records::park(db, period, None, None).await?;
             }
             let intent = Intent::new(facts, customer, difference, &context.target);
-            Ok(Step::Send { intent, settling: facts.is_settling() })
+            Ok(Step::Send { intent, more: facts.is_settling() || facts.is_part(&difference)? })
         }
     }
 }

@@ -26,4 +26,5 @@ pub use dry_run::{DryRun, PlannedCharge, dry_run};
 pub use engine::{Answer, Engine, Request, Snapshot};
 pub(super) use pages::owing;
 pub(super) use send::{MAX_TRIES, back_off};
+pub use recheck::rechecker;
 pub use together::Together;

@@ -5,7 +5,10 @@
 //! have is deleted while it is on no invoice. One that is on an invoice goes into the ledger, and so does a
 //! correction, which is then sent as every charge is. Only a list with just the ledger's items ends it.
 //!
-//! Like a charge, it may be cut off at any point: the next run lists again.
+//! Like a charge, it may be cut off at any point: the next look lists again. Runs do it, and a worker between them, so that
+//! what came late is taken back before an invoice takes it. Where both meet they do the same.
+
+use std::time::Duration;
 
 use nexus_kit::db;
 use sqlx::Acquire;
@@ -23,7 +26,7 @@ use crate::{
     },
     error::Error,
     payments::{Advice, Doubt, FoundItem},
-    store::{charges, facts, records},
+    store::{charges, facts, identity, records},
 };
 
 /// What one look at a charge has led to.
@@ -36,6 +39,41 @@ enum Look {
     Unknown(Doubt),
     /// A person has to look at it.
     Wrong(AccountError),
+}
+
+/// Accounts that are read at once.
+const AT_ONCE: i64 = 100;
+
+/// Rechecks what is due, until the context's server stops. Dropped, it ends where it is.
+pub async fn rechecker(context: ChargeContext, every: Duration) {
+    while context.shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
+        if let Err(error) = recheck_due(&context).await {
+            tracing::warn!(%error, "charges that were replaced could not be rechecked");
+        }
+    }
+}
+
+async fn recheck_due(context: &ChargeContext) -> Result<(), Error> {
+    let mut after = String::new();
+    loop {
+        let page = {
+            let mut connection = db::acquire(&context.pool).await?;
+            if !identity::is_known(&mut connection).await? {
+                return Ok(());
+            }
+            charges::accounts_to_recheck(&mut connection, None, &after, AT_ONCE).await?
+        };
+        let Some(last) = page.last() else { return Ok(()) };
+        after.clone_from(last);
+        for eco_id in page {
+            if context.is_stopped() {
+                return Ok(());
+            }
+            if let Some(error) = recheck_account(context, &eco_id).await? {
+                tracing::warn!(eco_id, reason = error.reason, message = error.message, "a charge is to be rechecked again");
+            }
+        }
+    }
 }
 
 /// Rechecks the charges of an account that are due, one after the other; returns why one of them is not done.
@@ -70,10 +108,9 @@ async fn recheck_charge(context: &ChargeContext, replaced: &Intent) -> Option<Ac
 async fn look_until_right(context: &ChargeContext, replaced: &Intent) -> Result<Option<AccountError>, Error> {
     let mut last = "the run was stopped".to_owned();
     for tries in 0..MAX_TRIES {
-        if context.is_stopped() {
+        if context.is_stopped() || !context.turn().await {
             break;
         }
-        context.pace.wait().await;
         match look(context, replaced).await? {
             Look::Right => return Ok(None),
             Look::Wrong(error) => return Ok(Some(error)),
@@ -120,8 +157,7 @@ async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error>
         return adopt(context, replaced, invoiced).await;
     }
     for item in extra {
-        context.pace.wait().await;
-        if context.is_stopped() {
+        if !context.turn().await || context.is_stopped() {
             break;
         }
         tracing::warn!(charge_id = %replaced.charge_id, item_id = item.item_id, "deleting a second item of a charge");
@@ -138,6 +174,9 @@ async fn adopt(context: &ChargeContext, wrong: &Intent, extra: &FoundItem) -> Re
     let mut connection = db::acquire(&context.pool).await?;
     let mut transaction = connection.begin().await?;
     records::lock(&mut transaction, &period).await?;
+    if charges::items(&mut transaction, wrong.charge_id).await?.contains(&extra.item_id) {
+        return Ok(Look::Again);
+    }
     let Some(facts) = facts::read(&mut transaction, std::slice::from_ref(&period)).await?.pop() else {
         return Ok(later("the account is not there"));
     };

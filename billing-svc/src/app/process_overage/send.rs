@@ -51,8 +51,7 @@ pub(super) async fn carry_out(
     let mut look = false;
     let mut last = "the run was stopped before it could ask".to_owned();
     for tries in 0..MAX_TRIES {
-        context.pace.wait().await;
-        if context.halt.is_cancelled() {
+        if !context.turn().await {
             break;
         }
         let ready = context.together.ready(&context.pool, intent.charge_id, intent.attempt, context.run_id);
@@ -60,12 +59,13 @@ pub(super) async fn carry_out(
         let doubt = match readiness {
             Readiness::Gone => return Ok(ChargeOutcome::Elsewhere),
             Readiness::Send if !look => {
+                let before = sent;
                 sent = Sent::Perhaps;
                 match context.payments.create_invoice_item(&intent.item, &intent.key()).await {
                     Outcome::Succeeded { id } => return succeeded(context, &intent, &id).await,
                     Outcome::FailedForGood(refusal) => {
                         let Some(next) = intent.elsewhere() else {
-                            return refused(context, &intent, refusal).await;
+                            return refused(context, &intent, before, refusal).await;
                         };
                         tracing::info!(charge_id = %intent.charge_id, reason = refusal.reason, "a charge is not taken where it was to be put");
                         match look_for(context, &intent, next).await? {
@@ -164,13 +164,36 @@ async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> R
         charges::items(&mut connection, intent.charge_id).await?
     };
     if known.iter().all(|id| id != item_id) {
-        // The recheck of what was replaced finds this item.
         tracing::error!(charge_id = %intent.charge_id, item_id, "an attempt that was replaced has an item at Stripe");
+        // Also if that was done before this item was made.
+        let mut connection = db::acquire(&context.pool).await?;
+        charges::recheck(&mut connection, intent.charge_id, intent.attempt).await?;
     }
     Ok(ChargeOutcome::Elsewhere)
 }
 
-async fn refused(context: &ChargeContext, intent: &Intent, refusal: Refusal) -> Result<ChargeOutcome, Error> {
+/// Stripe refused the intent for good. If it may have been sent before, by another process, which may have had
+/// another key of Stripe's, that one may have been taken all the same.
+async fn refused(
+    context: &ChargeContext,
+    intent: &Intent,
+    before: Sent,
+    refusal: Refusal,
+) -> Result<ChargeOutcome, Error> {
+    if before == Sent::Perhaps {
+        if !context.turn().await {
+            return Ok(ChargeOutcome::Not(in_doubt(intent, "the run was stopped")));
+        }
+        let customer = &intent.item.customer;
+        match context.payments.find_items(customer, intent.charge_id, &context.pace).await.as_deref() {
+            Ok([]) => {}
+            Ok([item, ..]) if item.amount_minor == intent.item.amount_minor => {
+                return succeeded(context, intent, &item.item_id).await;
+            }
+            Ok([item, ..]) => return Ok(altered(intent, &item.item_id)),
+            Err(doubt) => return Ok(ChargeOutcome::Not(in_doubt(intent, &doubt.message))),
+        }
+    }
     let period = intent.period_key();
     let error = AccountError::new(&intent.eco_id, refusal.reason.clone(), refusal.message);
     let mut connection = db::acquire(&context.pool).await?;

@@ -7,10 +7,9 @@ use stripe_billing::{
         FinalizeInvoiceInvoice, ListInvoice,
     },
 };
-use stripe_client_core::StripeRequest;
 
 use super::{
-    FoundInvoice, HttpClient, Pace, RequestError, listing::look_through, once, parse_currency, unordered,
+    FoundInvoice, HttpClient, Pace, RequestError, listing::look_through, parse_currency, reading::made, unordered,
 };
 use crate::domain::invoice::{NewInvoice, SETTLEMENT_ID};
 
@@ -30,7 +29,7 @@ pub(super) async fn create(
     if let Some(subscription) = &invoice.subscription {
         request = request.subscription(subscription);
     }
-    id(&request.customize().request_strategy(once(key)?).send(client).await?)
+    made(client, request, key).await
 }
 
 /// Puts pending items on a draft.
@@ -45,7 +44,7 @@ pub(super) async fn add_items(
         .map(|id| AddLinesInvoiceLines { invoice_item: Some(id.clone()), ..AddLinesInvoiceLines::new() })
         .collect();
     let request = AddLinesInvoice::new(invoice_id, lines);
-    id(&request.customize().request_strategy(once(key)?).send(client).await?)
+    made(client, request, key).await
 }
 
 /// Finalises a draft, to be collected.
@@ -55,7 +54,7 @@ pub(super) async fn finalize(
     key: &str,
 ) -> Result<String, RequestError> {
     let request = FinalizeInvoiceInvoice::new(invoice_id).auto_advance(true);
-    id(&request.customize().request_strategy(once(key)?).send(client).await?)
+    made(client, request, key).await
 }
 
 /// Id of an invoice; only previews have none.

@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 
-use stripe_billing::{
-    InvoiceItem as StripeItem,
-    invoice_item::{CreateInvoiceItem, DeleteInvoiceItem, ListInvoiceItem},
-};
-use stripe_client_core::StripeRequest;
+use stripe_billing::invoice_item::{CreateInvoiceItem, DeleteInvoiceItem, ListInvoiceItem};
 
 use super::{
-    FoundItem, HttpClient, Pace, RequestError, is_missing, listing::look_through, once, parse_currency,
+    FoundItem, HttpClient, Pace, RequestError, is_missing,
+    listing::look_through,
+    parse_currency,
+    reading::{ListedItem, made},
     unordered,
 };
 use crate::domain::charge::{CHARGE_ID, InvoiceItem};
@@ -32,8 +31,7 @@ pub(super) async fn create(
     if let Some(invoice) = &item.invoice {
         request = request.invoice(invoice);
     }
-    let created = request.customize().request_strategy(once(key)?).send(client).await?;
-    Ok(created.id.to_string())
+    made(client, request, key).await
 }
 
 /// All of a customer's items of a charge; an error where the listing has no end within bounds.
@@ -46,7 +44,7 @@ pub(super) async fn find_all(
     let list = ListInvoiceItem::new().customer(customer);
     let items = look_through(client, list, pace, |item| is_of(item, charge_id)).await?;
     let found = items.into_iter().map(|item| FoundItem {
-        item_id: item.id.to_string(),
+        item_id: item.id,
         amount_minor: item.amount,
         is_invoiced: item.invoice.is_some(),
     });
@@ -61,7 +59,7 @@ pub(super) async fn pending(
 ) -> Result<HashSet<String>, RequestError> {
     let list = ListInvoiceItem::new().customer(customer).pending(true);
     let items = look_through(client, list, pace, |item| item.invoice.is_none()).await?;
-    Ok(items.into_iter().map(|item| item.id.to_string()).collect())
+    Ok(items.into_iter().map(|item| item.id).collect())
 }
 
 /// Ids of the items on an invoice, likewise.
@@ -71,10 +69,10 @@ pub(super) async fn on_invoice(
     pace: &Pace,
 ) -> Result<Vec<String>, RequestError> {
     let items = look_through(client, ListInvoiceItem::new().invoice(invoice_id), pace, |_| true).await?;
-    Ok(items.into_iter().map(|item| item.id.to_string()).collect())
+    Ok(items.into_iter().map(|item| item.id).collect())
 }
 
-fn is_of(item: &StripeItem, charge_id: &str) -> bool {
+fn is_of(item: &ListedItem, charge_id: &str) -> bool {
     item.metadata.as_ref().and_then(|m| m.get(CHARGE_ID)).is_some_and(|id| id == charge_id)
 }
 

@@ -2,10 +2,14 @@
 
 use std::{future::Future, time::Duration};
 
-use stripe_billing::{Invoice, InvoiceItem, invoice::ListInvoice, invoice_item::ListInvoiceItem};
+use stripe_billing::{Invoice, invoice::ListInvoice, invoice_item::ListInvoiceItem};
+use stripe_client_core::StripeRequest;
 use stripe_types::List;
 
-use super::{HttpClient, Pace, RequestError, invoices, is_missing};
+use super::{
+    HttpClient, Pace, RequestError, invoices, is_missing,
+    reading::{ListedItem, Reading},
+};
 
 /// Entries a page has at most.
 const PAGE: i64 = 100;
@@ -36,10 +40,10 @@ pub(super) trait Listing: Sized + Send {
 }
 
 impl Listing for ListInvoiceItem {
-    type Entry = InvoiceItem;
+    type Entry = ListedItem;
 
-    async fn page(&self, client: &HttpClient) -> Result<List<InvoiceItem>, RequestError> {
-        self.send(client).await
+    async fn page(&self, client: &HttpClient) -> Result<List<ListedItem>, RequestError> {
+        Reading::<_, List<ListedItem>>::of(self.clone()).customize().send(client).await
     }
 
     fn in_large_pages(self) -> Self {
@@ -50,8 +54,8 @@ impl Listing for ListInvoiceItem {
         self.starting_after(id)
     }
 
-    fn id(item: &InvoiceItem) -> Result<String, RequestError> {
-        Ok(item.id.to_string())
+    fn id(item: &ListedItem) -> Result<String, RequestError> {
+        Ok(item.id.clone())
     }
 }
 

@@ -6,6 +6,7 @@ mod client;
 mod invoices;
 mod items;
 mod listing;
+mod reading;
 mod sales;
 mod subscriptions;
 
@@ -176,6 +177,10 @@ fn outcome(changed: Result<String, RequestError>) -> Outcome {
                 "Stripe refused a request"
             );
             Outcome::FailedForGood(refusal(&answer))
+        }
+        // It was done, and the same request would be answered the same.
+        Err(error @ RequestError::Unreadable(_)) => {
+            Outcome::Unknown(Doubt { advice: Advice::Look, ..doubt(&error) })
         }
         Err(error) => Outcome::Unknown(doubt(&error)),
     }
