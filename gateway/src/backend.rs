@@ -24,8 +24,8 @@ use crate::{
     token::ServiceTokens,
 };
 
-/// The scheduler's answer comes within 55 s, so the run's answer is wanted before.
-const OVERAGE_TIMEOUT: Duration = Duration::from_secs(54);
+/// Between the run's answer and the scheduler's.
+const CRON_MARGIN: Duration = Duration::from_secs(1);
 
 /// A call that makes some requests at Stripe.
 const STRIPE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -63,6 +63,7 @@ pub struct Backend {
     own: Clients,
     tokens: Arc<ServiceTokens>,
     timeout: Duration,
+    cron_timeout: Duration,
 }
 
 impl Backend {
@@ -73,6 +74,7 @@ impl Backend {
             own: Clients::new(config)?,
             tokens: Arc::new(ServiceTokens::new(config.auth.service_token_secret.clone())),
             timeout: config.backend_timeout,
+            cron_timeout: config.cron_timeout,
         })
     }
 
@@ -303,7 +305,8 @@ impl Backend {
         let mut client = self.own.billing.clone();
         let send = |r| async move { client.process_overage(r).await };
         let request = billing::ProcessOverageRequest::default();
-        call("BillingService.ProcessOverage", self.own(OVERAGE_TIMEOUT)?, OVERAGE_TIMEOUT, request, send)
+        let timeout = self.cron_timeout.saturating_sub(CRON_MARGIN);
+        call("BillingService.ProcessOverage", self.own(timeout)?, timeout, request, send)
             .await
             .map_err(|s| status::rest(&s, Credentials::Gateway, "Not found"))
     }

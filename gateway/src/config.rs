@@ -38,6 +38,9 @@ pub struct Config {
     /// Longest time one call of a service may take
     #[arg(long, env = "BACKEND_TIMEOUT", default_value = "5s", value_parser = parse_timeout, value_name = "DURATION")]
     pub backend_timeout: Duration,
+    /// Longest time that the scheduler waits for a run of billing, 55 s at most; a longer run goes on, and the answer says so
+    #[arg(long, env = "CRON_TIMEOUT", default_value = "55s", value_parser = parse_cron_timeout, value_name = "DURATION")]
+    pub cron_timeout: Duration,
     /// What the scheduler shows to run billing; unset: its endpoint answers 500
     #[arg(long, env = "CRON_SECRET", hide_env_values = true, value_name = "SECRET")]
     pub cron_secret: Option<SecretString>,
@@ -45,4 +48,11 @@ pub struct Config {
     pub auth: AuthArgs,
     #[command(flatten)]
     pub serve: ServeArgs,
+}
+
+/// What the scheduler's contract allows; less than two seconds would not hold a call.
+fn parse_cron_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_timeout(text)?;
+    let allowed = Duration::from_secs(2)..=Duration::from_secs(55);
+    if allowed.contains(&timeout) { Ok(timeout) } else { Err("must be from 2s to 55s".to_owned()) }
 }

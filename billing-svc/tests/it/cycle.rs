@@ -10,14 +10,22 @@ use axum::{
     routing::post,
 };
 use chrono::{DateTime, DurationRound, Months, TimeDelta, Utc};
+use nexus_billing::config::Proration;
 use nexus_core::plan::Plan;
-use nexus_proto::billing::v1::{HandleStripeEventRequest, billing_service_client::BillingServiceClient};
-use nexus_testkit::{db::TestDb, seed};
+use nexus_proto::{
+    billing::v1::{
+        ChangePlanRequest, HandleStripeEventRequest, ReconcileRequest, billing_service_client::BillingServiceClient,
+    },
+    common::v1::Plan as PbPlan,
+};
+use nexus_testkit::{db::TestDb, seed, settings};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::transport::Channel;
 
-use crate::support::{Billing, NONE_WAITS, Sim, WEBHOOK_SECRET, record, record_at, runner, until};
+use crate::support::{
+    Billing, NONE_WAITS, Sim, WEBHOOK_SECRET, config, record, record_at, runner, until, user,
+};
 
 /// Hands webhooks on, as the gateway does: byte for byte, and taken once billing-svc has stored them.
 struct Gateway {
@@ -68,8 +76,14 @@ struct World {
 
 impl World {
     async fn new(unreliable: Value) -> Result<Self> {
+        Self::with(unreliable, Proration::None).await
+    }
+
+    async fn with(unreliable: Value, proration: Proration) -> Result<Self> {
         let (db, sim) = (TestDb::new().await?, Sim::start().await?);
-        let billing = Billing::start(&db, &sim.base).await?;
+        let mut config = config(&db, &sim.base);
+        config.stripe.stripe_proration = proration;
+        let billing = Billing::start_with(config).await?;
         let gateway = Gateway::start(&billing).await?;
         sim.admin("/webhooks", json!({ "url": gateway.url, "secret": WEBHOOK_SECRET })).await?;
         sim.admin("/webhooks/unreliable", unreliable).await?;
@@ -188,6 +202,47 @@ async fn all_that_is_owed_is_on_the_invoice_of_its_period_and_after_the_end_on_o
 async fn so_it_is_when_webhooks_come_late_twice_and_in_disorder() -> Result<()> {
     for seed in 1..4 {
         a_life(json!({ "seed": seed, "duplicate": 0.5, "delay": 0.5, "max_delay_seconds": 3_600 })).await?;
+    }
+    Ok(())
+}
+
+/// As it is where nothing is configured: Stripe charges what is left of the period by itself, beside the overage.
+#[tokio::test]
+async fn an_upgrade_within_a_period_is_prorated_beside_the_overage() -> Result<()> {
+    for proration in [Proration::CreateProrations, Proration::AlwaysInvoice] {
+        let world = World::with(json!({}), proration).await?;
+        let form = "currency=usd&unit_amount=50000&recurring[interval]=month&product_data[name]=E&lookup_key=enterprise";
+        world.sim.create("prices", form).await?;
+        let subscribed = world.sim.get(&format!("subscriptions/{}", world.subscription)).await?;
+        let end = subscribed["items"]["data"][0]["current_period_end"].as_i64().context("an end")?;
+        record_at(&world.db, "eco_a", world.start, 101_000).await?;
+        assert_eq!(world.billing.run_all().await?.charged_count, 1);
+
+        world.advance((world.start.timestamp() + end) / 2).await?;
+        let upgrade = ChangePlanRequest {
+            eco_id: "eco_a".into(),
+            plan: PbPlan::Enterprise.into(),
+            ..Default::default()
+        };
+        world.billing.client.clone().change_plan(user(settings::ADMIN)?.request(upgrade)).await?;
+        world.tell().await?;
+        let made: Vec<_> = world.sim.items().await?;
+        let amount = |item: &Value| item["amount"].as_i64().unwrap_or_default();
+        let prorated: Vec<_> = made.iter().filter(|item| item["proration"] == true).map(amount).collect();
+        // Half of 500 dollars less half of 49; the clock may go on by a few seconds.
+        assert_eq!(prorated.len(), 2, "{made:?}");
+        let sum: i64 = prorated.iter().sum();
+        assert!((22_540..=22_550).contains(&sum), "{prorated:?}");
+
+        world.advance(end).await?;
+        let draft = world.newest_invoice().await?;
+        let at_once = matches!(proration, Proration::AlwaysInvoice);
+        let expected = if at_once { 50_000 } else { 50_000 + sum + 100 };
+        assert_eq!(draft["total"], expected, "{draft}");
+        world.advance(end + 3_600).await?;
+        assert_eq!(world.uncollected().await?, 0);
+        let found = world.billing.reconciled(ReconcileRequest::default()).await?;
+        assert!(found.differences.is_empty(), "{found:?}");
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! `POST /api/cron/process-overage`.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use nexus_core::plan::Plan;
 use serde_json::json;
@@ -28,6 +30,37 @@ async fn a_run_charges_once_and_lists_who_could_not_be() -> Result<()> {
 
     suite.record(vec![event("eco_owes", "/v1/x", 200, 2_500)]).await?;
     assert_answer!(suite.get_as("eco_owes", "/api/usage/overage").await?);
+    Ok(())
+}
+
+/// A scheduler is answered in time; the run goes on, and another call finds it at work.
+#[tokio::test]
+async fn a_run_that_takes_longer_goes_on_and_says_so() -> Result<()> {
+    let suite = Suite::start_with(|config| config.cron_timeout = Duration::from_secs(4)).await?;
+    suite.account("eco_owes", Plan::Pro).await?;
+    suite.stripe_customer("eco_owes").await?;
+    suite.record(vec![event("eco_owes", "/v1/x", 200, 112_500)]).await?;
+    let held = json!({ "hold": true, "method": "POST", "path": "/v1/invoiceitems" });
+    suite.sim("POST", "/faults", &held).await?;
+
+    let running = suite.run_overage().await?;
+    assert_eq!((running.status.as_u16(), &running.body["running"]), (200, &json!(true)), "{}", running.body);
+    assert_eq!(running.body["results"]["charged"], 0, "{}", running.body);
+    assert!(running.body["run_id"].is_string(), "{}", running.body);
+    let second = suite.run_overage().await?;
+    assert_eq!((second.status.as_u16(), &second.body["already_running"]), (200, &json!(true)));
+    assert_eq!(
+        second.body["results"],
+        json!({ "processed": 0, "charged": 0, "total_usd": "0.00", "errors": [] }),
+        "{}",
+        second.body
+    );
+
+    suite.sim("POST", "/release", &json!({})).await?;
+    let after = suite.until(Suite::run_overage, |answer| answer.body["already_running"] == false).await?;
+    assert_eq!((&after.body["running"], &after.body["results"]["charged"]), (&json!(false), &json!(0)));
+    let charged = "select count(*) from eco_overage_charges where status = 'succeeded'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(charged).fetch_one(&suite.db.pool).await?, 1);
     Ok(())
 }
 

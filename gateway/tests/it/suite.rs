@@ -97,6 +97,7 @@ impl Suite {
             billing_addr: format!("http://{billing_addr}"),
             analytics_addr: format!("http://{analytics_addr}"),
             backend_timeout: Duration::from_secs(5),
+            cron_timeout: Duration::from_secs(55),
             tls_ca: None,
             cron_secret: Some(CRON_SECRET.into()),
             auth: settings::auth_args(),
@@ -208,6 +209,12 @@ impl Suite {
         let request = self.http.post(format!("{}v1/{path}", self.stripe)).bearer_auth(STRIPE_KEY).form(form);
         let object: serde_json::Value = request.send().await?.error_for_status()?.json().await?;
         Ok(object["id"].as_str().context("an id")?.to_owned())
+    }
+
+    /// Has the stand-in Stripe do something; answers with what it says.
+    pub(crate) async fn sim(&self, method: &str, path: &str, body: &serde_json::Value) -> Result<serde_json::Value> {
+        let request = self.http.request(method.parse()?, format!("{}_sim{path}", self.stripe)).json(body);
+        Ok(request.send().await?.error_for_status()?.json().await?)
     }
 
     /// Goes through a checkout at Stripe, as a customer does.
@@ -324,7 +331,7 @@ async fn billing(db: DbArgs, stripe: String) -> Result<(SocketAddr, Running)> {
             stripe_api_base: stripe,
             stripe_rate_per_second: NonZeroU32::new(1_000).context("a rate")?,
             stripe_timeout: TIMEOUT,
-            stripe_proration: nexus_billing::config::Proration::None,
+            stripe_proration: nexus_billing::config::Proration::CreateProrations,
         },
         stripe_webhook_secret: Some(WEBHOOK_SECRET.into()),
         overage_concurrency: 4,

@@ -76,10 +76,7 @@ impl Stripe {
         let settings =
             settings.set("stripe-secret-key", self.key.expose_secret()).set("stripe-api-base", &self.url);
         match &self.webhook_secret {
-            // It makes no prorations.
-            Some(secret) => {
-                settings.set("stripe-webhook-secret", secret.expose_secret()).set("stripe-proration", "none")
-            }
+            Some(secret) => settings.set("stripe-webhook-secret", secret.expose_secret()),
             None => settings,
         }
     }

@@ -12,7 +12,7 @@ use crate::objects::customers::Customer;
 use crate::objects::invoices::Invoice;
 use crate::objects::money::{UnitAmount, check_amount, take_currency};
 use crate::objects::prices::Price;
-use crate::objects::subscriptions::Subscription;
+use crate::objects::subscriptions::{Item as SubscriptionItem, Subscription};
 use crate::objects::{Kind, Object, Resource, announced, events, named, referenced, retold, saved};
 use crate::state::State;
 use crate::tx::Tx;
@@ -34,6 +34,9 @@ pub(crate) struct InvoiceItem {
     pub(crate) subscription: Option<String>,
     /// Pending while there is none.
     pub(crate) invoice: Option<String>,
+    /// Made by a change of its subscription, for the rest of a period.
+    #[serde(default)]
+    proration: bool,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -83,7 +86,7 @@ impl Resource for InvoiceItem {
             "parent": parent,
             "period": self.period,
             "pricing": self.render_pricing(state),
-            "proration": false,
+            "proration": self.proration,
             "quantity": self.quantity,
             "quantity_decimal": self.quantity.to_string(),
             "tax_rates": [],
@@ -119,7 +122,7 @@ impl InvoiceItem {
             "parent": {
                 "invoice_item_details": {
                     "invoice_item": self.id,
-                    "proration": false,
+                    "proration": self.proration,
                     "proration_details": { "credited_items": null },
                     "subscription": self.subscription,
                 },
@@ -135,6 +138,34 @@ impl InvoiceItem {
             "subtotal": self.amount,
             "taxes": [],
         })
+    }
+
+    /// For the time from `from` to the end of the period, at the price of an item of the subscription.
+    pub(crate) fn proration(
+        tx: &mut Tx<'_>,
+        subscription: &Subscription,
+        item: &SubscriptionItem,
+        amount: i64,
+        description: String,
+    ) -> Self {
+        let now = tx.now();
+        Self {
+            id: tx.ids().next("ii"),
+            date: now,
+            customer: subscription.customer.clone(),
+            currency: subscription.currency.clone(),
+            amount,
+            unit_amount_decimal: amount.to_string(),
+            quantity: 1,
+            price: Some(item.price.clone()),
+            description: Some(description),
+            metadata: BTreeMap::new(),
+            period: Period { start: now, end: subscription.current_period().end },
+            discountable: false,
+            subscription: Some(subscription.id().to_owned()),
+            invoice: None,
+            proration: true,
+        }
     }
 
     /// Whether it waits for an invoice in `currency`.
@@ -265,6 +296,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
         discountable: true,
         subscription,
         invoice: None,
+        proration: false,
     };
     metadata.apply(&mut item.metadata)?;
     cost.apply(tx, &mut item)?;

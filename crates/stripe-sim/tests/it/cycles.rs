@@ -260,7 +260,7 @@ async fn at_its_planned_end_what_is_pending_is_invoiced() -> Result<()> {
 }
 
 #[tokio::test]
-async fn another_price_counts_from_the_next_period_and_prorations_are_refused() -> Result<()> {
+async fn another_price_counts_from_the_next_period_without_prorations() -> Result<()> {
     let sim = Sim::start().await?;
     let (customer, subscription, end) = subscribed(&sim).await?;
     let path = format!("/v1/subscriptions/{subscription}");
@@ -273,8 +273,6 @@ async fn another_price_counts_from_the_next_period_and_prorations_are_refused() 
     ];
     let price = id(&sim.create("/v1/prices", &form).await?)?;
     let change = [("items[0][id]", item.as_str()), ("items[0][price]", price.as_str())];
-    let (refused, body) = read(sim.post(&path, &change).send().await?).await?;
-    assert_eq!((refused, &body["error"]["param"]), (400, &json!("proration_behavior")));
     let unprorated = [change[0], change[1], ("proration_behavior", "none")];
     let changed = sim.create(&path, &unprorated).await?;
     assert_eq!(changed["items"]["data"][0]["price"]["id"], price);
@@ -374,4 +372,53 @@ async fn invoices_of_a_subscription_are_limited_to_ten_a_minute() -> Result<()> 
     sim.advance(61).await?;
     sim.create("/v1/invoices", &form).await?;
     sim.stop().await
+}
+
+/// Halfway through a period: half of the old price back, half of the new one, on the next invoice or at once.
+#[tokio::test]
+async fn what_is_left_of_a_period_is_prorated() -> Result<()> {
+    for behavior in [None, Some("create_prorations"), Some("always_invoice")] {
+        let sim = Sim::start().await?;
+        let (customer, subscription, end) = subscribed(&sim).await?;
+        let path = format!("/v1/subscriptions/{subscription}");
+        let before = sim.read(&path).await?;
+        let item = id(&before["items"]["data"][0])?;
+        let start = before["items"]["data"][0]["current_period_start"].as_i64().context("a start")?;
+        let form = [
+            ("currency", "usd"),
+            ("unit_amount", "9900"),
+            ("recurring[interval]", "month"),
+            ("product_data[name]", "Max"),
+        ];
+        let price = id(&sim.create("/v1/prices", &form).await?)?;
+        sim.admin("/clock", json!({ "to": (start + end) / 2 })).await?;
+        let mut change = vec![("items[0][id]", item.as_str()), ("items[0][price]", price.as_str())];
+        change.extend(behavior.map(|behavior| ("proration_behavior", behavior)));
+        sim.create(&path, &change).await?;
+        let items = sim.read(&format!("/v1/invoiceitems?customer={customer}")).await?;
+        let items = items["data"].as_array().context("items")?;
+        let amounts: Vec<_> = items.iter().filter_map(|item| item["amount"].as_i64()).collect();
+        // The newest first; a clock may go on by a second or two between the two requests.
+        ensure!(amounts.len() == 2 && (4948..=4950).contains(&amounts[0]), "{amounts:?}");
+        ensure!((-2450..=-2448).contains(&amounts[1]), "{amounts:?}");
+        for item in items {
+            assert_eq!((&item["proration"], &item["discountable"]), (&json!(true), &json!(false)));
+            assert_eq!(item["period"]["end"], end);
+            assert_eq!(item["invoice"].is_null(), behavior != Some("always_invoice"));
+        }
+        let told = items[1]["description"].as_str().context("a description")?;
+        ensure!(told.starts_with("Unused time on"), "{told}");
+        if behavior == Some("always_invoice") {
+            let invoice = newest_invoice(&sim, &customer).await?;
+            assert_eq!(invoice["billing_reason"], "subscription_update");
+            assert_eq!((&invoice["status"], &invoice["total"]), (&json!("paid"), &json!(amounts[0] + amounts[1])));
+            sim.admin("/clock", json!({ "to": end })).await?;
+            assert_eq!(newest_invoice(&sim, &customer).await?["total"], 9900);
+        } else {
+            sim.admin("/clock", json!({ "to": end })).await?;
+            assert_eq!(newest_invoice(&sim, &customer).await?["total"], 9900 + amounts[0] + amounts[1]);
+        }
+        sim.stop().await?;
+    }
+    Ok(())
 }

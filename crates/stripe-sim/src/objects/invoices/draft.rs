@@ -118,9 +118,13 @@ pub(crate) fn draft_for(
     id
 }
 
-/// An invoice for what is still pending of a subscription that ends, if anything is.
-pub(crate) fn draft_of_pending_items(tx: &mut Tx<'_>, subscription: &Subscription) -> Option<String> {
-    let mut invoice = new_of_subscription(tx, subscription, Reason::SubscriptionCycle);
+/// An invoice for what is still pending of a subscription, which ends or was changed, if anything is.
+pub(crate) fn draft_of_pending_items(
+    tx: &mut Tx<'_>,
+    subscription: &Subscription,
+    reason: Reason,
+) -> Option<String> {
+    let mut invoice = new_of_subscription(tx, subscription, reason);
     invoice.period = Some(subscription.current_period());
     if pull_for(tx, &mut invoice, subscription) == 0 {
         return None;

@@ -205,7 +205,7 @@ pub(crate) fn start(tx: &mut Tx<'_>, mut customer: Customer, offer: Offer) -> Re
 impl Subscription {
     /// Invoices the current period at once. What an automatic payment leads to is in the state then.
     pub(super) fn invoice_period(
-        mut self,
+        self,
         tx: &mut Tx<'_>,
         reason: Reason,
         payment: PaymentBehavior,
@@ -213,6 +213,21 @@ impl Subscription {
         let period = self.current_period();
         let covered = Period { start: period.start, end: period.start };
         let invoice = invoices::draft_for(tx, &self, covered, reason);
+        self.collect(tx, invoice, payment)
+    }
+
+    /// Invoices what is pending of it at once.
+    pub(super) fn invoice_pending(self, tx: &mut Tx<'_>, payment: PaymentBehavior) -> Result<(), ApiError> {
+        match invoices::draft_of_pending_items(tx, &self, Reason::SubscriptionUpdate) {
+            Some(invoice) => self.collect(tx, invoice, payment),
+            None => {
+                changed(tx, self, UPDATED);
+                Ok(())
+            }
+        }
+    }
+
+    fn collect(mut self, tx: &mut Tx<'_>, invoice: String, payment: PaymentBehavior) -> Result<(), ApiError> {
         self.latest_invoice = Some(invoice.clone());
         let automatic = self.collection_method == Collection::AUTOMATIC;
         let pays = payment != PaymentBehavior::Wait;

@@ -5,6 +5,7 @@
 
 mod create;
 mod form;
+mod prorate;
 mod terms;
 mod update;
 
@@ -231,7 +232,7 @@ fn renew(tx: &mut Tx<'_>, mut subscription: Subscription) {
 /// Pending items are still charged at the end of the period.
 fn end_as_planned(tx: &mut Tx<'_>, mut subscription: Subscription) {
     subscription.ended_at = Some(tx.now());
-    if let Some(invoice) = invoices::draft_of_pending_items(tx, &subscription) {
+    if let Some(invoice) = invoices::draft_of_pending_items(tx, &subscription, Reason::SubscriptionCycle) {
         subscription.latest_invoice = Some(invoice);
     }
     announced(tx, subscription, DELETED);

@@ -6,6 +6,7 @@ use crate::http::error::ApiError;
 use crate::http::forms::{MetadataChange, Params};
 use crate::objects::invoices::Reason;
 use crate::objects::subscriptions::create::PaymentBehavior;
+use crate::objects::subscriptions::prorate;
 use crate::objects::subscriptions::terms::{self, AskedItem, Collection, MAX_ITEMS, take_quantity};
 use crate::objects::subscriptions::{Pause, PauseBehavior, Status, Subscription, UPDATED, tell};
 use crate::objects::{Resource as _, changed, named};
@@ -141,12 +142,16 @@ pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
         subscription.days_until_due = collection.days_until_due;
     }
     let prorated = wanted.prorations.as_deref() != Some("none") && !subscription.is_trialing();
-    if prorated && (!wanted.items.is_empty() || wanted.anchor_now) {
-        let message = "The stand-in makes no prorations: pass proration_behavior=none.";
+    if prorated && wanted.anchor_now {
+        let message = "The stand-in prorates no change of the anchor: pass proration_behavior=none.";
         return Err(ApiError::refused(message).param("proration_behavior"));
     }
+    let mut invoices_now = false;
     if !wanted.items.is_empty() {
+        let before = subscription.items.clone();
         change_items(tx, &mut subscription, wanted.items)?;
+        let has_prorations = prorated && prorate::prorate(tx, &before, &subscription);
+        invoices_now = has_prorations && wanted.prorations.as_deref() == Some("always_invoice");
     }
     if let Some(pause) = wanted.pause {
         subscription.pause = pause;
@@ -172,6 +177,8 @@ pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     }
     if wanted.anchor_now || trial_ends {
         subscription.clone().invoice_period(tx, Reason::SubscriptionUpdate, wanted.payment)?;
+    } else if invoices_now {
+        subscription.clone().invoice_pending(tx, wanted.payment)?;
     } else {
         changed(tx, subscription, UPDATED);
     }
