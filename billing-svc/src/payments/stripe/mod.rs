@@ -240,3 +240,14 @@ fn advice(answer: &ErrorAnswer) -> Advice {
         Advice::Again
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_cannot_be_read_is_that_of_something_done_which_is_looked_for() {
+        let made = outcome(Err(RequestError::Unreadable("of another kind".to_owned())));
+        assert!(matches!(&made, Outcome::Unknown(doubt) if doubt.advice == Advice::Look), "{made:?}");
+    }
+}
