@@ -1,6 +1,8 @@
 //! What is asked of Stripe about a subscription, and about a checkout that leads to one: written down before it is sent,
 //! and sent exactly so each time.
 
+use std::ops::Range;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::{id::EcoId, plan::Plan};
 use serde::{Deserialize, Serialize};
@@ -169,10 +171,17 @@ pub struct WrittenCheckout {
     pub plan: Plan,
     /// As it is sent.
     pub checkout: NewCheckout,
-    /// The session at Stripe, once it is there.
+    /// The session at Stripe, once it is heard of; nobody learns its address before that is kept.
     pub session_id: Option<String>,
-    /// Whether no session of it can be open any more.
+    /// Whether its key may be used no more, and no session of it can be open.
     pub is_over: bool,
+}
+
+impl WrittenCheckout {
+    /// When those of the account's sessions were opened that could be open when this one was written down, or later.
+    pub fn opened(&self) -> Range<DateTime<Utc>> {
+        self.checkout.expires - CHECKOUT_LIFE * 2..self.checkout.expires
+    }
 }
 
 /// How long a checkout is open: less than its key lives, so that a repeat never makes a second one that is open as well.

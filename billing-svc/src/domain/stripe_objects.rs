@@ -43,6 +43,8 @@ pub struct Price {
 /// A checkout as it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckoutSession {
+    /// Its id.
+    pub id: String,
     /// Account that it was made for, by `client_reference_id` or else its metadata.
     pub eco_id: Option<String>,
     /// The subscription it led to.

@@ -64,6 +64,7 @@ fn stand(memory: &MemorySubscriptions, now: DateTime<Utc>, happened: usize) {
         eco_id: None,
     };
     let session = CheckoutSession {
+        id: "cs_1".to_owned(),
         eco_id: Some(ACCOUNT.to_owned()),
         subscription: Some("sub_1".to_owned()),
         state: CheckoutState::Complete,

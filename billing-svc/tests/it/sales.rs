@@ -1,5 +1,7 @@
 //! What every implementation of the port must do: the one in memory, and Stripe's over HTTP.
 
+use std::num::NonZeroU32;
+
 use anyhow::{Context, Result, ensure};
 use chrono::{TimeDelta, Utc};
 use nexus_billing::{
@@ -8,7 +10,7 @@ use nexus_billing::{
         stripe_customer::NewCustomer,
         stripe_objects::{CheckoutState, Customer, Price, Subscription},
     },
-    payments::{Advice, Outcome, sales::Sales, stripe::Stripe, subscriptions::Subscriptions},
+    payments::{Advice, Outcome, pace::Pace, sales::Sales, stripe::Stripe, subscriptions::Subscriptions},
 };
 use nexus_core::{
     id::EcoId,
@@ -109,6 +111,23 @@ async fn checkouts<P: Sales + Subscriptions>(port: &P, made: &Made) -> Result<()
     assert_eq!((session.state, session.url), (CheckoutState::Expired, None));
     ensure!(matches!(port.end_checkout(&id, "e2").await, Outcome::FailedForGood(_)));
     assert_eq!(port.checkout_session("cs_nobody").await, Ok(None));
+
+    // They are found again: by whom they were opened, and when.
+    let pace = Pace::new(NonZeroU32::MAX);
+    let (day, now) = (TimeDelta::days(1), Utc::now());
+    for (customer, opened, expected) in [
+        (Some(&made.customer), now - day..now + day, vec![&id]),
+        (None, now - day..now + day, vec![&id, &other]),
+        (None, now - day * 2..now - day, Vec::new()),
+        (Some(&"cus_nobody".to_owned()), now - day..now + day, Vec::new()),
+    ] {
+        let found = port.checkout_sessions(customer.map(String::as_str), opened, &pace).await;
+        let mut found = found.map_err(|doubt| anyhow::anyhow!("{doubt:?}"))?;
+        ensure!(found.iter().all(|session| session.eco_id.as_deref() == Some("eco_a")), "{found:?}");
+        found.sort_by_key(|session| session.state != CheckoutState::Expired);
+        let ids: Vec<_> = found.iter().map(|session| &session.id).collect();
+        assert_eq!(ids, expected, "{customer:?}");
+    }
     Ok(())
 }
 

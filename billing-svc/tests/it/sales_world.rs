@@ -31,6 +31,10 @@ use crate::{
     support::{anchor, until},
 };
 
+const NOTHING_IS_LEFT: &str = "select not exists (select from eco_stripe_changes where finished_time is null)
+    and not exists (select from eco_checkouts where closed_time is null and end_due_time is not null)
+    and not exists (select from eco_stripe_customers where finished_time is null)";
+
 /// An account, and a Stripe in memory.
 pub(crate) struct World {
     pub(crate) db: TestDb,
@@ -116,21 +120,20 @@ impl World {
         sqlx::query("update eco_checkouts set end_due_time = now() where end_due_time is not null")
             .execute(&self.db.pool)
             .await?;
+        self.serve_until(NOTHING_IS_LEFT).await
+    }
+
+    /// Lets the server work until a query answers true.
+    pub(crate) async fn serve_until(&self, query: &'static str) -> Result<()> {
         let shutdown = CancellationToken::new();
         let server = tokio::spawn(worker::run(self.sales.clone(), shutdown.clone()));
-        self.nothing_is_left().await?;
+        until(&self.db, query).await?;
         shutdown.cancel();
         Ok(server.await?)
     }
 
     /// Nothing is left to be made at Stripe.
     pub(crate) async fn nothing_is_left(&self) -> Result<()> {
-        until(
-            &self.db,
-            "select not exists (select from eco_stripe_changes where finished_time is null)
-                and not exists (select from eco_checkouts where closed_time is null and end_due_time is not null)
-                and not exists (select from eco_stripe_customers where finished_time is null)",
-        )
-        .await
+        until(&self.db, NOTHING_IS_LEFT).await
     }
 }

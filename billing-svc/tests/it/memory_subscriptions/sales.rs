@@ -2,11 +2,11 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use futures::{FutureExt, future::BoxFuture};
 use nexus_billing::{
     domain::{
-        stripe_change::{NewCheckout, SubscriptionChange},
+        stripe_change::{CHECKOUT_LIFE, NewCheckout, SubscriptionChange},
         stripe_customer::NewCustomer,
         stripe_objects::{CheckoutSession, CheckoutState, Customer, Price, Subscription},
         stripe_subscription::is_over,
@@ -73,6 +73,34 @@ impl MemorySubscriptions {
         if self.unanswered.subscribe().wait_for(|n| *n >= at_least).await.is_err() {
             futures::future::pending().await
         }
+    }
+
+    /// A session of another account is opened.
+    pub(crate) fn open_of_another(&self, eco_id: &str) -> String {
+        let checkout = NewCheckout {
+            eco_id: eco_id.to_owned(),
+            customer: None,
+            email: None,
+            price_id: "price_pro".to_owned(),
+            success_url: String::new(),
+            cancel_url: String::new(),
+            expires: Utc::now() + CHECKOUT_LIFE,
+        };
+        self.state().apply(&Asked::Open(checkout))
+    }
+
+    /// A session's time is over.
+    pub(crate) fn time_is_over(&self, session_id: &str) {
+        if let Some(session) = self.state().sessions.get_mut(session_id) {
+            session.state = CheckoutState::Expired;
+            session.url = None;
+        }
+    }
+
+    /// When a session was opened, and by which customer that was there before.
+    pub(super) fn opened(state: &State, session_id: &str) -> Option<(DateTime<Utc>, Option<String>)> {
+        let checkout = state.sold.checkouts.get(session_id)?;
+        Some((checkout.expires - CHECKOUT_LIFE, checkout.customer.clone()))
     }
 
     /// Sessions that are open.
@@ -206,6 +234,7 @@ impl State {
             Asked::Open(checkout) => {
                 let id = self.next_id("cs");
                 let session = CheckoutSession {
+                    id: id.clone(),
                     eco_id: Some(checkout.eco_id.clone()),
                     subscription: None,
                     state: CheckoutState::Open,
