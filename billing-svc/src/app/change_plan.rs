@@ -20,6 +20,10 @@ use crate::{
 
 /// A repeat of a request returns the first answer.
 pub async fn run(sales: &Sales, change: &PlanChange, actor: &str) -> Result<PlanChanged, Error> {
+    // What was begun at Stripe goes on there, also once the account has no subscription there any more.
+    if sales::change::is_begun(sales, change).await? {
+        return sales::change::change_plan(sales, change, actor).await;
+    }
     match here(&sales.pool, change, actor).await {
         Err(Error::SubscriptionAtStripe(_)) => sales::change::change_plan(sales, change, actor).await,
         changed => changed,

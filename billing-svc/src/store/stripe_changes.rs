@@ -106,17 +106,19 @@ pub async fn take(db: &mut PgConnection, within: Duration) -> sqlx::Result<Optio
     row.map(WrittenChange::try_from).transpose()
 }
 
-/// Begins the next attempt, under a key of its own; `None`: somebody else did, or it is over.
+/// Begins the next attempt, under a key of its own and in the form that the change is given in; `None`: somebody else did,
+/// or it is over.
 #[tracing::instrument(name = "db.eco_stripe_changes.next_attempt", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn next_attempt(
     db: &mut PgConnection,
     change: &WrittenChange,
 ) -> sqlx::Result<Option<WrittenChange>> {
     let done = sqlx::query!(
-        "update eco_stripe_changes set attempt = attempt + 1, attempt_time = now()
+        "update eco_stripe_changes set attempt = attempt + 1, attempt_time = now(), change = $3
          where change_id = $1 and attempt = $2 and finished_time is null",
         change.change_id,
         change.attempt,
+        Json(&change.change) as _,
     )
     .execute(db)
     .await?;

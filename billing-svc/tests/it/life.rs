@@ -60,6 +60,7 @@ fn stand(memory: &MemorySubscriptions, now: DateTime<Utc>, happened: usize) {
         anchor: created,
         created,
         cancel_at: None,
+        ends_by_date: false,
         ended: (happened >= 7).then(|| now - TimeDelta::minutes(5)),
         eco_id: None,
     };

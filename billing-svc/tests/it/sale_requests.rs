@@ -3,8 +3,14 @@
 use anyhow::{Context, Result, ensure};
 use nexus_billing::{
     Error,
-    app::sales::{change, checkout},
-    domain::sale::{OpenCheckout, ShownSubscription},
+    app::{
+        change_plan,
+        sales::{change, checkout},
+    },
+    domain::{
+        plan_change::{PlanChange, PlanChanged},
+        sale::{OpenCheckout, ShownSubscription},
+    },
 };
 use nexus_core::plan::Plan;
 use uuid::Uuid;
@@ -22,6 +28,15 @@ impl World {
 
     async fn checkout_as(&self, id: Uuid, plan: Plan) -> Result<OpenCheckout, Error> {
         checkout::run(&self.sales, &self.eco_id, plan, Some(id), "user:eco_a").await
+    }
+
+    fn plan_change(&self, id: Uuid, plan: Plan, apply_now: bool) -> PlanChange {
+        let eco_id = self.eco_id.clone();
+        PlanChange { eco_id, plan, apply_now, request_id: Some(id), by_user: true }
+    }
+
+    async fn change_as(&self, id: Uuid, plan: Plan, apply_now: bool) -> Result<PlanChanged, Error> {
+        change_plan::run(&self.sales, &self.plan_change(id, plan, apply_now), "user:eco_a").await
     }
 
     /// Keys under which something was sent, as the changes have them: their numbers and attempts.
@@ -156,4 +171,70 @@ async fn a_repeated_checkout_is_the_first_one() -> Result<()> {
     let other = world.checkout_as(Uuid::now_v7(), Plan::Pro).await;
     ensure!(matches!(other, Err(Error::AlreadySubscribed(_))), "{other:?}");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_change_of_plan_that_is_repeated_goes_on_with_what_was_cut_off() -> Result<()> {
+    for fault in [Fault::NoAnswer, Fault::Lost, Fault::AnswerLost] {
+        for (plan, apply_now) in
+            [(Plan::Free, false), (Plan::Free, true), (Plan::Enterprise, false), (Plan::Pro, true)]
+        {
+            let world =
+                World::subscribed(if plan == Plan::Pro { Plan::Enterprise } else { Plan::Pro }).await?;
+            let id = Uuid::now_v7();
+            world.memory.fail_next(fault);
+            tokio::select! {
+                _ = world.change_as(id, plan, apply_now) => {}
+                () = world.memory.until_unanswered(1) => {}
+            }
+            let changed = world.change_as(id, plan, apply_now).await?;
+            assert_eq!(world.change_as(id, plan, apply_now).await?, changed, "{fault:?} {plan}");
+            let sent = world.sent().await?;
+            ensure!(matches!(sent[..], [(_, 1)]), "{fault:?} {plan}: {sent:?}");
+            world.nothing_is_left().await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_change_of_plan_whose_answer_was_not_kept_is_not_begun_anew() -> Result<()> {
+    let world = World::subscribed(Plan::Pro).await?;
+    let id = Uuid::now_v7();
+    world.change_as(id, Plan::Enterprise, false).await?;
+    // It was cut off before the answer was kept; then the plan was changed back.
+    sqlx::query("delete from eco_plan_requests").execute(&world.db.pool).await?;
+    world.change(Plan::Pro, true).await?;
+    world.change_as(id, Plan::Enterprise, false).await?;
+    assert_eq!((world.account().await?.0, world.sent().await?.len()), ("pro".to_owned(), 2));
+    assert_eq!(world.at_stripe()?.prices[0].id, "price_pro");
+    // Nor once the account has no subscription at Stripe any more, where an admin could give the plan.
+    sqlx::query("delete from eco_plan_requests").execute(&world.db.pool).await?;
+    world.end(true).await?;
+    let change = PlanChange { by_user: false, ..world.plan_change(id, Plan::Enterprise, false) };
+    let late = change_plan::run(&world.sales, &change, "user:admin").await?;
+    assert_eq!((late.account.plan, world.account().await?.0), (Plan::Free, "free".to_owned()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_request_id_of_a_change_of_plan_is_no_others() -> Result<()> {
+    let world = World::subscribed(Plan::Pro).await?;
+    let (one, two, three) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+    world.end_as(one).await?;
+    assert_eq!(field(world.change_as(one, Plan::Free, false).await)?, "request_id");
+    world.change_as(two, Plan::Enterprise, false).await?;
+    assert_eq!(field(world.end_as(two).await)?, "request_id");
+    assert_eq!(field(world.change_as(two, Plan::Pro, false).await)?, "request_id");
+    // One that another change came after.
+    world.memory.fail_next(Fault::NoAnswer);
+    tokio::select! {
+        changed = world.change_as(three, Plan::Pro, false) => anyhow::bail!("it ended: {changed:?}"),
+        () = world.memory.until_unanswered(1) => {}
+    }
+    world.end(false).await?;
+    let late = world.change_as(three, Plan::Pro, false).await;
+    ensure!(matches!(late, Err(Error::ChangeSuperseded(_))), "{late:?}");
+    ensure!(world.at_stripe()?.cancel_at.is_some());
+    world.nothing_is_left().await
 }

@@ -140,10 +140,12 @@ async fn changes<P: Sales + Subscriptions>(port: &P, made: &Made) -> Result<()> 
         item_id: item_id.clone(),
         price_id: price_id.to_owned(),
         is_prorated: true,
+        by_date: false,
     };
+    let go_on = SubscriptionChange::GoOn { by_date: false };
     let steps = [
         ("s1", SubscriptionChange::EndWithPeriod),
-        ("s2", SubscriptionChange::GoOn),
+        ("s2", go_on.clone()),
         ("s3", to(&made.enterprise)),
         ("s4", SubscriptionChange::EndWithPeriod),
         // Another price goes on.
@@ -159,7 +161,7 @@ async fn changes<P: Sales + Subscriptions>(port: &P, made: &Made) -> Result<()> 
     }
     // It is over: it can only be ended.
     assert_eq!(done(port.change_subscription(id, &SubscriptionChange::EndNow, "s7").await)?, id);
-    let gone = port.change_subscription(id, &SubscriptionChange::GoOn, "s8").await;
+    let gone = port.change_subscription(id, &go_on, "s8").await;
     ensure!(matches!(gone, Outcome::FailedForGood(_)), "{gone:?}");
     assert_eq!(found().await?.status, SubscriptionStatus::Canceled);
     Ok(())
@@ -189,6 +191,7 @@ async fn in_memory() -> Result<()> {
         created: Utc::now(),
         ended: None,
         cancel_at: None,
+        ends_by_date: false,
         eco_id: None,
     };
     memory.state().subscriptions.insert(subscription.id.clone(), subscription);
@@ -204,4 +207,35 @@ async fn at_stripe() -> Result<()> {
         sim.create("subscriptions", &format!("customer={customer}&items[0][price]={pro}")).await?;
     let made = Made { customer, pro, enterprise, subscription };
     contract(&Stripe::new(&stripe_args(&sim.base))?, &made).await
+}
+
+#[tokio::test]
+async fn a_date_is_taken_away_at_stripe_where_it_was_found_and_not_otherwise() -> Result<()> {
+    let sim = Sim::start().await?;
+    let (pro, enterprise) = (sim.price("pro").await?, sim.price("enterprise").await?);
+    let customer = sim.customer().await?;
+    let id = sim.create("subscriptions", &format!("customer={customer}&items[0][price]={pro}")).await?;
+    let stripe = Stripe::new(&stripe_args(&sim.base))?;
+    let found = async || stripe.subscription(&id).await.ok().flatten().context("a subscription");
+    let item_id = found().await?.prices.first().context("a price")?.item_id.clone();
+    let date = Utc::now() + TimeDelta::days(200);
+    let go_on = SubscriptionChange::GoOn { by_date: false };
+    let price = SubscriptionChange::Price {
+        plan: Plan::Enterprise,
+        item_id,
+        price_id: enterprise,
+        is_prorated: false,
+        by_date: false,
+    };
+    for (turn, change) in [go_on, price].iter().enumerate() {
+        sim.create(&format!("subscriptions/{id}"), &format!("cancel_at={}", date.timestamp())).await?;
+        let dated = found().await?;
+        ensure!(dated.ends_by_date && dated.cancel_at.is_some(), "{dated:?}");
+        done(stripe.change_subscription(&id, change, &format!("without{turn}")).await)?;
+        assert_eq!(found().await?.cancel_at, dated.cancel_at, "{change:?}");
+        let change = change.clone().as_found(&dated);
+        done(stripe.change_subscription(&id, &change, &format!("with{turn}")).await)?;
+        ensure!(is_so(&found().await?, &change), "{change:?}: {:?}", found().await);
+    }
+    Ok(())
 }

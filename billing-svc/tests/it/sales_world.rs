@@ -75,6 +75,7 @@ impl World {
             created: began,
             ended: None,
             cancel_at: None,
+            ends_by_date: false,
             eco_id: Some("eco_a".to_owned()),
         };
         world.memory.state().subscriptions.insert(subscription.id.clone(), subscription);
@@ -130,6 +131,21 @@ impl World {
         until(&self.db, query).await?;
         shutdown.cancel();
         Ok(server.await?)
+    }
+
+    /// Lets the server make what is left, time and again, however long it would wait in between.
+    pub(crate) async fn work_off_all(&self) -> Result<()> {
+        let due = "with due as (update eco_stripe_changes set due_time = now()
+                                where finished_time is null and due_time > now() + interval '1 second'
+                                returning change_id)
+            select not exists (select from eco_stripe_changes where finished_time is null)";
+        self.serve_until(due).await
+    }
+
+    /// Attempts of the changes, oldest first.
+    pub(crate) async fn attempts(&self) -> Result<Vec<i32>> {
+        let statement = "select attempt from eco_stripe_changes order by change_id";
+        Ok(sqlx::query_scalar(statement).fetch_all(&self.db.pool).await?)
     }
 
     /// Nothing is left to be made at Stripe.

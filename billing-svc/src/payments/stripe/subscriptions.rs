@@ -119,6 +119,7 @@ fn subscription(found: stripe_shared::Subscription) -> Result<Subscription, Requ
         created: time(found.created)?,
         ended: found.ended_at.map(time).transpose()?,
         cancel_at: cancel_at.map(time).transpose()?,
+        ends_by_date: found.cancel_at.is_some() && !found.cancel_at_period_end,
         eco_id: named(&found.metadata),
         customer: id(found.customer),
         id: found.id.to_string(),

@@ -35,6 +35,8 @@ pub(crate) struct Sold {
     checkouts: HashMap<String, NewCheckout>,
     made: usize,
     refuses: bool,
+    /// An end is not taken back, whatever is asked for.
+    pub(crate) keeps_ends: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +129,7 @@ impl MemorySubscriptions {
             created: Utc::now(),
             ended: None,
             cancel_at: None,
+            ends_by_date: false,
             eco_id: Some(checkout.eco_id),
         };
         state.subscriptions.insert(id.clone(), subscription);
@@ -253,6 +256,7 @@ impl State {
             }
             Asked::Change(id, change) => {
                 let now = Utc::now();
+                let keeps_ends = self.sold.keeps_ends;
                 let lookup_key = match change {
                     SubscriptionChange::Price { price_id, .. } => self
                         .prices
@@ -263,8 +267,8 @@ impl State {
                 };
                 if let Some(found) = self.subscriptions.get_mut(id) {
                     match change {
-                        SubscriptionChange::Price { item_id, price_id, .. } => {
-                            found.cancel_at = None;
+                        SubscriptionChange::Price { item_id, price_id, by_date, .. } => {
+                            go_on(found, *by_date);
                             for price in found.prices.iter_mut().filter(|price| price.item_id == *item_id) {
                                 price.id.clone_from(price_id);
                                 price.lookup_key.clone_from(&lookup_key);
@@ -273,8 +277,10 @@ impl State {
                         SubscriptionChange::EndWithPeriod => {
                             let period = nexus_core::period::Period::containing(found.anchor, now);
                             found.cancel_at = Some(period.end);
+                            found.ends_by_date = false;
                         }
-                        SubscriptionChange::GoOn => found.cancel_at = None,
+                        SubscriptionChange::GoOn { .. } if keeps_ends => {}
+                        SubscriptionChange::GoOn { by_date } => go_on(found, *by_date),
                         SubscriptionChange::EndNow => {
                             found.status = SubscriptionStatus::Canceled;
                             found.ended = Some(now);
@@ -321,6 +327,14 @@ impl Sales for MemorySubscriptions {
         key: &'a str,
     ) -> BoxFuture<'a, Outcome> {
         self.ask(Asked::Change(id.to_owned(), change.clone()), key)
+    }
+}
+
+/// A date is taken away only where that is asked for.
+fn go_on(found: &mut Subscription, by_date: bool) {
+    if by_date == found.ends_by_date {
+        found.cancel_at = None;
+        found.ends_by_date = false;
     }
 }
 
