@@ -5,3 +5,6 @@ alter table eco_checkouts alter column look_due_time set default now() + interva
 update eco_checkouts set look_due_time = created_time + interval '23 hours' where closed_time is null;
 -- Instead of eco_checkouts_end_due, which the version before uses.
 create index eco_checkouts_due on eco_checkouts (least(end_due_time, look_due_time)) where closed_time is null;
+
+-- How many an account has of a day is bounded.
+create index eco_stripe_changes_of_account on eco_stripe_changes (eco_id, created_time);

@@ -51,6 +51,11 @@ impl SubscriptionChange {
         }
         self
     }
+
+    /// Whether the customer stops paying by it.
+    pub fn is_end(&self) -> bool {
+        matches!(self, Self::EndWithPeriod | Self::EndNow)
+    }
 }
 
 /// A change that is written down, as far as it has come.

@@ -11,6 +11,7 @@ use nexus_proto::{billing::v1::CreateCheckoutSessionRequest, common::v1 as commo
 use nexus_testkit::{db::TestDb, seed};
 use serde_json::json;
 use tonic::Code;
+use tonic_types::StatusExt;
 
 use crate::{
     memory::Fault,
@@ -218,6 +219,34 @@ async fn a_day_after_a_payment_that_nobody_heard_of_there_is_one_subscription() 
     for billing in replicas {
         billing.stop().await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_account_opens_so_many_checkouts_a_day() -> Result<()> {
+    let world = World::new().await?;
+    // Each plan in turn: the one before is ended.
+    for turn in 0..100 {
+        world.checkout(if turn % 2 == 0 { Plan::Pro } else { Plan::Enterprise }).await?;
+    }
+    // The one that is open is returned, as ever.
+    let open = world.checkout(Plan::Enterprise).await?;
+    assert_eq!(world.memory.open_sessions(), [open.session_id]);
+    let error = world.checkout(Plan::Pro).await.err().context("not refused")?;
+    ensure!(matches!(error, Error::TooManyCheckouts { .. }), "{error:?}");
+    let refused = tonic::Status::from(error);
+    let expected = (Code::ResourceExhausted, "TOO_MANY_CHECKOUTS".to_owned());
+    assert_eq!((refused.code(), status::reason(&refused)), expected);
+    let retry =
+        refused.get_error_details().retry_info().and_then(|info| info.retry_delay).context("a time")?;
+    ensure!((85_000..=86_400).contains(&retry.as_secs()), "{retry:?}");
+    // Another account's are its own; and a day later there is room.
+    sqlx::query(
+        "update eco_checkouts set created_time = created_time - interval '25 hours' where number = 1",
+    )
+    .execute(&world.db.pool)
+    .await?;
+    world.checkout(Plan::Pro).await?;
     Ok(())
 }
 

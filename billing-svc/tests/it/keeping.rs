@@ -1,9 +1,15 @@
-//! A subscription at Stripe that is to end, or whose plan is to change, and keeps it.
+//! A subscription at Stripe that is to end, or whose plan is to change, and keeps it; and how often a day that may be.
 
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
-use nexus_billing::app::{get_subscription, stripe_events};
+use nexus_billing::{
+    Error,
+    app::{get_subscription, stripe_events},
+};
 use nexus_core::plan::Plan;
+use nexus_kit::status;
+use tonic::Code;
+use tonic_types::StatusExt;
 
 use crate::{memory::Fault, sales_world::World};
 
@@ -144,5 +150,29 @@ async fn a_lower_plan_that_is_not_paid_for_at_stripe_does_not_come() -> Result<(
     world.end(false).await?;
     stripe_events::bring_up(&world.sales.pool, &world.sales.events, "sub_1", None).await?;
     assert_eq!(world.account().await?, ("enterprise".into(), Some("sub_1".into()), None, true));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_plan_is_changed_at_stripe_so_often_a_day_and_can_always_end() -> Result<()> {
+    let world = World::subscribed(Plan::Pro).await?;
+    let seeded =
+        "insert into eco_stripe_changes (eco_id, stripe_subscription_id, change, outcome, finished_time)
+        select 'eco_a', 'sub_1', '{\"kind\": \"go_on\"}', 'done', now() from generate_series(1, 99)";
+    sqlx::query(seeded).execute(&world.db.pool).await?;
+    world.change(Plan::Enterprise, false).await?;
+    let error = world.change(Plan::Pro, true).await.err().context("not refused")?;
+    let refused = tonic::Status::from(error);
+    let expected = (Code::ResourceExhausted, "TOO_MANY_PLAN_CHANGES".to_owned());
+    assert_eq!((refused.code(), status::reason(&refused)), expected);
+    ensure!(refused.get_error_details().retry_info().is_some_and(|info| info.retry_delay.is_some()));
+    assert_eq!(world.account().await?.0, "enterprise");
+    assert_eq!(world.at_stripe()?.prices[0].id, "price_enterprise");
+    // Whoever would stop paying can.
+    ensure!(world.end(false).await?.cancel_time.is_some());
+    let error = world.go_on().await.err().context("not refused")?;
+    ensure!(matches!(error, Error::TooManyChanges { .. }), "{error:?}");
+    world.end(true).await?;
+    assert_eq!(world.account().await?.0, "free");
     Ok(())
 }

@@ -238,3 +238,36 @@ async fn the_request_id_of_a_change_of_plan_is_no_others() -> Result<()> {
     ensure!(world.at_stripe()?.cancel_at.is_some());
     world.nothing_is_left().await
 }
+
+#[tokio::test]
+async fn requests_that_change_nothing_are_kept_so_often_a_day() -> Result<()> {
+    let world = World::subscribed(Plan::Pro).await?;
+    let first = Uuid::now_v7();
+    let going = world.go_on_as(first).await?;
+    for seeded in [
+        "insert into eco_sale_requests (eco_id, request_id, asked)
+         select 'eco_a', gen_random_uuid(), '{\"kind\": \"go_on\"}' from generate_series(1, 998)",
+        "insert into eco_plan_requests (eco_id, request_id, plan, apply_now, account_plan, apply_time)
+         select 'eco_a', gen_random_uuid(), 'pro', false, 'pro', now() from generate_series(1, 1000)",
+    ] {
+        sqlx::query(seeded).execute(&world.db.pool).await?;
+    }
+    world.go_on_as(Uuid::now_v7()).await?;
+    for refused in [
+        world.go_on_as(Uuid::now_v7()).await.map(|_| ()),
+        world.change_as(Uuid::now_v7(), Plan::Pro, false).await.map(|_| ()),
+    ] {
+        ensure!(matches!(refused, Err(Error::TooManyRequests { .. })), "{refused:?}");
+    }
+    let kept = "select count(*) from eco_sale_requests";
+    assert_eq!(sqlx::query_scalar::<_, i64>(kept).fetch_one(&world.db.pool).await?, 1_000);
+    // A repeat is no other one, without an id nothing is kept, and an end has its way.
+    assert_eq!(world.go_on_as(first).await?, going);
+    world.go_on().await?;
+    ensure!(world.end_as(Uuid::now_v7()).await?.cancel_time.is_some());
+    // Of an account without a subscription at Stripe, too.
+    world.end(true).await?;
+    let refused = world.change_as(Uuid::now_v7(), Plan::Free, false).await;
+    ensure!(matches!(refused, Err(Error::TooManyRequests { .. })), "{refused:?}");
+    Ok(())
+}

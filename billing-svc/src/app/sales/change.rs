@@ -18,6 +18,7 @@ use crate::{
         get_subscription,
     },
     domain::{
+        of_a_day::MAX_CHANGES,
         plan_change::{PlanChange, PlanChanged, Subscription},
         sale::{Asked, SaleRequest, ShownSubscription},
         stripe_change::{StepAtStripe, SubscriptionChange, WrittenChange, step, step_to_keep},
@@ -242,7 +243,7 @@ async fn write_down(
     Ok(written.map_or(Written::Nothing, Written::Change))
 }
 
-/// Writes a change down.
+/// Writes a change down, within the bounds of a day.
 async fn insert(
     db: &mut PgConnection,
     eco_id: &EcoId,
@@ -254,7 +255,11 @@ async fn insert(
         // It is being ended, which nothing takes back.
         return Err(Error::NoSubscription(eco_id.clone()));
     }
-    Ok(written)
+    // There are no more ends than changes that take one back, so that whoever would stop paying always can.
+    match stripe_changes::of_a_day(db, eco_id).await?.beyond(MAX_CHANGES).filter(|_| !change.is_end()) {
+        Some(retry) => Err(Error::TooManyChanges { eco_id: eco_id.clone(), retry }),
+        None => Ok(written),
+    }
 }
 
 /// What is to be asked for.

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     domain::{
+        of_a_day::MAX_CHECKOUTS,
         sale::{Asked, OpenCheckout, SaleRequest},
         stripe_change::{CHECKOUT_LIFE, NewCheckout, WrittenCheckout, checkout_key},
         stripe_objects::{CheckoutSession, CheckoutState},
@@ -47,9 +48,9 @@ pub async fn run(
     }
     let opened = open(sales, eco_id, plan, actor).await?;
     // Whoever is cut off before this finds the same one open.
-    let mut connection = db::acquire(&sales.pool).await?;
-    requests::keep(&mut connection, &request, None).await?;
-    drop(connection);
+    let mut transaction = db::begin(&sales.pool).await?;
+    requests::keep(&mut transaction, &request, None).await?;
+    transaction.commit().await?;
     requests::answer(sales, &request, opened).await
 }
 
@@ -101,7 +102,12 @@ async fn write_down(sales: &Sales, eco_id: &EcoId, plan: Plan, actor: &str) -> R
         cancel_url: sales.pages.cancel.clone(),
         expires: subscription.now + CHECKOUT_LIFE,
     };
-    checkouts::insert(&mut transaction, eco_id, plan, &checkout).await?;
+    if checkouts::insert(&mut transaction, eco_id, plan, &checkout).await? {
+        let of_a_day = checkouts::of_a_day(&mut transaction, eco_id).await?;
+        if let Some(retry) = of_a_day.beyond(MAX_CHECKOUTS) {
+            return Err(Error::TooManyCheckouts { eco_id: eco_id.clone(), retry });
+        }
+    }
     Ok(transaction.commit().await?)
 }
 
