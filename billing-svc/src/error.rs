@@ -1,5 +1,7 @@
 //! What can go wrong, by meaning, and the status each is.
 
+use std::time::Duration;
+
 use nexus_core::{
     id::EcoId,
     money::{Currency, OutOfRange},
@@ -43,6 +45,14 @@ pub enum Error {
     NoSubscription(EcoId),
     #[error("account {0} has a subscription at Stripe already")]
     AlreadySubscribed(EcoId),
+    #[error("as many checkouts were opened for {eco_id} within 24 hours as may be: no more for now")]
+    TooManyCheckouts { eco_id: EcoId, retry: Duration },
+    #[error("the plan of {eco_id} was changed as often within 24 hours as may be: not again for now")]
+    TooManyChanges { eco_id: EcoId, retry: Duration },
+    #[error(
+        "as many requests about the plan of {eco_id} were kept within 24 hours as may be: no more for now"
+    )]
+    TooManyRequests { eco_id: EcoId, retry: Duration },
     #[error("another change of the subscription of {0} came after this request")]
     ChangeSuperseded(EcoId),
     #[error("the plan {0} is paid for by a subscription: it begins with a checkout (CreateCheckoutSession)")]
@@ -149,6 +159,15 @@ impl From<Error> for Status {
             }
             Error::AlreadySubscribed(_) => {
                 status::with_reason(Code::FailedPrecondition, "ALREADY_SUBSCRIBED", error.to_string())
+            }
+            Error::TooManyCheckouts { retry, .. } => {
+                status::too_many("TOO_MANY_CHECKOUTS", error.to_string(), retry)
+            }
+            Error::TooManyChanges { retry, .. } => {
+                status::too_many("TOO_MANY_PLAN_CHANGES", error.to_string(), retry)
+            }
+            Error::TooManyRequests { retry, .. } => {
+                status::too_many("TOO_MANY_REQUESTS", error.to_string(), retry)
             }
             Error::ChangeSuperseded(_) => {
                 status::with_reason(Code::FailedPrecondition, "CHANGE_SUPERSEDED", error.to_string())

@@ -95,6 +95,9 @@ pub enum Error {
     AlreadySubscribed,
     #[error("another change of the subscription came after this request")]
     ChangeSuperseded,
+    /// As much was done within 24 hours as may be; the reason is for the log.
+    #[error("{reason}")]
+    TooMany { retry: Duration, reason: String },
     /// Why is for the log.
     #[error("{0}")]
     PaymentRefused(String),
@@ -140,6 +143,7 @@ impl Error {
             Error::NoSubscription => (StatusCode::CONFLICT, "No subscription"),
             Error::AlreadySubscribed => (StatusCode::CONFLICT, "Already subscribed"),
             Error::ChangeSuperseded => (StatusCode::CONFLICT, "Change superseded"),
+            Error::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
             Error::PaymentRefused(_) => (StatusCode::PAYMENT_REQUIRED, "Payment refused"),
             Error::ReconcileRequired => (StatusCode::CONFLICT, "Reconciliation required"),
             Error::NotFound(what) => (StatusCode::NOT_FOUND, what),
@@ -172,6 +176,9 @@ impl Error {
             Error::AlreadySubscribed => {
                 vec![("message", "There is a subscription already: change its plan.".into())]
             }
+            Error::TooMany { .. } => {
+                vec![("message", "As much of this was done within 24 hours as may be. Try again later.".into())]
+            }
             Error::ReconcileRequired => vec![(
                 "message",
                 "The database was restored or failed over. Nothing is charged until `nexus reconcile` has found that the ledger agrees with Stripe.".into(),
@@ -186,7 +193,7 @@ impl Error {
             Error::Unauthorized => challenge(&mut headers, Scheme::Bearer),
             Error::MissingApiKey | Error::InvalidApiKey => challenge(&mut headers, Scheme::ApiKey),
             Error::LimitExceeded(over) => headers = over.headers.clone(),
-            Error::Unavailable { retry, .. } => {
+            Error::Unavailable { retry, .. } | Error::TooMany { retry, .. } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(format::seconds_up(*retry).max(1)));
             }
             _ => {}

@@ -56,6 +56,10 @@ pub fn rest(status: &Status, credentials: Credentials, not_found: &'static str) 
             "STRIPE_REFUSED" => Error::PaymentRefused(status.message().to_owned()),
             _ => internal(status),
         },
+        (Code::ResourceExhausted, Credentials::User) => match retry_info(status) {
+            Some(retry) => Error::TooMany { retry, reason: describe(status) },
+            None => internal(status),
+        },
         (Code::NotFound, _) => Error::NotFound(not_found),
         (Code::Unauthenticated, Credentials::User) => Error::Unauthorized,
         (Code::PermissionDenied, Credentials::User) => Error::Forbidden,
@@ -111,9 +115,12 @@ pub fn over_limit(refused: &Refused, now: DateTime<Utc>, rng: &mut impl Rng) -> 
 }
 
 fn unavailable(status: &Status) -> Error {
-    let told = status.get_error_details().retry_info().and_then(|i| i.retry_delay);
-    let retry = told.unwrap_or(RETRY_SOON).clamp(RETRY_SOON, Duration::from_secs(60));
+    let retry = retry_info(status).unwrap_or(RETRY_SOON).clamp(RETRY_SOON, Duration::from_secs(60));
     Error::Unavailable { retry, reason: describe(status) }
+}
+
+fn retry_info(status: &Status) -> Option<Duration> {
+    status.get_error_details().retry_info().and_then(|info| info.retry_delay)
 }
 
 fn internal(status: &Status) -> Error {

@@ -3,6 +3,7 @@
 //! account. Usage-svc hears of the change by the trigger on the subscription. A subscription at Stripe is changed there
 //! (see [`super::sales`]).
 
+use chrono::{DateTime, Utc};
 use nexus_core::{id::EcoId, plan::Plan};
 use nexus_kit::{db, validate::Violations};
 use sqlx::{PgConnection, PgPool};
@@ -11,6 +12,7 @@ use super::sales::{self, Sales};
 use crate::{
     domain::{
         account::Account,
+        of_a_day::{MAX_CHANGES, MAX_REQUESTS},
         period::PeriodKey,
         plan_change::{PlanChange, PlanChanged, Step, Subscription},
     },
@@ -20,6 +22,10 @@ use crate::{
 
 /// A repeat of a request returns the first answer.
 pub async fn run(sales: &Sales, change: &PlanChange, actor: &str) -> Result<PlanChanged, Error> {
+    // What was begun at Stripe goes on there, also once the account has no subscription there any more.
+    if sales::change::is_begun(sales, change).await? {
+        return sales::change::change_plan(sales, change, actor).await;
+    }
     match here(&sales.pool, change, actor).await {
         Err(Error::SubscriptionAtStripe(_)) => sales::change::change_plan(sales, change, actor).await,
         changed => changed,
@@ -53,7 +59,7 @@ async fn unlocked(pool: &PgPool, change: &PlanChange) -> Result<Option<PlanChang
     let apply_time = subscription.apply_time(step);
     // Its plan as it was decided by.
     let account = Account { plan: subscription.plan, ..account(&mut transaction, &change.eco_id).await? };
-    if !plan_requests::insert(&mut transaction, change, account.plan, apply_time).await? {
+    if !keep(&mut transaction, change, account.plan, apply_time).await? {
         return Ok(None);
     }
     transaction.commit().await?;
@@ -76,11 +82,29 @@ async fn locked(pool: &PgPool, change: &PlanChange, actor: &str) -> Result<Optio
     take(&mut transaction, &subscription, step, change).await?;
     let apply_time = subscription.apply_time(step);
     let account = account(&mut transaction, &change.eco_id).await?;
-    if !plan_requests::insert(&mut transaction, change, account.plan, apply_time).await? {
+    if !keep(&mut transaction, change, account.plan, apply_time).await? {
         return Ok(None);
     }
     transaction.commit().await?;
     Ok(Some(PlanChanged { account, apply_time }))
+}
+
+/// Keeps the answer of a request, if it is to be kept; false: it has one already.
+async fn keep(
+    db: &mut PgConnection,
+    change: &PlanChange,
+    account_plan: Plan,
+    apply_time: DateTime<Utc>,
+) -> Result<bool, Error> {
+    if !plan_requests::insert(db, change, account_plan, apply_time).await? {
+        return Ok(false);
+    }
+    if change.request_id.is_some()
+        && let Some(retry) = plan_requests::of_a_day(db, &change.eco_id).await?.beyond(MAX_REQUESTS)
+    {
+        return Err(Error::TooManyRequests { eco_id: change.eco_id.clone(), retry });
+    }
+    Ok(true)
 }
 
 /// A user pays for a plan at Stripe: it begins with a checkout.
@@ -158,6 +182,11 @@ async fn take(
                 stripe_customers::want(db, &change.eco_id).await?;
             }
             move_to(db, &change.eco_id, subscription, change.plan, version).await?;
+            // Each leaves a segment. Back to free there is no more often than away from it, and always a way.
+            let of_a_day = segments::of_a_day(db, &change.eco_id).await?;
+            if let Some(retry) = of_a_day.beyond(MAX_CHANGES).filter(|_| change.plan != Plan::Free) {
+                return Err(Error::TooManyChanges { eco_id: change.eco_id.clone(), retry });
+            }
         }
     }
     Ok(())

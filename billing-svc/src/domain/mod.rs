@@ -17,6 +17,7 @@
 //! | [`invoice`] | an invoice made for charges |
 //! | [`run`] | the figures of a run over many accounts |
 //! | [`stripe_signature`], [`stripe_event`] | whether a webhook is Stripe's; what is kept of it, and when it is tried again |
+//! | [`of_a_day`] | how much an account may do within a day |
 //! | [`sale`] | a request about a subscription at Stripe, and what is answered |
 //! | [`stripe_change`] | what is asked of Stripe about a subscription or a checkout |
 //! | [`stripe_customer`] | a customer that is made at Stripe |
@@ -32,6 +33,7 @@ pub mod books;
 pub mod charge;
 pub mod invoice;
 pub mod notice;
+pub mod of_a_day;
 pub mod overage;
 pub mod period;
 pub mod plan;

@@ -1,6 +1,6 @@
 //! A change of an account's plan: what is asked for, and what is to be done about it.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::{id::EcoId, money::Currency, period::Period, plan::Plan};
 use uuid::Uuid;
 
@@ -97,6 +97,21 @@ impl Subscription {
         }
     }
 
+    /// Whether it ends by itself later than with its current period: Stripe's times are whole seconds, ours need not be.
+    pub fn ends_after_period(&self) -> bool {
+        self.cancel_time.is_some_and(|time| time - self.period.end >= TimeDelta::seconds(1))
+    }
+
+    /// When a plan is in force that was asked for, and that everything was done for.
+    pub fn in_force(&self, plan: Plan) -> DateTime<Utc> {
+        match self.waiting {
+            _ if plan == self.plan => self.now,
+            Some(waiting) if waiting.plan == plan => waiting.time,
+            _ if plan == Plan::Free => self.cancel_time.unwrap_or(self.now),
+            _ => self.now,
+        }
+    }
+
     /// When a plan is in force after the step that was taken for it.
     pub fn apply_time(&self, step: Step) -> DateTime<Utc> {
         match step {
@@ -112,8 +127,6 @@ impl Subscription {
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeDelta;
-
     use super::*;
 
     #[test]

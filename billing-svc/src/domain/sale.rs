@@ -24,6 +24,13 @@ pub enum Asked {
     },
     /// That it goes on.
     GoOn,
+    /// Another plan.
+    Plan {
+        /// The plan.
+        plan: Plan,
+        /// A lower one now, and not from the period's end on.
+        apply_now: bool,
+    },
 }
 
 /// A request that may be repeated.

@@ -1,6 +1,8 @@
 //! What is asked of Stripe about a subscription, and about a checkout that leads to one: written down before it is sent,
 //! and sent exactly so each time.
 
+use std::ops::Range;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::{id::EcoId, plan::Plan};
 use serde::{Deserialize, Serialize};
@@ -25,13 +27,35 @@ pub enum SubscriptionChange {
         price_id: String,
         /// Whether what is left of the billing period is charged by the new price; else it begins with the next one.
         is_prorated: bool,
+        /// Whether it was to end by a date, which is taken away otherwise than the end of a period.
+        #[serde(default)]
+        by_date: bool,
     },
     /// It ends with its billing period.
     EndWithPeriod,
     /// It goes on where it was to end.
-    GoOn,
+    GoOn {
+        /// As of a price.
+        #[serde(default)]
+        by_date: bool,
+    },
     /// It ends now.
     EndNow,
+}
+
+impl SubscriptionChange {
+    /// The same state, asked for as it is to be where the subscription stands as it was found.
+    pub fn as_found(mut self, found: &Subscription) -> Self {
+        if let Self::Price { by_date, .. } | Self::GoOn { by_date } = &mut self {
+            *by_date = found.ends_by_date;
+        }
+        self
+    }
+
+    /// Whether the customer stops paying by it.
+    pub fn is_end(&self) -> bool {
+        matches!(self, Self::EndWithPeriod | Self::EndNow)
+    }
 }
 
 /// A change that is written down, as far as it has come.
@@ -99,8 +123,8 @@ pub fn is_so(found: &Subscription, change: &SubscriptionChange) -> bool {
         SubscriptionChange::Price { item_id, price_id, .. } => {
             !ends && found.prices.iter().any(|price| price.item_id == *item_id && price.id == *price_id)
         }
-        SubscriptionChange::EndWithPeriod => ends || is_over(found),
-        SubscriptionChange::GoOn => !ends,
+        SubscriptionChange::EndWithPeriod => (ends && !found.ends_by_date) || is_over(found),
+        SubscriptionChange::GoOn { .. } => !ends,
         SubscriptionChange::EndNow => is_over(found),
     }
 }
@@ -127,10 +151,21 @@ pub enum StepAtStripe {
 }
 
 /// What is to be done about a change of plan; what is due was done before. A free account needs no subscription at Stripe.
-pub fn step(subscription: &plan_change::Subscription, plan: Plan, apply_now: bool) -> StepAtStripe {
+/// One that ends by a date ends with its period only if the date does not lie behind that.
+pub fn step(
+    subscription: &plan_change::Subscription,
+    plan: Plan,
+    apply_now: bool,
+    ends_by_date: bool,
+) -> StepAtStripe {
     let ends = subscription.cancel_time.is_some();
     if plan == Plan::Free {
-        return if ends && !apply_now { StepAtStripe::Nothing } else { StepAtStripe::End { now: apply_now } };
+        let ends_in_time = ends && !(ends_by_date && subscription.ends_after_period());
+        return if ends_in_time && !apply_now {
+            StepAtStripe::Nothing
+        } else {
+            StepAtStripe::End { now: apply_now }
+        };
     }
     match subscription.step(plan, apply_now) {
         Step::Nothing if ends => StepAtStripe::GoOn,
@@ -138,6 +173,15 @@ pub fn step(subscription: &plan_change::Subscription, plan: Plan, apply_now: boo
         Step::Keep => StepAtStripe::Price { is_prorated: false, waits: false },
         Step::Now => StepAtStripe::Price { is_prorated: true, waits: false },
         Step::AtPeriodEnd => StepAtStripe::Price { is_prorated: false, waits: true },
+    }
+}
+
+/// What is to be done so that an account keeps the plan it has: neither an end nor another plan waits for the period's end.
+pub fn step_to_keep(subscription: &plan_change::Subscription) -> StepAtStripe {
+    match subscription.plan {
+        Plan::Free if subscription.cancel_time.is_some() => StepAtStripe::GoOn,
+        Plan::Free => StepAtStripe::Nothing,
+        plan => step(subscription, plan, false, false),
     }
 }
 
@@ -169,10 +213,17 @@ pub struct WrittenCheckout {
     pub plan: Plan,
     /// As it is sent.
     pub checkout: NewCheckout,
-    /// The session at Stripe, once it is there.
+    /// The session at Stripe, once it is heard of; nobody learns its address before that is kept.
     pub session_id: Option<String>,
-    /// Whether no session of it can be open any more.
+    /// Whether its key may be used no more, and no session of it can be open.
     pub is_over: bool,
+}
+
+impl WrittenCheckout {
+    /// When those of the account's sessions were opened that could be open when this one was written down, or later.
+    pub fn opened(&self) -> Range<DateTime<Utc>> {
+        self.checkout.expires - CHECKOUT_LIFE * 2..self.checkout.expires
+    }
 }
 
 /// How long a checkout is open: less than its key lives, so that a repeat never makes a second one that is open as well.
@@ -206,7 +257,7 @@ mod tests {
             (None, true, Free, true, StepAtStripe::End { now: true }),
         ] {
             assert_eq!(
-                step(&held(Pro, waiting, ends, now, end), wanted, apply_now),
+                step(&held(Pro, waiting, ends, now, end), wanted, apply_now, false),
                 expected,
                 "{wanted} {ends}"
             );
@@ -219,7 +270,52 @@ mod tests {
             (Some(Pro), false, Enterprise, false, price(false, false)),
         ] {
             let subscription = held(Enterprise, waiting, ends, now, end);
-            assert_eq!(step(&subscription, wanted, apply_now), expected, "{waiting:?} {wanted} {ends}");
+            assert_eq!(
+                step(&subscription, wanted, apply_now, false),
+                expected,
+                "{waiting:?} {wanted} {ends}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_plan_is_kept_by_taking_back_what_waits() {
+        use Plan::{Enterprise, Pro};
+        let now = DateTime::UNIX_EPOCH + TimeDelta::days(10);
+        let end = now + TimeDelta::days(20);
+        let price = StepAtStripe::Price { is_prorated: false, waits: false };
+        for (waiting, ends, expected) in [
+            (None, false, StepAtStripe::Nothing),
+            (None, true, StepAtStripe::GoOn),
+            (Some(Pro), false, price),
+            (Some(Pro), true, price),
+            // A newer version of the own plan goes on waiting.
+            (Some(Enterprise), false, StepAtStripe::Nothing),
+            (Some(Enterprise), true, StepAtStripe::GoOn),
+        ] {
+            assert_eq!(
+                step_to_keep(&held(Enterprise, waiting, ends, now, end)),
+                expected,
+                "{waiting:?} {ends}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_date_is_the_periods_end_unless_it_is_later() {
+        let now = DateTime::UNIX_EPOCH + TimeDelta::days(10);
+        let end = now + TimeDelta::days(20);
+        let with_period = StepAtStripe::End { now: false };
+        for (ends, by_date, expected) in [
+            (end - TimeDelta::days(1), true, StepAtStripe::Nothing),
+            (end, true, StepAtStripe::Nothing),
+            (end + TimeDelta::days(1), true, with_period),
+            // The end of a longer billing period than ours is no date.
+            (end + TimeDelta::days(300), false, StepAtStripe::Nothing),
+        ] {
+            let mut subscription = held(Plan::Pro, None, true, now, end);
+            subscription.cancel_time = Some(ends);
+            assert_eq!(step(&subscription, Plan::Free, false, by_date), expected, "{ends} {by_date}");
         }
     }
 
@@ -255,16 +351,20 @@ mod tests {
             created: DateTime::UNIX_EPOCH,
             ended: None,
             cancel_at: None,
+            ends_by_date: false,
             eco_id: None,
         };
         let ending = Subscription { cancel_at: Some(DateTime::UNIX_EPOCH), ..active.clone() };
+        let by_date = Subscription { ends_by_date: true, ..ending.clone() };
         let over = Subscription { ended: Some(DateTime::UNIX_EPOCH), ..active.clone() };
         let to = |price_id: &str| SubscriptionChange::Price {
             plan: Plan::Pro,
             item_id: "si_1".to_owned(),
             price_id: price_id.to_owned(),
             is_prorated: true,
+            by_date: false,
         };
+        let go_on = SubscriptionChange::GoOn { by_date: false };
         for (found, change, so) in [
             (&active, to("price_pro"), true),
             (&active, to("price_enterprise"), false),
@@ -272,12 +372,25 @@ mod tests {
             (&active, SubscriptionChange::EndWithPeriod, false),
             (&ending, SubscriptionChange::EndWithPeriod, true),
             (&over, SubscriptionChange::EndWithPeriod, true),
-            (&active, SubscriptionChange::GoOn, true),
-            (&ending, SubscriptionChange::GoOn, false),
+            (&by_date, SubscriptionChange::EndWithPeriod, false),
+            (&active, go_on.clone(), true),
+            (&ending, go_on.clone(), false),
+            (&by_date, go_on.clone(), false),
             (&ending, SubscriptionChange::EndNow, false),
             (&over, SubscriptionChange::EndNow, true),
         ] {
             assert_eq!(is_so(found, &change), so, "{change:?} of {found:?}");
         }
+        assert_eq!(go_on.clone().as_found(&ending), go_on);
+        assert_eq!(go_on.as_found(&by_date), SubscriptionChange::GoOn { by_date: true });
+    }
+
+    #[test]
+    fn what_was_written_down_before_there_were_dates_is_read() {
+        let read = |text| serde_json::from_str::<SubscriptionChange>(text).expect("a change");
+        assert_eq!(read(r#"{"kind":"go_on"}"#), SubscriptionChange::GoOn { by_date: false });
+        let price =
+            read(r#"{"kind":"price","plan":"pro","item_id":"si_1","price_id":"price_1","is_prorated":true}"#);
+        assert!(matches!(price, SubscriptionChange::Price { by_date: false, .. }), "{price:?}");
     }
 }

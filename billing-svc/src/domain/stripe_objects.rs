@@ -25,6 +25,8 @@ pub struct Subscription {
     pub ended: Option<DateTime<Utc>>,
     /// When it will end by itself, if it will.
     pub cancel_at: Option<DateTime<Utc>>,
+    /// Whether that is a date by itself (Stripe's dashboard and portal set such), and not the end of a billing period.
+    pub ends_by_date: bool,
     /// Account that its metadata names.
     pub eco_id: Option<String>,
 }
@@ -43,6 +45,8 @@ pub struct Price {
 /// A checkout as it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckoutSession {
+    /// Its id.
+    pub id: String,
     /// Account that it was made for, by `client_reference_id` or else its metadata.
     pub eco_id: Option<String>,
     /// The subscription it led to.

@@ -144,6 +144,7 @@ mod tests {
             created: at(created),
             ended: (status == SubscriptionStatus::Canceled).then(|| at("2025-12-01T00:00:00Z")),
             cancel_at: None,
+            ends_by_date: false,
             eco_id: None,
         }
     }

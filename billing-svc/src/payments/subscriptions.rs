@@ -1,8 +1,11 @@
 //! The port to whoever keeps the customers' subscriptions: how they stand right now.
 
+use std::ops::Range;
+
+use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 
-use super::Doubt;
+use super::{Doubt, pace::Pace};
 use crate::domain::stripe_objects::{CheckoutSession, Customer, Invoice, Subscription};
 
 /// Customers, subscriptions, checkouts and invoices, read.
@@ -14,6 +17,14 @@ pub trait Subscriptions: Send + Sync {
 
     /// A checkout.
     fn checkout_session<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<CheckoutSession>, Doubt>>;
+
+    /// The checkouts that were opened in a span of time, by a customer that was there before, or by anybody; in whole seconds.
+    fn checkout_sessions<'a>(
+        &'a self,
+        customer: Option<&'a str>,
+        opened: Range<DateTime<Utc>>,
+        pace: &'a Pace,
+    ) -> BoxFuture<'a, Result<Vec<CheckoutSession>, Doubt>>;
 
     /// An invoice.
     fn invoice<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Invoice>, Doubt>>;

@@ -8,6 +8,7 @@ use sqlx::{PgConnection, types::Json};
 use super::unknown_word;
 use crate::domain::{
     charge::KEY_LIFE,
+    of_a_day::OfADay,
     stripe_change::{NewCheckout, WrittenCheckout},
 };
 
@@ -35,7 +36,8 @@ pub async fn open(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<Option<
     .transpose()
 }
 
-/// Writes a checkout down; it ends with its key. False: another one of the account is open.
+/// Writes a checkout down; it ends with its key, and a worker looks then what came of it. False: another one of the account
+/// is open.
 #[tracing::instrument(name = "db.eco_checkouts.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn insert(
     db: &mut PgConnection,
@@ -56,6 +58,21 @@ pub async fn insert(
     Ok(done.rows_affected() == 1)
 }
 
+/// The checkouts of an account that were written down within 24 hours.
+#[tracing::instrument(name = "db.eco_checkouts.of_a_day", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn of_a_day(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<OfADay> {
+    sqlx::query_as!(
+        OfADay,
+        r#"select count(*) as "count!",
+                  coalesce(extract(epoch from min(created_time) + interval '24 hours' - now()) * 1000, 0)::bigint
+                      as "oldest_leaves_in_ms!"
+           from eco_checkouts where eco_id = $1 and created_time > now() - interval '24 hours'"#,
+        eco_id.as_str(),
+    )
+    .fetch_one(db)
+    .await
+}
+
 /// Has the account's checkout ended that is not known to be over, by whoever asks for that; by another after a while.
 #[tracing::instrument(name = "db.eco_checkouts.end", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn end(
@@ -74,18 +91,20 @@ pub async fn end(
     open(db, eco_id).await
 }
 
-/// Takes a checkout that is to be ended and was not, for as long as is given; nobody else gets it meanwhile. Whose it is, and
-/// how often that failed.
+/// Takes a checkout that is to be ended, or looked at for its time is over, and was not, for as long as is given; nobody else
+/// gets it meanwhile. Whose it is, and how often that failed.
 #[tracing::instrument(name = "db.eco_checkouts.take", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn take(
     db: &mut PgConnection,
     within: Duration,
 ) -> sqlx::Result<Option<(EcoId, WrittenCheckout, i32)>> {
     let taken = sqlx::query!(
-        "update eco_checkouts set end_due_time = now() + make_interval(secs => $1)
+        "update eco_checkouts
+         set look_due_time = now() + make_interval(secs => $1),
+             end_due_time = case when end_due_time is not null then now() + make_interval(secs => $1) end
          where (eco_id, number) = (select eco_id, number from eco_checkouts
-                                   where closed_time is null and end_due_time <= now()
-                                   order by end_due_time limit 1
+                                   where closed_time is null and least(end_due_time, look_due_time) <= now()
+                                   order by least(end_due_time, look_due_time) limit 1
                                    for update skip locked)
          returning eco_id, failures",
         within.as_secs_f64(),
@@ -98,7 +117,21 @@ pub async fn take(
     Ok(written.map(|written| (eco_id, written, taken.failures)))
 }
 
-/// It could not be ended now: that is due again after a while.
+/// What came of it goes on: it stays for whoever comes next, and no worker looks at it.
+#[tracing::instrument(name = "db.eco_checkouts.leave", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn leave(db: &mut PgConnection, eco_id: &EcoId, number: i32) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update eco_checkouts set look_due_time = null, end_due_time = null
+         where eco_id = $1 and number = $2 and closed_time is null",
+        eco_id.as_str(),
+        number,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// It could not be ended, or looked at, now: that is due again after a while.
 #[tracing::instrument(name = "db.eco_checkouts.fail", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn fail(
     db: &mut PgConnection,
@@ -108,7 +141,8 @@ pub async fn fail(
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "update eco_checkouts
-         set failures = failures + 1, end_due_time = now() + make_interval(secs => $3)
+         set failures = failures + 1, look_due_time = now() + make_interval(secs => $3),
+             end_due_time = case when end_due_time is not null then now() + make_interval(secs => $3) end
          where eco_id = $1 and number = $2 and closed_time is null",
         eco_id.as_str(),
         number,

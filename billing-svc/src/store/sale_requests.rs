@@ -6,7 +6,7 @@ use serde_json::Value;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
-use crate::domain::sale::Asked;
+use crate::domain::{of_a_day::OfADay, sale::Asked};
 
 /// A request that came before.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +53,21 @@ pub async fn insert(
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// The requests of an account that are kept since less than 24 hours.
+#[tracing::instrument(name = "db.eco_sale_requests.of_a_day", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn of_a_day(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<OfADay> {
+    sqlx::query_as!(
+        OfADay,
+        r#"select count(*) as "count!",
+                  coalesce(extract(epoch from min(created_time) + interval '24 hours' - now()) * 1000, 0)::bigint
+                      as "oldest_leaves_in_ms!"
+           from eco_sale_requests where eco_id = $1 and created_time > now() - interval '24 hours'"#,
+        eco_id.as_str(),
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// Keeps the answer of a request, if none is kept.

@@ -1,9 +1,10 @@
 //! `eco_usage_segments`: the segments that changes of plan have ended. Rows are never altered.
 
 use chrono::{DateTime, Utc};
+use nexus_core::id::EcoId;
 use sqlx::PgConnection;
 
-use crate::domain::overage::Facts;
+use crate::domain::{of_a_day::OfADay, overage::Facts};
 
 /// Closes the open segment of a period with what the facts say of it.
 #[tracing::instrument(name = "db.eco_usage_segments.close", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
@@ -24,6 +25,21 @@ pub async fn close(db: &mut PgConnection, facts: &Facts, now: DateTime<Utc>) -> 
     .execute(db)
     .await?;
     Ok(())
+}
+
+/// The segments of an account that were closed within 24 hours.
+#[tracing::instrument(name = "db.eco_usage_segments.of_a_day", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn of_a_day(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<OfADay> {
+    sqlx::query_as!(
+        OfADay,
+        r#"select count(*) as "count!",
+                  coalesce(extract(epoch from min(closed_time) + interval '24 hours' - now()) * 1000, 0)::bigint
+                      as "oldest_leaves_in_ms!"
+           from eco_usage_segments where eco_id = $1 and closed_time > now() - interval '24 hours'"#,
+        eco_id.as_str(),
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// Keeps the plan of the last segment of the period that ends with a change which waited for it, before that is

@@ -8,6 +8,7 @@ use sqlx::{PgConnection, types::Json};
 use super::unknown_word;
 use crate::domain::{
     charge::KEY_LIFE,
+    of_a_day::OfADay,
     stripe_change::{ChangeOutcome, SubscriptionChange, WrittenChange},
 };
 
@@ -106,17 +107,19 @@ pub async fn take(db: &mut PgConnection, within: Duration) -> sqlx::Result<Optio
     row.map(WrittenChange::try_from).transpose()
 }
 
-/// Begins the next attempt, under a key of its own; `None`: somebody else did, or it is over.
+/// Begins the next attempt, under a key of its own and in the form that the change is given in; `None`: somebody else did,
+/// or it is over.
 #[tracing::instrument(name = "db.eco_stripe_changes.next_attempt", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn next_attempt(
     db: &mut PgConnection,
     change: &WrittenChange,
 ) -> sqlx::Result<Option<WrittenChange>> {
     let done = sqlx::query!(
-        "update eco_stripe_changes set attempt = attempt + 1, attempt_time = now()
+        "update eco_stripe_changes set attempt = attempt + 1, attempt_time = now(), change = $3
          where change_id = $1 and attempt = $2 and finished_time is null",
         change.change_id,
         change.attempt,
+        Json(&change.change) as _,
     )
     .execute(db)
     .await?;
@@ -138,6 +141,21 @@ pub async fn end(db: &mut PgConnection, change_id: i64, outcome: &ChangeOutcome)
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// The changes of an account that were written down within 24 hours.
+#[tracing::instrument(name = "db.eco_stripe_changes.of_a_day", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn of_a_day(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<OfADay> {
+    sqlx::query_as!(
+        OfADay,
+        r#"select count(*) as "count!",
+                  coalesce(extract(epoch from min(created_time) + interval '24 hours' - now()) * 1000, 0)::bigint
+                      as "oldest_leaves_in_ms!"
+           from eco_stripe_changes where eco_id = $1 and created_time > now() - interval '24 hours'"#,
+        eco_id.as_str(),
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// A change, and what became of it, if that is known.

@@ -13,6 +13,7 @@ use nexus_proto::{
 use nexus_testkit::{db::TestDb, seed};
 use serde_json::json;
 use tonic::Code;
+use tonic_types::StatusExt;
 
 use crate::support::{Billing, PlanAnswer, Sim, anchor, fields, manager, record, record_at, until, user};
 
@@ -329,4 +330,26 @@ async fn a_change_that_waits_for_a_periods_end_waits_for_the_end_of_the_new_one(
     let (waits, ends): (DateTime<Utc>, DateTime<Utc>) = sqlx::query_as(ends).fetch_one(&db.pool).await?;
     assert_eq!(waits, ends);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_plan_is_given_so_often_a_day_and_can_always_be_taken_back() -> Result<()> {
+    let db = TestDb::new().await?;
+    let billing = Billing::start(&db, NO_STRIPE).await?;
+    seed::account(&db.pool, "eco_a", CorePlan::Pro, anchor()).await?;
+    let seeded = "insert into eco_usage_segments
+            (eco_id, period_start, segment, plan, plan_version, closed_time, recorded_units, overage_units)
+        select 'eco_a', now() - interval '90 days', n, 'pro', 1, now() - interval '23 hours', 0, 0
+        from generate_series(1, 99) as n";
+    sqlx::query(seeded).execute(&db.pool).await?;
+    billing.change(now(Plan::Enterprise)).await??;
+    let refused = billing.change(now(Plan::Pro)).await?.err().context("not refused")?;
+    let expected = (Code::ResourceExhausted, "TOO_MANY_PLAN_CHANGES".to_owned());
+    assert_eq!((refused.code(), status::reason(&refused)), expected);
+    let details = refused.get_error_details();
+    let retry = details.retry_info().and_then(|info| info.retry_delay).context("a time")?;
+    assert!((3_500..=3_600).contains(&retry.as_secs()), "{retry:?}");
+    assert_eq!((segments(&db).await?.len(), epoch(&db).await?), (100, 1));
+    assert_eq!(billing.change(now(Plan::Free)).await??.plan, Plan::Free);
+    billing.stop().await
 }

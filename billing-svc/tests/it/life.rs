@@ -60,10 +60,12 @@ fn stand(memory: &MemorySubscriptions, now: DateTime<Utc>, happened: usize) {
         anchor: created,
         created,
         cancel_at: None,
+        ends_by_date: false,
         ended: (happened >= 7).then(|| now - TimeDelta::minutes(5)),
         eco_id: None,
     };
     let session = CheckoutSession {
+        id: "cs_1".to_owned(),
         eco_id: Some(ACCOUNT.to_owned()),
         subscription: Some("sub_1".to_owned()),
         state: CheckoutState::Complete,

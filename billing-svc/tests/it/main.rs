@@ -12,6 +12,7 @@ mod cycle;
 mod dry_run;
 mod engine;
 mod histories;
+mod keeping;
 mod ledger;
 mod life;
 mod many;

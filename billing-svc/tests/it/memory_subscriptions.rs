@@ -4,13 +4,15 @@ mod sales;
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use chrono::{DateTime, Utc};
 use futures::{FutureExt, future::BoxFuture};
 use nexus_billing::{
     domain::stripe_objects::{CheckoutSession, Customer, Invoice, Subscription},
-    payments::{Doubt, subscriptions::Subscriptions},
+    payments::{Doubt, pace::Pace, subscriptions::Subscriptions},
 };
 use tokio::sync::watch;
 
@@ -54,6 +56,22 @@ impl Subscriptions for MemorySubscriptions {
 
     fn checkout_session<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<CheckoutSession>, Doubt>> {
         found(&self.state().sessions, id)
+    }
+
+    fn checkout_sessions<'a>(
+        &'a self,
+        customer: Option<&'a str>,
+        opened: Range<DateTime<Utc>>,
+        _pace: &'a Pace,
+    ) -> BoxFuture<'a, Result<Vec<CheckoutSession>, Doubt>> {
+        let state = self.state();
+        let is_asked_for = |id: &String| {
+            Self::opened(&state, id).is_some_and(|(at, by)| {
+                opened.contains(&at) && customer.is_none_or(|customer| by.as_deref() == Some(customer))
+            })
+        };
+        let found = state.sessions.iter().filter(|(id, _)| is_asked_for(id)).map(|(_, found)| found.clone());
+        futures::future::ready(Ok(found.collect())).boxed()
     }
 
     fn invoice<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Invoice>, Doubt>> {

@@ -3,8 +3,14 @@
 use anyhow::{Context, Result, ensure};
 use nexus_billing::{
     Error,
-    app::sales::{change, checkout},
-    domain::sale::{OpenCheckout, ShownSubscription},
+    app::{
+        change_plan,
+        sales::{change, checkout},
+    },
+    domain::{
+        plan_change::{PlanChange, PlanChanged},
+        sale::{OpenCheckout, ShownSubscription},
+    },
 };
 use nexus_core::plan::Plan;
 use uuid::Uuid;
@@ -22,6 +28,15 @@ impl World {
 
     async fn checkout_as(&self, id: Uuid, plan: Plan) -> Result<OpenCheckout, Error> {
         checkout::run(&self.sales, &self.eco_id, plan, Some(id), "user:eco_a").await
+    }
+
+    fn plan_change(&self, id: Uuid, plan: Plan, apply_now: bool) -> PlanChange {
+        let eco_id = self.eco_id.clone();
+        PlanChange { eco_id, plan, apply_now, request_id: Some(id), by_user: true }
+    }
+
+    async fn change_as(&self, id: Uuid, plan: Plan, apply_now: bool) -> Result<PlanChanged, Error> {
+        change_plan::run(&self.sales, &self.plan_change(id, plan, apply_now), "user:eco_a").await
     }
 
     /// Keys under which something was sent, as the changes have them: their numbers and attempts.
@@ -155,5 +170,104 @@ async fn a_repeated_checkout_is_the_first_one() -> Result<()> {
     assert_eq!(world.checkout_as(one, Plan::Pro).await?, opened);
     let other = world.checkout_as(Uuid::now_v7(), Plan::Pro).await;
     ensure!(matches!(other, Err(Error::AlreadySubscribed(_))), "{other:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_change_of_plan_that_is_repeated_goes_on_with_what_was_cut_off() -> Result<()> {
+    for fault in [Fault::NoAnswer, Fault::Lost, Fault::AnswerLost] {
+        for (plan, apply_now) in
+            [(Plan::Free, false), (Plan::Free, true), (Plan::Enterprise, false), (Plan::Pro, true)]
+        {
+            let world =
+                World::subscribed(if plan == Plan::Pro { Plan::Enterprise } else { Plan::Pro }).await?;
+            let id = Uuid::now_v7();
+            world.memory.fail_next(fault);
+            tokio::select! {
+                _ = world.change_as(id, plan, apply_now) => {}
+                () = world.memory.until_unanswered(1) => {}
+            }
+            let changed = world.change_as(id, plan, apply_now).await?;
+            assert_eq!(world.change_as(id, plan, apply_now).await?, changed, "{fault:?} {plan}");
+            let sent = world.sent().await?;
+            ensure!(matches!(sent[..], [(_, 1)]), "{fault:?} {plan}: {sent:?}");
+            world.nothing_is_left().await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_change_of_plan_whose_answer_was_not_kept_is_not_begun_anew() -> Result<()> {
+    let world = World::subscribed(Plan::Pro).await?;
+    let id = Uuid::now_v7();
+    world.change_as(id, Plan::Enterprise, false).await?;
+    // It was cut off before the answer was kept; then the plan was changed back.
+    sqlx::query("delete from eco_plan_requests").execute(&world.db.pool).await?;
+    world.change(Plan::Pro, true).await?;
+    world.change_as(id, Plan::Enterprise, false).await?;
+    assert_eq!((world.account().await?.0, world.sent().await?.len()), ("pro".to_owned(), 2));
+    assert_eq!(world.at_stripe()?.prices[0].id, "price_pro");
+    // Nor once the account has no subscription at Stripe any more, where an admin could give the plan.
+    sqlx::query("delete from eco_plan_requests").execute(&world.db.pool).await?;
+    world.end(true).await?;
+    let change = PlanChange { by_user: false, ..world.plan_change(id, Plan::Enterprise, false) };
+    let late = change_plan::run(&world.sales, &change, "user:admin").await?;
+    assert_eq!((late.account.plan, world.account().await?.0), (Plan::Free, "free".to_owned()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_request_id_of_a_change_of_plan_is_no_others() -> Result<()> {
+    let world = World::subscribed(Plan::Pro).await?;
+    let (one, two, three) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+    world.end_as(one).await?;
+    assert_eq!(field(world.change_as(one, Plan::Free, false).await)?, "request_id");
+    world.change_as(two, Plan::Enterprise, false).await?;
+    assert_eq!(field(world.end_as(two).await)?, "request_id");
+    assert_eq!(field(world.change_as(two, Plan::Pro, false).await)?, "request_id");
+    // One that another change came after.
+    world.memory.fail_next(Fault::NoAnswer);
+    tokio::select! {
+        changed = world.change_as(three, Plan::Pro, false) => anyhow::bail!("it ended: {changed:?}"),
+        () = world.memory.until_unanswered(1) => {}
+    }
+    world.end(false).await?;
+    let late = world.change_as(three, Plan::Pro, false).await;
+    ensure!(matches!(late, Err(Error::ChangeSuperseded(_))), "{late:?}");
+    ensure!(world.at_stripe()?.cancel_at.is_some());
+    world.nothing_is_left().await
+}
+
+#[tokio::test]
+async fn requests_that_change_nothing_are_kept_so_often_a_day() -> Result<()> {
+    let world = World::subscribed(Plan::Pro).await?;
+    let first = Uuid::now_v7();
+    let going = world.go_on_as(first).await?;
+    for seeded in [
+        "insert into eco_sale_requests (eco_id, request_id, asked)
+         select 'eco_a', gen_random_uuid(), '{\"kind\": \"go_on\"}' from generate_series(1, 998)",
+        "insert into eco_plan_requests (eco_id, request_id, plan, apply_now, account_plan, apply_time)
+         select 'eco_a', gen_random_uuid(), 'pro', false, 'pro', now() from generate_series(1, 1000)",
+    ] {
+        sqlx::query(seeded).execute(&world.db.pool).await?;
+    }
+    world.go_on_as(Uuid::now_v7()).await?;
+    for refused in [
+        world.go_on_as(Uuid::now_v7()).await.map(|_| ()),
+        world.change_as(Uuid::now_v7(), Plan::Pro, false).await.map(|_| ()),
+    ] {
+        ensure!(matches!(refused, Err(Error::TooManyRequests { .. })), "{refused:?}");
+    }
+    let kept = "select count(*) from eco_sale_requests";
+    assert_eq!(sqlx::query_scalar::<_, i64>(kept).fetch_one(&world.db.pool).await?, 1_000);
+    // A repeat is no other one, without an id nothing is kept, and an end has its way.
+    assert_eq!(world.go_on_as(first).await?, going);
+    world.go_on().await?;
+    ensure!(world.end_as(Uuid::now_v7()).await?.cancel_time.is_some());
+    // Of an account without a subscription at Stripe, too.
+    world.end(true).await?;
+    let refused = world.change_as(Uuid::now_v7(), Plan::Free, false).await;
+    ensure!(matches!(refused, Err(Error::TooManyRequests { .. })), "{refused:?}");
     Ok(())
 }

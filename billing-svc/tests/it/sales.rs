@@ -1,5 +1,7 @@
 //! What every implementation of the port must do: the one in memory, and Stripe's over HTTP.
 
+use std::num::NonZeroU32;
+
 use anyhow::{Context, Result, ensure};
 use chrono::{TimeDelta, Utc};
 use nexus_billing::{
@@ -8,7 +10,7 @@ use nexus_billing::{
         stripe_customer::NewCustomer,
         stripe_objects::{CheckoutState, Customer, Price, Subscription},
     },
-    payments::{Advice, Outcome, sales::Sales, stripe::Stripe, subscriptions::Subscriptions},
+    payments::{Advice, Outcome, pace::Pace, sales::Sales, stripe::Stripe, subscriptions::Subscriptions},
 };
 use nexus_core::{
     id::EcoId,
@@ -109,6 +111,23 @@ async fn checkouts<P: Sales + Subscriptions>(port: &P, made: &Made) -> Result<()
     assert_eq!((session.state, session.url), (CheckoutState::Expired, None));
     ensure!(matches!(port.end_checkout(&id, "e2").await, Outcome::FailedForGood(_)));
     assert_eq!(port.checkout_session("cs_nobody").await, Ok(None));
+
+    // They are found again: by whom they were opened, and when.
+    let pace = Pace::new(NonZeroU32::MAX);
+    let (day, now) = (TimeDelta::days(1), Utc::now());
+    for (customer, opened, expected) in [
+        (Some(&made.customer), now - day..now + day, vec![&id]),
+        (None, now - day..now + day, vec![&id, &other]),
+        (None, now - day * 2..now - day, Vec::new()),
+        (Some(&"cus_nobody".to_owned()), now - day..now + day, Vec::new()),
+    ] {
+        let found = port.checkout_sessions(customer.map(String::as_str), opened, &pace).await;
+        let mut found = found.map_err(|doubt| anyhow::anyhow!("{doubt:?}"))?;
+        ensure!(found.iter().all(|session| session.eco_id.as_deref() == Some("eco_a")), "{found:?}");
+        found.sort_by_key(|session| session.state != CheckoutState::Expired);
+        let ids: Vec<_> = found.iter().map(|session| &session.id).collect();
+        assert_eq!(ids, expected, "{customer:?}");
+    }
     Ok(())
 }
 
@@ -121,10 +140,12 @@ async fn changes<P: Sales + Subscriptions>(port: &P, made: &Made) -> Result<()> 
         item_id: item_id.clone(),
         price_id: price_id.to_owned(),
         is_prorated: true,
+        by_date: false,
     };
+    let go_on = SubscriptionChange::GoOn { by_date: false };
     let steps = [
         ("s1", SubscriptionChange::EndWithPeriod),
-        ("s2", SubscriptionChange::GoOn),
+        ("s2", go_on.clone()),
         ("s3", to(&made.enterprise)),
         ("s4", SubscriptionChange::EndWithPeriod),
         // Another price goes on.
@@ -140,7 +161,7 @@ async fn changes<P: Sales + Subscriptions>(port: &P, made: &Made) -> Result<()> 
     }
     // It is over: it can only be ended.
     assert_eq!(done(port.change_subscription(id, &SubscriptionChange::EndNow, "s7").await)?, id);
-    let gone = port.change_subscription(id, &SubscriptionChange::GoOn, "s8").await;
+    let gone = port.change_subscription(id, &go_on, "s8").await;
     ensure!(matches!(gone, Outcome::FailedForGood(_)), "{gone:?}");
     assert_eq!(found().await?.status, SubscriptionStatus::Canceled);
     Ok(())
@@ -170,6 +191,7 @@ async fn in_memory() -> Result<()> {
         created: Utc::now(),
         ended: None,
         cancel_at: None,
+        ends_by_date: false,
         eco_id: None,
     };
     memory.state().subscriptions.insert(subscription.id.clone(), subscription);
@@ -185,4 +207,35 @@ async fn at_stripe() -> Result<()> {
         sim.create("subscriptions", &format!("customer={customer}&items[0][price]={pro}")).await?;
     let made = Made { customer, pro, enterprise, subscription };
     contract(&Stripe::new(&stripe_args(&sim.base))?, &made).await
+}
+
+#[tokio::test]
+async fn a_date_is_taken_away_at_stripe_where_it_was_found_and_not_otherwise() -> Result<()> {
+    let sim = Sim::start().await?;
+    let (pro, enterprise) = (sim.price("pro").await?, sim.price("enterprise").await?);
+    let customer = sim.customer().await?;
+    let id = sim.create("subscriptions", &format!("customer={customer}&items[0][price]={pro}")).await?;
+    let stripe = Stripe::new(&stripe_args(&sim.base))?;
+    let found = async || stripe.subscription(&id).await.ok().flatten().context("a subscription");
+    let item_id = found().await?.prices.first().context("a price")?.item_id.clone();
+    let date = Utc::now() + TimeDelta::days(200);
+    let go_on = SubscriptionChange::GoOn { by_date: false };
+    let price = SubscriptionChange::Price {
+        plan: Plan::Enterprise,
+        item_id,
+        price_id: enterprise,
+        is_prorated: false,
+        by_date: false,
+    };
+    for (turn, change) in [go_on, price].iter().enumerate() {
+        sim.create(&format!("subscriptions/{id}"), &format!("cancel_at={}", date.timestamp())).await?;
+        let dated = found().await?;
+        ensure!(dated.ends_by_date && dated.cancel_at.is_some(), "{dated:?}");
+        done(stripe.change_subscription(&id, change, &format!("without{turn}")).await)?;
+        assert_eq!(found().await?.cancel_at, dated.cancel_at, "{change:?}");
+        let change = change.clone().as_found(&dated);
+        done(stripe.change_subscription(&id, &change, &format!("with{turn}")).await)?;
+        ensure!(is_so(&found().await?, &change), "{change:?}: {:?}", found().await);
+    }
+    Ok(())
 }

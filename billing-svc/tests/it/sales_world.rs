@@ -31,6 +31,10 @@ use crate::{
     support::{anchor, until},
 };
 
+const NOTHING_IS_LEFT: &str = "select not exists (select from eco_stripe_changes where finished_time is null)
+    and not exists (select from eco_checkouts where closed_time is null and end_due_time is not null)
+    and not exists (select from eco_stripe_customers where finished_time is null)";
+
 /// An account, and a Stripe in memory.
 pub(crate) struct World {
     pub(crate) db: TestDb,
@@ -71,6 +75,7 @@ impl World {
             created: began,
             ended: None,
             cancel_at: None,
+            ends_by_date: false,
             eco_id: Some("eco_a".to_owned()),
         };
         world.memory.state().subscriptions.insert(subscription.id.clone(), subscription);
@@ -116,21 +121,35 @@ impl World {
         sqlx::query("update eco_checkouts set end_due_time = now() where end_due_time is not null")
             .execute(&self.db.pool)
             .await?;
+        self.serve_until(NOTHING_IS_LEFT).await
+    }
+
+    /// Lets the server work until a query answers true.
+    pub(crate) async fn serve_until(&self, query: &'static str) -> Result<()> {
         let shutdown = CancellationToken::new();
         let server = tokio::spawn(worker::run(self.sales.clone(), shutdown.clone()));
-        self.nothing_is_left().await?;
+        until(&self.db, query).await?;
         shutdown.cancel();
         Ok(server.await?)
     }
 
+    /// Lets the server make what is left, time and again, however long it would wait in between.
+    pub(crate) async fn work_off_all(&self) -> Result<()> {
+        let due = "with due as (update eco_stripe_changes set due_time = now()
+                                where finished_time is null and due_time > now() + interval '1 second'
+                                returning change_id)
+            select not exists (select from eco_stripe_changes where finished_time is null)";
+        self.serve_until(due).await
+    }
+
+    /// Attempts of the changes, oldest first.
+    pub(crate) async fn attempts(&self) -> Result<Vec<i32>> {
+        let statement = "select attempt from eco_stripe_changes order by change_id";
+        Ok(sqlx::query_scalar(statement).fetch_all(&self.db.pool).await?)
+    }
+
     /// Nothing is left to be made at Stripe.
     pub(crate) async fn nothing_is_left(&self) -> Result<()> {
-        until(
-            &self.db,
-            "select not exists (select from eco_stripe_changes where finished_time is null)
-                and not exists (select from eco_checkouts where closed_time is null and end_due_time is not null)
-                and not exists (select from eco_stripe_customers where finished_time is null)",
-        )
-        .await
+        until(&self.db, NOTHING_IS_LEFT).await
     }
 }

@@ -180,6 +180,7 @@ async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
         created: anchor(),
         ended: None,
         cancel_at: None,
+        ends_by_date: false,
         eco_id: None,
     };
     // An older one of the account, which is superseded; and one of another product.

@@ -45,6 +45,7 @@ async fn contract(port: &dyn Subscriptions, made: &Made) -> Result<()> {
         eco_id: Some("eco_a".to_owned()),
         ended: None,
         cancel_at: None,
+        ends_by_date: false,
         ..found
     };
     assert_eq!(port.subscription(&made.subscription).await, Ok(Some(expected)));
@@ -105,6 +106,7 @@ async fn in_memory() -> Result<()> {
             item_id: "si_1".to_owned(),
         }],
         cancel_at: None,
+        ends_by_date: false,
         anchor: around,
         created: around,
         ended: None,

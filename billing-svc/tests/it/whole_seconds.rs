@@ -44,6 +44,7 @@ async fn a_period_keeps_its_plan_where_it_ended_before_its_beginning_was_heard_o
         created,
         ended: None,
         cancel_at: None,
+        ends_by_date: false,
         eco_id: Some("eco_a".to_owned()),
     };
     let ended = Subscription {

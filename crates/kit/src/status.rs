@@ -72,6 +72,13 @@ pub fn overloaded(message: impl Into<String>) -> Status {
     unavailable("OVERLOADED", message, RETRY_SOON)
 }
 
+/// As much was done as may be done in a time: nothing happened, try again after it.
+pub fn too_many(reason: &str, message: impl Into<String>, retry: Duration) -> Status {
+    let mut details = error_info(reason, HashMap::new());
+    details.set_retry_info(Some(retry));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
 /// Our own fault; the text for the caller says nothing of the inside, the log does.
 pub fn internal() -> Status {
     with_reason(Code::Internal, "INTERNAL", "internal error")

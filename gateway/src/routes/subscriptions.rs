@@ -1,12 +1,16 @@
 //! `/api/subscriptions/*`: a user's subscription, the checkout that leads to one, its end, and that it goes on.
 
 use axum::{Json, extract::State};
+use chrono::TimeDelta;
 use nexus_core::{money::Micros, plan::Plan};
 use nexus_kit::{convert::plan_to_proto, validate::Violations};
 use nexus_proto::{billing::v1 as billing, common::v1 as common};
 use serde::Serialize;
 
 use crate::{App, auth::User, body::Body, convert, error::Error, format};
+
+/// Stripe's times are whole seconds, ours need not be.
+const WHOLE_SECONDS: TimeDelta = TimeDelta::seconds(1);
 
 #[derive(Serialize)]
 pub(super) struct Subscription {
@@ -19,6 +23,7 @@ pub(super) struct Subscription {
     period_end: String,
     /// Whether the plan is paid for by a subscription at Stripe.
     paid_at_stripe: bool,
+    /// Whether it ends with its current period, or before.
     cancel_at_period_end: bool,
     /// When it ends by itself.
     cancel_at: Option<String>,
@@ -94,7 +99,8 @@ impl Subscription {
             common::Plan::Unspecified => None,
             plan => Some(convert::plan_word(plan.into())?),
         };
-        let cancel_at = time("cancel_time", shown.cancel_time.as_ref())?;
+        let ends = convert::optional_time("cancel_time", shown.cancel_time.as_ref())?;
+        let period_end = convert::required_time("period_end_time", shown.period_end_time.as_ref())?;
         Ok(Self {
             plan: convert::plan_word(shown.plan)?,
             status: convert::status_word(shown.status)?,
@@ -104,13 +110,10 @@ impl Subscription {
                 "period_start_time",
                 shown.period_start_time.as_ref(),
             )?),
-            period_end: format::time(convert::required_time(
-                "period_end_time",
-                shown.period_end_time.as_ref(),
-            )?),
+            period_end: format::time(period_end),
             paid_at_stripe: !shown.stripe_subscription_id.is_empty(),
-            cancel_at_period_end: cancel_at.is_some(),
-            cancel_at,
+            cancel_at_period_end: ends.is_some_and(|ends| ends - period_end < WHOLE_SECONDS),
+            cancel_at: ends.map(format::time),
             next_plan,
             next_plan_at,
         })

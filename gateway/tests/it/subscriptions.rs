@@ -139,3 +139,52 @@ async fn a_checkout_leads_to_a_page_of_stripes_and_from_there_to_the_plan() -> R
     assert_eq!((refused.status.as_u16(), &refused.body["error"]), (409, &"Already subscribed".into()));
     Ok(())
 }
+
+#[tokio::test]
+async fn a_plan_is_changed_so_often_a_day_and_429_says_when_again() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_a", Plan::Free).await?;
+    let pro = price(&suite, "pro").await?;
+    let subscription = subscribe(&suite, "eco_a", &pro).await?;
+    let seeded = "insert into eco_stripe_changes
+            (eco_id, stripe_subscription_id, change, outcome, created_time, finished_time)
+        select 'eco_a', $1, '{\"kind\": \"go_on\"}', 'done', now() - interval '23 hours', now()
+        from generate_series(1, 99)";
+    sqlx::query(seeded).bind(&subscription).execute(&suite.db.pool).await?;
+    let ends = suite.post_as("eco_a", CANCEL, &json!({})).await?;
+    assert_eq!(ends.body["cancel_at_period_end"], true, "{}", ends.body);
+    let refused = suite.post_as("eco_a", REACTIVATE, &json!({})).await?;
+    assert_eq!((refused.status.as_u16(), &refused.body["error"]), (429, &"Too many requests".into()));
+    let retry: u64 = refused.headers["retry-after"].to_str()?.parse()?;
+    assert!((3_500..=3_600).contains(&retry), "{retry}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_end_by_a_later_date_is_shown_as_what_it_is() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_a", Plan::Free).await?;
+    let pro = price(&suite, "pro").await?;
+    let subscription = subscribe(&suite, "eco_a", &pro).await?;
+    // At Stripe's dashboard.
+    let date = (chrono::Utc::now().timestamp() + 200 * 86_400).to_string();
+    suite.stripe(&format!("subscriptions/{subscription}"), &[("cancel_at", date.as_str())]).await?;
+    tell(&suite, "eco_a", "customer.subscription.updated", &subscription).await?;
+    let ask = async |suite: &Suite| suite.get_as("eco_a", CURRENT).await;
+    let shown = suite.until(ask, |answer| !answer.body["cancel_at"].is_null()).await?;
+    assert_eq!(shown.body["cancel_at_period_end"], false, "{}", shown.body);
+    let ends = suite.post_as("eco_a", CANCEL, &json!({})).await?;
+    assert_eq!(
+        (&ends.body["cancel_at_period_end"], &ends.body["cancel_at"]),
+        (&true.into(), &ends.body["period_end"])
+    );
+    suite.stripe(&format!("subscriptions/{subscription}"), &[("cancel_at", date.as_str())]).await?;
+    let goes_on = suite.post_as("eco_a", REACTIVATE, &json!({})).await?;
+    assert_eq!(
+        (goes_on.status.as_u16(), &goes_on.body["cancel_at"]),
+        (200, &Value::Null),
+        "{}",
+        goes_on.body
+    );
+    Ok(())
+}

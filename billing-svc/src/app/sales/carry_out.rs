@@ -5,7 +5,10 @@ use nexus_kit::db;
 
 use super::Sales;
 use crate::{
-    domain::stripe_change::{ChangeOutcome, SubscriptionChange, WrittenChange, is_so},
+    domain::{
+        stripe_change::{ChangeOutcome, SubscriptionChange, WrittenChange, is_so},
+        stripe_objects::Subscription,
+    },
     error::Error,
     payments::{Advice, Doubt, Outcome, Refusal, pace::backoff},
     store::{plans, stripe_changes, subscriptions},
@@ -13,6 +16,8 @@ use crate::{
 
 /// Times that a change is sent at most, before it is left to the worker.
 const MAX_TRIES: u32 = 3;
+/// From this attempt on a change that Stripe makes, and that is not so after it, is given up: it would be asked for for ever.
+const MAX_ATTEMPTS: i32 = 10;
 
 /// What became of a change.
 #[derive(Debug)]
@@ -55,8 +60,19 @@ pub async fn carry_out(sales: &Sales, change: &WrittenChange) -> Result<Carried,
         sales.events.pace.wait().await;
         let sent = sales.port.change_subscription(&change.subscription, &change.change, &change.key()).await;
         last = match sent {
-            Outcome::Succeeded { .. } => return finish(sales, &change).await,
-            Outcome::FailedForGood(refusal) => return refused(sales, &change, refusal).await,
+            Outcome::Succeeded { .. } => match finish(sales, &change).await? {
+                Made::Known(carried) => return Ok(carried),
+                Made::NotSo(_) if change.attempt >= MAX_ATTEMPTS => return not_so(sales, &change).await,
+                // It is asked for anew, in the form that fits what was found.
+                Made::NotSo(found) => {
+                    change.change = change.change.as_found(&found);
+                    let message = "the subscription is not as it was asked for".to_owned();
+                    Doubt { advice: Advice::Look, retry_after: None, message }
+                }
+            },
+            Outcome::FailedForGood(refusal) => {
+                return refused(sales, &change, refusal, |asked, current| asked < current).await;
+            }
             Outcome::Unknown(doubt) => doubt,
         };
         if let Some(time) = last.retry_after {
@@ -75,35 +91,52 @@ pub async fn carry_out(sales: &Sales, change: &WrittenChange) -> Result<Carried,
     Ok(Carried::Left(last))
 }
 
+/// What became of a change that Stripe says it has made.
+enum Made {
+    /// It is so, or what is so is not known.
+    Known(Carried),
+    /// It is not so.
+    NotSo(Subscription),
+}
+
 /// It is made: what is so is read, and our tables are brought to that.
-async fn finish(sales: &Sales, change: &WrittenChange) -> Result<Carried, Error> {
+async fn finish(sales: &Sales, change: &WrittenChange) -> Result<Made, Error> {
     sales.events.pace.wait().await;
-    let found = match sales.events.subscriptions.subscription(&change.subscription).await {
-        Ok(found) => found,
-        Err(doubt) => return Ok(Carried::Left(doubt)),
-    };
-    // A request that was given up before, or somebody at Stripe, may have changed it since.
-    if found.is_some_and(|found| !is_so(&found, &change.change)) {
-        let mut connection = db::acquire(&sales.pool).await?;
-        stripe_changes::next_attempt(&mut connection, change).await?;
-        let message = "the subscription is not as it was asked for".to_owned();
-        return Ok(Carried::Left(Doubt { advice: Advice::Again, retry_after: None, message }));
+    match sales.events.subscriptions.subscription(&change.subscription).await {
+        Err(doubt) => return Ok(Made::Known(Carried::Left(doubt))),
+        // A request that was given up before, or somebody at Stripe, may have changed it since; or it ends by a date, and
+        // it was not known that it does.
+        Ok(Some(found)) if !is_so(&found, &change.change) => return Ok(Made::NotSo(found)),
+        Ok(_) => {}
     }
     match sales.bring_up(&change.subscription, None).await {
         Ok(()) => {}
         Err(Error::StripeUnavailable(message)) => {
-            return Ok(Carried::Left(Doubt { advice: Advice::Later, retry_after: None, message }));
+            let doubt = Doubt { advice: Advice::Later, retry_after: None, message };
+            return Ok(Made::Known(Carried::Left(doubt)));
         }
         Err(error) => return Err(error),
     }
     settle(sales, change, &ChangeOutcome::Done, |asked, current| asked == current).await?;
-    Ok(Carried::Done)
+    Ok(Made::Known(Carried::Done))
 }
 
-/// It is refused: a plan that waits for it waits no more.
-async fn refused(sales: &Sales, change: &WrittenChange, refusal: Refusal) -> Result<Carried, Error> {
+/// Stripe makes it, time and again, and it is not so. What waits here stays, or goes, by what is read at Stripe.
+async fn not_so(sales: &Sales, change: &WrittenChange) -> Result<Carried, Error> {
+    let message = "Stripe has made the change, but the subscription is not as it was asked for".to_owned();
+    let refusal = Refusal { reason: "NOT_SO".to_owned(), message };
+    refused(sales, change, refusal, |_, _| false).await
+}
+
+/// It is refused: a plan that waits for it waits no more, where `keeps` says so as for [`settle`].
+async fn refused(
+    sales: &Sales,
+    change: &WrittenChange,
+    refusal: Refusal,
+    keeps: impl Fn(Plan, Plan) -> bool + Send,
+) -> Result<Carried, Error> {
     let outcome = ChangeOutcome::Refused(refusal.message.clone());
-    settle(sales, change, &outcome, |asked, current| asked < current).await?;
+    settle(sales, change, &outcome, keeps).await?;
     tracing::warn!(eco_id = %change.eco_id, reason = refusal.reason, "Stripe refused a change of a subscription");
     // It may have ended, which an event says, or has said.
     if let Err(error) = sales.bring_up(&change.subscription, None).await {

@@ -1,8 +1,8 @@
 //! Changes of a subscription at Stripe: another plan, its end, that it goes on.
 
-use chrono::{DateTime, Utc};
 use nexus_core::{id::EcoId, plan::Plan};
 use nexus_kit::db;
+use serde::de::IgnoredAny;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -18,9 +18,11 @@ use crate::{
         get_subscription,
     },
     domain::{
+        of_a_day::MAX_CHANGES,
         plan_change::{PlanChange, PlanChanged, Subscription},
         sale::{Asked, SaleRequest, ShownSubscription},
-        stripe_change::{StepAtStripe, SubscriptionChange, WrittenChange, step},
+        stripe_change::{StepAtStripe, SubscriptionChange, WrittenChange, step, step_to_keep},
+        stripe_objects,
     },
     error::Error,
     store::{plan_requests, stripe_changes, stripe_prices, subscriptions},
@@ -31,7 +33,7 @@ use crate::{
 enum Wanted {
     /// That the account has this plan; a lower one now, and not from the period's end on.
     Plan(Plan, bool),
-    /// That it goes on as it is.
+    /// That the account keeps the plan it has: neither an end nor another plan waits for the period's end.
     GoOn,
 }
 
@@ -43,15 +45,24 @@ struct Seen {
     wanted: Wanted,
     /// What a change of its price takes.
     offer: Option<Offer>,
+    /// Whether it is to end by a date.
+    ends_by_date: bool,
 }
 
 /// What a price is changed on.
 struct Offer {
+    plan: Plan,
     item_id: String,
     price_id: String,
 }
 
-/// Moves an account to another plan whose subscription is at Stripe. A repeat of a request returns the first answer.
+/// Whether the same request came before, of an account whose subscription was at Stripe.
+pub async fn is_begun(sales: &Sales, change: &PlanChange) -> Result<bool, Error> {
+    Ok(requests::before::<IgnoredAny>(sales, &request_of(change)).await?.is_some())
+}
+
+/// Moves an account to another plan whose subscription is at Stripe. A repeat of a request returns the first answer, or goes
+/// on with the change that was begun for it.
 pub async fn change_plan(sales: &Sales, change: &PlanChange, actor: &str) -> Result<PlanChanged, Error> {
     if let Some(answer) = {
         let mut connection = db::acquire(&sales.pool).await?;
@@ -59,10 +70,20 @@ pub async fn change_plan(sales: &Sales, change: &PlanChange, actor: &str) -> Res
     } {
         return Ok(answer);
     }
-    let apply_time =
-        ask(sales, &change.eco_id, Wanted::Plan(change.plan, change.apply_now), None, actor).await?;
+    let request = request_of(change);
+    match requests::before::<IgnoredAny>(sales, &request).await? {
+        Some(Before::Begun(Some(change_id))) => requests::follow(sales, change_id).await?,
+        Some(Before::Begun(None) | Before::Answered(_)) => {}
+        None => {
+            let wanted = Wanted::Plan(change.plan, change.apply_now);
+            ask(sales, &change.eco_id, wanted, &request, actor).await?;
+        }
+    }
     let mut transaction = db::begin(&sales.pool).await?;
     let account = account(&mut transaction, &change.eco_id).await?;
+    let subscription = subscriptions::get(&mut transaction, &change.eco_id).await?;
+    let unknown = || Error::AccountNotFound(change.eco_id.clone());
+    let apply_time = subscription.ok_or_else(unknown)?.in_force(change.plan);
     if !plan_requests::insert(&mut transaction, change, account.plan, apply_time).await?
         && let Some(answer) = answered_before(&mut transaction, change).await?
     {
@@ -70,6 +91,12 @@ pub async fn change_plan(sales: &Sales, change: &PlanChange, actor: &str) -> Res
     }
     transaction.commit().await?;
     Ok(PlanChanged { account, apply_time })
+}
+
+/// A change of plan as a request that is kept with what it leads to at Stripe; its answer is kept with those of all changes.
+fn request_of(change: &PlanChange) -> SaleRequest {
+    let &PlanChange { plan, apply_now, request_id, .. } = change;
+    SaleRequest { eco_id: change.eco_id.clone(), asked: Asked::Plan { plan, apply_now }, request_id }
 }
 
 /// Has the account's subscription end, with its billing period or now. A repeat of a request returns the first answer.
@@ -105,22 +132,19 @@ async fn once(
         Some(Before::Answered(answer)) => return Ok(answer),
         Some(Before::Begun(Some(change_id))) => requests::follow(sales, change_id).await?,
         Some(Before::Begun(None)) => {}
-        None => {
-            ask(sales, &request.eco_id, wanted, Some(request), actor).await?;
-        }
+        None => ask(sales, &request.eco_id, wanted, request, actor).await?,
     }
     let shown = get_subscription::run(&sales.pool, &request.eco_id).await?;
     requests::answer(sales, request, shown).await
 }
 
-/// Returns from when on it is so.
 async fn ask(
     sales: &Sales,
     eco_id: &EcoId,
     wanted: Wanted,
-    request: Option<&SaleRequest>,
+    request: &SaleRequest,
     actor: &str,
-) -> Result<DateTime<Utc>, Error> {
+) -> Result<(), Error> {
     let none = || Error::NoSubscription(eco_id.clone());
     let id = sales.subscription(eco_id).await?.stripe_subscription_id.ok_or_else(none)?;
     // Decided by how it stands, and not by the last that was heard of it.
@@ -129,24 +153,25 @@ async fn ask(
     if subscription.stripe_subscription_id.as_ref() != Some(&id) {
         return Err(none());
     }
-    let offer = match wanted {
-        Wanted::Plan(plan, _) if plan != Plan::Free && plan_is_other(&subscription, plan) => {
-            Some(offer(sales, &subscription, &id, plan).await?)
-        }
-        Wanted::Plan(..) | Wanted::GoOn => None,
+    let plan = match wanted {
+        Wanted::Plan(plan, _) => plan,
+        Wanted::GoOn => subscription.plan,
     };
-    let seen = Seen { id, wanted, offer };
-    let Some((apply_time, written)) = write_down(sales, eco_id, seen, request, actor).await? else {
+    let needs_offer = plan != Plan::Free && plan_is_other(&subscription, plan);
+    let found = if needs_offer || subscription.cancel_time.is_some() {
+        sales.events.pace.wait().await;
+        sales.events.subscriptions.subscription(&id).await?
+    } else {
+        None
+    };
+    let ends_by_date = found.as_ref().is_some_and(|found| found.ends_by_date);
+    let offer = if needs_offer { Some(offer(sales, &subscription, found, plan).await?) } else { None };
+    let seen = Seen { id, wanted, offer, ends_by_date };
+    match write_down(sales, eco_id, seen, request, actor).await? {
+        Written::Change(change) => carry_out(sales, &change).await?.done(),
+        Written::Nothing => Ok(()),
         // Another change came between the two looks.
-        return Err(Error::StripeUnavailable("the subscription is being changed".to_owned()));
-    };
-    let Some(written) = written else { return Ok(apply_time) };
-    carry_out(sales, &written).await?.done()?;
-    match written.change {
-        SubscriptionChange::EndWithPeriod => {
-            Ok(sales.subscription(eco_id).await?.cancel_time.unwrap_or(apply_time))
-        }
-        _ => Ok(apply_time),
+        Written::Otherwise => Err(Error::StripeUnavailable("the subscription is being changed".to_owned())),
     }
 }
 
@@ -155,99 +180,119 @@ fn plan_is_other(subscription: &Subscription, plan: Plan) -> bool {
 }
 
 /// The item that has a plan's price, and the price that it is to have.
-async fn offer(sales: &Sales, subscription: &Subscription, id: &str, plan: Plan) -> Result<Offer, Error> {
+async fn offer(
+    sales: &Sales,
+    subscription: &Subscription,
+    found: Option<stripe_objects::Subscription>,
+    plan: Plan,
+) -> Result<Offer, Error> {
     let price_id = sales.price(plan, subscription.currency).await?;
-    sales.events.pace.wait().await;
-    let found = sales.events.subscriptions.subscription(id).await?;
     let mut connection = db::acquire(&sales.pool).await?;
     for price in found.map(|found| found.prices).unwrap_or_default() {
         if stripe_prices::find(&mut connection, std::slice::from_ref(&price)).await?.is_some() {
-            return Ok(Offer { item_id: price.item_id, price_id });
+            return Ok(Offer { plan, item_id: price.item_id, price_id });
         }
     }
     Err(Error::StripeUnavailable("the subscription has no item of a plan".to_owned()))
 }
 
-/// Writes down what is to be sent, if anything, and from when on it is so. `None`: it is not as it was looked at.
+/// What was written down.
+enum Written {
+    /// This is to be sent.
+    Change(WrittenChange),
+    /// It is so already.
+    Nothing,
+    /// It is not as it was looked at.
+    Otherwise,
+}
+
+/// Writes down what is to be sent, if anything.
 async fn write_down(
     sales: &Sales,
     eco_id: &EcoId,
-    Seen { id, wanted, offer }: Seen,
-    request: Option<&SaleRequest>,
+    seen: Seen,
+    request: &SaleRequest,
     actor: &str,
-) -> Result<Option<(DateTime<Utc>, Option<WrittenChange>)>, Error> {
+) -> Result<Written, Error> {
+    let id = seen.id.clone();
     let mut transaction = db::begin(&sales.pool).await?;
     subscriptions::seize(&mut transaction, eco_id).await?;
     db::set_actor(&mut transaction, actor).await?;
     let current = subscriptions::get(&mut transaction, eco_id).await?;
     let Some(current) = current.filter(|now| now.stripe_subscription_id.as_ref() == Some(&id)) else {
-        return Ok(None);
+        return Ok(Written::Otherwise);
     };
     if current.closed_time.is_some() {
         return Err(Error::AccountClosed(eco_id.clone()));
     }
     let current = without_due(&mut transaction, current).await?;
-    let step = match wanted {
-        Wanted::Plan(plan, apply_now) => step(&current, plan, apply_now),
-        Wanted::GoOn if current.cancel_time.is_some() => StepAtStripe::GoOn,
-        Wanted::GoOn => StepAtStripe::Nothing,
-    };
-    let Some((change, apply_time)) = what(&mut transaction, &current, wanted, step, offer).await? else {
-        return Ok(None);
+    let change = match what(&mut transaction, &current, seen).await? {
+        What::Change(change) => Some(change),
+        What::Nothing => None,
+        What::Otherwise => return Ok(Written::Otherwise),
     };
     let written = match change {
-        Some(change) => {
-            let written = stripe_changes::insert(&mut transaction, eco_id, &id, &change, OWN_TIME).await?;
-            if written.change != change {
-                // It is being ended, which nothing takes back.
-                return Err(Error::NoSubscription(eco_id.clone()));
-            }
-            Some(written)
-        }
+        Some(change) => Some(insert(&mut transaction, eco_id, &id, change).await?),
         None => None,
     };
-    if let Some(request) = request
-        && !requests::keep(&mut transaction, request, written.as_ref().map(|w| w.change_id)).await?
-    {
-        return Ok(None);
+    let change_id = written.as_ref().map(|written| written.change_id);
+    if !requests::keep(&mut transaction, request, change_id).await? {
+        return Ok(Written::Otherwise);
     }
     transaction.commit().await?;
-    Ok(Some((apply_time, written)))
+    Ok(written.map_or(Written::Nothing, Written::Change))
 }
 
-/// What is asked for, and from when on it is so. A plan that waits for the period's end is written down with it.
-async fn what(
+/// Writes a change down, within the bounds of a day.
+async fn insert(
     db: &mut PgConnection,
-    current: &Subscription,
-    wanted: Wanted,
-    step: StepAtStripe,
-    offer: Option<Offer>,
-) -> Result<Option<(Option<SubscriptionChange>, DateTime<Utc>)>, Error> {
-    let now = current.now;
-    Ok(match (step, wanted) {
-        (StepAtStripe::Nothing, Wanted::Plan(Plan::Free, _)) => {
-            Some((None, current.cancel_time.unwrap_or(now)))
-        }
-        (StepAtStripe::Nothing, Wanted::Plan(plan, _)) => {
-            let waits = current.waiting.filter(|waiting| plan != current.plan && waiting.plan == plan);
-            Some((None, waits.map_or(now, |waiting| waiting.time)))
-        }
-        (StepAtStripe::Nothing, Wanted::GoOn) => Some((None, now)),
-        (StepAtStripe::GoOn, _) => Some((Some(SubscriptionChange::GoOn), now)),
-        (StepAtStripe::End { now: true }, _) => Some((Some(SubscriptionChange::EndNow), now)),
-        (StepAtStripe::End { now: false }, _) => {
-            Some((Some(SubscriptionChange::EndWithPeriod), current.period.end))
-        }
-        (StepAtStripe::Price { is_prorated, waits }, Wanted::Plan(plan, _)) => {
-            let Some(Offer { item_id, price_id }) = offer else { return Ok(None) };
+    eco_id: &EcoId,
+    id: &str,
+    change: SubscriptionChange,
+) -> Result<WrittenChange, Error> {
+    let written = stripe_changes::insert(db, eco_id, id, &change, OWN_TIME).await?;
+    if written.change != change {
+        // It is being ended, which nothing takes back.
+        return Err(Error::NoSubscription(eco_id.clone()));
+    }
+    // There are no more ends than changes that take one back, so that whoever would stop paying always can.
+    match stripe_changes::of_a_day(db, eco_id).await?.beyond(MAX_CHANGES).filter(|_| !change.is_end()) {
+        Some(retry) => Err(Error::TooManyChanges { eco_id: eco_id.clone(), retry }),
+        None => Ok(written),
+    }
+}
+
+/// What is to be asked for.
+enum What {
+    Change(SubscriptionChange),
+    /// It is so already.
+    Nothing,
+    /// It is not as it was looked at.
+    Otherwise,
+}
+
+/// What is to be asked for. A plan that waits for the period's end is written down with it.
+async fn what(db: &mut PgConnection, current: &Subscription, seen: Seen) -> Result<What, Error> {
+    let by_date = seen.ends_by_date;
+    let (plan, step) = match seen.wanted {
+        Wanted::Plan(plan, apply_now) => (plan, step(current, plan, apply_now, by_date)),
+        Wanted::GoOn => (current.plan, step_to_keep(current)),
+    };
+    Ok(What::Change(match step {
+        StepAtStripe::Nothing => return Ok(What::Nothing),
+        StepAtStripe::GoOn => SubscriptionChange::GoOn { by_date },
+        StepAtStripe::End { now: true } => SubscriptionChange::EndNow,
+        StepAtStripe::End { now: false } => SubscriptionChange::EndWithPeriod,
+        StepAtStripe::Price { is_prorated, waits } => {
+            let Some(Offer { item_id, price_id, .. }) = seen.offer.filter(|offer| offer.plan == plan) else {
+                return Ok(What::Otherwise);
+            };
             if waits {
                 let version = newest_version(db, current, plan).await?;
                 let waiting = (plan, version, current.period.end);
                 subscriptions::set_waiting(db, current.subscription_id, Some(waiting)).await?;
             }
-            let change = SubscriptionChange::Price { plan, item_id, price_id, is_prorated };
-            Some((Some(change), if waits { current.period.end } else { now }))
+            SubscriptionChange::Price { plan, item_id, price_id, is_prorated, by_date }
         }
-        (StepAtStripe::Price { .. }, Wanted::GoOn) => None,
-    })
+    }))
 }

@@ -11,7 +11,7 @@
 //! | [`carry_out`] | sends a change until it is known what became of it |
 //! | [`customer`] | customers of accounts that came without one |
 //! | `requests` | requests that may be repeated |
-//! | [`worker`] | what was left, and checkouts of accounts that are closed |
+//! | [`worker`] | what was left, and checkouts that nobody asks for again |
 
 pub mod carry_out;
 pub mod change;

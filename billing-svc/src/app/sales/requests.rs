@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 
 use super::{Sales, carry_out::carry_out};
 use crate::{
-    domain::{sale::SaleRequest, stripe_change::ChangeOutcome},
+    domain::{of_a_day::MAX_REQUESTS, sale::SaleRequest, stripe_change::ChangeOutcome},
     error::Error,
     store::{sale_requests, stripe_changes, unknown_word},
 };
@@ -43,14 +43,22 @@ pub(super) async fn before<A: DeserializeOwned>(
     }))
 }
 
-/// Keeps a request with the change that is written down for it; false: the same came before.
+/// Keeps a request with the change that is written down for it, if it is to be kept; false: the same came before.
 pub(super) async fn keep(
     db: &mut PgConnection,
     request: &SaleRequest,
     change_id: Option<i64>,
 ) -> Result<bool, Error> {
     let Some(request_id) = request.request_id else { return Ok(true) };
-    Ok(sale_requests::insert(db, &request.eco_id, request_id, request.asked, change_id).await?)
+    if !sale_requests::insert(db, &request.eco_id, request_id, request.asked, change_id).await? {
+        return Ok(false);
+    }
+    // Those that lead to a change are bounded by the changes, and an end always has its way.
+    let of_a_day = sale_requests::of_a_day(db, &request.eco_id).await?;
+    match of_a_day.beyond(MAX_REQUESTS).filter(|_| change_id.is_none()) {
+        Some(retry) => Err(Error::TooManyRequests { eco_id: request.eco_id.clone(), retry }),
+        None => Ok(true),
+    }
 }
 
 /// Keeps what a request is answered, and returns what it was answered first.

@@ -1,5 +1,6 @@
 //! Makes what was left: by a process that ended, a caller that went away, a Stripe that was away. That is changes of
-//! subscriptions, and the ends of checkouts of accounts that are closed. And makes customers.
+//! subscriptions, and the ends of checkouts of accounts that are closed. Looks what came of checkouts whose time is over. And
+//! makes customers.
 
 use std::time::Duration;
 
@@ -77,7 +78,7 @@ async fn end_checkout(sales: &Sales) -> Result<bool, Error> {
     let Some((eco_id, written, failures)) = taken else { return Ok(false) };
     if let Err(error) = checkout::end(sales, &eco_id, &written).await {
         let failures = failures.saturating_add(1);
-        tracing::warn!(%error, eco_id = %eco_id, failures, "the end of a checkout is tried again");
+        tracing::warn!(%error, eco_id = %eco_id, failures, "a checkout is ended, or looked at, again later");
         let again_in = backoff(failures, &mut rand::rng());
         let mut connection = db::acquire(&sales.pool).await?;
         checkouts::fail(&mut connection, &eco_id, written.number, again_in).await?;

@@ -219,7 +219,8 @@ async fn keep(
     Ok(())
 }
 
-/// The plan that is paid for, at once. Where it waits for the period's end already, it goes on waiting.
+/// The plan that is paid for, at once. Where it waits for the period's end already, it goes on waiting; one that waits and is
+/// neither paid for at Stripe nor on its way there does not come.
 async fn follow_plan(
     db: &mut PgConnection,
     account: &Account<'_>,
@@ -229,11 +230,27 @@ async fn follow_plan(
 ) -> Result<(), Error> {
     let waits = current.waiting.is_some_and(|waiting| waiting.plan == priced.plan);
     let other_version = priced.version.is_some_and(|version| version != row.plan_version);
-    if waits || (priced.plan == current.plan && !other_version) {
+    if waits {
         return Ok(());
+    }
+    if priced.plan == current.plan && !other_version {
+        return stay(db, current).await;
     }
     let version = version_of(db, current, priced).await?;
     move_to(db, account.eco_id, current, priced.plan, version).await
+}
+
+/// The account keeps the plan that it pays for, unless a lower one is being asked for at this moment.
+async fn stay(db: &mut PgConnection, current: &Subscription) -> Result<(), Error> {
+    let is_orphan = current.waiting.is_some_and(|waiting| waiting.plan < current.plan);
+    let Some(at_stripe) = current.stripe_subscription_id.as_ref().filter(|_| is_orphan) else {
+        return Ok(());
+    };
+    if stripe_changes::open(db, at_stripe).await?.is_none() {
+        subscriptions::set_waiting(db, current.subscription_id, None).await?;
+        plans::hand_out(db, None, Some(current.subscription_id)).await?;
+    }
+    Ok(())
 }
 
 /// It comes into force: a period of its own begins, and what the account had ends.

@@ -3,7 +3,9 @@
 use std::{future::Future, time::Duration};
 
 use stripe_billing::{Invoice, invoice::ListInvoice, invoice_item::ListInvoiceItem};
+use stripe_checkout::checkout_session::ListCheckoutSession;
 use stripe_client_core::StripeRequest;
+use stripe_shared::CheckoutSession;
 use stripe_types::List;
 
 use super::{
@@ -76,6 +78,26 @@ impl Listing for ListInvoice {
 
     fn id(invoice: &Invoice) -> Result<String, RequestError> {
         invoices::id(invoice)
+    }
+}
+
+impl Listing for ListCheckoutSession {
+    type Entry = CheckoutSession;
+
+    async fn page(&self, client: &HttpClient) -> Result<List<CheckoutSession>, RequestError> {
+        self.send(client).await
+    }
+
+    fn in_large_pages(self) -> Self {
+        self.limit(PAGE)
+    }
+
+    fn behind(self, id: &str) -> Self {
+        self.starting_after(id)
+    }
+
+    fn id(session: &CheckoutSession) -> Result<String, RequestError> {
+        Ok(session.id.to_string())
     }
 }
 

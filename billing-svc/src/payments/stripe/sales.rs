@@ -13,7 +13,7 @@ use stripe_checkout::checkout_session::{
 };
 use stripe_client_core::{RequestBuilder, StripeMethod, StripeRequest};
 use stripe_core::customer::CreateCustomer;
-use stripe_shared::{CheckoutSessionMode, Price};
+use stripe_shared::{CheckoutSessionMode, Price, Subscription};
 use stripe_types::List;
 use tracing::Instrument;
 
@@ -56,6 +56,25 @@ impl StripeRequest for RetrievePrice<'_> {
 
     fn build(&self) -> RequestBuilder {
         RequestBuilder::new(StripeMethod::Get, format!("/prices/{}", self.0))
+    }
+}
+
+/// A change that takes away the date by which a subscription was to end. It is no parameter that async-stripe has, and Stripe
+/// takes it only without `cancel_at_period_end`.
+struct WithoutDate(UpdateSubscription);
+
+impl StripeRequest for WithoutDate {
+    type Output = Subscription;
+
+    fn build(&self) -> RequestBuilder {
+        let mut request = self.0.build();
+        let mut form = request.body.take().filter(|form| !form.is_empty()).unwrap_or_default();
+        if !form.is_empty() {
+            form.push('&');
+        }
+        form.push_str("cancel_at=");
+        request.body = Some(form);
+        request
     }
 }
 
@@ -188,7 +207,7 @@ impl Stripe {
     async fn change(&self, id: &str, change: &SubscriptionChange, key: &str) -> Result<String, RequestError> {
         let update = UpdateSubscription::new(id);
         let update = match change {
-            SubscriptionChange::Price { item_id, price_id, is_prorated, .. } => {
+            SubscriptionChange::Price { item_id, price_id, is_prorated, by_date, .. } => {
                 let item = UpdateSubscriptionItems {
                     id: Some(item_id.clone()),
                     price: Some(price_id.clone()),
@@ -200,10 +219,11 @@ impl Stripe {
                     Proration::AlwaysInvoice => UpdateSubscriptionProrationBehavior::AlwaysInvoice,
                     Proration::None => UpdateSubscriptionProrationBehavior::None,
                 };
-                update.items(vec![item]).proration_behavior(proration).cancel_at_period_end(false)
+                let update = update.items(vec![item]).proration_behavior(proration);
+                return self.go_on(update, *by_date, key).await;
             }
+            SubscriptionChange::GoOn { by_date } => return self.go_on(update, *by_date, key).await,
             SubscriptionChange::EndWithPeriod => update.cancel_at_period_end(true),
-            SubscriptionChange::GoOn => update.cancel_at_period_end(false),
             SubscriptionChange::EndNow => {
                 // One that is over is ended.
                 return match CancelSubscription::new(id).send(&self.client).await {
@@ -215,5 +235,20 @@ impl Stripe {
         };
         let changed = update.customize().request_strategy(once(key)?).send(&self.client).await?;
         Ok(changed.id.to_string())
+    }
+
+    /// Has a subscription go on with a change, if it was to end.
+    async fn go_on(
+        &self,
+        update: UpdateSubscription,
+        by_date: bool,
+        key: &str,
+    ) -> Result<String, RequestError> {
+        let request = if by_date {
+            WithoutDate(update).customize()
+        } else {
+            update.cancel_at_period_end(false).customize()
+        };
+        Ok(request.request_strategy(once(key)?).send(&self.client).await?.id.to_string())
     }
 }

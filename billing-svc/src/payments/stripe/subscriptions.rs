@@ -1,22 +1,22 @@
 //! [`Subscriptions`] at Stripe.
 
-use std::{collections::HashMap, future::Future};
+use std::{collections::HashMap, future::Future, ops::Range};
 
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use stripe_billing::{invoice::RetrieveInvoice, subscription::RetrieveSubscription};
-use stripe_checkout::checkout_session::RetrieveCheckoutSession;
+use stripe_checkout::checkout_session::{ListCheckoutSession, RetrieveCheckoutSession};
 use stripe_core::customer::{RetrieveCustomer, RetrieveCustomerReturned};
 use stripe_shared::{CheckoutSessionStatus, InvoiceBillingReason, InvoiceStatus};
-use stripe_types::{Expandable, Timestamp};
+use stripe_types::{Expandable, RangeBoundsTs, RangeQueryTs, Timestamp};
 use tracing::Instrument;
 
-use super::{Doubt, RequestError, Stripe, doubt, is_missing};
+use super::{Doubt, RequestError, Stripe, doubt, is_missing, listing::look_through};
 use crate::{
     domain::stripe_objects::{
         CheckoutSession, CheckoutState, Customer, ECO_ID, Invoice, Price, Subscription,
     },
-    payments::subscriptions::Subscriptions,
+    payments::{pace::Pace, subscriptions::Subscriptions},
 };
 
 impl Subscriptions for Stripe {
@@ -30,6 +30,33 @@ impl Subscriptions for Stripe {
         read("checkout_session", async move {
             Ok(Some(checkout_session(RetrieveCheckoutSession::new(id).send(&self.client).await?)))
         })
+    }
+
+    fn checkout_sessions<'a>(
+        &'a self,
+        customer: Option<&'a str>,
+        opened: Range<DateTime<Utc>>,
+        pace: &'a Pace,
+    ) -> BoxFuture<'a, Result<Vec<CheckoutSession>, Doubt>> {
+        let created = RangeBoundsTs {
+            gte: Some(opened.start.timestamp()),
+            lt: Some(opened.end.timestamp()),
+            ..RangeBoundsTs::default()
+        };
+        let mut list = ListCheckoutSession::new().created(RangeQueryTs::Bounds(created));
+        if let Some(customer) = customer {
+            list = list.customer(customer);
+        }
+        let span = tracing::info_span!(
+            "stripe.list_checkout_sessions",
+            otel.kind = "client",
+            server.address = "stripe"
+        );
+        let call = async move {
+            let found = look_through(&self.client, list, pace, |_| true).await.map_err(|e| doubt(&e))?;
+            Ok(found.into_iter().map(checkout_session).collect())
+        };
+        Box::pin(call.instrument(span))
     }
 
     fn invoice<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Invoice>, Doubt>> {
@@ -92,6 +119,7 @@ fn subscription(found: stripe_shared::Subscription) -> Result<Subscription, Requ
         created: time(found.created)?,
         ended: found.ended_at.map(time).transpose()?,
         cancel_at: cancel_at.map(time).transpose()?,
+        ends_by_date: found.cancel_at.is_some() && !found.cancel_at_period_end,
         eco_id: named(&found.metadata),
         customer: id(found.customer),
         id: found.id.to_string(),
@@ -101,6 +129,7 @@ fn subscription(found: stripe_shared::Subscription) -> Result<Subscription, Requ
 fn checkout_session(found: stripe_shared::CheckoutSession) -> CheckoutSession {
     let in_metadata = found.metadata.as_ref().and_then(named);
     CheckoutSession {
+        id: found.id.to_string(),
         eco_id: found.client_reference_id.or(in_metadata),
         subscription: found.subscription.map(id),
         state: match found.status {

@@ -2,11 +2,11 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use futures::{FutureExt, future::BoxFuture};
 use nexus_billing::{
     domain::{
-        stripe_change::{NewCheckout, SubscriptionChange},
+        stripe_change::{CHECKOUT_LIFE, NewCheckout, SubscriptionChange},
         stripe_customer::NewCustomer,
         stripe_objects::{CheckoutSession, CheckoutState, Customer, Price, Subscription},
         stripe_subscription::is_over,
@@ -35,6 +35,8 @@ pub(crate) struct Sold {
     checkouts: HashMap<String, NewCheckout>,
     made: usize,
     refuses: bool,
+    /// An end is not taken back, whatever is asked for.
+    pub(crate) keeps_ends: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +77,34 @@ impl MemorySubscriptions {
         }
     }
 
+    /// A session of another account is opened.
+    pub(crate) fn open_of_another(&self, eco_id: &str) -> String {
+        let checkout = NewCheckout {
+            eco_id: eco_id.to_owned(),
+            customer: None,
+            email: None,
+            price_id: "price_pro".to_owned(),
+            success_url: String::new(),
+            cancel_url: String::new(),
+            expires: Utc::now() + CHECKOUT_LIFE,
+        };
+        self.state().apply(&Asked::Open(checkout))
+    }
+
+    /// A session's time is over.
+    pub(crate) fn time_is_over(&self, session_id: &str) {
+        if let Some(session) = self.state().sessions.get_mut(session_id) {
+            session.state = CheckoutState::Expired;
+            session.url = None;
+        }
+    }
+
+    /// When a session was opened, and by which customer that was there before.
+    pub(super) fn opened(state: &State, session_id: &str) -> Option<(DateTime<Utc>, Option<String>)> {
+        let checkout = state.sold.checkouts.get(session_id)?;
+        Some((checkout.expires - CHECKOUT_LIFE, checkout.customer.clone()))
+    }
+
     /// Sessions that are open.
     pub(crate) fn open_sessions(&self) -> Vec<String> {
         let state = self.state();
@@ -99,6 +129,7 @@ impl MemorySubscriptions {
             created: Utc::now(),
             ended: None,
             cancel_at: None,
+            ends_by_date: false,
             eco_id: Some(checkout.eco_id),
         };
         state.subscriptions.insert(id.clone(), subscription);
@@ -206,6 +237,7 @@ impl State {
             Asked::Open(checkout) => {
                 let id = self.next_id("cs");
                 let session = CheckoutSession {
+                    id: id.clone(),
                     eco_id: Some(checkout.eco_id.clone()),
                     subscription: None,
                     state: CheckoutState::Open,
@@ -224,6 +256,7 @@ impl State {
             }
             Asked::Change(id, change) => {
                 let now = Utc::now();
+                let keeps_ends = self.sold.keeps_ends;
                 let lookup_key = match change {
                     SubscriptionChange::Price { price_id, .. } => self
                         .prices
@@ -234,8 +267,8 @@ impl State {
                 };
                 if let Some(found) = self.subscriptions.get_mut(id) {
                     match change {
-                        SubscriptionChange::Price { item_id, price_id, .. } => {
-                            found.cancel_at = None;
+                        SubscriptionChange::Price { item_id, price_id, by_date, .. } => {
+                            go_on(found, *by_date);
                             for price in found.prices.iter_mut().filter(|price| price.item_id == *item_id) {
                                 price.id.clone_from(price_id);
                                 price.lookup_key.clone_from(&lookup_key);
@@ -244,8 +277,10 @@ impl State {
                         SubscriptionChange::EndWithPeriod => {
                             let period = nexus_core::period::Period::containing(found.anchor, now);
                             found.cancel_at = Some(period.end);
+                            found.ends_by_date = false;
                         }
-                        SubscriptionChange::GoOn => found.cancel_at = None,
+                        SubscriptionChange::GoOn { .. } if keeps_ends => {}
+                        SubscriptionChange::GoOn { by_date } => go_on(found, *by_date),
                         SubscriptionChange::EndNow => {
                             found.status = SubscriptionStatus::Canceled;
                             found.ended = Some(now);
@@ -292,6 +327,14 @@ impl Sales for MemorySubscriptions {
         key: &'a str,
     ) -> BoxFuture<'a, Outcome> {
         self.ask(Asked::Change(id.to_owned(), change.clone()), key)
+    }
+}
+
+/// A date is taken away only where that is asked for.
+fn go_on(found: &mut Subscription, by_date: bool) {
+    if by_date == found.ends_by_date {
+        found.cancel_at = None;
+        found.ends_by_date = false;
     }
 }
 

@@ -43,6 +43,31 @@ async fn canceling_at_the_period_end_happens_then() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_date_of_its_own_is_taken_away_by_itself_alone() -> Result<()> {
+    let sim = Sim::start().await?;
+    let customer = sim.customer().await?;
+    let created = sim.subscription(&customer).await?;
+    let path = format!("/v1/subscriptions/{}", id(&created)?);
+    let date = period(&created)?.1 + 200 * 86_400;
+    let dated = sim.create(&path, &[("cancel_at", &date.to_string())]).await?;
+    assert_eq!((&dated["cancel_at"], &dated["cancel_at_period_end"]), (&json!(date), &json!(false)));
+    let stays = sim.create(&path, &[("cancel_at_period_end", "false")]).await?;
+    assert_eq!(stays["cancel_at"], json!(date));
+    let both = [("cancel_at", ""), ("cancel_at_period_end", "false")];
+    assert_eq!(read(sim.post(&path, &both).send().await?).await?.0, 400);
+    let goes_on = sim.create(&path, &[("cancel_at", "")]).await?;
+    assert_eq!(goes_on["cancel_at"], json!(null));
+    // The period's end takes its place.
+    sim.create(&path, &[("cancel_at", &date.to_string())]).await?;
+    let ends = sim.create(&path, &[("cancel_at_period_end", "true")]).await?;
+    assert_eq!(
+        (&ends["cancel_at"], &ends["cancel_at_period_end"]),
+        (&json!(period(&created)?.1), &json!(true))
+    );
+    sim.stop().await
+}
+
+#[tokio::test]
 async fn a_paused_subscription_still_ends_when_it_was_to() -> Result<()> {
     let sim = Sim::start().await?;
     let customer = sim.customer().await?;

@@ -166,10 +166,15 @@ pub(crate) fn update(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
         }
     }
     match (wanted.cancel_at, wanted.cancel_at_period_end) {
-        (None, None) => {}
-        (at, at_period_end) => {
-            subscription.set_cancel_at(at.flatten(), at_period_end.unwrap_or(false), now)?;
+        (Some(_), Some(_)) => {
+            let message = "Received both cancel_at_period_end and cancel_at. Please pass in only one.";
+            return Err(ApiError::refused(message).param("cancel_at"));
         }
+        // A date of its own is not taken away by that.
+        (None, Some(false)) if subscription.own_cancel_at => {}
+        (None, Some(at_period_end)) => subscription.set_cancel_at(None, at_period_end, now)?,
+        (Some(at), None) => subscription.set_cancel_at(at, false, now)?,
+        (None, None) => {}
     }
     let trial_ends = matches!(wanted.trial_end, Some(TrialEnd::Now));
     if wanted.anchor_now || trial_ends {
