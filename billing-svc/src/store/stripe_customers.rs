@@ -85,6 +85,15 @@ pub async fn next_attempt(db: &mut PgConnection, written: &WrittenCustomer) -> s
     Ok(WrittenCustomer { attempt: written.attempt + 1, is_young: true, ..written.clone() })
 }
 
+/// Has it made without the email from now on; the account keeps that.
+#[tracing::instrument(name = "db.eco_stripe_customers.leave_email_out", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn leave_email_out(db: &mut PgConnection, eco_id: &EcoId) -> sqlx::Result<()> {
+    sqlx::query!("update eco_stripe_customers set email = null where eco_id = $1", eco_id.as_str())
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
 /// Keeps what became of it.
 #[tracing::instrument(name = "db.eco_stripe_customers.end", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn end(

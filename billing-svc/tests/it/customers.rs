@@ -73,8 +73,23 @@ async fn an_account_that_may_have_to_pay_gets_a_customer_whatever_goes_wrong() -
 }
 
 #[tokio::test]
-async fn what_stripe_refuses_is_not_asked_for_again() -> Result<()> {
+async fn what_stripe_refuses_is_made_without_the_email() -> Result<()> {
     let world = World::new().await?;
+    world.memory.refuse_next();
+    create_account::run(&world.sales, &new("eco_new", Plan::Pro)?, "test").await?;
+    world.work_off().await?;
+    let (of, has) = world.customers("eco_new").await?;
+    assert_eq!((of.len(), of.first()), (1, has.as_ref()));
+    let email = "select email from eco_identities where eco_id = 'eco_new'";
+    let email: Option<String> = sqlx::query_scalar(email).fetch_one(&world.db.pool).await?;
+    assert_eq!(email.as_deref(), Some("new@example.com"), "the account keeps it");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_stripe_refuses_all_the_same_is_not_asked_for_again() -> Result<()> {
+    let world = World::new().await?;
+    world.memory.refuse_next();
     world.memory.refuse_next();
     create_account::run(&world.sales, &new("eco_new", Plan::Pro)?, "test").await?;
     world.work_off().await?;

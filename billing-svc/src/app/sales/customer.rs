@@ -52,8 +52,18 @@ async fn make(sales: &Sales, written: &WrittenCustomer) -> Result<Option<Doubt>,
             written = stripe_customers::next_attempt(&mut connection, &written).await?;
         }
     }
-    sales.events.pace.wait().await;
-    match sales.port.create_customer(&written.customer, &written.key()).await {
+    let mut outcome = create(sales, &written).await;
+    if matches!(outcome, Outcome::FailedForGood(_)) && written.customer.email.is_some() {
+        // It may be the email that Stripe does not take; what is owed can be charged without.
+        tracing::warn!(eco_id = %eco_id, "Stripe refused a customer: once more without the email");
+        let mut connection = db::acquire(&sales.pool).await?;
+        stripe_customers::leave_email_out(&mut connection, &eco_id).await?;
+        written = stripe_customers::next_attempt(&mut connection, &written).await?;
+        written.customer.email = None;
+        drop(connection);
+        outcome = create(sales, &written).await;
+    }
+    match outcome {
         Outcome::Succeeded { id } => {
             let mut transaction = db::begin(&sales.pool).await?;
             let is_its_own = accounts::set_customer(&mut transaction, &eco_id, &id).await?;
@@ -81,4 +91,9 @@ async fn make(sales: &Sales, written: &WrittenCustomer) -> Result<Option<Doubt>,
             Ok(Some(doubt))
         }
     }
+}
+
+async fn create(sales: &Sales, written: &WrittenCustomer) -> Outcome {
+    sales.events.pace.wait().await;
+    sales.port.create_customer(&written.customer, &written.key()).await
 }

@@ -34,7 +34,7 @@ pub(crate) struct Sold {
     faults: VecDeque<Fault>,
     checkouts: HashMap<String, NewCheckout>,
     made: usize,
-    refuses: bool,
+    refuses: u32,
     /// An end is not taken back, whatever is asked for.
     pub(crate) keeps_ends: bool,
 }
@@ -66,7 +66,7 @@ impl MemorySubscriptions {
 
     /// Refuses the next call that changes something.
     pub(crate) fn refuse_next(&self) {
-        self.state().sold.refuses = true;
+        self.state().sold.refuses += 1;
     }
 
     /// Waits until that many calls never got an answer.
@@ -178,7 +178,8 @@ impl State {
                 answer => answer.clone(),
             };
         }
-        if std::mem::take(&mut self.sold.refuses) {
+        if self.sold.refuses > 0 {
+            self.sold.refuses -= 1;
             return Outcome::FailedForGood(refusal("CARD_DECLINED", "the card was declined"));
         }
         // What is refused is not kept for the key.

@@ -34,6 +34,8 @@ impl Replica {
             set("STRIPE_RATE_PER_SECOND", "10000"),
             set("STRIPE_TIMEOUT", "600ms"),
             set("OVERAGE_CONCURRENCY", "4"),
+            // Of half the seeds runs alone recheck what was replaced.
+            set("OVERAGE_RECHECK_EVERY", if seed.number % 2 == 0 { "200ms" } else { "1h" }),
             set("DATABASE_MAX_CONNECTIONS", "8"),
             set("NEXUS_LOG_FORMAT", "text"),
         ];
