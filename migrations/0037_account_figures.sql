@@ -60,10 +60,12 @@ create index eco_account_figures_by_created on eco_account_figures (created_micr
 create index eco_account_figures_valid_until on eco_account_figures (valid_until);
 grant select, insert, update, delete on eco_account_figures to nexus_billing;
 
--- Computes the rows of these accounts anew; those of closed accounts go.
+-- Computes the rows of these accounts anew; those of closed accounts go. They are locked first, so that what is committed
+-- before is seen by the statement that computes, and who alters a summary meanwhile comes after it.
 create function nexus_compute_figures(p_eco_ids text[]) returns void
 language sql
 begin atomic
+    select from eco_account_figures f where f.eco_id = any (p_eco_ids) order by f.eco_id for update;
     insert into eco_account_figures as f
         (eco_id, email, currency_code, created_time, plan, status, api_calls, overage_units, overage_micros,
          subscription_micros, last_event_time, revenue_micros, created_micros, period_start, valid_until)
@@ -121,11 +123,15 @@ begin
         overage_micros  = n.overage_micros,
         last_event_time = n.last_event_time,
         revenue_micros  = n.overage_micros + f.subscription_micros
-    from (select r.eco_id, r.period_start, r.api_calls, r.overage_units, r.overage_micros, r.last_event_time
-          from changed r order by r.eco_id) n
+    from changed n
     where f.eco_id = n.eco_id and f.period_start = n.period_start
       and (f.api_calls, f.overage_units, f.overage_micros, f.last_event_time)
           is distinct from (n.api_calls, n.overage_units, n.overage_micros, n.last_event_time);
+    -- There may be none yet, or that of the period before: somebody may be computing it without this.
+    insert into eco_account_changes (eco_id)
+    select n.eco_id from changed n
+    where n.period_end > now()
+      and not exists (select from eco_account_figures f where f.eco_id = n.eco_id and f.period_start = n.period_start);
     return null;
 end
 $$;

@@ -100,7 +100,7 @@ pub async fn serve(
     let events_context = stripe_events::Context {
         subscriptions: stripe.clone(),
         // Stripe's limit is one per endpoint.
-        pace: Arc::new(Pace::new(config.stripe.stripe_rate_per_second)),
+        pace: Arc::new(Pace::of_waiting_callers(config.stripe.stripe_rate_per_second)),
     };
     let pages = Pages::of(&config.dashboard_url);
     let sales = Sales::new(pool.clone(), stripe.clone(), events_context.clone(), pages);

@@ -59,7 +59,7 @@ async fn unlocked(pool: &PgPool, change: &PlanChange) -> Result<Option<PlanChang
     let apply_time = subscription.apply_time(step);
     // Its plan as it was decided by.
     let account = Account { plan: subscription.plan, ..account(&mut transaction, &change.eco_id).await? };
-    if !keep(&mut transaction, change, account.plan, apply_time).await? {
+    if !keep(&mut transaction, change, step, account.plan, apply_time).await? {
         return Ok(None);
     }
     transaction.commit().await?;
@@ -82,17 +82,19 @@ async fn locked(pool: &PgPool, change: &PlanChange, actor: &str) -> Result<Optio
     take(&mut transaction, &subscription, step, change).await?;
     let apply_time = subscription.apply_time(step);
     let account = account(&mut transaction, &change.eco_id).await?;
-    if !keep(&mut transaction, change, account.plan, apply_time).await? {
+    if !keep(&mut transaction, change, step, account.plan, apply_time).await? {
         return Ok(None);
     }
     transaction.commit().await?;
     Ok(Some(PlanChanged { account, apply_time }))
 }
 
-/// Keeps the answer of a request, if it is to be kept; false: it has one already.
+/// Keeps the answer of a request, if it is to be kept; false: it has one already. Of requests that change nothing a day has
+/// so many.
 async fn keep(
     db: &mut PgConnection,
     change: &PlanChange,
+    step: Step,
     account_plan: Plan,
     apply_time: DateTime<Utc>,
 ) -> Result<bool, Error> {
@@ -100,6 +102,7 @@ async fn keep(
         return Ok(false);
     }
     if change.request_id.is_some()
+        && step == Step::Nothing
         && let Some(retry) = plan_requests::of_a_day(db, &change.eco_id).await?.beyond(MAX_REQUESTS)
     {
         return Err(Error::TooManyRequests { eco_id: change.eco_id.clone(), retry });

@@ -8,7 +8,7 @@ use nexus_core::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::overage::{Facts, Price};
+use super::overage::{Difference, Facts, Price};
 
 /// Why a charge has its amount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,9 @@ pub struct Reckoning {
     pub settling: bool,
     /// Charged before.
     pub billed_micros: i64,
+    /// What is charged now, where that is a part of what is owed: as much as Stripe takes at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_micros: Option<i64>,
 }
 
 /// A stretch of a period under one plan version.
@@ -92,7 +95,7 @@ impl Basis {
 
 impl Reckoning {
     /// Of the facts as they are.
-    pub fn of(facts: &Facts) -> Self {
+    pub fn of(facts: &Facts, difference: &Difference) -> Self {
         let mut start_units = 0;
         let segments = facts.segments().map(|segment| {
             let price = match segment.terms.price {
@@ -117,6 +120,7 @@ impl Reckoning {
             currency: facts.currency.to_string(),
             settling: facts.is_settling(),
             billed_micros: facts.ledger.billed.0,
+            part_micros: facts.is_part(difference).unwrap_or_default().then_some(difference.amount.0),
         }
     }
 
@@ -170,14 +174,18 @@ impl Reckoning {
         let rounding = if self.settling { "half a cent up" } else { "down" };
         let (due, billed) = (decimal(self.due()?.0), decimal(self.billed_micros));
         let amount = decimal(self.amount()?.0);
+        let this = if self.part_micros.is_some() { "this charge, as much as one may be" } else { "this charge" };
         text += &format!(
-            "rounded {rounding}: {due} {currency}; charged before: {billed} {currency}; this charge: {amount} {currency}"
+            "rounded {rounding}: {due} {currency}; charged before: {billed} {currency}; {this}: {amount} {currency}"
         );
         Ok(text)
     }
 
     fn amount(&self) -> Result<Micros, OutOfRange> {
-        self.due()?.0.checked_sub(self.billed_micros).map(Micros).ok_or(OutOfRange)
+        match self.part_micros {
+            Some(part) => Ok(Micros(part)),
+            None => self.due()?.0.checked_sub(self.billed_micros).map(Micros).ok_or(OutOfRange),
+        }
     }
 }
 

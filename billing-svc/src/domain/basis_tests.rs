@@ -53,7 +53,9 @@ proptest! {
     #[test]
     fn what_is_kept_adds_up_to_the_charge_for_ever(facts in facts()) {
         let difference = facts.difference()?;
-        let kept = serde_json::to_string(&Basis::Difference(Reckoning::of(&facts)))?;
+        let none = Difference { amount: Micros(0), units_from: 0, units_to: 0 };
+        let reckoned = Reckoning::of(&facts, &difference.unwrap_or(none));
+        let kept = serde_json::to_string(&Basis::Difference(reckoned))?;
         let basis: Basis = serde_json::from_str(&kept)?;
         prop_assert_eq!(basis.amount()?.0, difference.map_or(0, |difference| difference.amount.0));
         let Basis::Difference(reckoning) = basis else { panic!("another kind") };
@@ -108,7 +110,9 @@ fn the_arithmetic_is_told_in_words() -> Result<(), OutOfRange> {
         ],
         currency: "USD".to_owned(),
         settling: false,
+        part_micros: None,
         billed_micros: 2 * MICROS,
+        part_micros: None,
     };
     assert_eq!(
         Basis::Difference(reckoning).explanation()?,

@@ -148,7 +148,7 @@ pub fn compare(charge_id: Uuid, rows: &[LedgerRow], items: &[BookItem], now: Dat
             Some(at) => {
                 let item = left.remove(at);
                 findings.extend(altered(charge_id, row, item));
-                findings.extend(reworded(charge_id, row, item));
+                findings.extend(reworded(charge_id, row, rows, item));
             }
             None => missing.push(*row),
         }
@@ -267,9 +267,14 @@ fn altered(charge_id: Uuid, row: &LedgerRow, item: &BookItem) -> Vec<Finding> {
     findings
 }
 
-/// Whether an item tells its reader something else than the attempt that it is of.
-fn reworded(charge_id: Uuid, row: &LedgerRow, item: &BookItem) -> Option<Finding> {
+/// Whether an item tells its reader something else than the charge that it is of: which of its attempts has made it is not
+/// always known.
+fn reworded(charge_id: Uuid, row: &LedgerRow, rows: &[LedgerRow], item: &BookItem) -> Option<Finding> {
     let calls = item.metadata.get(CALLS);
+    let same = |row: &LedgerRow| row.description == item.description && row.calls.as_ref() == calls;
+    if rows.iter().any(same) {
+        return None;
+    }
     let message = if row.description != item.description {
         format!("The ledger has it as \"{}\", the item says \"{}\".", row.description, item.description)
     } else if row.calls.is_some() && row.calls.as_ref() != calls {

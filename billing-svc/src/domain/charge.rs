@@ -189,7 +189,7 @@ impl Intent {
             sequence,
             difference,
             item,
-            basis: Some(Basis::Difference(Reckoning::of(facts))),
+            basis: Some(Basis::Difference(Reckoning::of(facts, &difference))),
         };
         let is_late = match target {
             // Without a subscription there is no invoice of the period that it could be too late for.
@@ -223,6 +223,9 @@ impl Intent {
 
     /// It is on a later invoice than that of its period.
     fn mark_late(&mut self) {
+        if self.item.metadata.contains_key(LATE) {
+            return;
+        }
         let end = self.period.end.format("%-d %b %Y");
         self.item.description = format!("{} (late, of the period until {end})", self.item.description);
         self.item.metadata.insert(LATE.to_owned(), "true".to_owned());

@@ -252,7 +252,8 @@ impl Facts {
     /// The charge to make now, if any.
     pub fn difference(&self) -> Result<Option<Difference>, OutOfRange> {
         let amount = self.due()?.0.checked_sub(self.ledger.billed.0).ok_or(OutOfRange)?;
-        let most = self.currency.minor_unit().from_minor(MOST_MINOR).ok_or(OutOfRange)?.0;
+        let unit = self.currency.minor_unit();
+        let most = unit.floor(unit.from_minor(MOST_MINOR).ok_or(OutOfRange)?).0;
         let part = amount.clamp(-most, most);
         // Of the units as large a part as of the amount.
         let units = self.overage()?.units.checked_sub(self.ledger.units).ok_or(OutOfRange)?;

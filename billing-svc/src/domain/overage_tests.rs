@@ -259,6 +259,19 @@ fn a_lapsed_subscription_keeps_the_overage_of_all_segments_and_accrues_none() {
     assert_eq!(facts.overage(), Ok(Overage { units: 30, exact: Micros(30_000) }));
 }
 
+/// In whole chargeable units: of a shilling's two decimals none is anything but 0.
+#[test]
+fn a_part_is_one_that_stripe_takes() -> Result<(), OutOfRange> {
+    for (code, most) in [("UGX", 999_999_000_000), ("KWD", 99_999_990_000), ("JPY", 99_999_999_000_000)] {
+        let mut facts = facts(UnitPrice { micros: 1_000_000, per_units: 1 }, 0);
+        facts.currency = code.parse().map_err(|_| OutOfRange)?;
+        facts.open_units = 1_000_000_000;
+        let difference = facts.difference()?.expect("it owes");
+        assert_eq!(difference.amount.0, most, "{code}");
+    }
+    Ok(())
+}
+
 /// Stripe takes $999,999.99 in one item.
 #[test]
 fn what_is_more_than_stripe_takes_is_charged_in_parts() -> Result<(), OutOfRange> {

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 /// Longest pause within which a charge is tried again; one that Stripe answers so is left to the next run.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Longest pause that is taken for meant: nobody waits for a day because of one header.
-const MOST: Duration = Duration::from_secs(3600);
+/// Longest pause that runs keep: nobody waits for a day because of one header.
+const LONGEST_OF_RUNS: Duration = Duration::from_secs(3600);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -24,16 +24,28 @@ pub struct Pace {
     /// Had by the one who waits for the next call; the others wait in the order in which they came.
     turn: tokio::sync::Mutex<()>,
     paused_until: Mutex<Option<Instant>>,
+    longest_pause: Duration,
 }
 
 impl Pace {
-    /// So many calls a second, with a burst of a tenth of that.
+    /// So many calls a second, with a burst of a tenth of that. A pause that Stripe asks for is kept whole.
     pub fn new(per_second: NonZeroU32) -> Self {
+        Self::pausing(per_second, LONGEST_OF_RUNS)
+    }
+
+    /// The same for those whose callers wait, or who hold something meanwhile: of a pause no more is kept than they may
+    /// wait; what they ask for is asked for again later.
+    pub fn of_waiting_callers(per_second: NonZeroU32) -> Self {
+        Self::pausing(per_second, LONGEST_PAUSE)
+    }
+
+    fn pausing(per_second: NonZeroU32, longest_pause: Duration) -> Self {
         let burst = NonZeroU32::new(per_second.get() / 10).unwrap_or(NonZeroU32::MIN);
         Self {
             limiter: RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)),
             turn: tokio::sync::Mutex::default(),
             paused_until: Mutex::default(),
+            longest_pause,
         }
     }
 
@@ -59,7 +71,7 @@ impl Pace {
 
     /// Makes all callers wait for so long.
     pub fn pause_all(&self, time: Duration) {
-        let until = Instant::now() + time.min(MOST);
+        let until = Instant::now() + time.min(self.longest_pause);
         let mut paused = self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
         *paused = (*paused).max(Some(until));
     }

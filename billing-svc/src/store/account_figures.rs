@@ -1,5 +1,5 @@
 //! `eco_account_figures`: usage and revenue of each account, ready for lists; `eco_account_changes`: whose no longer hold.
-//! Whoever writes has the refresher's lock.
+//! Who computes has the refresher's lock; what a summary says of usage comes by a trigger, whoever writes it.
 
 use sqlx::PgConnection;
 

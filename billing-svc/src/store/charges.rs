@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::{money::Micros, period::Period};
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
@@ -289,6 +289,19 @@ pub async fn due_rechecks(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<V
     Ok(rows.into_iter().map(Intent::from).collect())
 }
 
+/// Periods of an account in which a charge is in doubt.
+#[tracing::instrument(name = "db.eco_overage_charges.periods_in_doubt", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn periods_in_doubt(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Vec<PeriodKey>> {
+    sqlx::query_as!(
+        PeriodKey,
+        "select eco_id, period_start as start from eco_overage_charges
+         where eco_id = $1 and status = 'pending' order by period_start",
+        eco_id,
+    )
+    .fetch_all(db)
+    .await
+}
+
 /// Number of a charge's last attempt.
 #[tracing::instrument(name = "db.eco_overage_charges.last_attempt", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn last_attempt(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<i32> {
@@ -326,13 +339,20 @@ async fn postpone_recheck(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Resul
     Ok(())
 }
 
-/// Has a charge rechecked at once, since an attempt that is over has an item at Stripe.
+/// Has a charge rechecked after a while, since an attempt that is over may have an item at Stripe all the same.
 #[tracing::instrument(name = "db.eco_overage_charges.recheck", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn recheck(db: &mut PgConnection, charge_id: Uuid, attempt: i32) -> sqlx::Result<()> {
+pub async fn recheck(
+    db: &mut PgConnection,
+    charge_id: Uuid,
+    attempt: i32,
+    after: TimeDelta,
+) -> sqlx::Result<()> {
     sqlx::query!(
-        "update eco_overage_charges set recheck_time = now() where charge_id = $1 and attempt = $2",
+        "update eco_overage_charges set recheck_time = now() + $3::interval
+         where charge_id = $1 and attempt = $2 and status <> 'pending'",
         charge_id,
         attempt,
+        after as _,
     )
     .execute(db)
     .await?;

@@ -35,8 +35,10 @@ const MAX_KEYS: u64 = 100_000;
 const NOTED_FOR: Duration = Duration::from_secs(60);
 /// Longest that a key is read: longer than a lock is waited for.
 const READ_WITHIN: Duration = Duration::from_secs(10);
-/// Calls with the same text that wait while it is read.
+/// Calls with the same text that wait while it is read, where it is not known whether it opens anything.
 const MAX_WAITING: usize = 256;
+/// Where it is: as many as there are, since calls are bounded.
+const MAX_KNOWN_WAITING: usize = 1 << 20;
 /// What an unknown key is compared with, so that it takes as long: the hash of no text.
 const NO_SECRET: [u8; 32] = [0; 32];
 
@@ -56,6 +58,8 @@ struct Inner {
     strangers: Strangers,
     /// A text is read once for all who come with it meanwhile: by the key's id and the hash of the secret.
     reads: Turns<(String, [u8; 32])>,
+    /// The same for texts that opened their key when it was last read.
+    rereads: Turns<(String, [u8; 32])>,
     feed: Arc<Feed>,
     stale_max: Duration,
     known: Cache<String, Arc<Known>>,
@@ -91,6 +95,7 @@ pub fn start(
     let keys = Keys(Arc::new(Inner {
         strangers: Strangers::of(&pool),
         reads: Turns::new(1, MAX_WAITING),
+        rereads: Turns::new(1, MAX_KNOWN_WAITING),
         pool,
         outage,
         feed,
@@ -124,7 +129,8 @@ impl Keys {
         let mut read = None;
         if inner.feed.is_heard() {
             let name = (text.key_id().to_owned(), text.secret_sha256());
-            read = Some(inner.reads.take(&name).await.ok_or(Error::TooManyReads)?);
+            let reads = if inner.knew(text) { &inner.rereads } else { &inner.reads };
+            read = Some(reads.take(&name).await.ok_or(Error::TooManyReads)?);
             // By somebody else meanwhile.
             if let Some(key) = self.heard_of(text) {
                 return Ok(key);

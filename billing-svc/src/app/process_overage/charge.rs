@@ -53,7 +53,7 @@ pub struct ChargeContext {
     pub target: Target,
     /// Cancelled when the run has lost its lease: nothing more is sent.
     pub halt: CancellationToken,
-    /// Cancelled when the server stops: what is in hand is brought to an end, without further tries.
+    /// Cancelled when the server stops: what was sent is brought to an end, without further tries; nothing else is sent.
     pub shutdown: CancellationToken,
     /// Statements that charges of the run share.
     pub together: Arc<Together>,
@@ -68,10 +68,11 @@ impl ChargeContext {
     /// Waits until Stripe may be called; false: nothing more is to be sent.
     pub async fn turn(&self) -> bool {
         tokio::select! {
-            () = self.pace.wait() => !self.halt.is_cancelled(),
+            biased;
             () = self.halt.cancelled() => false,
-            // A pause may be long.
+            // Nothing is begun any more, and a pause may be long.
             () = self.shutdown.cancelled() => false,
+            () = self.pace.wait() => true,
         }
     }
 

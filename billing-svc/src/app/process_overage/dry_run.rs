@@ -87,7 +87,21 @@ impl Planner {
         Ok(())
     }
 
-    fn charge(&mut self, facts: Facts, difference: Difference) -> Result<(), OutOfRange> {
+    /// Of what is charged in parts each is one, as the run makes them.
+    fn charge(&mut self, mut facts: Facts, mut difference: Difference) -> Result<(), OutOfRange> {
+        while facts.is_part(&difference)? {
+            self.charge_once(facts.clone(), difference)?;
+            facts.ledger.billed.0 += difference.amount.0;
+            facts.ledger.units = difference.units_to;
+            match facts.difference()? {
+                Some(rest) => difference = rest,
+                None => return Ok(()),
+            }
+        }
+        self.charge_once(facts, difference)
+    }
+
+    fn charge_once(&mut self, facts: Facts, difference: Difference) -> Result<(), OutOfRange> {
         let account = self.account(&facts.eco_id);
         account.charged = true;
         if facts.currency == Currency::USD {
@@ -96,7 +110,7 @@ impl Planner {
         self.planned.charges_count += 1;
         if self.planned.charges.len() < MAX_PLANNED {
             let due = facts.due()?;
-            let (overage_units, amount) = (difference.units_to, difference.amount);
+            let (overage_units, amount) = (facts.overage()?.units, difference.amount);
             self.planned.charges.push(PlannedCharge { facts, overage_units, due, amount });
         }
         Ok(())

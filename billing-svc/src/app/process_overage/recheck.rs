@@ -8,13 +8,16 @@
 //! Like a charge, it may be cut off at any point: the next look lists again. Runs do it, and a worker between them, so that
 //! what came late is taken back before an invoice takes it. Where both meet they do the same.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use nexus_kit::db;
 use sqlx::Acquire;
 
 use super::{
-    ChargeContext,
+    ChargeContext, charge_account,
     send::{MAX_TRIES, back_off},
 };
 use crate::{
@@ -44,16 +47,21 @@ enum Look {
 /// Accounts that are read at once.
 const AT_ONCE: i64 = 100;
 
+/// How long the worker leaves an account alone that cannot be rechecked: a person has to look at it, or Stripe is away.
+const LEFT_FOR: Duration = Duration::from_secs(3600);
+
 /// Rechecks what is due, until the context's server stops. Dropped, it ends where it is.
 pub async fn rechecker(context: ChargeContext, every: Duration) {
+    let mut left = HashMap::new();
     while context.shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
-        if let Err(error) = recheck_due(&context).await {
-            tracing::warn!(%error, "charges that were replaced could not be rechecked");
+        left.retain(|_, since: &mut Instant| since.elapsed() < LEFT_FOR);
+        if let Err(error) = recheck_due(&context, &mut left).await {
+            tracing::warn!(%error, "charges could not be rechecked");
         }
     }
 }
 
-async fn recheck_due(context: &ChargeContext) -> Result<(), Error> {
+async fn recheck_due(context: &ChargeContext, left: &mut HashMap<String, Instant>) -> Result<(), Error> {
     let mut after = String::new();
     loop {
         let page = {
@@ -69,10 +77,32 @@ async fn recheck_due(context: &ChargeContext) -> Result<(), Error> {
             if context.is_stopped() {
                 return Ok(());
             }
-            if let Some(error) = recheck_account(context, &eco_id).await? {
-                tracing::warn!(eco_id, reason = error.reason, message = error.message, "a charge is to be rechecked again");
+            if left.contains_key(&eco_id) {
+                continue;
+            }
+            if let Some(reason) = recheck_and_correct(context, &eco_id).await {
+                tracing::warn!(eco_id, reason, "a charge is to be rechecked again");
+                left.insert(eco_id, Instant::now());
             }
         }
+    }
+}
+
+/// Rechecks an account, and sends the corrections that come of it; returns why it is not done.
+async fn recheck_and_correct(context: &ChargeContext, eco_id: &str) -> Option<String> {
+    let done = async {
+        if let Some(error) = recheck_account(context, eco_id).await? {
+            return Ok(Some(error));
+        }
+        let in_doubt = {
+            let mut connection = db::acquire(&context.pool).await?;
+            charges::periods_in_doubt(&mut connection, eco_id).await?
+        };
+        Ok::<_, Error>(charge_account(context, &in_doubt).await.error)
+    };
+    match done.await {
+        Ok(error) => error.map(|error| error.reason),
+        Err(error) => Some(error.to_string()),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Sends an intent until it is known what became of it: steps 3 and 4 of [`super::charge`].
 
+use chrono::TimeDelta;
 use nexus_kit::db;
 use sqlx::Acquire;
 
 use super::charge::{ChargeContext, note_failure};
 use crate::{
     domain::{
-        charge::{Intent, Readiness},
+        charge::{Intent, RECHECK_AFTER, Readiness},
         period::ParkReason,
         run::AccountError,
     },
@@ -48,6 +49,8 @@ pub(super) async fn carry_out(
     mut sent: Sent,
 ) -> Result<ChargeOutcome, Error> {
     let mut intent = intent.clone();
+    // Who sent it may have had another key of Stripe's, which its keys of ours may be kept by.
+    let mut unseen = sent == Sent::Perhaps;
     let mut look = false;
     let mut last = "the run was stopped before it could ask".to_owned();
     for tries in 0..MAX_TRIES {
@@ -58,6 +61,14 @@ pub(super) async fn carry_out(
         let readiness = ready.await?;
         let doubt = match readiness {
             Readiness::Gone => return Ok(ChargeOutcome::Elsewhere),
+            Readiness::Send if unseen => match seen(context, &intent).await? {
+                Ok(Some(outcome)) => return Ok(outcome),
+                Ok(None) => {
+                    unseen = false;
+                    continue;
+                }
+                Err(doubt) => doubt,
+            },
             Readiness::Send if !look => {
                 let before = sent;
                 sent = Sent::Perhaps;
@@ -115,20 +126,32 @@ enum Looked {
     Unknown(Doubt),
 }
 
-/// Looks through the customer's items for the charge, and replaces the intent by `next` if it is not there.
-async fn look_for(context: &ChargeContext, intent: &Intent, next: Intent) -> Result<Looked, Error> {
+/// What became of the intent, if it is at Stripe.
+async fn seen(
+    context: &ChargeContext,
+    intent: &Intent,
+) -> Result<Result<Option<ChargeOutcome>, Doubt>, Error> {
     let found = context.payments.find_items(&intent.item.customer, intent.charge_id, &context.pace).await;
     Ok(match found.as_deref() {
         // What else there is of the charge is found when what was replaced is rechecked.
         Ok([item, ..]) if item.amount_minor == intent.item.amount_minor => {
-            Looked::Is(succeeded(context, intent, &item.item_id).await?)
+            Ok(Some(succeeded(context, intent, &item.item_id).await?))
         }
-        Ok([item, ..]) => Looked::Is(altered(intent, &item.item_id)),
-        Ok([]) => match replace(context, intent, &next).await? {
+        Ok([item, ..]) => Ok(Some(altered(intent, &item.item_id))),
+        Ok([]) => Ok(None),
+        Err(doubt) => Err(doubt.clone()),
+    })
+}
+
+/// Looks through the customer's items for the charge, and replaces the intent by `next` if it is not there.
+async fn look_for(context: &ChargeContext, intent: &Intent, next: Intent) -> Result<Looked, Error> {
+    Ok(match seen(context, intent).await? {
+        Ok(Some(outcome)) => Looked::Is(outcome),
+        Ok(None) => match replace(context, intent, &next).await? {
             true => Looked::Replaced(Box::new(next)),
             false => Looked::Is(ChargeOutcome::Elsewhere),
         },
-        Err(doubt) => Looked::Unknown(doubt.clone()),
+        Err(doubt) => Looked::Unknown(doubt),
     })
 }
 
@@ -167,33 +190,19 @@ async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> R
         tracing::error!(charge_id = %intent.charge_id, item_id, "an attempt that was replaced has an item at Stripe");
         // Also if that was done before this item was made.
         let mut connection = db::acquire(&context.pool).await?;
-        charges::recheck(&mut connection, intent.charge_id, intent.attempt).await?;
+        charges::recheck(&mut connection, intent.charge_id, intent.attempt, TimeDelta::zero()).await?;
     }
     Ok(ChargeOutcome::Elsewhere)
 }
 
-/// Stripe refused the intent for good. If it may have been sent before, by another process, which may have had
-/// another key of Stripe's, that one may have been taken all the same.
+/// Stripe refused the intent for good. If it may have been sent before, by a process that may have had another key of
+/// Stripe's, what that one sent may still take effect: it is rechecked.
 async fn refused(
     context: &ChargeContext,
     intent: &Intent,
     before: Sent,
     refusal: Refusal,
 ) -> Result<ChargeOutcome, Error> {
-    if before == Sent::Perhaps {
-        if !context.turn().await {
-            return Ok(ChargeOutcome::Not(in_doubt(intent, "the run was stopped")));
-        }
-        let customer = &intent.item.customer;
-        match context.payments.find_items(customer, intent.charge_id, &context.pace).await.as_deref() {
-            Ok([]) => {}
-            Ok([item, ..]) if item.amount_minor == intent.item.amount_minor => {
-                return succeeded(context, intent, &item.item_id).await;
-            }
-            Ok([item, ..]) => return Ok(altered(intent, &item.item_id)),
-            Err(doubt) => return Ok(ChargeOutcome::Not(in_doubt(intent, &doubt.message))),
-        }
-    }
     let period = intent.period_key();
     let error = AccountError::new(&intent.eco_id, refusal.reason.clone(), refusal.message);
     let mut connection = db::acquire(&context.pool).await?;
@@ -202,6 +211,9 @@ async fn refused(
         records::set_billed(&mut transaction, &period).await?;
         let reason = ParkReason::Refused(refusal.reason);
         records::park(&mut transaction, &period, Some(&reason), context.untold(Some(&error))).await?;
+        if before == Sent::Perhaps {
+            charges::recheck(&mut transaction, intent.charge_id, intent.attempt, RECHECK_AFTER).await?;
+        }
         note_failure(&mut transaction, context, &error).await?;
     }
     transaction.commit().await?;

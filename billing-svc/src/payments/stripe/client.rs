@@ -67,6 +67,9 @@ pub enum RequestError {
     /// A listing with more pages than are looked through.
     #[error("a listing at Stripe took too long")]
     TooLong,
+    /// A request that cannot be sent: nothing was.
+    #[error("the request cannot be sent: {0}")]
+    Unsendable(String),
     /// An answer that is no object of Stripe's.
     #[error("an answer from Stripe that cannot be read: {0}")]
     Unreadable(String),
@@ -144,7 +147,7 @@ impl HttpClient {
         };
         *http.uri_mut() = format!("{}v1{}{query}", self.base, request.path)
             .parse()
-            .map_err(|_| RequestError::Unreadable("the request has no valid URL".to_owned()))?;
+            .map_err(|_| RequestError::Unsendable("the request has no valid URL".to_owned()))?;
         let headers = http.headers_mut();
         headers.insert(AUTHORIZATION, self.authorization.clone());
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("nexus/", env!("CARGO_PKG_VERSION"))));
@@ -227,7 +230,7 @@ fn authorization(secret: &SecretString) -> Result<HeaderValue, StripeConfigError
 
 fn header(text: &str) -> Result<HeaderValue, RequestError> {
     HeaderValue::from_str(text)
-        .map_err(|_| RequestError::Unreadable("the request has a header that cannot be sent".to_owned()))
+        .map_err(|_| RequestError::Unsendable("the request has a header that cannot be sent".to_owned()))
 }
 
 fn error_answer(status: u16, headers: &HeaderMap, body: &[u8]) -> ErrorAnswer {

@@ -153,12 +153,12 @@ fn is_missing(error: &RequestError) -> bool {
 
 /// A request is sent once, with the key: whether to send it again is the caller's decision.
 fn once(key: &str) -> Result<RequestStrategy, RequestError> {
-    let key = IdempotencyKey::new(key).map_err(|e| RequestError::Unreadable(e.to_string()))?;
+    let key = IdempotencyKey::new(key).map_err(|e| RequestError::Unsendable(e.to_string()))?;
     Ok(RequestStrategy::Idempotent(key))
 }
 
 fn parse_currency(code: &str) -> Result<stripe_types::Currency, RequestError> {
-    code.to_lowercase().parse().map_err(|_| RequestError::Unreadable(format!("unknown currency {code}")))
+    code.to_lowercase().parse().map_err(|_| RequestError::Unsendable(format!("unknown currency {code}")))
 }
 
 /// One order of the metadata would be as good as another: Stripe compares parameters, not bytes.
@@ -209,12 +209,13 @@ fn doubt(error: &RequestError) -> Doubt {
         RequestError::Connection(_) | RequestError::Timeout | RequestError::Unreadable(_) => {
             (Advice::Again, None)
         }
-        RequestError::TooLong => (Advice::Later, None),
+        RequestError::TooLong | RequestError::Unsendable(_) => (Advice::Later, None),
         RequestError::Answer(answer) => (advice(answer), answer.retry_after),
     };
     let message = match error {
         RequestError::Connection(_) => "no answer from Stripe".to_owned(),
         RequestError::Timeout => "no answer from Stripe in time".to_owned(),
+        RequestError::Unsendable(_) => "a request that cannot be sent".to_owned(),
         RequestError::Unreadable(_) => "an answer from Stripe that cannot be read".to_owned(),
         RequestError::TooLong => "the customer has too many to look through".to_owned(),
         RequestError::Answer(answer) => format!("Stripe answered {}", answer.status),

@@ -10,7 +10,7 @@ use crate::http::forms::Params;
 use crate::http::lists::{Page, page_of};
 use crate::objects::customers::Customer;
 use crate::objects::invoices::Invoice;
-use crate::objects::money::{UnitAmount, check_amount, take_currency};
+use crate::objects::money::{UnitAmount, check_amount, check_step, take_currency};
 use crate::objects::prices::Price;
 use crate::objects::subscriptions::{Item as SubscriptionItem, Subscription};
 use crate::objects::{Kind, Object, Resource, announced, events, named, referenced, retold, saved};
@@ -300,6 +300,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, mut params: Params) -> Result<Value, ApiEr
     };
     metadata.apply(&mut item.metadata)?;
     cost.apply(tx, &mut item)?;
+    check_step(item.amount, &item.currency, "amount")?;
     item.discountable = discountable.unwrap_or(item.amount >= 0);
     let Some(id) = invoice else {
         return Ok(announced(tx, item, "invoiceitem.created"));

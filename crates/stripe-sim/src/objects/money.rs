@@ -35,6 +35,21 @@ pub(crate) fn check_amount(amount: i128, param: &str) -> Result<i64, ApiError> {
     })
 }
 
+/// Amounts of some currencies are multiples: of 10 of those with three decimals, of 100 of two that are written with
+/// decimals they do not have.
+pub(crate) fn check_step(amount: i64, currency: &str, param: &str) -> Result<(), ApiError> {
+    let step = match currency {
+        "bhd" | "jod" | "kwd" | "omr" | "tnd" => 10,
+        "isk" | "ugx" => 100,
+        _ => 1,
+    };
+    if amount % step == 0 {
+        return Ok(());
+    }
+    let message = format!("Amounts in {currency} must be multiples of {step}.");
+    Err(ApiError::invalid("parameter_invalid_integer", param, message))
+}
+
 /// A decimal number of minor units, exact to 12 places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct UnitAmount {

@@ -299,7 +299,7 @@ pub(crate) fn cancel(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     }
     for field in ["invoice_now", "prorate"] {
         if params.boolean(field)? == Some(true) {
-            return Err(params.wrong(field, "The stand-in has no prorations and no metered usage."));
+            return Err(params.wrong(field, "The stand-in neither prorates nor invoices a cancellation."));
         }
     }
     params.finish()?;
