@@ -63,8 +63,6 @@ pub enum Target {
     Upcoming,
     /// On this draft.
     Draft(String),
-    /// It waits for an invoice that is made for it.
-    Own,
 }
 
 /// An invoice item, exactly as it is sent: every attempt of a key sends the same.
@@ -169,7 +167,7 @@ impl Intent {
             subscription: facts.stripe_subscription_id.clone(),
             invoice: match target {
                 Target::Draft(invoice) => Some(invoice.clone()),
-                Target::Upcoming | Target::Own => None,
+                Target::Upcoming => None,
             },
             amount_minor: facts.currency.minor_unit().to_minor(difference.amount),
             currency: facts.currency.to_string(),
@@ -229,13 +227,14 @@ impl Intent {
         let amount = Micros(-wrong.difference.amount.0);
         let units = facts.ledger.units;
         let difference = Difference { amount, units_from: units, units_to: units };
-        let mut intent = Self::new(facts, &wrong.item.customer, difference, &Target::Own);
+        let mut intent = Self::new(facts, &wrong.item.customer, difference, &Target::Upcoming);
         intent.basis =
             Some(Basis::Correction { of: wrong.charge_id, item_micros: wrong.difference.amount.0 });
         if facts.stripe_customer_id.as_deref() != Some(&wrong.item.customer) {
             intent.item.subscription = None;
         }
         intent.item.description = format!("Correction, invoiced twice: {}", wrong.item.description);
+        intent.item.metadata.remove(LATE);
         intent
     }
 

@@ -190,12 +190,15 @@ pub async fn settle_empty(db: &mut PgConnection, accounts: Option<&[String]>) ->
     Ok(done.rows_affected())
 }
 
-/// Has an account's periods that ended by a time rounded for good from now on.
+/// Has an account's periods that ended by a time rounded for good from now on; of one that is closed all, for nothing is
+/// counted in them any more.
 #[tracing::instrument(name = "db.eco_usage_records.settle_early", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn settle_early(db: &mut PgConnection, eco_id: &str, ended: DateTime<Utc>) -> sqlx::Result<()> {
     sqlx::query!(
         "update eco_usage_records set settle_time = least(coalesce(settle_time, period_end + $3::interval), now())
-         where eco_id = $1 and settled_time is null and period_end <= least($2::timestamptz + interval '1 second', now())",
+         where eco_id = $1 and settled_time is null
+           and (period_end <= least($2::timestamptz + interval '1 second', now())
+                or exists (select from eco_identities i where i.eco_id = $1 and i.closed_time is not null))",
         eco_id,
         ended,
         SETTLEMENT_GRACE as _,

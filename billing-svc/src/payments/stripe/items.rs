@@ -1,6 +1,4 @@
-//! Invoice items: making one, all of a charge, those that are pending or on drafts, and deleting one.
-
-use std::collections::HashSet;
+//! Invoice items: making one, all of a charge, where all are, and deleting one.
 
 use stripe_billing::{
     InvoiceItem as StripeItem,
@@ -53,25 +51,18 @@ pub(super) async fn find_all(
     Ok(found.collect())
 }
 
-/// Ids of a customer's items that are on no invoice, likewise.
-pub(super) async fn pending(
+/// Ids of a customer's items, each with the invoice that it is on, likewise.
+pub(super) async fn on_invoices(
     client: &HttpClient,
     customer: &str,
     pace: &Pace,
-) -> Result<HashSet<String>, RequestError> {
-    let list = ListInvoiceItem::new().customer(customer).pending(true);
-    let items = look_through(client, list, pace, |item| item.invoice.is_none()).await?;
-    Ok(items.into_iter().map(|item| item.id.to_string()).collect())
-}
-
-/// Ids of the items on an invoice, likewise.
-pub(super) async fn on_invoice(
-    client: &HttpClient,
-    invoice_id: &str,
-    pace: &Pace,
-) -> Result<Vec<String>, RequestError> {
-    let items = look_through(client, ListInvoiceItem::new().invoice(invoice_id), pace, |_| true).await?;
-    Ok(items.into_iter().map(|item| item.id.to_string()).collect())
+) -> Result<Vec<(String, Option<String>)>, RequestError> {
+    let items = look_through(client, ListInvoiceItem::new().customer(customer), pace, |_| true).await?;
+    let places = items.into_iter().map(|item| {
+        let invoice = item.invoice.and_then(|invoice| invoice.into_id());
+        (item.id.to_string(), invoice.map(|id| id.to_string()))
+    });
+    Ok(places.collect())
 }
 
 fn is_of(item: &StripeItem, charge_id: &str) -> bool {
