@@ -9,6 +9,7 @@ mod checkouts;
 mod customers;
 mod cycle;
 mod dry_run;
+mod ended;
 mod engine;
 mod histories;
 mod ledger;
