@@ -18,11 +18,17 @@ insert into eco_ended_subscriptions (subscription_id, eco_id, ended_time)
 select subscription_id, eco_id, ended_time from eco_subscriptions
 where stripe_subscription_id is not null and ended_time is not null and status in ('canceled', 'incomplete_expired');
 
+-- Whether the period was past its settlement once, and goes on: the subscription that had cut it has ended. What was rounded
+-- half up then is rounded so from then on, so that no cent is given back and taken again.
+alter table eco_usage_records add column rounded boolean not null default false;
+
 -- Since when the charge's item is known to be on a final invoice. Null: it is looked for, by whoever collects and by
 -- reconciliations, however old it is.
 alter table eco_overage_charges add column invoiced_time timestamptz;
 create index eco_overage_charges_open on eco_overage_charges (eco_id) where status = 'succeeded' and invoiced_time is null;
 create index eco_overage_charges_oldest_open on eco_overage_charges (created_time) where status = 'succeeded' and invoiced_time is null;
+
+-- (eco_settlements.listed_time was how far charges had been looked at; only the version before reads it.)
 
 -- Charges that are not known to be on a final invoice, and that no invoice of a cycle takes: the subscription at Stripe
 -- that they are of has ended, whether or not the account has another by now. Those of a customer alone are taken by the

@@ -115,7 +115,7 @@ impl Reckoning {
         Self {
             segments: segments.collect(),
             currency: facts.currency.to_string(),
-            settling: facts.is_settling(),
+            settling: facts.rounds_up(),
             billed_micros: facts.ledger.billed.0,
         }
     }

@@ -43,6 +43,7 @@ fn facts() -> impl Strategy<Value = Facts> {
                 stripe_subscription_id: None,
                 ledger: Ledger { billed: Micros(billed / 10_000 * 10_000), ..Ledger::default() },
                 settle_time: start + TimeDelta::days(32),
+                rounded: false,
                 now,
             }
         },

@@ -76,9 +76,13 @@ pub async fn take(db: &mut PgConnection, within: Duration) -> sqlx::Result<Optio
                where cleared_time is null and due_time <= now()
                order by due_time limit 1
                for update skip locked),
+           own as (
+               select e.subscription_id from eco_ended_subscriptions e join due on due.eco_id = e.eco_id
+               where e.cleared_time is null
+               for update of e skip locked),
            taken as (
                update eco_ended_subscriptions e set due_time = now() + make_interval(secs => $1)
-               from due where e.eco_id = due.eco_id and e.cleared_time is null)
+               from own where e.subscription_id = own.subscription_id)
            select eco_id, failures from due"#,
         within.as_secs_f64(),
     )
