@@ -14,6 +14,7 @@ mod engine;
 mod histories;
 mod ledger;
 mod life;
+mod life_ledger;
 mod many;
 mod memory;
 mod memory_subscriptions;
