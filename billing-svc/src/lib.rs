@@ -53,6 +53,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use app::{
+    clear_ended,
     process_overage::Engine,
     reconcile::{Drift, Reconciler},
     sales::{Pages, Sales},
@@ -96,7 +97,7 @@ pub async fn serve(
     let _end_with_us = engine.kill_guard();
     let rechecking = app::process_overage::rechecker(engine.outside_runs(), config.overage_recheck_every);
     let _recheck_with_us = AbortOnDrop(tokio::spawn(rechecking));
-    let event_stored = Arc::new(Notify::new());
+    let (event_stored, event_applied) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let events_context = stripe_events::Context {
         subscriptions: stripe.clone(),
         // Stripe's limit is one per endpoint.
@@ -111,11 +112,20 @@ pub async fn serve(
         events_context,
         engine.outside_runs(),
         config.stripe_events_concurrency as usize,
-        event_stored.clone(),
+        (event_stored.clone(), event_applied.clone()),
         &metrics,
         shutdown.clone(),
     );
-    let mut events = AbortOnDrop(tokio::spawn(worker.run()));
+    let clearing = clear_ended::Worker {
+        charging: engine.outside_runs(),
+        concurrency: config.stripe_events_concurrency as usize,
+        wake: event_applied,
+        shutdown: shutdown.clone(),
+    };
+    let events = async {
+        tokio::join!(worker.run(), clearing.run());
+    };
+    let mut events = AbortOnDrop(tokio::spawn(events));
     let notifier = notify::Notifier::new(&config.notify, pool.clone())?;
     let webhook_policy = notifier.policy.clone();
     let notifications = tokio::spawn(notifier.work(shutdown.clone()));

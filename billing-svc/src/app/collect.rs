@@ -1,9 +1,14 @@
 //! One invoice for what an account was charged and no other invoice takes, after its subscription at Stripe has ended, or
 //! after a period's final settlement where it never had one.
 //!
+//! A charge is looked for until its item is known to be on a final invoice: what is on a draft, or on a void invoice, is
+//! looked for again by the next run.
+//!
 //! The items are made before, as every charge is, and are pending. Here an empty draft is made, filled with those of
 //! them that are pending still, and finalised, to be collected. It is written down before anything is sent, and each
 //! step is kept before the next: who comes after a crash goes on with the same keys, or looks at Stripe how far it came.
+
+use std::collections::{BTreeSet, HashMap};
 
 use nexus_kit::db;
 use sqlx::Acquire;
@@ -15,8 +20,11 @@ use crate::{
         settlement::{MAX_ITEMS, Settlement, Stage},
     },
     error::Error,
-    payments::{Advice, Doubt, Outcome},
-    store::settlements,
+    payments::{Advice, Doubt, Outcome, Place},
+    store::{
+        open_charges,
+        settlements::{self, Stranded},
+    },
 };
 
 /// Invoices that are made for an account at once, at most: each takes some hundred items.
@@ -38,7 +46,15 @@ enum Step {
 #[tracing::instrument(name = "settlement.collect", skip_all, fields(eco_id))]
 pub async fn run(context: &ChargeContext, eco_id: &str) -> Result<Option<AccountError>, Error> {
     for _ in 0..MAX_INVOICES {
-        let Some(settlement) = next(context, eco_id).await? else { return Ok(None) };
+        let settlement = match next(context, eco_id).await? {
+            Ok(Some(settlement)) => settlement,
+            Ok(None) => return Ok(None),
+            Err(doubt) => {
+                let message =
+                    format!("It is not known what no invoice takes ({}); a repeat goes on.", doubt.message);
+                return Ok(Some(AccountError::new(eco_id, "IN_DOUBT", message)));
+            }
+        };
         let id = settlement.settlement_id;
         if let Some(error) = carry_out(context, settlement).await? {
             let mut connection = db::acquire(&context.pool).await?;
@@ -49,42 +65,76 @@ pub async fn run(context: &ChargeContext, eco_id: &str) -> Result<Option<Account
     Ok(None)
 }
 
-/// The settlement to go on with, or a new one; `None`: nothing is stranded.
-async fn next(context: &ChargeContext, eco_id: &str) -> Result<Option<Settlement>, Error> {
+/// The settlement to go on with, or a new one; `None`: nothing is stranded and pending.
+async fn next(context: &ChargeContext, eco_id: &str) -> Result<Result<Option<Settlement>, Doubt>, Error> {
     let stranded = {
         let mut connection = db::acquire(&context.pool).await?;
         if let Some(open) = settlements::open(&mut connection, eco_id).await? {
-            return Ok(Some(open));
+            return Ok(Ok(Some(open)));
         }
         settlements::stranded(&mut connection, eco_id).await?
     };
-    let Some(stranded) = stranded else { return Ok(None) };
-    context.pace.wait().await;
-    // Where Stripe cannot be asked it is written down all the same, and filled when it can be.
-    let pending = pending(context, eco_id, &stranded.customer, &stranded.subscription).await?;
-    let is_nothing = pending.is_ok_and(|pending| pending.is_empty());
+    let customers: BTreeSet<&str> = stranded.iter().map(|charge| charge.customer.as_str()).collect();
+    for customer in customers {
+        let places = match look(context, eco_id, customer).await? {
+            Ok(places) => places,
+            Err(doubt) => return Ok(Err(doubt)),
+        };
+        let is_pending = |charge: &&Stranded| {
+            charge.customer == customer && places.get(&charge.item_id) == Some(&Place::Pending)
+        };
+        if let Some(first) = stranded.iter().find(is_pending) {
+            let mut connection = db::acquire(&context.pool).await?;
+            let mut transaction = connection.begin().await?;
+            settlements::insert(&mut transaction, eco_id, first).await?;
+            let open = settlements::open(&mut transaction, eco_id).await?;
+            transaction.commit().await?;
+            return Ok(Ok(open));
+        }
+    }
+    Ok(Ok(None))
+}
+
+/// Where a customer's items are. Those that are on final invoices are not looked for again.
+async fn look(
+    context: &ChargeContext,
+    eco_id: &str,
+    customer: &str,
+) -> Result<Result<HashMap<String, Place>, Doubt>, Error> {
+    let mut tries = 0;
+    let places = loop {
+        context.pace.wait().await;
+        match context.payments.places(customer, &context.pace).await {
+            Ok(places) => break places,
+            Err(doubt) => {
+                tries += 1;
+                if !back_off(context, &doubt, tries - 1).await || tries >= MAX_TRIES {
+                    return Ok(Err(doubt));
+                }
+            }
+        }
+    };
+    let is_final = |(id, place): (&String, &Place)| (*place == Place::Final).then(|| id.clone());
+    let invoiced: Vec<String> = places.iter().filter_map(is_final).collect();
     let mut connection = db::acquire(&context.pool).await?;
-    let mut transaction = connection.begin().await?;
-    settlements::insert(&mut transaction, eco_id, &stranded, is_nothing).await?;
-    let open = settlements::open(&mut transaction, eco_id).await?;
-    transaction.commit().await?;
-    Ok(open)
+    open_charges::set_invoiced(&mut connection, eco_id, &invoiced).await?;
+    Ok(Ok(places))
 }
 
 /// Stranded items that are pending, in the order of their charges.
 async fn pending(
     context: &ChargeContext,
-    eco_id: &str,
-    customer: &str,
-    subscription: &str,
+    settlement: &Settlement,
 ) -> Result<Result<Vec<String>, Doubt>, Error> {
-    let at_stripe = match context.payments.pending_items(customer, &context.pace).await {
-        Ok(at_stripe) => at_stripe,
+    let customer = &settlement.invoice.customer;
+    let places = match context.payments.places(customer, &context.pace).await {
+        Ok(places) => places,
         Err(doubt) => return Ok(Err(doubt)),
     };
     let mut connection = db::acquire(&context.pool).await?;
-    let ours = settlements::items(&mut connection, eco_id, customer, subscription).await?;
-    Ok(Ok(ours.into_iter().filter(|id| at_stripe.contains(id)).collect()))
+    let ours =
+        settlements::items(&mut connection, &settlement.eco_id, customer, settlement.subscription()).await?;
+    Ok(Ok(ours.into_iter().filter(|id| places.get(id) == Some(&Place::Pending)).collect()))
 }
 
 async fn carry_out(
@@ -173,8 +223,7 @@ async fn fill(context: &ChargeContext, settlement: &Settlement) -> Result<Step, 
         return Ok(Step::Stuck("it has no invoice".to_owned()));
     };
     let filled = Settlement { is_filled: true, ..again(settlement) };
-    let customer = &settlement.invoice.customer;
-    let mut pending = match pending(context, &settlement.eco_id, customer, settlement.subscription()).await? {
+    let mut pending = match pending(context, settlement).await? {
         Ok(pending) => pending,
         Err(doubt) => return Ok(Step::Unknown(doubt)),
     };

@@ -17,7 +17,7 @@
 //! | [`reconcile`] | compares every record of the same fact, and repairs when told to |
 //! | [`handle_stripe_event`], [`stripe_events`] | stores Stripe's events; applies them |
 //! | [`settle_draft`] | charges on a draft of a billing cycle what its period owes |
-//! | [`settle_ended`], [`take_back`] | charges what is owed after a subscription's end, off drafts that nobody finalises, too |
+//! | [`clear_ended`], [`take_back`] | clears subscriptions that have ended: charges what is owed, off drafts that nobody finalises, too |
 //! | [`collect`] | makes an invoice for charges that no other takes |
 //! | [`tell_thresholds`], [`usage_thresholds`] | what accounts are told of their usage |
 //! | [`webhooks`] | customers' webhooks: their endpoints, and the delivery of messages to them |
@@ -27,6 +27,7 @@
 
 pub mod adjust_usage;
 pub mod change_plan;
+pub mod clear_ended;
 pub mod close_account;
 pub mod collect;
 pub mod create_account;
@@ -48,7 +49,6 @@ pub mod retry_charge;
 pub mod sales;
 pub mod set_spend_cap;
 pub mod settle_draft;
-pub mod settle_ended;
 pub mod stripe_events;
 pub mod take_back;
 pub mod tell_thresholds;

@@ -1,11 +1,14 @@
 //! Takes charges off drafts that nobody finalises.
 //!
-//! Stripe finalises the draft of a billing cycle by itself, but no more once its subscription was ended at once. Such a
-//! draft may have items of ours, and is not ours to finalise: what else it has was not agreed upon. So these items are
-//! deleted, the ledger says that they were not charged, and they are charged anew.
+//! Stripe finalises the draft of a billing cycle by itself, but no more once its subscription was ended at once, or while
+//! it is unpaid. Such a draft may have items of ours, and is not ours to finalise: what else it has was not agreed upon. So
+//! these items are deleted, the ledger says that they were not charged, and they are charged anew. Stripe may also go on
+//! with such a draft: then they are left on it.
 //!
 //! That an item is to be deleted is written down before, and what became of it after: who comes after a crash knows that
 //! one which is not there was deleted here.
+
+use std::collections::HashMap;
 
 use nexus_kit::db;
 
@@ -13,69 +16,108 @@ use crate::{
     app::process_overage::{ChargeContext, MAX_TRIES, back_off},
     domain::run::AccountError,
     error::Error,
-    payments::Doubt,
+    payments::{Doubt, Place},
     store::{
-        records,
+        ended_subscriptions, open_charges, records,
         take_backs::{self, TakeBack},
     },
 };
 
-/// Returns why it is not done; a repeat goes on.
+/// What was done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Whether any were taken off: they are owed again.
+    pub some: bool,
+    /// Whether any are left on drafts that are finalised by themselves.
+    pub left: bool,
+}
+
+/// Returns what was done, or why it is not known; a repeat goes on.
 #[tracing::instrument(name = "settlement.take_back", skip_all, fields(eco_id))]
-pub async fn run(context: &ChargeContext, eco_id: &str) -> Result<Option<AccountError>, Error> {
-    let mut last = "the server was stopped".to_owned();
-    for tries in 0..MAX_TRIES {
-        if context.is_stopped() {
-            break;
-        }
-        match all(context, eco_id).await? {
-            Ok(()) => return Ok(None),
-            Err(doubt) => {
-                last.clone_from(&doubt.message);
-                if !back_off(context, &doubt, tries).await {
+pub async fn run(context: &ChargeContext, eco_id: &str) -> Result<Result<Taken, AccountError>, Error> {
+    let (ended, customers) = {
+        let mut connection = db::acquire(&context.pool).await?;
+        let ended = ended_subscriptions::stripe_ids(&mut connection, eco_id).await?;
+        (ended, open_charges::customers(&mut connection, eco_id).await?)
+    };
+    let mut taken = Taken::default();
+    for customer in customers.iter().filter(|_| !ended.is_empty()) {
+        let mut tries = 0;
+        loop {
+            let doubt = match all(context, eco_id, customer, &ended).await? {
+                Ok(more) => {
+                    taken = Taken { some: taken.some || more.some, left: taken.left || more.left };
                     break;
                 }
+                Err(doubt) => doubt,
+            };
+            tries += 1;
+            if !back_off(context, &doubt, tries - 1).await || tries >= MAX_TRIES {
+                return Ok(Err(in_doubt(eco_id, &doubt)));
             }
         }
     }
-    let message = format!(
-        "It is not known whether all charges are off drafts that nobody finalises ({last}); a repeat goes on."
-    );
-    Ok(Some(AccountError::new(eco_id, "IN_DOUBT", message)))
+    Ok(Ok(taken))
 }
 
-async fn all(context: &ChargeContext, eco_id: &str) -> Result<Result<(), Doubt>, Error> {
-    let subscription = {
-        let mut connection = db::acquire(&context.pool).await?;
-        take_backs::last_ended(&mut connection, eco_id).await?
-    };
-    let Some(subscription) = subscription else { return Ok(Ok(())) };
+fn in_doubt(eco_id: &str, doubt: &Doubt) -> AccountError {
+    let message = format!(
+        "It is not known whether all charges are off drafts that nobody finalises ({}); a repeat goes on.",
+        doubt.message
+    );
+    AccountError::new(eco_id, "IN_DOUBT", message)
+}
+
+/// Takes back what lies on such drafts of one customer's.
+async fn all(
+    context: &ChargeContext,
+    eco_id: &str,
+    customer: &str,
+    ended: &[String],
+) -> Result<Result<Taken, Doubt>, Error> {
     context.pace.wait().await;
-    let abandoned = match context.payments.abandoned_items(&subscription, &context.pace).await {
-        Ok(abandoned) => abandoned,
+    let places = match context.payments.places(customer, &context.pace).await {
+        Ok(places) => places,
         Err(doubt) => return Ok(Err(doubt)),
     };
-    let begun = {
+    let (going_on, abandoned) = on_drafts(&places, ended);
+    let (left, begun) = {
         let mut connection = db::acquire(&context.pool).await?;
-        let ids: Vec<String> = abandoned.iter().cloned().collect();
-        take_backs::begin(&mut connection, eco_id, &ids).await?;
-        take_backs::begun(&mut connection, eco_id).await?
+        let left = open_charges::among(&mut connection, eco_id, &going_on).await?;
+        take_backs::begin(&mut connection, eco_id, &abandoned).await?;
+        (left, take_backs::begun(&mut connection, eco_id, customer).await?)
     };
+    let mut taken = Taken { some: false, left: !left.is_empty() };
     for take_back in begun {
         context.pace.wait().await;
         let is_there = abandoned.contains(&take_back.item_id);
-        if let Err(doubt) = one(context, &take_back, is_there).await? {
-            return Ok(Err(doubt));
+        match one(context, &take_back, is_there).await? {
+            Ok(gone) => taken.some |= gone,
+            Err(doubt) => return Ok(Err(doubt)),
         }
     }
-    Ok(Ok(()))
+    Ok(Ok(taken))
 }
 
+/// Items on drafts of subscriptions that have ended: those that are finalised by themselves, and the others.
+fn on_drafts(places: &HashMap<String, Place>, ended: &[String]) -> (Vec<String>, Vec<String>) {
+    let (mut going_on, mut abandoned) = (Vec::new(), Vec::new());
+    for (item_id, place) in places {
+        if let Place::Draft { subscription: Some(subscription), goes_on, is_ours: false } = place
+            && ended.contains(subscription)
+        {
+            if *goes_on { &mut going_on } else { &mut abandoned }.push(item_id.clone());
+        }
+    }
+    (going_on, abandoned)
+}
+
+/// False: the item stays.
 async fn one(
     context: &ChargeContext,
     take_back: &TakeBack,
     is_abandoned: bool,
-) -> Result<Result<(), Doubt>, Error> {
+) -> Result<Result<bool, Doubt>, Error> {
     let TakeBack { customer, charge_id, item_id, .. } = take_back;
     if is_abandoned {
         if let Err(doubt) = context.payments.delete_item(item_id).await {
@@ -87,7 +129,7 @@ async fn one(
             Ok(found) if found.iter().any(|item| item.item_id == *item_id) => {
                 let mut connection = db::acquire(&context.pool).await?;
                 take_backs::give_up(&mut connection, take_back).await?;
-                return Ok(Ok(()));
+                return Ok(Ok(false));
             }
             Ok(_) => {}
             Err(doubt) => return Ok(Err(doubt)),
@@ -102,5 +144,5 @@ async fn one(
     }
     transaction.commit().await?;
     tracing::warn!(eco_id = period.eco_id, %charge_id, item_id, "a charge was taken off a draft that nobody finalises");
-    Ok(Ok(()))
+    Ok(Ok(true))
 }

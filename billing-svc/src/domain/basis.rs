@@ -118,7 +118,7 @@ impl Reckoning {
         Self {
             segments: segments.collect(),
             currency: facts.currency.to_string(),
-            settling: facts.is_settling(),
+            settling: facts.rounds_up(),
             billed_micros: facts.ledger.billed.0,
             part_micros: facts.is_part(difference).unwrap_or_default().then_some(difference.amount.0),
         }

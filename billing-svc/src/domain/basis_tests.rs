@@ -43,6 +43,7 @@ fn facts() -> impl Strategy<Value = Facts> {
                 stripe_subscription_id: None,
                 ledger: Ledger { billed: Micros(billed / 10_000 * 10_000), ..Ledger::default() },
                 settle_time: start + TimeDelta::days(32),
+                rounded: false,
                 now,
             }
         },
@@ -110,7 +111,6 @@ fn the_arithmetic_is_told_in_words() -> Result<(), OutOfRange> {
         ],
         currency: "USD".to_owned(),
         settling: false,
-        part_micros: None,
         billed_micros: 2 * MICROS,
         part_micros: None,
     };

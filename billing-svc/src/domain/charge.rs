@@ -68,8 +68,6 @@ pub enum Target {
         /// End of the billing period.
         closes: DateTime<Utc>,
     },
-    /// It waits for an invoice that is made for it.
-    Own,
 }
 
 /// An invoice item, exactly as it is sent: every attempt of a key sends the same.
@@ -174,7 +172,7 @@ impl Intent {
             subscription: facts.stripe_subscription_id.clone(),
             invoice: match target {
                 Target::Draft { invoice_id, .. } => Some(invoice_id.clone()),
-                Target::Upcoming | Target::Own => None,
+                Target::Upcoming => None,
             },
             amount_minor: facts.currency.minor_unit().to_minor(difference.amount),
             currency: facts.currency.to_string(),
@@ -195,7 +193,6 @@ impl Intent {
             // Without a subscription there is no invoice of the period that it could be too late for.
             Target::Upcoming => intent.item.subscription.is_some() && facts.now >= facts.period.end,
             Target::Draft { closes, .. } => facts.period.end < *closes,
-            Target::Own => false,
         };
         if is_late {
             intent.mark_late();
@@ -241,13 +238,14 @@ impl Intent {
         let amount = Micros(-wrong.difference.amount.0);
         let units = facts.ledger.units;
         let difference = Difference { amount, units_from: units, units_to: units };
-        let mut intent = Self::new(facts, &wrong.item.customer, difference, &Target::Own);
+        let mut intent = Self::new(facts, &wrong.item.customer, difference, &Target::Upcoming);
         intent.basis =
             Some(Basis::Correction { of: wrong.charge_id, item_micros: wrong.difference.amount.0 });
         if facts.stripe_customer_id.as_deref() != Some(&wrong.item.customer) {
             intent.item.subscription = None;
         }
         intent.item.description = format!("Correction, invoiced twice: {}", wrong.item.description);
+        intent.item.metadata.remove(LATE);
         intent
     }
 

@@ -46,6 +46,8 @@ pub struct Facts {
     pub ledger: Ledger,
     /// From when on the period takes no more usage, and is rounded for good.
     pub settle_time: DateTime<Utc>,
+    /// Whether it was rounded for good once, and goes on: then it is rounded so ever since.
+    pub rounded: bool,
     /// Database time of the reading.
     pub now: DateTime<Utc>,
 }
@@ -244,9 +246,14 @@ impl Facts {
         self.now >= self.settle_time
     }
 
+    /// Whether half a cent is rounded up: it is settled for good, or was once.
+    pub fn rounds_up(&self) -> bool {
+        self.rounded || self.is_settling()
+    }
+
     /// What is due now: whole cents, rounded down until final settlement.
     pub fn due(&self) -> Result<Micros, OutOfRange> {
-        money::due(self.overage()?.exact, self.currency.minor_unit(), self.is_settling())
+        money::due(self.overage()?.exact, self.currency.minor_unit(), self.rounds_up())
     }
 
     /// The charge to make now, if any.

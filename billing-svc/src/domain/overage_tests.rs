@@ -22,6 +22,7 @@ fn facts(price: UnitPrice, included: i64) -> Facts {
         stripe_subscription_id: None,
         ledger: Ledger::default(),
         settle_time: start + TimeDelta::days(32),
+        rounded: false,
         now: start,
     }
 }
@@ -168,6 +169,12 @@ fn settlement_begins_24_hours_after_the_period() {
     assert_eq!(facts.due(), Ok(Micros(10_000)));
     facts.now = facts.period.end + TimeDelta::hours(24);
     assert_eq!(facts.due(), Ok(Micros(20_000)));
+    // It goes on after all: nothing is given back, and what comes is rounded so, too.
+    (facts.now, facts.rounded) = (facts.period.start, true);
+    for (units, cents) in [(15, 2), (24, 2), (25, 3)] {
+        facts.open_units = units;
+        assert_eq!(facts.due(), Ok(Micros(cents * 10_000)), "{units}");
+    }
 }
 
 #[test]

@@ -58,6 +58,8 @@ pub struct Candidate {
     pub pending: bool,
     /// Whether the period is past its settlement time.
     pub settling: bool,
+    /// Whether it was past that once, and goes on.
+    pub rounded: bool,
     /// Whether there is overage that the plan has no price for.
     pub unpriced: bool,
 }
@@ -65,7 +67,7 @@ pub struct Candidate {
 impl Candidate {
     /// Whether there is something to do: a charge to make or to resolve, or a period to settle.
     pub fn owes(&self) -> Result<bool, OutOfRange> {
-        let due = money::due(self.overage, self.currency.minor_unit(), self.settling)?;
+        let due = money::due(self.overage, self.currency.minor_unit(), self.settling || self.rounded)?;
         Ok(self.pending || self.settling || due != self.billed || self.unpriced)
     }
 }

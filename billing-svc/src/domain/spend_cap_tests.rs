@@ -24,6 +24,7 @@ fn facts(terms: Terms) -> Facts {
         stripe_subscription_id: None,
         ledger: Ledger::default(),
         settle_time: start + TimeDelta::days(32),
+        rounded: false,
         now: start,
     }
 }

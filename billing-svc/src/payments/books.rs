@@ -20,6 +20,9 @@ pub trait Books: Send + Sync {
 
     /// One invoice item; `None`: it is not there, or was deleted.
     fn item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<Option<BookItem>, Doubt>>;
+
+    /// One invoice; `None`: it is not there, or was deleted.
+    fn invoice<'a>(&'a self, invoice_id: &'a str) -> BoxFuture<'a, Result<Option<BookInvoice>, Doubt>>;
 }
 
 /// Which part of the books is asked for.

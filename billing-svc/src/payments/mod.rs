@@ -7,7 +7,7 @@ pub mod sales;
 pub mod stripe;
 pub mod subscriptions;
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use futures::future::BoxFuture;
 use uuid::Uuid;
@@ -37,20 +37,13 @@ pub trait Payments: Send + Sync {
     /// Deletes an item that is on no finalised invoice. One that is not there counts as deleted.
     fn delete_item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<(), Doubt>>;
 
-    /// Ids of a customer's items that are on no invoice; paced and bounded as [`Self::find_items`] is.
-    fn pending_items<'a>(
+    /// Where each of a customer's items is; paced and bounded as [`Self::find_items`] is. One whose draft was deleted
+    /// while it was asked for is left out.
+    fn places<'a>(
         &'a self,
         customer: &'a str,
         pace: &'a Pace,
-    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>>;
-
-    /// Ids of the items on a subscription's drafts that are not finalised by themselves, but for drafts of settlements;
-    /// paced and bounded as [`Self::find_items`] is.
-    fn abandoned_items<'a>(
-        &'a self,
-        subscription: &'a str,
-        pace: &'a Pace,
-    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>>;
+    ) -> BoxFuture<'a, Result<HashMap<String, Place>, Doubt>>;
 
     /// Creates an empty draft, which takes no pending items and is not finalised before it is told to: one that is
     /// left half done must not be closed without its items.
@@ -83,6 +76,26 @@ pub struct FoundInvoice {
     pub invoice_id: String,
     /// Whether it takes items and can be finalised.
     pub is_draft: bool,
+}
+
+/// Where an item is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// On no invoice.
+    Pending,
+    /// On a draft.
+    Draft {
+        /// The subscription at Stripe whose draft it is, if it is one's.
+        subscription: Option<String>,
+        /// Whether it is finalised by itself.
+        goes_on: bool,
+        /// Whether a settlement has made it.
+        is_ours: bool,
+    },
+    /// On an invoice that is final.
+    Final,
+    /// On an invoice that is void: nobody is asked for it.
+    Void,
 }
 
 /// An item of a charge.

@@ -44,6 +44,7 @@ struct Row {
     last_sequence: i32,
     pending: bool,
     settle_time: DateTime<Utc>,
+    rounded: bool,
     now: DateTime<Utc>,
 }
 
@@ -75,7 +76,8 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
                   i.stripe_customer_id, case when s.ended_time is null then s.stripe_subscription_id end as "stripe_subscription_id?",
                   coalesce(l.billed_micros, 0) as "billed_micros!", coalesce(l.billed_units, 0) as "billed_units!",
                   coalesce(l.last_sequence, 0) as "last_sequence!", coalesce(l.pending, false) as "pending!",
-                  coalesce(r.settle_time, e.period_end + $3::interval) as "settle_time!", now() as "now!"
+                  coalesce(r.settle_time, e.period_end + $3::interval) as "settle_time!",
+                  coalesce(r.rounded, false) as "rounded!", now() as "now!"
            from unnest($1::text[], $2::timestamptz[]) as k (eco_id, period_start)
            join eco_identities i on i.eco_id = k.eco_id
            cross join lateral (
@@ -199,6 +201,7 @@ impl TryFrom<Row> for Facts {
                 pending: row.pending,
             },
             settle_time: row.settle_time,
+            rounded: row.rounded,
             now: row.now,
         })
     }

@@ -1,4 +1,4 @@
-//! The only SQL; one file a table, but three for the ledger. Every function takes a connection: the use case owns the transaction.
+//! The only SQL; one file a table, but four for the ledger. Every function takes a connection: the use case owns the transaction.
 
 pub mod account_figures;
 pub mod accounts;
@@ -10,10 +10,12 @@ pub mod charges;
 pub mod checkouts;
 pub mod counts;
 pub mod crossings;
+pub mod ended_subscriptions;
 pub mod facts;
 pub mod identity;
 pub mod lease;
 pub mod notices;
+pub mod open_charges;
 pub mod plan_requests;
 pub mod plans;
 pub mod reconciliations;

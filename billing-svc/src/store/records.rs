@@ -129,7 +129,7 @@ pub async fn candidates(
 ) -> sqlx::Result<Vec<Candidate>> {
     let rows = sqlx::query!(
         r#"select r.eco_id, r.period_start, r.currency_code, r.overage_micros, r.billed_micros,
-                  coalesce(r.settle_time, r.period_end + $2::interval) <= now() as "settling!",
+                  coalesce(r.settle_time, r.period_end + $2::interval) <= now() as "settling!", r.rounded,
                   exists (select from eco_overage_charges h where h.eco_id = r.eco_id
                           and h.period_start = r.period_start and h.status = 'pending') as "pending!",
                   r.overage_units > 0 and r.overage_micros = 0 as "unpriced!"
@@ -164,6 +164,7 @@ pub async fn candidates(
                 billed: Micros(row.billed_micros),
                 pending: row.pending,
                 settling: row.settling,
+                rounded: row.rounded,
                 unpriced: row.unpriced,
             })
         })
@@ -190,12 +191,15 @@ pub async fn settle_empty(db: &mut PgConnection, accounts: Option<&[String]>) ->
     Ok(done.rows_affected())
 }
 
-/// Has an account's periods that ended by a time rounded for good from now on.
+/// Has an account's periods that ended by a time rounded for good from now on; of one that is closed all, for nothing is
+/// counted in them any more.
 #[tracing::instrument(name = "db.eco_usage_records.settle_early", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn settle_early(db: &mut PgConnection, eco_id: &str, ended: DateTime<Utc>) -> sqlx::Result<()> {
     sqlx::query!(
         "update eco_usage_records set settle_time = least(coalesce(settle_time, period_end + $3::interval), now())
-         where eco_id = $1 and settled_time is null and period_end <= least($2::timestamptz + interval '1 second', now())",
+         where eco_id = $1 and settled_time is null
+           and (period_end <= least($2::timestamptz + interval '1 second', now())
+                or exists (select from eco_identities i where i.eco_id = $1 and i.closed_time is not null))",
         eco_id,
         ended,
         SETTLEMENT_GRACE as _,
@@ -321,7 +325,8 @@ pub async fn cut(db: &mut PgConnection, key: &PeriodKey, end: DateTime<Utc>) -> 
     Ok(())
 }
 
-/// Has a period end at `end`, from now on: one that is new, or one that was cut and goes on after all.
+/// Has a period end at `end`, from now on: one that is new, or one that was cut and goes on after all. What was rounded
+/// for good then stays so.
 #[tracing::instrument(name = "db.eco_usage_records.open", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn open(
     db: &mut PgConnection,
@@ -332,13 +337,15 @@ pub async fn open(
     sqlx::query!(
         "insert into eco_usage_records as r (eco_id, period_start, period_end, plan, plan_version, currency_code)
          select i.eco_id, $2::timestamptz, $3::timestamptz, $4, $5::int, i.currency_code from eco_identities i where i.eco_id = $1
-         on conflict (eco_id, period_start) do update set period_end = excluded.period_end, settle_time = null, settled_time = null
+         on conflict (eco_id, period_start) do update set period_end = excluded.period_end, settle_time = null, settled_time = null,
+             rounded = r.rounded or coalesce(r.settle_time, r.period_end + $6::interval) <= now()
          where r.period_end < excluded.period_end",
         key.eco_id,
         key.start,
         end,
         plan.as_str(),
         version,
+        SETTLEMENT_GRACE as _,
     )
     .execute(db)
     .await?;

@@ -1,29 +1,25 @@
-//! `eco_settlements`: invoices made for what an account owes after its subscription at Stripe has ended.
+//! `eco_settlements`: invoices made for what an account was charged and no other invoice takes.
 
-use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
 use crate::domain::{
     charge::KEY_LIFE,
     invoice::NewInvoice,
-    settlement::{self, MAX_ITEMS, Settlement},
+    settlement::{self, Settlement},
 };
 
-/// How long a charge may take to be seen after its time: longer than any statement.
-const UNSEEN: TimeDelta = TimeDelta::minutes(1);
-
-/// An account whose charges no invoice takes any more.
+/// A charge that no invoice of a cycle takes any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stranded {
     /// Customer that was charged.
     pub customer: String,
-    /// The subscription at Stripe that they are of, and that has ended; empty: the account never had one.
+    /// The subscription at Stripe that it goes with, and that has ended; empty: with none.
     pub subscription: String,
-    /// ISO 4217, of the charges.
+    /// ISO 4217.
     pub currency: String,
-    /// Database time before anything was looked at.
-    pub now: DateTime<Utc>,
+    /// Its item.
+    pub item_id: String,
 }
 
 struct Row {
@@ -71,33 +67,25 @@ pub async fn open(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<Se
     Ok(row.map(Settlement::from))
 }
 
-/// What an account was charged that no invoice of a cycle takes any more, since such charges of that customer and
-/// subscription were last looked at, all of them: of those that were charged last.
+/// What an account was charged that no invoice of a cycle takes any more, and that is not known to be on another, newest
+/// first.
 #[tracing::instrument(name = "db.eco_settlements.stranded", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn stranded(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<Stranded>> {
+pub async fn stranded(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Vec<Stranded>> {
     sqlx::query_as!(
         Stranded,
         r#"select h.customer as "customer!", h.stripe_subscription_id as "subscription!", h.currency_code as "currency!",
-                  now() as "now!"
+                  h.stripe_invoice_item_id as "item_id!"
            from eco_stranded_charges h
            where h.eco_id = $1
-             and h.finished_time > coalesce((select max(x.listed_time) - $2::interval from eco_settlements x
-                                             where x.eco_id = $1 and cardinality(x.item_ids) < $3
-                                               and x.invoice ->> 'customer' = h.customer
-                                               and coalesce(x.invoice #>> '{metadata,subscription_id}', '') = h.stripe_subscription_id),
-                                            '-infinity')
-           order by h.finished_time desc
-           limit 1"#,
+           order by h.finished_time desc, h.charge_id"#,
         eco_id,
-        UNSEEN as _,
-        MAX_ITEMS as i32,
     )
-    .fetch_optional(db)
+    .fetch_all(db)
     .await
 }
 
-/// Accounts with a settlement that is not finished, or with charges that no invoice takes any more, by their ids, after
-/// one of them.
+/// Accounts with a subscription that is to be cleared, a settlement that is not finished, or charges that no invoice
+/// takes any more, by their ids, after one of them.
 #[tracing::instrument(name = "db.eco_settlements.accounts", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn accounts(
     db: &mut PgConnection,
@@ -107,30 +95,17 @@ pub async fn accounts(
 ) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"select u.eco_id as "eco_id!" from (
+               select e.eco_id from eco_ended_subscriptions e where e.cleared_time is null
+               union
                select x.eco_id from eco_settlements x where x.finished_time is null
                union
-               select i.eco_id from eco_identities i
-               where (exists (select from eco_subscriptions s where s.eco_id = i.eco_id
-                              and s.stripe_subscription_id is not null and s.ended_time is not null)
-                      or i.stripe_customer_id is not null
-                         and not exists (select from eco_subscriptions s where s.eco_id = i.eco_id
-                                         and s.stripe_subscription_id is not null))
-                 and exists (select from eco_stranded_charges h
-                             where h.eco_id = i.eco_id
-                               and h.finished_time > coalesce(
-                                   (select max(y.listed_time) - $4::interval from eco_settlements y
-                                    where y.eco_id = h.eco_id and cardinality(y.item_ids) < $5
-                                      and y.invoice ->> 'customer' = h.customer
-                                      and coalesce(y.invoice #>> '{metadata,subscription_id}', '') = h.stripe_subscription_id),
-                                   '-infinity'))) u
+               select h.eco_id from eco_stranded_charges h) u
            where ($1::text[] is null or u.eco_id = any ($1)) and u.eco_id collate "C" > $2
            order by u.eco_id collate "C"
            limit $3"#,
         accounts as Option<&[String]>,
         after,
         limit,
-        UNSEEN as _,
-        MAX_ITEMS as i32,
     )
     .fetch_all(db)
     .await
@@ -157,15 +132,9 @@ pub async fn items(
     .await
 }
 
-/// Writes a settlement down, which is `finished` where there is nothing to put on an invoice; unless another one of the
-/// account was.
+/// Writes a settlement down for what goes with a charge, unless another one of the account was.
 #[tracing::instrument(name = "db.eco_settlements.insert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn insert(
-    db: &mut PgConnection,
-    eco_id: &str,
-    stranded: &Stranded,
-    finished: bool,
-) -> sqlx::Result<()> {
+pub async fn insert(db: &mut PgConnection, eco_id: &str, stranded: &Stranded) -> sqlx::Result<()> {
     let number = sqlx::query_scalar!(
         r#"select coalesce(max(number), 0) + 1 as "number!" from eco_settlements where eco_id = $1"#,
         eco_id,
@@ -175,15 +144,13 @@ pub async fn insert(
     let invoice =
         settlement::invoice(eco_id, number, &stranded.customer, &stranded.subscription, &stranded.currency);
     sqlx::query!(
-        "insert into eco_settlements (settlement_id, eco_id, number, invoice, listed_time, finished_time)
-         values ($1, $2, $3, $4, $5, case when $6 then now() end)
+        "insert into eco_settlements (settlement_id, eco_id, number, invoice)
+         values ($1, $2, $3, $4)
          on conflict do nothing",
         settlement::settlement_id(eco_id, number),
         eco_id,
         number,
         Json(&invoice) as _,
-        stranded.now,
-        finished,
     )
     .execute(db)
     .await?;

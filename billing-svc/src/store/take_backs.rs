@@ -24,26 +24,13 @@ pub struct TakeBack {
     pub item_id: String,
 }
 
-/// The subscription at Stripe of an account that ended last.
-#[tracing::instrument(name = "db.eco_subscriptions.last_ended", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn last_ended(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<String>> {
-    sqlx::query_scalar!(
-        r#"select stripe_subscription_id as "id!" from eco_subscriptions
-           where eco_id = $1 and stripe_subscription_id is not null and ended_time is not null
-           order by ended_time desc, subscription_id desc
-           limit 1"#,
-        eco_id,
-    )
-    .fetch_optional(db)
-    .await
-}
-
 /// Writes down that those of an account's charges are taken back that have one of these items.
 #[tracing::instrument(name = "db.eco_overage_charges.begin_take_back", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn begin(db: &mut PgConnection, eco_id: &str, item_ids: &[String]) -> sqlx::Result<()> {
     sqlx::query!(
         "update eco_overage_charges set take_back_time = now()
-         where eco_id = $1 and status = 'succeeded' and stripe_invoice_item_id = any ($2) and take_back_time is null",
+         where eco_id = $1 and status = 'succeeded' and stripe_invoice_item_id = any ($2) and take_back_time is null
+           and invoiced_time is null",
         eco_id,
         item_ids,
     )
@@ -52,9 +39,9 @@ pub async fn begin(db: &mut PgConnection, eco_id: &str, item_ids: &[String]) -> 
     Ok(())
 }
 
-/// Charges of an account that are being taken back.
+/// Charges of an account on a customer that are being taken back.
 #[tracing::instrument(name = "db.eco_overage_charges.taken_back", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn begun(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Vec<TakeBack>> {
+pub async fn begun(db: &mut PgConnection, eco_id: &str, customer: &str) -> sqlx::Result<Vec<TakeBack>> {
     struct Row {
         charge_id: Uuid,
         attempt: i32,
@@ -68,9 +55,10 @@ pub async fn begun(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Vec<Take
         r#"select charge_id, attempt, eco_id, period_start, payload ->> 'customer' as "customer!",
                   stripe_invoice_item_id as "item_id!"
            from eco_overage_charges
-           where eco_id = $1 and take_back_time is not null and status = 'succeeded'
+           where eco_id = $1 and payload ->> 'customer' = $2 and take_back_time is not null and status = 'succeeded'
            order by created_time, charge_id"#,
         eco_id,
+        customer,
     )
     .fetch_all(db)
     .await?;

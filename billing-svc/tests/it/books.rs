@@ -112,6 +112,8 @@ async fn contract<T: Books + Payments>(
     let invoices = stripe.invoices(&Listing::default()).await.map_err(|d| anyhow::anyhow!(d.message))?;
     let [invoice] = &invoices.entries[..] else { anyhow::bail!("{invoices:?}") };
     assert_eq!((invoice.status, &invoices.next), (InvoiceStatus::Finalised, &None));
+    assert_eq!(stripe.invoice(&invoice.invoice_id).await.ok().flatten().as_ref(), Some(invoice));
+    assert_eq!(stripe.invoice("in_nobody").await, Ok(None));
     let on_it =
         all(stripe, Listing { customer: Some(one.to_owned()), ..Listing::default() }, nothing).await?;
     ensure!(on_it.iter().all(|item| item.invoice_id.as_ref() == Some(&invoice.invoice_id)), "{on_it:?}");

@@ -120,6 +120,21 @@ impl World {
         self.tell().await
     }
 
+    /// A world whose cycle has made a draft, with charges of ours on it; returns the end of the period.
+    async fn on_a_draft() -> Result<(Self, i64)> {
+        let world = Self::new(json!({})).await?;
+        let subscribed = world.sim.get(&format!("subscriptions/{}", world.subscription)).await?;
+        let end = subscribed["items"]["data"][0]["current_period_end"].as_i64().context("an end")?;
+        record_at(&world.db, "eco_a", world.start, 101_000).await?;
+        assert_eq!(world.billing.run_all().await?.charged_count, 1);
+        record_at(&world.db, "eco_a", world.start, 4_010).await?;
+        world.advance(end).await?;
+        let draft = world.newest_invoice().await?;
+        let expected = [(100, Some("1000".to_owned())), (4_900, None), (401, Some("4010".to_owned()))];
+        assert_eq!((&draft["status"], lines(&draft)?), (&json!("draft"), expected.to_vec()));
+        Ok((world, end))
+    }
+
     async fn newest_invoice(&self) -> Result<Value> {
         let list = self.sim.get(&format!("invoices?customer={}&limit=1", self.customer)).await?;
         Ok(list["data"][0].clone())
@@ -196,6 +211,48 @@ async fn a_life(unreliable: Value) -> Result<()> {
 async fn all_that_is_owed_is_on_the_invoice_of_its_period_and_after_the_end_on_one_of_its_own() -> Result<()>
 {
     a_life(json!({})).await
+}
+
+/// As Stripe's "How subscriptions work" says: the draft stays one.
+#[tokio::test]
+async fn a_draft_that_stops_with_its_subscription_gives_our_charges_back() -> Result<()> {
+    let (world, _) = World::on_a_draft().await?;
+    let draft = world.newest_invoice().await?;
+    world.sim.cancel(&world.subscription).await?;
+    world.tell().await?;
+    let id = draft["id"].as_str().context("an id")?;
+    let left = world.sim.get(&format!("invoices/{id}")).await?;
+    assert_eq!((&left["status"], lines(&left)?), (&json!("draft"), vec![(4_900, None)]));
+    let made = world.newest_invoice().await?;
+    assert_eq!((&made["status"], &made["billing_reason"]), (&json!("open"), &json!("manual")));
+    assert_eq!(made["total"], json!(501));
+    assert_eq!((world.uncollected().await?, world.billing.run_all().await?.charged_count), (0, 0));
+    world.billing.stop().await
+}
+
+/// As its "Cancel a subscription" may be read: the draft goes on, and our charges with it.
+#[tokio::test]
+async fn a_draft_that_goes_on_after_its_subscription_keeps_our_charges() -> Result<()> {
+    let (world, end) = World::on_a_draft().await?;
+    world.sim.admin("/settings", json!({ "drafts_after_cancel": "go_on" })).await?;
+    world.sim.cancel(&world.subscription).await?;
+    // It is looked at, and waited for.
+    let waits =
+        "select exists (select from eco_ended_subscriptions where cleared_time is null and failures = 0
+                                and due_time > now() + interval '25 minutes')";
+    until(&world.db, waits).await?;
+    assert_eq!(world.billing.run_all().await?.errors.len(), 0);
+    assert_eq!(world.uncollected().await?, 2);
+    let path = format!("test_helpers/test_clocks/{}/advance", world.clock);
+    world.sim.create(&path, &format!("frozen_time={}", end + 3_600)).await?;
+    assert_eq!(world.uncollected().await?, 0);
+    // The next look finds it so.
+    world.billing.run_all().await?;
+    until(&world.db, NONE_WAITS).await?;
+    let items = world.sim.items().await?;
+    let amounts: Vec<_> = items.iter().filter_map(|item| item["amount"].as_i64()).collect();
+    assert_eq!((amounts, world.sim.made_invoices().await?.len()), (vec![100, 401], 0));
+    world.billing.stop().await
 }
 
 #[tokio::test]

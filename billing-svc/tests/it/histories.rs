@@ -385,6 +385,7 @@ fn facts(currency: Currency, terms: Terms, period: Period) -> Facts {
         stripe_subscription_id: Some("sub_1".to_owned()),
         ledger: Ledger::default(),
         settle_time: period.end + SETTLEMENT_GRACE,
+        rounded: false,
         now: period.start,
     }
 }

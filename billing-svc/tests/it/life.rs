@@ -1,4 +1,5 @@
-//! A subscription's life at Stripe, told by its events in every order and twice: our tables come to the same.
+//! A subscription's life at Stripe, told by its events in every order and twice: our tables come to the same. What is
+//! charged with it is `life_ledger`'s.
 //!
 //! The orders are walked as a tree within one transaction: what two have in common is applied once, and a savepoint goes
 //! back to where they part. An event is heard at the earliest when it has happened, so that Stripe stands, at each step,
@@ -176,6 +177,14 @@ impl Life {
             was_ended: self.now - TimeDelta::minutes(5),
         };
         ensure!(end == expected, "{end:?} is not {expected:?}");
+        // It is to be cleared, whatever was heard last.
+        let noted: Vec<(String, DateTime<Utc>)> = sqlx::query_as(
+            "select s.stripe_subscription_id, e.ended_time from eco_ended_subscriptions e
+             join eco_subscriptions s on s.subscription_id = e.subscription_id where e.cleared_time is null",
+        )
+        .fetch_all(&mut *db)
+        .await?;
+        ensure!(noted == [("sub_1".to_owned(), expected.was_ended)], "{noted:?}");
         // Every call is in one period, and the summaries say so.
         let keys: Vec<(String, DateTime<Utc>)> =
             sqlx::query_as("select distinct eco_id, period_start from eco_usage_counters")

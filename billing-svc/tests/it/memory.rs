@@ -14,7 +14,7 @@ use nexus_billing::{
         charge::{CHARGE_ID, InvoiceItem},
         invoice::{NewInvoice, SETTLEMENT_ID},
     },
-    payments::{Advice, Doubt, FoundInvoice, FoundItem, Outcome, Payments, Refusal, pace::Pace},
+    payments::{Advice, Doubt, FoundInvoice, FoundItem, Outcome, Payments, Place, Refusal, pace::Pace},
 };
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -70,6 +70,8 @@ struct Invoice {
     id: String,
     invoice: NewInvoice,
     is_draft: bool,
+    /// Whether it is finalised by itself.
+    goes_on: bool,
 }
 
 /// What is asked for, to be compared with what a key was used for.
@@ -99,6 +101,11 @@ impl Memory {
 
     /// Makes a draft of a subscription that is not finalised by itself, with all pending items of its customer.
     pub(crate) fn draft(&self, customer: &str, subscription: &str) -> String {
+        self.draft_that(customer, subscription, false)
+    }
+
+    /// The same; `goes_on`: whether it is finalised by itself, by [`Payments::finalize_invoice`].
+    pub(crate) fn draft_that(&self, customer: &str, subscription: &str, goes_on: bool) -> String {
         let mut state = self.state();
         let id = state.next_id("in");
         let invoice = NewInvoice {
@@ -108,7 +115,7 @@ impl Memory {
             description: String::new(),
             metadata: BTreeMap::new(),
         };
-        state.invoices.push(Invoice { id: id.clone(), invoice, is_draft: true });
+        state.invoices.push(Invoice { id: id.clone(), invoice, is_draft: true, goes_on });
         for item in &mut state.items {
             if item.item.customer == customer && item.invoice.is_none() {
                 item.invoice = Some(id.clone());
@@ -233,6 +240,19 @@ impl State {
         }
     }
 
+    /// One that is not known was made by [`Memory::invoice`].
+    fn place(&self, invoice_id: Option<&str>) -> Place {
+        let Some(id) = invoice_id else { return Place::Pending };
+        match self.invoices.iter().find(|invoice| invoice.id == id) {
+            Some(Invoice { invoice, is_draft: true, goes_on, .. }) => Place::Draft {
+                subscription: invoice.subscription.clone(),
+                goes_on: *goes_on,
+                is_ours: invoice.metadata.contains_key(SETTLEMENT_ID),
+            },
+            _ => Place::Final,
+        }
+    }
+
     fn check_customer(&self, customer: &str) -> Result<(), Refusal> {
         if self.customers.contains(customer) { Ok(()) } else { Err(missing("customer", customer)) }
     }
@@ -258,7 +278,8 @@ impl State {
             }
             Change::Invoice(invoice) => {
                 let id = self.next_id("in");
-                self.invoices.push(Invoice { id: id.clone(), invoice: invoice.clone(), is_draft: true });
+                let invoice = invoice.clone();
+                self.invoices.push(Invoice { id: id.clone(), invoice, is_draft: true, goes_on: false });
                 id
             }
             Change::Add { invoice_id, item_ids } => {
@@ -327,32 +348,15 @@ impl Payments for Memory {
         self.change(Change::Finalize { invoice_id: invoice_id.to_owned() }, key)
     }
 
-    fn pending_items<'a>(
+    fn places<'a>(
         &'a self,
         customer: &'a str,
         _: &'a Pace,
-    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>> {
+    ) -> BoxFuture<'a, Result<HashMap<String, Place>, Doubt>> {
         let state = self.state();
-        let pending = state.items.iter().filter(|i| i.item.customer == customer && i.invoice.is_none());
-        futures::future::ready(Ok(pending.map(|item| item.id.clone()).collect())).boxed()
-    }
-
-    fn abandoned_items<'a>(
-        &'a self,
-        subscription: &'a str,
-        _: &'a Pace,
-    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>> {
-        let state = self.state();
-        let drafts: HashSet<&String> = state
-            .invoices
-            .iter()
-            .filter(|i| i.is_draft && i.invoice.subscription.as_deref() == Some(subscription))
-            .filter(|i| !i.invoice.metadata.contains_key(SETTLEMENT_ID))
-            .map(|i| &i.id)
-            .collect();
-        let on_them = |item: &&Item| item.invoice.as_ref().is_some_and(|invoice| drafts.contains(invoice));
-        let found = state.items.iter().filter(on_them).map(|item| item.id.clone()).collect();
-        futures::future::ready(Ok(found)).boxed()
+        let own = state.items.iter().filter(|item| item.item.customer == customer);
+        let places = own.map(|item| (item.id.clone(), state.place(item.invoice.as_deref()))).collect();
+        futures::future::ready(Ok(places)).boxed()
     }
 
     fn find_invoices<'a>(

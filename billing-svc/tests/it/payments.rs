@@ -1,7 +1,7 @@
 //! What every implementation of the port must do: the one in memory, and Stripe's over HTTP.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     num::NonZeroU32,
     time::{Duration, Instant},
 };
@@ -11,7 +11,7 @@ use nexus_billing::{
     config::StripeArgs,
     domain::{charge::InvoiceItem, invoice::NewInvoice},
     payments::{
-        Advice, FoundInvoice, FoundItem, Outcome, Payments,
+        Advice, FoundInvoice, FoundItem, Outcome, Payments, Place,
         pace::Pace,
         stripe::{Stripe, StripeConfigError},
     },
@@ -165,9 +165,8 @@ async fn invoices(payments: &dyn Payments, customer: &str, other: &str) -> Resul
     let stays = create(payments, &item(customer, second, 20), "i2").await?;
     let foreign = create(payments, &item(other, first, 9), "i3").await?;
     let is_pending = async |id: &String| {
-        Ok::<_, Error>(
-            payments.pending_items(customer, &pace()).await.map_err(|e| anyhow!("{e:?}"))?.contains(id),
-        )
+        let places = payments.places(customer, &pace()).await.map_err(|e| anyhow!("{e:?}"))?;
+        Ok::<_, Error>(places.get(id) == Some(&Place::Pending))
     };
     ensure!(is_pending(&pending).await? && is_pending(&stays).await? && !is_pending(&foreign).await?);
 
@@ -215,31 +214,43 @@ async fn invoices(payments: &dyn Payments, customer: &str, other: &str) -> Resul
     Ok(())
 }
 
-/// Items on drafts of a subscription that are not finalised by themselves, but for those of settlements.
-async fn abandoned(
+/// Where a customer's items are: `draft` makes a draft of the subscription with what is pending, `invoice` a final one.
+async fn places(
     payments: &dyn Payments,
     customer: &str,
     subscription: &str,
     draft: impl AsyncFn() -> Result<()>,
+    invoice: impl AsyncFn() -> Result<()>,
 ) -> Result<()> {
-    let abandoned = async || payments.abandoned_items(subscription, &pace()).await;
+    let places = async || payments.places(customer, &pace()).await;
+    assert_eq!(places().await, Ok(HashMap::new()));
     let on = |id| InvoiceItem {
         subscription: Some(subscription.to_owned()),
         ..item(customer, Uuid::from_u128(id), 5)
     };
     let on_draft = create(payments, &on(51), "ab1").await?;
-    assert_eq!(abandoned().await, Ok(HashSet::new()));
+    assert_eq!(places().await, Ok([(on_draft.clone(), Place::Pending)].into()));
     draft().await?;
     let of_settlement = create(payments, &on(52), "ab2").await?;
     let new = NewInvoice {
         subscription: Some(subscription.to_owned()),
         ..new_invoice(customer, Uuid::from_u128(53))
     };
-    let invoice = done(payments.create_invoice(&new, "ab3").await)?;
-    done(payments.add_items(&invoice, &[of_settlement], "ab4").await)?;
-    create(payments, &on(54), "ab5").await?;
-    assert_eq!(abandoned().await, Ok([on_draft].into()));
-    assert_eq!(payments.abandoned_items("sub_nobody", &pace()).await, Ok(HashSet::new()));
+    let made = done(payments.create_invoice(&new, "ab3").await)?;
+    done(payments.add_items(&made, std::slice::from_ref(&of_settlement), "ab4").await)?;
+    let invoiced = create(payments, &item(customer, Uuid::from_u128(54), 5), "ab5").await?;
+    invoice().await?;
+    let pending = create(payments, &on(55), "ab6").await?;
+    let draft =
+        |is_ours| Place::Draft { subscription: Some(subscription.to_owned()), goes_on: false, is_ours };
+    let expected = [
+        (on_draft, draft(false)),
+        (of_settlement, draft(true)),
+        (invoiced, Place::Final),
+        (pending, Place::Pending),
+    ];
+    assert_eq!(places().await, Ok(expected.into()));
+    assert_eq!(payments.places("cus_nobody", &pace()).await, Ok(HashMap::new()));
     Ok(())
 }
 
@@ -344,7 +355,11 @@ async fn in_memory() -> Result<()> {
         memory.draft("cus_5", "sub_5");
         Ok(())
     };
-    abandoned(&memory, "cus_5", "sub_5", draft).await
+    let invoice = async || {
+        memory.invoice("cus_5");
+        Ok(())
+    };
+    places(&memory, "cus_5", "sub_5", draft, invoice).await
 }
 
 #[tokio::test]
@@ -379,7 +394,7 @@ async fn at_stripe() -> Result<()> {
         let form = format!("customer={customer}&subscription={subscription}");
         sim.create("invoices", &form).await.map(drop)
     };
-    abandoned(&stripe, &customer, &subscription, draft).await
+    places(&stripe, &customer, &subscription, draft, async || sim.invoice(&customer).await).await
 }
 
 #[tokio::test]

@@ -6,9 +6,9 @@ use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
 use nexus_billing::{
     app::{
+        clear_ended::{self, Standing},
         process_overage::{ChargeContext, Engine, charge_account},
         settle_draft::{self, Draft},
-        settle_ended,
     },
     domain::{charge::InvoiceItem, period::PeriodKey},
     payments::{Payments, pace::Pace, stripe::Stripe},
@@ -97,10 +97,16 @@ async fn a_draft_gets_what_its_period_owes_and_what_comes_later_is_on_the_next_i
     Ok(())
 }
 
+/// Clears what has ended of `eco_a`.
+pub(crate) async fn clear(context: &ChargeContext) -> Result<()> {
+    let (standing, result) = clear_ended::run(context, "eco_a").await?;
+    ensure!(standing == Standing::Clear && result.error.is_none(), "{standing:?} {result:?}");
+    Ok(())
+}
+
 /// Ends the subscription of `eco_a` in our tables, as its event does: its period is cut, and the account goes on for free.
-pub(crate) async fn end_subscription(db: &TestDb, overage_units: i64) -> Result<DateTime<Utc>> {
+pub(crate) async fn end_subscription(db: &TestDb, overage_units: i64) -> Result<()> {
     let mut transaction = db::begin(&db.pool).await?;
-    let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *transaction).await?;
     for statement in [
         "insert into eco_usage_segments
              (eco_id, period_start, segment, plan, plan_version, closed_time, recorded_units, overage_units)
@@ -110,11 +116,12 @@ pub(crate) async fn end_subscription(db: &TestDb, overage_units: i64) -> Result<
         "update eco_subscriptions set ended_time = now(), status = 'canceled' where $1 >= 0",
         "insert into eco_subscriptions (eco_id, plan, plan_version, status, anchor_time, plan_epoch)
          select 'eco_a', 'free', 1, 'active', now() - interval '9 days', 1 where $1 >= 0",
+        "insert into eco_ended_subscriptions (subscription_id, eco_id, ended_time)
+         select subscription_id, eco_id, ended_time from eco_subscriptions where ended_time is not null and $1 >= 0",
     ] {
         sqlx::query(statement).bind(overage_units).execute(&mut *transaction).await?;
     }
-    transaction.commit().await?;
-    Ok(now)
+    Ok(transaction.commit().await?)
 }
 
 /// Items of invoices that were made by request: amounts by invoice, with the invoice's status.
@@ -147,11 +154,10 @@ async fn after_the_end_of_a_subscription_all_is_on_one_invoice_rounded_for_good(
     assert_eq!(billing.run_all().await?.charged_count, 1);
     assert_eq!(sim.amounts().await?, [77, 100, 1]);
 
-    let ended = end_subscription(&db, 1_015).await?;
+    end_subscription(&db, 1_015).await?;
     sim.cancel(&subscription).await?;
     let context = stripe(&db, &sim)?;
-    let settled = settle_ended::run(&context, "eco_a", ended).await?;
-    ensure!(settled.error.is_none(), "{settled:?}");
+    clear(&context).await?;
     // 101.5 cents, half a cent up: one more.
     assert_eq!(sim.amounts().await?, [77, 100, 1, 1]);
     assert_eq!(invoices(&sim).await?, [("open".to_owned(), vec![100, 1, 1])]);
@@ -164,7 +170,7 @@ async fn after_the_end_of_a_subscription_all_is_on_one_invoice_rounded_for_good(
     assert_eq!(settled_periods, 1);
 
     // Again, and by the daily run: nothing more.
-    ensure!(settle_ended::run(&context, "eco_a", ended).await?.error.is_none());
+    clear(&context).await?;
     billing.run_all().await?;
     assert_eq!(invoices(&sim).await?.len(), 1);
     assert_eq!(sim.amounts().await?, [77, 100, 1, 1]);
@@ -201,13 +207,12 @@ async fn whatever_request_of_a_settlement_goes_wrong_there_is_one_invoice() -> R
             record(&db, "eco_a", 105_000).await?;
             let context = charging(&db, memory.clone())?;
             nexus_billing::app::refresh::drain(&context.pool).await?;
-            let ended = end_subscription(&db, 5_000).await?;
+            end_subscription(&db, 5_000).await?;
             for _ in 0..nth {
                 memory.fail_next(Fault::None);
             }
             memory.fail_next(kind);
-            let settled = settle_ended::run(&context, "eco_a", ended).await?;
-            ensure!(settled.error.is_none(), "{kind:?} {nth}: {settled:?}");
+            clear(&context).await?;
             let items = memory.items();
             let amounts: Vec<i64> =
                 items.iter().map(|(_, InvoiceItem { amount_minor, .. })| *amount_minor).collect();
@@ -230,19 +235,18 @@ async fn a_settlement_that_is_killed_goes_on_where_it_was() -> Result<()> {
         record(&db, "eco_a", 105_000).await?;
         let context = charging(&db, memory.clone())?;
         nexus_billing::app::refresh::drain(&context.pool).await?;
-        let ended = end_subscription(&db, 5_000).await?;
+        end_subscription(&db, 5_000).await?;
         for _ in 0..nth {
             memory.fail_next(Fault::None);
         }
         memory.fail_next(Fault::NoAnswer);
         tokio::select! {
-            settled = settle_ended::run(&context, "eco_a", ended) => {
-                anyhow::bail!("{nth}: it ended: {settled:?}");
+            cleared = clear(&context) => {
+                anyhow::bail!("{nth}: it ended: {cleared:?}");
             }
             () = memory.until_unanswered(1) => {}
         }
-        let settled = settle_ended::run(&context, "eco_a", ended).await?;
-        ensure!(settled.error.is_none(), "{nth}: {settled:?}");
+        clear(&context).await?;
         let ids: Vec<String> = memory.items().into_iter().map(|(id, _)| id).collect();
         assert_eq!(ids.len(), 1, "{nth}");
         assert_eq!(memory.finalised(), [ids], "{nth}");
@@ -259,19 +263,17 @@ async fn two_that_meet_in_one_charge_both_end_well() -> Result<()> {
     record(&db, "eco_a", 105_000).await?;
     let (one, other) = (charging(&db, memory.clone())?, charging(&db, memory.clone())?);
     nexus_billing::app::refresh::drain(&one.pool).await?;
-    let ended = end_subscription(&db, 5_000).await?;
+    end_subscription(&db, 5_000).await?;
     memory.fail_next(Fault::LateAnswer);
-    let first = settle_ended::run(&one, "eco_a", ended);
+    let first = clear(&one);
     let second = async {
         memory.until_unanswered(1).await;
-        let settled = settle_ended::run(&other, "eco_a", ended).await;
+        let cleared = clear(&other).await;
         memory.release();
-        settled
+        cleared
     };
     let (first, second) = tokio::join!(first, second);
-    for settled in [first?, second?] {
-        ensure!(settled.error.is_none(), "{settled:?}");
-    }
+    first.and(second)?;
     let ids: Vec<String> = memory.items().into_iter().map(|(id, _)| id).collect();
     assert_eq!(ids.len(), 1);
     assert_eq!(memory.finalised(), [ids]);
@@ -294,9 +296,8 @@ async fn as_many_invoices_are_made_as_the_items_need() -> Result<()> {
         let charged = charge_account(&context, &periods).await;
         ensure!(charged.charged && charged.error.is_none(), "{charged:?}");
     }
-    let ended = end_subscription(&db, 2_510).await?;
-    let settled = settle_ended::run(&context, "eco_a", ended).await?;
-    ensure!(settled.error.is_none(), "{settled:?}");
+    end_subscription(&db, 2_510).await?;
+    clear(&context).await?;
     let items = |invoice: Vec<String>| invoice.len();
     assert_eq!(memory.finalised().into_iter().map(items).collect::<Vec<_>>(), [250, 1]);
     Ok(())

@@ -6,10 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use chrono::{TimeDelta, Utc};
 use nexus_billing::{
-    app::{
-        settle_draft::{self, Draft},
-        settle_ended,
-    },
+    app::settle_draft::{self, Draft},
     payments::Payments,
     store::take_backs,
 };
@@ -20,7 +17,7 @@ use serde_json::Value;
 
 use crate::{
     memory::Memory,
-    settlements::{charging, end_subscription, invoices, period_before, stripe, subscribed},
+    settlements::{charging, clear, end_subscription, invoices, period_before, stripe, subscribed},
     support::{Billing, Sim, anchor, record, record_at},
 };
 
@@ -116,15 +113,14 @@ async fn charges_on_a_draft_that_nobody_finalises_are_collected_by_an_invoice_of
         let (db, _) = on_a_dead_draft(&memory).await?;
         let [(first, _)]: [_; 1] = memory.items().try_into().ok().context("one item")?;
         let context = charging(&db, memory.clone())?;
-        let ended = end_subscription(&db, 5_000).await?;
+        end_subscription(&db, 5_000).await?;
         if killed {
             let mut connection = nexus_kit::db::acquire(&context.pool).await?;
             take_backs::begin(&mut connection, "eco_a", std::slice::from_ref(&first)).await?;
             ensure!(memory.delete_item(&first).await.is_ok());
         }
         for _ in 0..2 {
-            let settled = settle_ended::run(&context, "eco_a", ended).await?;
-            ensure!(settled.error.is_none(), "{killed}: {settled:?}");
+            clear(&context).await?;
             let [(item, _)]: [_; 1] = memory.items().try_into().ok().context("one item")?;
             assert_ne!(item, first);
             assert_eq!(memory.finalised(), [vec![item]], "{killed}");
@@ -148,12 +144,11 @@ async fn a_charge_on_an_invoice_that_was_finalised_after_all_stays() -> Result<(
     let mut connection = nexus_kit::db::acquire(&context.pool).await?;
     take_backs::begin(&mut connection, "eco_a", std::slice::from_ref(&item)).await?;
     memory.finalize_invoice(&draft, "by hand").await;
-    let ended = end_subscription(&db, 5_000).await?;
-    let settled = settle_ended::run(&context, "eco_a", ended).await?;
-    ensure!(settled.error.is_none(), "{settled:?}");
+    end_subscription(&db, 5_000).await?;
+    clear(&context).await?;
     assert_eq!(attempts(&db).await?, [(1, 1, "succeeded".into())]);
     assert_eq!(memory.finalised(), [vec![item]]);
-    ensure!(take_backs::begun(&mut connection, "eco_a").await?.is_empty());
+    ensure!(take_backs::begun(&mut connection, "eco_a", "cus_1").await?.is_empty());
     Ok(())
 }
 
@@ -168,9 +163,8 @@ async fn a_subscription_that_is_ended_at_once_leaves_nothing_on_its_drafts() -> 
         format!("customer={customer}&subscription={subscription}&pending_invoice_items_behavior=include");
     sim.create("invoices", &form).await?;
     sim.cancel(&subscription).await?;
-    let ended = end_subscription(&db, 1_000).await?;
-    let settled = settle_ended::run(&stripe(&db, &sim)?, "eco_a", ended).await?;
-    ensure!(settled.error.is_none(), "{settled:?}");
+    end_subscription(&db, 1_000).await?;
+    clear(&stripe(&db, &sim)?).await?;
     assert_eq!(sim.amounts().await?, [100]);
     assert_eq!(invoices(&sim).await?, [("draft".to_owned(), vec![]), ("open".to_owned(), vec![100])]);
     assert_eq!(billing.run_all().await?.charged_count, 0);

@@ -8,11 +8,7 @@ use futures::future::try_join_all;
 use nexus_billing::{
     app::{
         settle_draft::Draft,
-        stripe_events::{
-            self,
-            apply::apply,
-            settle::{Applied, Settlement},
-        },
+        stripe_events::{self, apply::apply, settle::Applied},
     },
     domain::{
         stripe_event::Outcome,
@@ -146,10 +142,10 @@ async fn an_end_that_stripe_is_away_for_is_settled_by_a_repeat() -> Result<()> {
     assert_eq!(account(&db, "eco_a").await?.0, "free", "that it has ended is committed before");
     billing.kill().await?;
     sim.admin("/release", json!({})).await?;
-    let left = "select processed_time is null from eco_stripe_events where stripe_event_id = 'evt_2'";
+    let left = "select cleared_time is null and due_time > now() from eco_ended_subscriptions";
     assert!(sqlx::query_scalar::<_, bool>(left).fetch_one(&db.pool).await?);
     // Its time has come.
-    sqlx::query("update eco_stripe_events set due_time = now()").execute(&db.pool).await?;
+    sqlx::query("update eco_ended_subscriptions set due_time = now()").execute(&db.pool).await?;
     let billing = Billing::start(&db, &sim.base).await?;
     until(&db, NONE_WAITS).await?;
     assert_eq!(sim.amounts().await?, [50]);
@@ -197,8 +193,8 @@ async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
     let pace = Arc::new(Pace::new(NonZeroU32::new(10_000).context("not zero")?));
     let context = stripe_events::Context { subscriptions: memory.clone(), pace };
     let draft = Draft { eco_id: "eco_a".to_owned(), invoice_id: "in_1".to_owned(), period_end: now };
-    for (of, is_draft, is_of_cycle, outcome, settlement) in [
-        ("sub_1", true, true, Outcome::Applied, Some(Settlement::Draft(draft))),
+    for (of, is_draft, is_of_cycle, outcome, settled) in [
+        ("sub_1", true, true, Outcome::Applied, Some(draft)),
         ("sub_1", false, true, Outcome::Applied, None),
         ("sub_1", true, false, Outcome::Applied, None),
         ("sub_0", true, true, Outcome::Applied, None),
@@ -217,7 +213,7 @@ async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
         let mut transaction = db::begin(&pool).await?;
         let applied = apply(&mut transaction, &context, &job).await?;
         transaction.commit().await?;
-        assert_eq!(applied, Applied { outcome, settlement }, "{of} {is_draft} {is_of_cycle}");
+        assert_eq!(applied, Applied { outcome, draft: settled.clone() }, "{of} {is_draft} {is_of_cycle}");
     }
     Ok(())
 }

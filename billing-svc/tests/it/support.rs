@@ -32,9 +32,10 @@ use tonic_types::StatusExt;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(25);
 pub(crate) const STRIPE_KEY: &str = "sk_test_billing";
 pub(crate) const WEBHOOK_SECRET: &str = "whsec_billing";
-/// All of Stripe's events that came are processed.
+/// All of Stripe's events that came are processed, and what they ended is cleared.
 pub(crate) const NONE_WAITS: &str =
-    "select not exists (select from eco_stripe_events where processed_time is null)";
+    "select not exists (select from eco_stripe_events where processed_time is null)
+        and not exists (select from eco_ended_subscriptions where cleared_time is null)";
 pub(crate) const FORM: &str = "application/x-www-form-urlencoded";
 
 /// A running billing-svc.

@@ -32,6 +32,8 @@ pub(crate) struct Settings {
     pub(crate) retry_days: Vec<u32>,
     /// What becomes of the subscription once they are used up.
     pub(crate) after_retries: AfterRetries,
+    /// What becomes of the drafts of a subscription that ends at once. This is no setting at Stripe: its pages leave it open.
+    pub(crate) drafts_after_cancel: DraftsAfterCancel,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,9 +44,22 @@ pub(crate) enum AfterRetries {
     PastDue,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum DraftsAfterCancel {
+    /// They stay drafts.
+    Stop,
+    /// They are finalised and collected as ever.
+    GoOn,
+}
+
 impl Default for Settings {
     fn default() -> Self {
-        Self { retry_days: vec![3, 5, 7], after_retries: AfterRetries::Cancel }
+        Self {
+            retry_days: vec![3, 5, 7],
+            after_retries: AfterRetries::Cancel,
+            drafts_after_cancel: DraftsAfterCancel::Stop,
+        }
     }
 }
 

@@ -148,6 +148,7 @@ nexus_billing eco_billing_requests: select insert
 nexus_billing eco_checkouts: select insert update
 nexus_billing eco_current_usage: select
 nexus_billing eco_database_identity: select update
+nexus_billing eco_ended_subscriptions: select insert update
 nexus_billing eco_identities: select insert update
 nexus_billing eco_operator_notices: select insert update
 nexus_billing eco_overage_charges: select insert update

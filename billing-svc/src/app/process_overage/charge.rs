@@ -38,6 +38,11 @@ use crate::{
 /// Why nothing is charged on a server that is not known, as a word.
 pub(in crate::app) const RECONCILE_REQUIRED: &str = "RECONCILE_REQUIRED";
 
+/// Whether a repeat may help: the other reasons need a person, or something that a run sees.
+pub(in crate::app) fn passes(error: &AccountError) -> bool {
+    matches!(error.reason.as_str(), "IN_DOUBT" | "NOT_SENT" | "INTERNAL" | RECONCILE_REQUIRED)
+}
+
 /// What charging an account needs.
 #[derive(Clone)]
 pub struct ChargeContext {

@@ -20,7 +20,7 @@ mod run;
 mod send;
 mod together;
 
-pub(super) use charge::RECONCILE_REQUIRED;
+pub(super) use charge::passes;
 pub use charge::{ChargeContext, charge_account};
 pub use dry_run::{DryRun, PlannedCharge, dry_run};
 pub use engine::{Answer, Engine, Request, Snapshot};

@@ -29,13 +29,14 @@ use super::{
     recheck,
 };
 use crate::{
-    app::{collect, refresh},
+    app::{clear_ended, refresh},
     domain::{
         period::PeriodKey,
         run::{AccountError, AccountResult, Figures, RunStatus},
     },
     error::Error,
     store::{
+        ended_subscriptions,
         lease::{self, Lease},
         records, run_accounts,
         runs::{self, Begun},
@@ -48,8 +49,8 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Accounts whose charges are written down in one transaction, at most.
 const WRITTEN_AT_ONCE: usize = 64;
-/// Accounts a page of those with stranded charges has.
-const STRANDED_AT_ONCE: i64 = 100;
+/// Accounts a page of those with ended subscriptions or stranded charges has.
+const ENDED_AT_ONCE: i64 = 1_000;
 
 /// What is seen of a run while it is at work.
 #[derive(Debug, Clone, Copy, Default)]
@@ -133,7 +134,7 @@ impl Run {
             }
         }
         if fed.is_ok() && self.goes_on() {
-            self.collect_stranded().await?;
+            self.clear_ended().await?;
             self.tell_parked().await?;
         }
         // One that failed may have been left where it was by whatever stopped the run.
@@ -173,13 +174,21 @@ impl Run {
         Ok(())
     }
 
-    /// Makes invoices for charges that none takes any more. What fails is told of the account; the next run goes on.
-    async fn collect_stranded(&self) -> Result<(), Error> {
+    /// Clears subscriptions that have ended, and makes invoices for charges that none takes any more. What fails is told
+    /// of the account; the next run goes on.
+    async fn clear_ended(&self) -> Result<(), Error> {
         let mut after = String::new();
+        {
+            let mut connection = db::acquire(&self.context.pool).await?;
+            let missed = ended_subscriptions::take_up(&mut connection).await?;
+            if missed > 0 {
+                tracing::warn!(missed, "subscriptions had ended and nobody had noted it");
+            }
+        }
         loop {
             let page = {
                 let mut connection = db::acquire(&self.context.pool).await?;
-                settlements::accounts(&mut connection, self.accounts(), &after, STRANDED_AT_ONCE).await?
+                settlements::accounts(&mut connection, self.accounts(), &after, ENDED_AT_ONCE).await?
             };
             let Some(last) = page.last() else { return Ok(()) };
             after.clone_from(last);
@@ -187,8 +196,9 @@ impl Run {
                 if !self.goes_on() {
                     return Ok(());
                 }
-                let failed = match collect::run(&self.context, &eco_id).await {
-                    Ok(error) => error,
+                let failed = match clear_ended::run(&self.context, &eco_id).await {
+                    Ok((_, result)) => result.error,
+                    Err(error @ Error::ReconcileRequired) => return Err(error),
                     Err(error) => {
                         tracing::error!(%error, eco_id, "an account's charges could not be collected");
                         let message =

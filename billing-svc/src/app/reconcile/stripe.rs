@@ -22,6 +22,7 @@ use crate::{
         pace::{LONGEST_PAUSE, backoff},
     },
     store::{
+        open_charges::{self, Unlisted},
         reconciliations,
         stripe_books::{self, Waiting},
     },
@@ -31,6 +32,9 @@ use crate::{
 const MAX_TRIES: u32 = 6;
 /// Charges that are looked at more closely, read together.
 const BATCH: usize = 100;
+/// Items that are looked up one by one at most, because the listing does not have them; the oldest first. What is found to
+/// be on a final invoice is not looked up again.
+const MOST_LOOK_UPS: i64 = 2_000;
 /// How long a draft may have waited before an item was put on it.
 const OLDEST_DRAFT: TimeDelta = TimeDelta::days(35);
 
@@ -52,13 +56,17 @@ pub(super) async fn compare(
     };
     stripe_books::clear(lease).await?;
     list(context, lease, from).await?;
-    let suspects = {
+    let gone = look_up(context, lease).await?;
+    let mut suspects = {
         let mut transaction = db::begin(&context.pool).await?;
         reconciliations::take_time(&mut transaction).await?;
         let found = stripe_books::suspects(&mut transaction, scope, first_start, from, looked_at).await?;
         transaction.rollback().await?;
         found
     };
+    suspects.extend(gone);
+    suspects.sort_unstable();
+    suspects.dedup();
     let mut adoptions = Vec::new();
     for charges in suspects.chunks(BATCH) {
         look_at(context, charges, looked_at, &mut adoptions).await?;
@@ -68,6 +76,9 @@ pub(super) async fn compare(
         difference.repaired = repair::adopt(&context.pool, &adoption).await?;
         context.add(difference);
     }
+    let mut connection = db::acquire(&context.pool).await?;
+    open_charges::set_invoiced_by_books(&mut connection).await?;
+    drop(connection);
     waiting(context).await
 }
 
@@ -97,6 +108,26 @@ async fn list(context: &Context, db: &mut PgConnection, from: Option<DateTime<Ut
         }
     }
     Ok(())
+}
+
+/// Adds what the listing does not reach back to: items that are not known to be on a final invoice, however old, and the
+/// invoices that they are on. Returns the charges whose items are not there.
+async fn look_up(context: &Context, db: &mut PgConnection) -> Result<Vec<Uuid>, Error> {
+    let mut gone = Vec::new();
+    for Unlisted { charge_id, item_id } in
+        open_charges::unlisted(db, &context.begun.scope, MOST_LOOK_UPS).await?
+    {
+        match ask(context, || context.books.item(&item_id)).await? {
+            Some(item) => drop(stripe_books::insert_items(db, &[item]).await?),
+            None => gone.push(charge_id),
+        }
+    }
+    for invoice_id in open_charges::unlisted_invoices(db).await? {
+        if let Some(invoice) = ask(context, || context.books.invoice(&invoice_id)).await? {
+            stripe_books::insert_invoices(db, &[invoice]).await?;
+        }
+    }
+    Ok(gone)
 }
 
 /// Looks at charges once more: the ledger first, then their items at Stripe, then the ledger again.

@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 
 use super::{
     Context, Failure,
-    settle::{Applied, Settlement},
+    settle::Applied,
     sync::{Synced, sync},
 };
 use crate::{
@@ -47,10 +47,10 @@ async fn invoice(db: &mut PgConnection, context: &Context, id: &str) -> Result<A
     let Some(invoice) = context.subscriptions.invoice(id).await? else { return Ok(Outcome::Gone.into()) };
     let Some(subscription) = invoice.subscription else { return Ok(Outcome::NotOurs.into()) };
     match sync(db, context, &subscription, None).await? {
-        Synced::Applied { eco_id, in_force: true, .. } if invoice.is_draft && invoice.is_of_cycle => {
+        Synced::Applied { eco_id, in_force: true } if invoice.is_draft && invoice.is_of_cycle => {
             let draft =
                 Draft { eco_id: eco_id.to_string(), invoice_id: invoice.id, period_end: invoice.period_end };
-            Ok(Applied { outcome: Outcome::Applied, settlement: Some(Settlement::Draft(draft)) })
+            Ok(Applied { outcome: Outcome::Applied, draft: Some(draft) })
         }
         synced => Ok(synced.into()),
     }

@@ -10,7 +10,9 @@
 //! | [`apply`] | one event: which object it leads to |
 //! | `sync` | a subscription: our tables as it stands at Stripe |
 //! | `period` | leaves a period for another, and goes back |
-//! | [`settle`] | what is charged after that: on a draft, or after the end of a subscription |
+//! | [`settle`] | what is charged after that, on the draft of a cycle |
+//!
+//! That a subscription has ended is written down with what else it changes, and cleared by [`super::clear_ended`].
 
 pub mod apply;
 mod period;
@@ -39,8 +41,7 @@ pub struct Context {
     pub pace: Arc<Pace>,
 }
 
-/// Brings our tables to how a subscription stands at Stripe, without an event; `named`: the account that it is for. What
-/// is to be charged with it is left to its event.
+/// Brings our tables to how a subscription stands at Stripe, without an event; `named`: the account that it is for.
 pub async fn bring_up(
     pool: &PgPool,
     context: &Context,
@@ -64,6 +65,9 @@ pub enum Failure {
     /// Stripe could not be asked.
     #[error("{}", .0.message)]
     Stripe(Doubt),
+    /// What is to be charged with it is not known to be, or was not sent.
+    #[error("{0}")]
+    Unsettled(String),
     /// Something is to be mended first, here or at Stripe.
     #[error("{0}")]
     Refused(String),
@@ -92,7 +96,7 @@ impl Failure {
     /// waited for without end.
     fn is_given_up(&self, attempts: i32) -> bool {
         match self {
-            Self::Busy | Self::Stripe(_) => false,
+            Self::Busy | Self::Stripe(_) | Self::Unsettled(_) => false,
             Self::Own(Error::ReconcileRequired) => false,
             Self::Own(Error::Database(error)) if nexus_kit::db::is_unavailable(error) => false,
             Self::Refused(_) | Self::Broken(_) | Self::Own(_) => attempts >= MAX_ATTEMPTS,

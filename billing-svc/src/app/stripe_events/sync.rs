@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use nexus_core::{
     id::EcoId,
     period::Period,
@@ -14,7 +13,7 @@ use sqlx::PgConnection;
 use super::{
     Context, Failure,
     period::{enter, leave},
-    settle::{Applied, Settlement},
+    settle::Applied,
 };
 use crate::{
     app::change_plan::{close_segment, move_to, without_due},
@@ -30,7 +29,7 @@ use crate::{
     },
     error::Error,
     store::{
-        lease, plans, stripe_changes, stripe_events, stripe_prices,
+        ended_subscriptions, lease, plans, stripe_changes, stripe_events, stripe_prices,
         stripe_subscriptions::{self, Beginning},
         subscriptions,
     },
@@ -42,8 +41,6 @@ pub(super) enum Synced {
     Applied {
         /// Whose it is.
         eco_id: EcoId,
-        /// When it ended, if it has and the account has no other at Stripe.
-        ended: Option<DateTime<Utc>>,
         /// Whether it is the one in force.
         in_force: bool,
     },
@@ -56,10 +53,7 @@ pub(super) enum Synced {
 impl From<Synced> for Applied {
     fn from(synced: Synced) -> Self {
         match synced {
-            Synced::Applied { eco_id, ended, .. } => Self {
-                outcome: Outcome::Applied,
-                settlement: ended.map(|at| Settlement::Ended { eco_id, at }),
-            },
+            Synced::Applied { .. } => Outcome::Applied.into(),
             Synced::NotOurs => Outcome::NotOurs.into(),
             Synced::Gone => Outcome::Gone.into(),
         }
@@ -115,8 +109,12 @@ pub(super) async fn sync_alone(
         let end = SubscriptionChange::EndNow;
         stripe_changes::insert(db, &eco_id, id, &end, Duration::ZERO).await?;
     }
-    let ended = ended(db, &eco_id, &found, &rows).await?;
-    Ok(Synced::Applied { eco_id, ended, in_force })
+    if is_over(&found) {
+        // What is to be settled, collected and taken off its drafts, whatever else the account has by now.
+        let ended = found.ended.unwrap_or(account.current.now).min(account.current.now);
+        ended_subscriptions::note(db, &eco_id, &found.id, ended).await?;
+    }
+    Ok(Synced::Applied { eco_id, in_force })
 }
 
 /// Whether a subscription is of something else that the account's customer has: none of its prices is of a plan, nothing
@@ -133,21 +131,6 @@ async fn is_of_another_product(
     }
     let rows = stripe_subscriptions::list(db, eco_id).await?;
     Ok(rows.iter().all(|row| row.stripe_id.as_ref() != Some(&found.id)))
-}
-
-/// When a subscription ended that the account had, if it has none at Stripe any more. Also of one whose end was heard of
-/// before: what was to be settled then may not be.
-async fn ended(
-    db: &mut PgConnection,
-    eco_id: &EcoId,
-    found: &stripe_objects::Subscription,
-    rows: &[Held],
-) -> Result<Option<DateTime<Utc>>, Error> {
-    if !is_over(found) || !rows.iter().any(|row| row.stripe_id.as_ref() == Some(&found.id)) {
-        return Ok(None);
-    }
-    let present = subscriptions::get(db, eco_id).await?.filter(|now| now.stripe_subscription_id.is_none());
-    Ok(present.map(|present| found.ended.unwrap_or(present.now).min(present.now)))
 }
 
 /// An account that is seized.

@@ -18,10 +18,10 @@ use tracing::Instrument;
 use super::{
     Context, Failure,
     apply::apply,
-    settle::{Applied, Settlement, settle},
+    settle::{Applied, settle},
 };
 use crate::{
-    app::process_overage::ChargeContext,
+    app::{process_overage::ChargeContext, settle_draft::Draft},
     domain::stripe_event::{Outcome, backoff},
     error::Error,
     metrics::EventMetrics,
@@ -50,6 +50,7 @@ pub struct Worker {
     charging: ChargeContext,
     concurrency: usize,
     wake: Arc<Notify>,
+    applied: Arc<Notify>,
     metrics: EventMetrics,
     shutdown: CancellationToken,
     busy: Busy,
@@ -67,18 +68,18 @@ struct Taken {
 
 impl Worker {
     /// `concurrency`: events that are applied at once; each has a connection for as long as Stripe takes to answer.
-    /// `wake`: an event was stored.
+    /// `wake`: an event was stored; `applied`: one was applied.
     pub fn new(
         pool: PgPool,
         context: Context,
         charging: ChargeContext,
         concurrency: usize,
-        wake: Arc<Notify>,
+        (wake, applied): (Arc<Notify>, Arc<Notify>),
         metrics: &Metrics,
         shutdown: CancellationToken,
     ) -> Self {
         let metrics = EventMetrics::new(metrics);
-        Self { pool, context, charging, concurrency, wake, metrics, shutdown, busy: Busy::default() }
+        Self { pool, context, charging, concurrency, wake, applied, metrics, shutdown, busy: Busy::default() }
     }
 
     /// Works until `shutdown`, then brings what is in hand to its end. Dropped, it ends where it is.
@@ -157,13 +158,13 @@ impl Worker {
     async fn work(&self, taken: Taken) -> Result<(), Error> {
         let Taken { mut transaction, job, _busy } = taken;
         match self.attempt(&mut transaction, &job).await {
-            Ok(Applied { outcome, settlement: None }) => self.finish(transaction, &job, outcome).await?,
-            Ok(Applied { outcome, settlement: Some(settlement) }) => {
+            Ok(Applied { outcome, draft: None }) => self.finish(transaction, &job, outcome).await?,
+            Ok(Applied { outcome, draft: Some(draft) }) => {
                 // It is charged by what is committed. Until that is done the event is not, and is taken again after a
                 // crash.
                 stripe_events::put_off(&mut transaction, &job.event_id, SETTLING).await?;
                 transaction.commit().await?;
-                let settled = self.settle(&settlement).await;
+                let settled = self.settle(&draft).await;
                 let mut transaction = db::begin(&self.pool).await?;
                 match settled {
                     Ok(()) => self.finish(transaction, &job, outcome).await?,
@@ -193,17 +194,18 @@ impl Worker {
     ) -> Result<(), Error> {
         stripe_events::finish(&mut transaction, &job.event_id, outcome).await?;
         transaction.commit().await?;
+        self.applied.notify_one();
         self.metrics.count(outcome.as_str());
         tracing::info!(outcome = outcome.as_str(), attempts = job.attempts, "an event was processed");
         Ok(())
     }
 
-    async fn settle(&self, settlement: &Settlement) -> Result<(), Failure> {
-        let settling = AssertUnwindSafe(settle(&self.charging, settlement)).catch_unwind();
+    async fn settle(&self, draft: &Draft) -> Result<(), Failure> {
+        let settling = AssertUnwindSafe(settle(&self.charging, draft)).catch_unwind();
         match tokio::time::timeout(WITHIN, settling).await {
             Ok(Ok(settled)) => settled,
             Ok(Err(_panic)) => Err(Failure::Broken("settling panicked")),
-            Err(_elapsed) => Err(Failure::Broken("settling took too long")),
+            Err(_elapsed) => Err(Failure::Unsettled("settling took too long".to_owned())),
         }
     }
 

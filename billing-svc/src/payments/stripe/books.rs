@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeZone, Utc};
 use futures::future::BoxFuture;
 use stripe_billing::{
     Invoice as StripeInvoice, InvoiceItem as StripeItem, InvoiceStatus as StripeStatus,
-    invoice::ListInvoice,
+    invoice::{ListInvoice, RetrieveInvoice},
     invoice_item::{ListInvoiceItem, RetrieveInvoiceItem},
 };
 use stripe_types::{RangeBoundsTs, RangeQueryTs};
@@ -46,6 +46,19 @@ impl Books for Stripe {
         let call = async move {
             match RetrieveInvoiceItem::new(item_id).send(&self.client).await {
                 Ok(item) => book_item(item).map(Some).map_err(|e| doubt(&e)),
+                Err(error) if is_missing(&error) => Ok(None),
+                Err(error) => Err(doubt(&error)),
+            }
+        };
+        Box::pin(call.instrument(span))
+    }
+
+    fn invoice<'a>(&'a self, invoice_id: &'a str) -> BoxFuture<'a, Result<Option<BookInvoice>, Doubt>> {
+        let span =
+            tracing::info_span!("stripe.retrieve_invoice", otel.kind = "client", server.address = "stripe");
+        let call = async move {
+            match RetrieveInvoice::new(invoice_id).send(&self.client).await {
+                Ok(invoice) => book_invoice(invoice).map(Some).map_err(|e| doubt(&e)),
                 Err(error) if is_missing(&error) => Ok(None),
                 Err(error) => Err(doubt(&error)),
             }

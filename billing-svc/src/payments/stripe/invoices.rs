@@ -1,4 +1,6 @@
-//! Invoices made for items: making, filling and finalising one; all of a settlement; drafts of others.
+//! Invoices made for items: making, filling and finalising one; all of a settlement; what all are to their items.
+
+use std::collections::HashMap;
 
 use stripe_billing::{
     Invoice as StripeInvoice, InvoiceStatus,
@@ -9,7 +11,8 @@ use stripe_billing::{
 };
 
 use super::{
-    FoundInvoice, HttpClient, Pace, RequestError, listing::look_through, parse_currency, reading::made, unordered,
+    FoundInvoice, HttpClient, Pace, Place, RequestError, listing::look_through, parse_currency, reading::made,
+    unordered,
 };
 use crate::domain::invoice::{NewInvoice, SETTLEMENT_ID};
 
@@ -78,18 +81,31 @@ pub(super) async fn find_all(
     invoices.collect()
 }
 
-/// Ids of the drafts of a subscription that are not finalised by themselves, but for those of settlements; likewise.
-pub(super) async fn abandoned(
+/// What an item's place is on each of a customer's invoices; likewise.
+pub(super) async fn places(
     client: &HttpClient,
-    subscription: &str,
+    customer: &str,
     pace: &Pace,
-) -> Result<Vec<String>, RequestError> {
-    let list = ListInvoice::new().subscription(subscription).status(InvoiceStatus::Draft);
-    let is_abandoned = |invoice: &StripeInvoice| {
-        let is_ours = invoice.metadata.as_ref().is_some_and(|metadata| metadata.contains_key(SETTLEMENT_ID));
-        invoice.status == Some(InvoiceStatus::Draft) && !invoice.auto_advance.unwrap_or_default() && !is_ours
-    };
-    look_through(client, list, pace, is_abandoned).await?.iter().map(id).collect()
+) -> Result<HashMap<String, Place>, RequestError> {
+    let invoices = look_through(client, ListInvoice::new().customer(customer), pace, |_| true).await?;
+    invoices.iter().map(|invoice| Ok((id(invoice)?, place(invoice)?))).collect()
+}
+
+fn place(invoice: &StripeInvoice) -> Result<Place, RequestError> {
+    match invoice.status {
+        Some(InvoiceStatus::Open | InvoiceStatus::Paid | InvoiceStatus::Uncollectible) => Ok(Place::Final),
+        Some(InvoiceStatus::Void) => Ok(Place::Void),
+        Some(InvoiceStatus::Draft) => {
+            let details = invoice.parent.as_ref().and_then(|parent| parent.subscription_details.as_ref());
+            let metadata = invoice.metadata.as_ref();
+            Ok(Place::Draft {
+                subscription: details.map(|details| details.subscription.id().to_string()),
+                goes_on: invoice.auto_advance.unwrap_or_default(),
+                is_ours: metadata.is_some_and(|metadata| metadata.contains_key(SETTLEMENT_ID)),
+            })
+        }
+        ref other => Err(RequestError::Unreadable(format!("an invoice with the status {other:?}"))),
+    }
 }
 
 fn is_of(invoice: &StripeInvoice, settlement_id: &str) -> bool {

@@ -1,6 +1,4 @@
-//! Invoice items: making one, all of a charge, those that are pending or on drafts, and deleting one.
-
-use std::collections::HashSet;
+//! Invoice items: making one, all of a charge, where all are, and deleting one.
 
 use stripe_billing::invoice_item::{CreateInvoiceItem, DeleteInvoiceItem, ListInvoiceItem};
 
@@ -51,25 +49,14 @@ pub(super) async fn find_all(
     Ok(found.collect())
 }
 
-/// Ids of a customer's items that are on no invoice, likewise.
-pub(super) async fn pending(
+/// Ids of a customer's items, each with the invoice that it is on, likewise.
+pub(super) async fn on_invoices(
     client: &HttpClient,
     customer: &str,
     pace: &Pace,
-) -> Result<HashSet<String>, RequestError> {
-    let list = ListInvoiceItem::new().customer(customer).pending(true);
-    let items = look_through(client, list, pace, |item| item.invoice.is_none()).await?;
-    Ok(items.into_iter().map(|item| item.id).collect())
-}
-
-/// Ids of the items on an invoice, likewise.
-pub(super) async fn on_invoice(
-    client: &HttpClient,
-    invoice_id: &str,
-    pace: &Pace,
-) -> Result<Vec<String>, RequestError> {
-    let items = look_through(client, ListInvoiceItem::new().invoice(invoice_id), pace, |_| true).await?;
-    Ok(items.into_iter().map(|item| item.id).collect())
+) -> Result<Vec<(String, Option<String>)>, RequestError> {
+    let items = look_through(client, ListInvoiceItem::new().customer(customer), pace, |_| true).await?;
+    Ok(items.into_iter().map(|item| (item.id, item.invoice)).collect())
 }
 
 fn is_of(item: &ListedItem, charge_id: &str) -> bool {

@@ -10,7 +10,7 @@ mod reading;
 mod sales;
 mod subscriptions;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use futures::{TryFutureExt, future::BoxFuture};
 use stripe_client_core::{IdempotencyKey, RequestStrategy};
@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 pub use client::{ErrorAnswer, ErrorObject, HttpClient, RequestError, StripeConfigError};
 
-use super::{Advice, Doubt, FoundInvoice, FoundItem, Outcome, Payments, Refusal, pace::Pace};
+use super::{Advice, Doubt, FoundInvoice, FoundItem, Outcome, Payments, Place, Refusal, pace::Pace};
 use crate::{
     config::{Proration, StripeArgs},
     domain::{charge::InvoiceItem, invoice::NewInvoice},
@@ -75,30 +75,22 @@ impl Payments for Stripe {
         Box::pin(call.instrument(span))
     }
 
-    fn pending_items<'a>(
+    fn places<'a>(
         &'a self,
         customer: &'a str,
         pace: &'a Pace,
-    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>> {
-        let span =
-            tracing::info_span!("stripe.list_pending_items", otel.kind = "client", server.address = "stripe");
-        let call = async move { items::pending(&self.client, customer, pace).await.map_err(|e| doubt(&e)) };
-        Box::pin(call.instrument(span))
-    }
-
-    fn abandoned_items<'a>(
-        &'a self,
-        subscription: &'a str,
-        pace: &'a Pace,
-    ) -> BoxFuture<'a, Result<HashSet<String>, Doubt>> {
-        let span = tracing::info_span!("stripe.list_drafts", otel.kind = "client", server.address = "stripe");
+    ) -> BoxFuture<'a, Result<HashMap<String, Place>, Doubt>> {
+        let span = tracing::info_span!("stripe.list_places", otel.kind = "client", server.address = "stripe");
         let call = async move {
-            let mut items = HashSet::new();
-            for invoice_id in invoices::abandoned(&self.client, subscription, pace).await? {
-                pace.wait().await;
-                items.extend(items::on_invoice(&self.client, &invoice_id, pace).await?);
-            }
-            Ok::<_, RequestError>(items)
+            // The items first: the invoices that they are on are there by then.
+            let items = items::on_invoices(&self.client, customer, pace).await?;
+            pace.wait().await;
+            let invoices = invoices::places(&self.client, customer, pace).await?;
+            let place = |(item, invoice): (String, Option<String>)| match invoice {
+                None => Some((item, Place::Pending)),
+                Some(invoice) => Some((item, invoices.get(&invoice)?.clone())),
+            };
+            Ok::<_, RequestError>(items.into_iter().filter_map(place).collect())
         };
         Box::pin(call.map_err(|e| doubt(&e)).instrument(span))
     }

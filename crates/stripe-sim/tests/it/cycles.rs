@@ -191,6 +191,29 @@ async fn after_the_last_try_the_settings_decide() -> Result<()> {
     Ok(())
 }
 
+/// The documentation can be read either way.
+#[tokio::test]
+async fn a_draft_whose_subscription_ends_at_once_stops_or_goes_on() -> Result<()> {
+    for (setting, expected) in [(None, "draft"), (Some("stop"), "draft"), (Some("go_on"), "paid")] {
+        let sim = Sim::start().await?;
+        sim.freeze().await?;
+        if let Some(setting) = setting {
+            sim.admin("/settings", json!({ "drafts_after_cancel": setting })).await?;
+        }
+        let (customer, subscription, end) = subscribed(&sim).await?;
+        sim.admin("/clock", json!({ "to": end })).await?;
+        let draft = newest_invoice(&sim, &customer).await?;
+        assert_eq!((&draft["status"], &draft["auto_advance"]), (&json!("draft"), &json!(true)));
+        assert_eq!(sim.delete(&format!("/v1/subscriptions/{subscription}")).send().await?.status(), 200);
+        sim.advance(2 * HOUR).await?;
+        let left = newest_invoice(&sim, &customer).await?;
+        assert_eq!((&left["id"], &left["status"]), (&draft["id"], &json!(expected)));
+        assert_eq!(left["auto_advance"], json!(false), "{expected}");
+        sim.stop().await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_first_payment_that_fails_leaves_an_incomplete_subscription_that_expires() -> Result<()> {
     let sim = Sim::start().await?;

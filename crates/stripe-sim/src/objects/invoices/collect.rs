@@ -4,7 +4,8 @@ use crate::objects::customers::Customer;
 use crate::objects::events;
 use crate::objects::invoices::{DRAFT_SECONDS, Invoice, Status};
 use crate::objects::subscriptions::{self, PauseBehavior, Subscription};
-use crate::objects::{announced, changed};
+use crate::objects::{Resource as _, announced, changed};
+use crate::state::DraftsAfterCancel;
 use crate::tx::Tx;
 
 const DAY: i64 = 86_400;
@@ -155,16 +156,22 @@ pub(super) fn void(tx: &mut Tx<'_>, mut invoice: Invoice) -> serde_json::Value {
     announced(tx, invoice, "invoice.voided")
 }
 
-/// The open invoices of a customer whose subscription was canceled wait for someone to collect them.
-pub(crate) fn stop_collecting(tx: &mut Tx<'_>, customer: &str) {
-    let open: Vec<Invoice> = tx
+/// The open invoices of a customer whose subscription was canceled, and its drafts, wait for someone to collect them.
+pub(crate) fn stop_collecting(tx: &mut Tx<'_>, subscription: &Subscription) {
+    let with_drafts = tx.state().settings.drafts_after_cancel == DraftsAfterCancel::Stop;
+    let unpaid: Vec<Invoice> = tx
         .state()
-        .of_customer::<Invoice>(customer)
-        .filter(|it| it.status == Status::Open && it.auto_advance)
+        .of_customer::<Invoice>(&subscription.customer)
+        .filter(|it| it.auto_advance)
+        .filter(|it| match it.status {
+            Status::Draft => with_drafts && it.subscription.as_deref() == Some(subscription.id()),
+            status => status == Status::Open,
+        })
         .cloned()
         .collect();
-    for mut invoice in open {
+    for mut invoice in unpaid {
         invoice.auto_advance = false;
+        invoice.finalizes_at = None;
         invoice.next_payment_attempt = None;
         changed(tx, invoice, "invoice.updated");
     }

@@ -313,15 +313,15 @@ pub(crate) fn cancel(tx: &mut Tx<'_>, id: &str, mut params: Params) -> Result<Va
     Ok(ended.render(tx.state()))
 }
 
-/// Ends a subscription now. What is pending stays pending, and the customer's open invoices are no
-/// longer collected by themselves.
+/// Ends a subscription now. What is pending stays pending; the customer's open invoices, and the subscription's
+/// drafts, are no longer collected by themselves.
 pub(crate) fn end(tx: &mut Tx<'_>, mut subscription: Subscription, reason: &str) -> Subscription {
     subscription.ended_at = Some(tx.now());
     subscription.canceled_at = Some(tx.now());
     subscription.cancel_at = None;
     subscription.own_cancel_at = false;
     subscription.cancellation_reason = Some(reason.to_owned());
-    invoices::stop_collecting(tx, &subscription.customer);
+    invoices::stop_collecting(tx, &subscription);
     announced(tx, subscription.clone(), DELETED);
     subscription
 }
