@@ -84,6 +84,7 @@ impl Life<'_> {
             anchor: self.now - created,
             created: self.now - created,
             cancel_at: None,
+            ends_by_date: false,
             ended: ended.map(|ended| self.now - ended),
             eco_id: None,
         };

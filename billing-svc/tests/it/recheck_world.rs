@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use nexus_testkit::db::TestDb;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::{Billing, Sim, begin, record, until};
 

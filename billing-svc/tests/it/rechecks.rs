@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     proxy::Proxy,
     recheck_world::{OPEN, PARKED, SETTLED, World},
-    support::{Billing, begin, record},
+    support::{Billing, record},
 };
 
 #[tokio::test]
