@@ -2,7 +2,7 @@
 //! place among the requests in flight, the handler with a time limit and panics caught; then the headers
 //! that every answer has, one log line, and the metrics.
 
-use std::{panic::AssertUnwindSafe, time::Instant};
+use std::{borrow::Cow, panic::AssertUnwindSafe, time::Instant};
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -14,6 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures::FutureExt;
+use nexus_core::id::KEY_PREFIX as API_KEY_PREFIX;
 use nexus_kit::{
     metrics::{Metrics, RpcLabels},
     serve::MAX_WEBHOOK_BYTES,
@@ -87,12 +88,20 @@ fn http_span(method: &Method, route: &str, path: &str, id: &str) -> Span {
         otel.kind = "server",
         http.request.method = %method,
         http.route = route,
-        url.path = path,
+        url.path = %without_secrets(path),
         http.response.status_code = tracing::field::Empty,
         request_id = id,
         caller = tracing::field::Empty,
         failed_call = tracing::field::Empty,
     )
+}
+
+/// The path, but for what follows the id of an API key that somebody has put there.
+fn without_secrets(path: &str) -> Cow<'_, str> {
+    match path.find(API_KEY_PREFIX) {
+        None => Cow::Borrowed(path),
+        Some(at) => Cow::Owned(format!("{}{API_KEY_PREFIX}…", &path[..at])),
+    }
 }
 
 /// The client's id of the request where it is one that can be logged, else a new one.
@@ -157,5 +166,16 @@ impl Drop for Record {
         if !self.done {
             self.write(CLIENT_CLOSED_REQUEST, Some("the client went away"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_in_a_path_is_not_told() {
+        assert_eq!(without_secrets("/api/usage/current"), "/api/usage/current");
+        assert_eq!(without_secrets("/api/eco_api_0123456789.secret/x"), "/api/eco_api_…");
     }
 }

@@ -116,22 +116,38 @@ macro_rules! page {
         };
         sqlx::query_as!(
             Row,
-            r#"select "# + $column + r#" as "key!", eco_id as "eco_id!", email, plan as "plan!", status as "status!",
+            r#"select "#
+                + $column
+                + r#" as "key!", eco_id as "eco_id!", email, plan as "plan!", status as "status!",
                       api_calls as "api_calls!", overage_units as "overage_units!",
                       overage_micros as "overage_micros!", subscription_micros as "subscription_micros!",
                       currency_code as "currency_code!", created_time as "created!", last_event_time
                from ((select * from eco_figures_that_hold
                       where ($1::text is null or plan = $1) and ($2::text is null or status = $2)
                         and (starts_with(eco_id, $3) or starts_with(lower(email), lower($3)))
-                        and "# + $column + r#" <= $4 and ("# + $column + r#" < $4 or eco_id > $5)
-                      order by "# + $column + r#" desc, eco_id limit $6::bigint + $7::bigint)
+                        and "#
+                + $column
+                + r#" <= $4 and ("#
+                + $column
+                + r#" < $4 or eco_id > $5)
+                      order by "#
+                + $column
+                + r#" desc, eco_id limit $6::bigint + $7::bigint)
                      union all
                      (select * from eco_figures_anew
                       where ($1::text is null or plan = $1) and ($2::text is null or status = $2)
                         and (starts_with(eco_id, $3) or starts_with(lower(email), lower($3)))
-                        and "# + $column + r#" <= $4 and ("# + $column + r#" < $4 or eco_id > $5)
-                      order by "# + $column + r#" desc, eco_id limit $6::bigint + $7::bigint)) as found
-               order by "# + $column + r#" desc, eco_id
+                        and "#
+                + $column
+                + r#" <= $4 and ("#
+                + $column
+                + r#" < $4 or eco_id > $5)
+                      order by "#
+                + $column
+                + r#" desc, eco_id limit $6::bigint + $7::bigint)) as found
+               order by "#
+                + $column
+                + r#" desc, eco_id
                limit $6 offset $7"#,
             $filter.plan.map(|p| p.as_str()),
             $filter.status.map(|s| s.as_str()),

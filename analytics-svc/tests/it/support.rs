@@ -211,7 +211,9 @@ pub(crate) async fn close(pool: &PgPool, eco_id: &str) -> Result<()> {
 
 /// Has the figures of the accounts that there are ready, as billing-svc does.
 pub(crate) async fn compute_figures(pool: &PgPool) -> Result<()> {
-    sqlx::query("select nexus_compute_figures(array(select eco_id from eco_identities))").execute(pool).await?;
+    sqlx::query("select nexus_compute_figures(array(select eco_id from eco_identities))")
+        .execute(pool)
+        .await?;
     sqlx::query("delete from eco_account_changes").execute(pool).await?;
     Ok(())
 }

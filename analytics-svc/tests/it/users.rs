@@ -50,7 +50,9 @@ async fn seed(app: &App) -> Result<()> {
     }
     compute_figures(pool).await?;
     sqlx::query("insert into eco_account_changes (eco_id) values ('eco_c')").execute(pool).await?;
-    sqlx::query("update eco_account_figures set valid_until = now() where eco_id = 'eco_e'").execute(pool).await?;
+    sqlx::query("update eco_account_figures set valid_until = now() where eco_id = 'eco_e'")
+        .execute(pool)
+        .await?;
     accounts(pool, Plan::Free, &["eco_f", "eco_g"]).await?;
     sqlx::query("update eco_identities set created_time = '2026-01-01Z' where eco_id in ('eco_f', 'eco_g')")
         .execute(pool)

@@ -174,7 +174,8 @@ impl Reckoning {
         let rounding = if self.settling { "half a cent up" } else { "down" };
         let (due, billed) = (decimal(self.due()?.0), decimal(self.billed_micros));
         let amount = decimal(self.amount()?.0);
-        let this = if self.part_micros.is_some() { "this charge, as much as one may be" } else { "this charge" };
+        let this =
+            if self.part_micros.is_some() { "this charge, as much as one may be" } else { "this charge" };
         text += &format!(
             "rounded {rounding}: {due} {currency}; charged before: {billed} {currency}; {this}: {amount} {currency}"
         );

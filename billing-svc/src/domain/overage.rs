@@ -268,8 +268,11 @@ impl Facts {
             true => units,
             false => (i128::from(units) * i128::from(part) / i128::from(amount)) as i64,
         };
-        let charge =
-            Difference { amount: Micros(part), units_from: self.ledger.units, units_to: self.ledger.units + units };
+        let charge = Difference {
+            amount: Micros(part),
+            units_from: self.ledger.units,
+            units_to: self.ledger.units + units,
+        };
         Ok((amount != 0).then_some(charge))
     }
 

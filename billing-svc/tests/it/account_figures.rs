@@ -81,11 +81,10 @@ async fn lists_show_what_is_computed_anew_whatever_happens() -> Result<()> {
         until(&db, READY).await?;
         same(&db.pool, &format!("after {what}")).await?;
     }
-    let shown: (i64, i64) = sqlx::query_as(
-        "select api_calls, revenue_micros from eco_figures_that_hold where eco_id = 'eco_1'",
-    )
-    .fetch_one(&db.pool)
-    .await?;
+    let shown: (i64, i64) =
+        sqlx::query_as("select api_calls, revenue_micros from eco_figures_that_hold where eco_id = 'eco_1'")
+            .fetch_one(&db.pool)
+            .await?;
     assert_eq!(shown, (100_500, 49_000_000 + 500_000), "usage is in the row that is ready");
     billing.stop().await
 }

@@ -14,7 +14,8 @@ use nexus_billing::config::Proration;
 use nexus_core::plan::Plan;
 use nexus_proto::{
     billing::v1::{
-        ChangePlanRequest, HandleStripeEventRequest, ReconcileRequest, billing_service_client::BillingServiceClient,
+        ChangePlanRequest, HandleStripeEventRequest, ReconcileRequest,
+        billing_service_client::BillingServiceClient,
     },
     common::v1::Plan as PbPlan,
 };

@@ -18,7 +18,8 @@ async fn between_runs_a_late_item_is_deleted_by_a_worker() -> Result<()> {
     config.overage_recheck_every = std::time::Duration::from_millis(50);
     let other = Billing::start_with(config).await?;
     world.ten_minutes_later().await?;
-    until(&world.db, "select not exists (select from eco_overage_charges where recheck_time is not null)").await?;
+    until(&world.db, "select not exists (select from eco_overage_charges where recheck_time is not null)")
+        .await?;
     assert_eq!(world.deletions().await?, 1);
     world.agrees(10).await?;
     other.stop().await

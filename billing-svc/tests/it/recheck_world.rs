@@ -123,8 +123,10 @@ impl World {
     }
 }
 
-pub(crate) const NO_LEASE: &str = "select not exists (select from pg_locks where locktype = 'advisory' and objid = 2 and objsubid = 2
+pub(crate) const NO_LEASE: &str =
+    "select not exists (select from pg_locks where locktype = 'advisory' and objid = 2 and objsubid = 2
      and database = (select oid from pg_database where datname = current_database()))";
-pub(crate) const PARKED: &str = "update eco_usage_records set parked_reason = 'CARD_DECLINED', parked_time = now()";
+pub(crate) const PARKED: &str =
+    "update eco_usage_records set parked_reason = 'CARD_DECLINED', parked_time = now()";
 pub(crate) const SETTLED: &str = "update eco_usage_records set settled_time = now()";
 pub(crate) const OPEN: &str = "select";

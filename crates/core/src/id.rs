@@ -73,7 +73,8 @@ impl From<EcoId> for String {
     }
 }
 
-const KEY_PREFIX: &str = "eco_api_";
+/// What ids of API keys begin with.
+pub const KEY_PREFIX: &str = "eco_api_";
 const PART_LEN: usize = 22;
 
 /// An API key as its owner holds it: `<key_id>.<secret>`. Its `Debug` form hides the secret.

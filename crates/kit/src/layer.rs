@@ -136,6 +136,9 @@ where
                     _ => None,
                 };
                 let eco_id = share.as_ref().map(Share::eco_id).or(account.as_ref());
+                if let Some(eco_id) = eco_id {
+                    layer.leaving.check(eco_id)?;
+                }
                 let leaving = eco_id.map(|eco_id| (layer.leaving.clone(), eco_id.clone()));
                 let turn = match eco_id {
                     Some(eco_id) if rpc.in_turn => {

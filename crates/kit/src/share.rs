@@ -48,6 +48,11 @@ impl Shares {
         Share { shares: self.clone(), eco_id: eco_id.clone(), size: 0 }
     }
 
+    /// How much the account has.
+    pub fn of_account(&self, eco_id: &EcoId) -> u32 {
+        self.held().get(eco_id).copied().unwrap_or_default()
+    }
+
     fn held(&self) -> MutexGuard<'_, HashMap<EcoId, u32>> {
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -212,7 +212,12 @@ impl Suite {
     }
 
     /// Has the stand-in Stripe do something; answers with what it says.
-    pub(crate) async fn sim(&self, method: &str, path: &str, body: &serde_json::Value) -> Result<serde_json::Value> {
+    pub(crate) async fn sim(
+        &self,
+        method: &str,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> Result<serde_json::Value> {
         let request = self.http.request(method.parse()?, format!("{}_sim{path}", self.stripe)).json(body);
         Ok(request.send().await?.error_for_status()?.json().await?)
     }

@@ -25,6 +25,6 @@ pub use charge::{ChargeContext, charge_account};
 pub use dry_run::{DryRun, PlannedCharge, dry_run};
 pub use engine::{Answer, Engine, Request, Snapshot};
 pub(super) use pages::owing;
-pub(super) use send::{MAX_TRIES, back_off};
 pub use recheck::rechecker;
+pub(super) use send::{MAX_TRIES, back_off};
 pub use together::Together;

@@ -11,8 +11,8 @@ use stripe_billing::{
 };
 
 use super::{
-    FoundInvoice, HttpClient, Pace, Place, RequestError, listing::look_through, parse_currency, reading::made,
-    unordered,
+    FoundInvoice, HttpClient, Pace, Place, RequestError, listing::look_through, parse_currency,
+    reading::made, unordered,
 };
 use crate::domain::invoice::{NewInvoice, SETTLEMENT_ID};
 

@@ -59,10 +59,14 @@ mod tests {
 
     #[test]
     fn what_is_not_needed_may_be_of_any_kind() {
-        let item = r#"{"id":"ii_1","amount":-5,"invoice":null,"metadata":{"charge_id":"x"},"pricing":7,"new":[{}]}"#;
+        let item =
+            r#"{"id":"ii_1","amount":-5,"invoice":null,"metadata":{"charge_id":"x"},"pricing":7,"new":[{}]}"#;
         let item: ListedItem = miniserde::json::from_str(item).expect("an item");
         assert_eq!((item.id.as_str(), item.amount, item.invoice), ("ii_1", -5, None));
         assert_eq!(item.metadata.and_then(|m| m.get("charge_id").cloned()).as_deref(), Some("x"));
-        assert_eq!(miniserde::json::from_str::<Made>(r#"{"id":"in_1","status":{}}"#).expect("made").id, "in_1");
+        assert_eq!(
+            miniserde::json::from_str::<Made>(r#"{"id":"in_1","status":{}}"#).expect("made").id,
+            "in_1"
+        );
     }
 }

@@ -434,7 +434,10 @@ async fn what_is_left_of_a_period_is_prorated() -> Result<()> {
         if behavior == Some("always_invoice") {
             let invoice = newest_invoice(&sim, &customer).await?;
             assert_eq!(invoice["billing_reason"], "subscription_update");
-            assert_eq!((&invoice["status"], &invoice["total"]), (&json!("paid"), &json!(amounts[0] + amounts[1])));
+            assert_eq!(
+                (&invoice["status"], &invoice["total"]),
+                (&json!("paid"), &json!(amounts[0] + amounts[1]))
+            );
             sim.admin("/clock", json!({ "to": end })).await?;
             assert_eq!(newest_invoice(&sim, &customer).await?["total"], 9900);
         } else {

@@ -2,12 +2,12 @@
 
 use chrono::DateTime;
 
+use crate::objects::announced;
 use crate::objects::invoice_items::InvoiceItem;
 use crate::objects::money::UnitAmount;
 use crate::objects::prices::Price;
 use crate::objects::products::Product;
 use crate::objects::subscriptions::{Item, Subscription};
-use crate::objects::announced;
 use crate::tx::Tx;
 
 /// Makes the pending items of a change of `before` to what the subscription has now; says whether there are any.
