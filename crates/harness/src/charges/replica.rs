@@ -35,7 +35,7 @@ impl Replica {
             set("STRIPE_TIMEOUT", "600ms"),
             set("OVERAGE_CONCURRENCY", "4"),
             // Of half the seeds runs alone recheck what was replaced.
-            set("OVERAGE_RECHECK_EVERY", if seed.number % 2 == 0 { "200ms" } else { "1h" }),
+            set("OVERAGE_RECHECK_EVERY", if seed.number.is_multiple_of(2) { "200ms" } else { "1h" }),
             set("DATABASE_MAX_CONNECTIONS", "8"),
             set("NEXUS_LOG_FORMAT", "text"),
         ];
