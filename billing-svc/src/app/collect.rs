@@ -103,7 +103,9 @@ async fn look(
 ) -> Result<Result<HashMap<String, Place>, Doubt>, Error> {
     let mut tries = 0;
     let places = loop {
-        context.pace.wait().await;
+        if !context.turn().await {
+            return Ok(Err(Doubt::stopped()));
+        }
         match context.payments.places(customer, &context.pace).await {
             Ok(places) => break places,
             Err(doubt) => {
@@ -143,8 +145,7 @@ async fn carry_out(
 ) -> Result<Option<AccountError>, Error> {
     let mut last = "the server was stopped".to_owned();
     let mut tries = 0;
-    while tries < MAX_TRIES && !context.is_stopped() {
-        context.pace.wait().await;
+    while tries < MAX_TRIES && context.turn().await {
         let step = match settlement.stage() {
             Stage::Create => create(context, &settlement).await?,
             Stage::Fill => fill(context, &settlement).await?,

@@ -75,7 +75,9 @@ async fn all(
     customer: &str,
     ended: &[String],
 ) -> Result<Result<Taken, Doubt>, Error> {
-    context.pace.wait().await;
+    if !context.turn().await {
+        return Ok(Err(Doubt::stopped()));
+    }
     let places = match context.payments.places(customer, &context.pace).await {
         Ok(places) => places,
         Err(doubt) => return Ok(Err(doubt)),
@@ -89,7 +91,9 @@ async fn all(
     };
     let mut taken = Taken { some: false, left: !left.is_empty() };
     for take_back in begun {
-        context.pace.wait().await;
+        if !context.turn().await {
+            return Ok(Err(Doubt::stopped()));
+        }
         let is_there = abandoned.contains(&take_back.item_id);
         match one(context, &take_back, is_there).await? {
             Ok(gone) => taken.some |= gone,

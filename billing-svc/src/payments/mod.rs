@@ -143,6 +143,13 @@ pub struct Doubt {
     pub message: String,
 }
 
+impl Doubt {
+    /// Nothing was asked, for the server stops.
+    pub fn stopped() -> Self {
+        Self { advice: Advice::Later, retry_after: None, message: "the server was stopped".to_owned() }
+    }
+}
+
 /// What to do about a doubt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Advice {

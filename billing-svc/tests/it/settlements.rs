@@ -1,12 +1,13 @@
 //! Draft settlement, and what is owed after a subscription at Stripe has ended.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
 use nexus_billing::{
     app::{
         clear_ended::{self, Standing},
+        collect,
         process_overage::{ChargeContext, Engine, charge_account},
         settle_draft::{self, Draft},
     },
@@ -192,6 +193,30 @@ async fn a_run_collects_what_a_settlement_left_behind() -> Result<()> {
     assert_eq!(invoices(&sim).await?, [("open".to_owned(), vec![200])]);
     billing.run_all().await?;
     assert_eq!(invoices(&sim).await?.len(), 1);
+    Ok(())
+}
+
+/// Stripe may ask for a pause that is longer than a server is given to stop.
+#[tokio::test]
+async fn a_pause_that_stripe_asks_for_holds_up_no_shutdown() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let customer = sim.customer().await?;
+    let subscription = sim.subscription(&customer).await?;
+    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
+    seed::stripe_ids(&db.pool, "eco_a", &customer, Some(&subscription)).await?;
+    let billing = Billing::start(&db, &sim.base).await?;
+    record(&db, "eco_a", 101_000).await?;
+    assert_eq!(billing.run_all().await?.charged_count, 1);
+    billing.stop().await?;
+    end_subscription(&db, 1_000).await?;
+    let context = stripe(&db, &sim)?;
+    context.pace.pause_all(Duration::from_secs(3_000));
+    context.shutdown.cancel();
+    let within = Duration::from_secs(60);
+    let (standing, result) = tokio::time::timeout(within, clear_ended::run(&context, "eco_a")).await??;
+    ensure!(standing == Standing::Failed && result.error.is_some(), "{standing:?} {result:?}");
+    let collected = tokio::time::timeout(within, collect::run(&context, "eco_a")).await??;
+    ensure!(collected.is_some(), "nothing was asked, so it is not known");
     Ok(())
 }
 
