@@ -1,6 +1,8 @@
 //! The three services behind the gateway: one method an RPC, each with credentials, a deadline and the
 //! trace context. What their statuses mean over REST is in [`status`].
 
+mod pages;
+
 use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::body::Bytes;

@@ -4,6 +4,8 @@ use clap::Args;
 use nexus_kit::config::{AuthArgs, ServeArgs, parse_timeout};
 use secrecy::SecretString;
 
+use crate::pages::config::PagesArgs;
+
 /// Settings of the gateway.
 #[derive(Args, Debug, Clone)]
 pub struct Config {
@@ -44,6 +46,8 @@ pub struct Config {
     /// What the scheduler shows to run billing; unset: its endpoint answers 500
     #[arg(long, env = "CRON_SECRET", hide_env_values = true, value_name = "SECRET")]
     pub cron_secret: Option<SecretString>,
+    #[command(flatten)]
+    pub pages: PagesArgs,
     #[command(flatten)]
     pub auth: AuthArgs,
     #[command(flatten)]

@@ -36,6 +36,8 @@ pub enum StartError {
     Auth(#[from] AuthConfigError),
     #[error("{variable} (--{flag}): {error}")]
     Address { variable: &'static str, flag: &'static str, error: nexus_client::ClientError },
+    #[error("the identity provider: {0}")]
+    Oidc(String),
     #[error("the tracker of calls: {0}")]
     Tracker(#[from] nexus_client::BuildError),
     #[error(transparent)]
@@ -93,6 +95,8 @@ pub enum Error {
     NoSubscription,
     #[error("the account has a subscription at Stripe already")]
     AlreadySubscribed,
+    #[error("a plan that is paid for begins with a checkout")]
+    CheckoutRequired,
     #[error("another change of the subscription came after this request")]
     ChangeSuperseded,
     /// As much was done within 24 hours as may be; the reason is for the log.
@@ -142,6 +146,7 @@ impl Error {
             Error::TooManySecrets => (StatusCode::CONFLICT, "Too many secrets in grace"),
             Error::NoSubscription => (StatusCode::CONFLICT, "No subscription"),
             Error::AlreadySubscribed => (StatusCode::CONFLICT, "Already subscribed"),
+            Error::CheckoutRequired => (StatusCode::CONFLICT, "Checkout required"),
             Error::ChangeSuperseded => (StatusCode::CONFLICT, "Change superseded"),
             Error::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
             Error::PaymentRefused(_) => (StatusCode::PAYMENT_REQUIRED, "Payment refused"),
@@ -175,6 +180,9 @@ impl Error {
             }
             Error::AlreadySubscribed => {
                 vec![("message", "There is a subscription already: change its plan.".into())]
+            }
+            Error::CheckoutRequired => {
+                vec![("message", "This plan begins with a checkout.".into())]
             }
             Error::TooMany { .. } => {
                 vec![("message", "As much of this was done within 24 hours as may be. Try again later.".into())]

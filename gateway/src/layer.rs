@@ -25,6 +25,7 @@ use tracing::{Instrument, Span};
 use crate::{
     App,
     error::Error,
+    pages,
     problem::{self, Failure},
 };
 
@@ -46,13 +47,18 @@ pub async fn around(State(app): State<App>, mut request: Request, next: Next) ->
     let id = request_id(request.headers());
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let wants_problem = problem::is_wanted(request.headers());
+    let wants_page = pages::failure::is_wanted(request.headers(), request.uri().path());
     let span = http_span(request.method(), &route, request.uri().path(), &id);
     telemetry::continue_trace(&span, request.headers());
     request.extensions_mut().insert(Arrival(arrival));
     let record = Record { arrival, route, metrics: app.metrics.clone(), span: span.clone(), done: false };
     let work = async {
         let response = limited(&app, request, next).await;
-        let response = if wants_problem { problem::convert(response) } else { response };
+        let response = match response {
+            response if wants_problem => problem::convert(response),
+            response if wants_page => pages::failure::convert(response),
+            response => response,
+        };
         record.finish(&response);
         response
     };
@@ -117,11 +123,10 @@ fn request_id(headers: &HeaderMap) -> String {
 fn add_headers(headers: &mut HeaderMap, id: &str) {
     headers.insert(REQUEST_ID, HeaderValue::try_from(id).expect("checked or made here: plain ASCII"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(
-        CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
-    );
+    // Pages and their files say otherwise.
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+    headers.entry(CONTENT_SECURITY_POLICY).or_insert(nothing);
 }
 
 /// A request until it is answered. Dropped before: the client went away.

@@ -52,6 +52,7 @@ pub fn rest(status: &Status, credentials: Credentials, not_found: &'static str) 
             "RECONCILE_REQUIRED" => Error::ReconcileRequired,
             "NO_SUBSCRIPTION" => Error::NoSubscription,
             "ALREADY_SUBSCRIBED" => Error::AlreadySubscribed,
+            "CHECKOUT_REQUIRED" => Error::CheckoutRequired,
             "CHANGE_SUPERSEDED" => Error::ChangeSuperseded,
             "STRIPE_REFUSED" => Error::PaymentRefused(status.message().to_owned()),
             _ => internal(status),

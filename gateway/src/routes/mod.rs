@@ -9,7 +9,7 @@ use axum::{
 };
 use nexus_kit::serve::{self, MAX_REQUEST_BYTES, MAX_WEBHOOK_BYTES};
 
-use crate::{App, error::Error, layer};
+use crate::{App, error::Error, layer, pages};
 
 mod admin;
 mod cron;
@@ -43,6 +43,7 @@ pub fn router(app: App) -> Router {
         .route("/api/keys/rotate", post(keys::rotate))
         .route("/api/secure/ping", get(secure::ping))
         .route("/webhooks/stripe", post(webhooks::stripe).layer(DefaultBodyLimit::max(MAX_WEBHOOK_BYTES)))
+        .merge(pages::router())
         .fallback(|| async { Error::NotFound("Not found") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))

@@ -4,9 +4,12 @@
 mod access;
 mod admin;
 mod answer;
+mod browser;
 mod cron;
 mod keys;
+mod oidc;
 mod outage;
+mod pages;
 mod problem;
 mod requests;
 mod secure;
@@ -15,4 +18,5 @@ mod spend_cap;
 mod subscriptions;
 mod suite;
 mod usage;
+mod visitor;
 mod webhooks;

@@ -100,6 +100,7 @@ impl Suite {
             cron_timeout: Duration::from_secs(55),
             tls_ca: None,
             cron_secret: Some(CRON_SECRET.into()),
+            pages: nexus_gateway::pages::config::PagesArgs::default(),
             auth: settings::auth_args(),
             serve: settings::serve_args(),
         };
