@@ -54,7 +54,7 @@ fn main(failure: &Failure, title: &str, text: &str) -> Markup {
         }
         p {
             @if signed_out { a class="button" href="/sign-in" { "Sign in" } }
-            @else { a class="button" href="/dashboard" { "To the dashboard" } }
+            @else { a class="button" href="/" { "To the first page" } }
         }
     }
 }
@@ -74,6 +74,9 @@ fn words(failure: &Failure) -> (&'static str, &'static str) {
         StatusCode::FORBIDDEN => ("Not for this account", "Only administrators see this page."),
         StatusCode::NOT_FOUND if failure.error == "Not found" => {
             ("Page not found", "There is no page at this address.")
+        }
+        StatusCode::NOT_FOUND if failure.error == "Account not found" => {
+            ("No such account", "There is no account of this id, or it is not known here yet.")
         }
         StatusCode::NOT_FOUND => ("Not found", "What you asked for does not exist, or is not yours."),
         StatusCode::METHOD_NOT_ALLOWED => ("This cannot be done", "This address takes no such request."),

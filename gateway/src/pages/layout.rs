@@ -82,7 +82,7 @@ impl IntoResponse for Page<'_> {
             a class="skip" href="#main" { "Skip to the content" }
             header class="top" {
                 div class="bar" {
-                    a class="brand" href="/dashboard" { "Nexus" }
+                    a class="brand" href="/" { "Nexus" }
                     (self.navigation("Account", &OWN))
                     @if self.session.admin { (self.navigation("Administration", &ADMIN)) }
                     div class="who" {
@@ -115,7 +115,7 @@ impl IntoResponse for Bare<'_> {
     fn into_response(self) -> Response {
         let body = html! {
             a class="skip" href="#main" { "Skip to the content" }
-            header class="top" { div class="bar" { a class="brand" href="/dashboard" { "Nexus" } } }
+            header class="top" { div class="bar" { a class="brand" href="/" { "Nexus" } } }
             main id="main" class="narrow" tabindex="-1" { (self.main) }
         };
         document(self.title, &body)

@@ -22,7 +22,6 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    response::Redirect,
     routing::{get, post},
 };
 use nexus_kit::share::Shares;
@@ -86,7 +85,7 @@ impl Pages {
 /// All pages.
 pub fn router() -> Router<App> {
     Router::new()
-        .route("/", get(|| async { Redirect::to("/dashboard") }))
+        .route("/", get(session::home))
         .route("/assets/{file}", get(assets::serve))
         .route("/sign-in", get(session::form).post(session::sign_in))
         .route("/sign-in/oidc", get(oidc::leave))

@@ -54,15 +54,9 @@ pub fn figure(name: &str, key: &str, value: &str, note: &Markup) -> Markup {
 }
 
 /// How much of something is used, with the words that say so.
-pub fn meter(label: &str, percent: f64, text: &str) -> Markup {
+pub fn meter(label: &str, percent: f64, text: &str, alarming: bool) -> Markup {
     let shown = percent.clamp(0.0, 100.0);
-    let state = if percent >= 100.0 {
-        "meter full"
-    } else if percent >= 80.0 {
-        "meter high"
-    } else {
-        "meter"
-    };
+    let state = if alarming { "meter full" } else { "meter" };
     html! {
         div class=(state) role="meter" aria-label=(label) aria-valuemin="0" aria-valuemax="100"
             aria-valuenow=(format!("{shown:.1}")) aria-valuetext=(text) data-meter {

@@ -29,7 +29,7 @@ use crate::{App, auth::User, error::Error, query::Params};
 /// A browser keeps at most 4,096 bytes of a cookie, its name included.
 const MAX_TOKEN: usize = 3_900;
 /// Where somebody is led who asked for no page.
-const HOME: &str = "/dashboard";
+const HOME: &str = "/";
 
 /// Somebody who is signed in.
 pub struct Session {
@@ -85,7 +85,7 @@ impl FromRequestParts<App> for AdminSession {
 /// Leads to the sign-in, and from there back to a page that was asked for.
 pub fn to_sign_in(parts: &Parts) -> Redirect {
     let asked = parts.uri.path_and_query().map(|path| path.as_str()).filter(|path| is_page(path));
-    match asked.filter(|path| parts.method == Method::GET && *path != HOME) {
+    match asked.filter(|_| parts.method == Method::GET) {
         None => Redirect::to("/sign-in"),
         Some(path) => {
             let query = form_urlencoded::Serializer::new(String::new()).append_pair("next", path).finish();
@@ -160,6 +160,11 @@ pub(super) fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> 
     let pairs = headers.get_all(COOKIE).iter().filter_map(|header| header.to_str().ok());
     let mut pairs = pairs.flat_map(|header| header.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(its, _)| *its == name).map(|(_, value)| value)
+}
+
+/// Leads an admin to the business, who may have no account, and everybody else to the account.
+pub async fn home(session: Session) -> Redirect {
+    Redirect::to(if session.admin { "/admin" } else { "/dashboard" })
 }
 
 /// The sign-in.

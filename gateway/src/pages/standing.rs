@@ -101,7 +101,7 @@ impl Standing {
                     @else { span class="of" { " calls, no limit" } }
                 }
                 @if self.usage.limit_count >= 0 {
-                    (part::meter("Included calls used", self.usage.usage_percentage, &self.sentence()))
+                    (part::meter("Included calls used", self.usage.usage_percentage, &self.sentence(), hard))
                 }
                 p class="under" {
                     span data-figure="left" { (self.left()) }

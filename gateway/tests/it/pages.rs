@@ -17,7 +17,7 @@ const OWN: [&str; 5] = [
     "/dashboard/usage",
     "/dashboard/keys",
     "/dashboard/billing",
-    "/dashboard/billing/plan?plan=enterprise",
+    "/dashboard/billing/plan?plan=pro",
 ];
 const ADMINS: [&str; 4] = ["/admin", "/admin/users", "/admin/billing", "/admin/accounts/eco_a"];
 const FORMS: [&str; 5] = [
@@ -46,7 +46,10 @@ async fn suite() -> Result<Suite> {
 async fn a_token_is_pasted_and_leads_back_to_the_page_that_was_asked_for() -> Result<()> {
     let suite = suite().await?;
     let mut visitor = Visitor::new(&suite)?;
-    assert_eq!(visitor.get("/").await?.header("location"), "/dashboard");
+    assert_eq!(visitor.get("/").await?.header("location"), "/sign-in");
+    for (eco_id, home) in [("eco_a", "/dashboard"), (ADMIN, "/admin")] {
+        assert_eq!(Visitor::of(&suite, eco_id)?.get("/").await?.header("location"), home);
+    }
     let led = visitor.get("/dashboard/keys?page_token=x").await?;
     assert_eq!(
         (led.status.as_u16(), led.header("location")),
@@ -71,11 +74,9 @@ async fn a_token_is_pasted_and_leads_back_to_the_page_that_was_asked_for() -> Re
         assert_eq!(refused.status, 400);
         assert!(refused.says(says) && refused.header("set-cookie").is_empty(), "{}", refused.html);
     }
-    for (next, led_to) in [
-        (next.as_str(), "/dashboard/keys"),
-        ("https://evil.example", "/dashboard"),
-        ("//evil.example", "/dashboard"),
-    ] {
+    for (next, led_to) in
+        [(next.as_str(), "/dashboard/keys"), ("https://evil.example", "/"), ("//evil.example", "/")]
+    {
         let signed_in = sign_in(&format!(" Bearer {token}\n"), next).await?;
         assert_eq!((signed_in.status.as_u16(), signed_in.header("location")), (303, led_to));
         let cookie = signed_in.header("set-cookie");
@@ -327,7 +328,7 @@ async fn next_event(
 #[tokio::test]
 async fn figures_follow_what_is_recorded_until_the_session_ends() -> Result<()> {
     let suite = suite().await?;
-    let expires = chrono::Utc::now() + chrono::TimeDelta::seconds(6);
+    let expires = chrono::Utc::now() + chrono::TimeDelta::seconds(12);
     let token =
         nexus_kit::auth::user_token(&JWT_SECRET.into(), "nexus", &EcoId::parse("eco_b")?, None, expires)?;
     let mut visitor = Visitor::new(&suite)?;

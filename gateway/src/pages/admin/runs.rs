@@ -145,7 +145,7 @@ pub(super) async fn run(
         }
         section class="panel" aria-labelledby="progress" {
             h2 id="progress" { "Progress" }
-            (part::meter("Accounts done with", percent, &progress))
+            (part::meter("Accounts done with", percent, &progress, false))
             p class="under" { span data-figure="progress" { (progress) } span data-figure="state" { (words(run.status()).0) } }
         }
         dl class="figures" {

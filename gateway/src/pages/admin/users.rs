@@ -210,11 +210,11 @@ fn table(asked: &Asked, users: &[analytics::User]) -> Result<Markup, Error> {
             caption class="unseen" { "Accounts, sorted by " (asked.sort.word()) ", largest first" }
             thead { tr {
                 th scope="col" { "Account" }
-                th scope="col" { "Plan" }
-                th scope="col" { "State" }
                 (sorted("Calls", Sort::Usage, "number"))
                 (sorted("Overage", Sort::Overage, "number"))
                 (sorted("Revenue", Sort::Revenue, "number"))
+                th scope="col" { "Plan" }
+                th scope="col" { "State" }
                 (sorted("Created", Sort::Created, ""))
                 th scope="col" { "Last call" }
             } }
@@ -232,14 +232,14 @@ fn row(user: &analytics::User) -> Result<Markup, Error> {
                 a href={ "/admin/accounts/" (user.eco_id) } { (user.eco_id) }
                 @if !user.email.is_empty() { span class="id" { (user.email) } }
             }
-            td { (show::plan(user.plan)?) }
-            td { (show::status(user.status())) }
             td class="number" { (thousands(user.api_calls_count)) }
             td class="number" {
                 @if user.overage_count == 0 { span class="dim" { "–" } }
                 @else { (show::money(user.overage_cost_micros, &user.currency_code)?) span class="id" { (thousands(user.overage_count)) " calls" } }
             }
             td class="number" { (show::money(user.total_revenue_micros, &user.currency_code)?) }
+            td { (show::plan(user.plan)?) }
+            td { (show::status(user.status())) }
             td { (show::date(created)) }
             td { @match last { Some(at) => { (show::moment(at)) } None => { span class="dim" { "None" } } } }
         }

@@ -33,8 +33,6 @@ if (main && "EventSource" in window) {
       bar.setAttribute("aria-valuenow", percent.toFixed(1));
       bar.setAttribute("aria-valuetext", meter.text);
       bar.querySelector(".fill").setAttribute("width", `${percent.toFixed(2)}%`);
-      bar.classList.toggle("full", meter.percent >= 100);
-      bar.classList.toggle("high", meter.percent >= 80 && meter.percent < 100);
     }
   };
 

@@ -48,7 +48,7 @@ async fn a_customer_signs_in_and_sees_the_figures_that_the_api_gives() -> Result
     browser.press("Sign out").await?;
     assert_eq!(browser.text(".notice").await?, "You are signed out.");
     browser.open("/dashboard").await?;
-    assert_eq!(browser.path().await?, "/sign-in");
+    assert_eq!(browser.path().await?, "/sign-in?next=%2Fdashboard");
     browser.finish().await
 }
 

@@ -11,7 +11,8 @@ use nix::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use thirtyfour::{
-    By, CapabilitiesHelper, ChromiumLikeCapabilities, DesiredCapabilities, WebDriver, WebElement, prelude::ElementQueryable,
+    By, CapabilitiesHelper, ChromiumLikeCapabilities, DesiredCapabilities, WebDriver, WebElement,
+    prelude::ElementQueryable,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -222,7 +223,7 @@ async fn port(process: &mut Child) -> Result<u16> {
     let mut lines = BufReader::new(stdout).lines();
     let said = async {
         while let Some(line) = lines.next_line().await? {
-            if let Some((_, port)) = line.rsplit_once("on port ") {
+            if let Some((_, port)) = line.split_once("started successfully on port ") {
                 return port.trim_end_matches('.').parse().with_context(|| line.clone());
             }
         }
