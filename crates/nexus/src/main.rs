@@ -52,7 +52,7 @@ async fn main() -> ExitCode {
         Command::Dev(args) => dev::run(*args, &telemetry).await,
         Command::Usage(what) => match *what {
             usage::Usage::Serve(c) => {
-                return serve::run("nexus-usage", &telemetry, |stop| nexus_usage::start(c, stop)).await;
+                return serve::run("nexus-usage", &telemetry, |stop| nexus_usage::start(*c, stop)).await;
             }
             usage::Usage::Look(what) => usage::look(what).await,
         },

@@ -153,12 +153,12 @@ mod tests {
         let rows = || [row(["eco_long_name", "1,234", "a@example.com", "today"])];
         for (width, lines, left_out) in [
             (
-                41,
+                42,
                 "account        calls  email          seen\neco_long_name  1,234  a@example.com  today\n",
                 &[][..],
             ),
-            (40, "account        calls  email\neco_long_name  1,234  a@example.com\n", &["seen"]),
-            (30, "account        calls\neco_long_name  1,234\n", &["email", "seen"]),
+            (41, "account        calls  email\neco_long_name  1,234  a@example.com\n", &["seen"]),
+            (34, "account        calls\neco_long_name  1,234\n", &["email", "seen"]),
         ] {
             let mut table = Table::within(COLUMNS, Some(width));
             assert_eq!(table.lines(rows()), lines, "{width}");

@@ -22,7 +22,7 @@ Examples:
 
 /// What to do: serve, unless a subcommand is named. What only the server needs is demanded of nobody who looks.
 pub(crate) enum Usage {
-    Serve(nexus_usage::Config),
+    Serve(Box<nexus_usage::Config>),
     Look(Look),
 }
 
@@ -44,7 +44,7 @@ impl FromArgMatches for Usage {
         if matches.subcommand_name().is_some() {
             Look::from_arg_matches(matches).map(Self::Look)
         } else {
-            nexus_usage::Config::from_arg_matches(matches).map(Self::Serve)
+            nexus_usage::Config::from_arg_matches(matches).map(|config| Self::Serve(Box::new(config)))
         }
     }
 
