@@ -1,6 +1,9 @@
 //! The three services behind the gateway: one method an RPC, each with credentials, a deadline and the
 //! trace context. What their statuses mean over REST is in [`status`].
 
+mod accounts;
+mod figures;
+
 use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::body::Bytes;
@@ -347,13 +350,26 @@ impl Backend {
     }
 }
 
-/// One call: its span, the trace context for the service, and a deadline that holds whatever the
-/// transport does.
+/// One call: with credentials and a deadline.
 async fn call<M, T, F>(
     rpc: &'static str,
     options: CallOptions,
     timeout: Duration,
     message: M,
+    send: impl FnOnce(Request<M>) -> F,
+) -> Result<T, Status>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    answered(rpc, options.request(message), timeout, send).await
+}
+
+/// The answer to a request: with its span, the trace context for the service, and a deadline that holds whatever
+/// the transport does.
+async fn answered<M, T, F>(
+    rpc: &'static str,
+    mut request: Request<M>,
+    timeout: Duration,
     send: impl FnOnce(Request<M>) -> F,
 ) -> Result<T, Status>
 where
@@ -368,7 +384,6 @@ where
         rpc.grpc.status_code = tracing::field::Empty,
     );
     let work = async {
-        let mut request = options.request(message);
         telemetry::propagate_trace_to_rpc(request.metadata_mut());
         let answer = tokio::time::timeout(timeout, send(request))
             .await
