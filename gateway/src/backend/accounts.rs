@@ -11,7 +11,7 @@ use crate::{
 
 impl Backend {
     /// An account.
-    pub async fn account(&self, user: &User, eco_id: &str) -> Result<billing::Account, Error> {
+    pub async fn account_of(&self, user: &User, eco_id: &str) -> Result<billing::Account, Error> {
         let mut client = self.users.billing.clone();
         let send = |r| async move { client.get_account(r).await };
         let request = billing::GetAccountRequest { eco_id: eco_id.to_owned() };
@@ -65,7 +65,7 @@ impl Backend {
     }
 
     /// A page of an account's charges, newest first.
-    pub async fn charges(
+    pub async fn charges_of(
         &self,
         user: &User,
         request: billing::ListChargesRequest,
@@ -78,7 +78,7 @@ impl Backend {
     }
 
     /// How a charge came about; another account's is not there.
-    pub async fn explain_charge(
+    pub async fn explanation_of(
         &self,
         user: &User,
         charge_id: &str,

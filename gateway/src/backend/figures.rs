@@ -29,11 +29,10 @@ impl Backend {
     pub async fn revenue(
         &self,
         admin: &User,
-        months_count: i32,
+        request: analytics::GetRevenueHistoryRequest,
     ) -> Result<analytics::GetRevenueHistoryResponse, Error> {
         let mut client = self.users.analytics.clone();
         let send = |r| async move { client.get_revenue_history(r).await };
-        let request = analytics::GetRevenueHistoryRequest { months_count };
         call("AnalyticsService.GetRevenueHistory", self.user(admin)?, self.timeout, request, send)
             .await
             .map_err(|s| status::rest(&s, Credentials::User, "Not found"))
