@@ -59,6 +59,17 @@ impl Clients {
     }
 }
 
+/// One of the three services.
+#[derive(Debug, Clone, Copy)]
+pub enum Service {
+    /// usage-svc
+    Usage,
+    /// billing-svc
+    Billing,
+    /// analytics-svc
+    Analytics,
+}
+
 /// The three services. A connection takes so many calls at once and no more: those that users ask for have other
 /// connections than the gateway's own, and never hold up the metering of calls, webhooks or health.
 pub struct Backend {
@@ -89,6 +100,16 @@ impl Backend {
     /// The channel to usage-svc for the gateway's own calls.
     pub fn usage_channel(&self) -> Channel {
         self.own.channels[0].1.clone()
+    }
+
+    /// The channel to a service for what users ask for.
+    pub fn channel(&self, service: Service) -> Channel {
+        let place = match service {
+            Service::Usage => 0,
+            Service::Billing => 1,
+            Service::Analytics => 2,
+        };
+        self.users.channels[place].1.clone()
     }
 
     /// Who the gateway is for the services, for calls that others make in its name.

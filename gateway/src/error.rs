@@ -116,6 +116,8 @@ pub enum Error {
     MethodNotAllowed,
     #[error("the body is too large")]
     PayloadTooLarge,
+    #[error("the body is of another type: {0} is expected")]
+    UnsupportedMediaType(&'static str),
     #[error("path and query are too long")]
     UriTooLong,
     #[error("the headers are too large or too many")]
@@ -164,6 +166,7 @@ impl Error {
             Error::NotFound(what) => (StatusCode::NOT_FOUND, what),
             Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"),
             Error::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Payload too large"),
+            Error::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported media type"),
             Error::UriTooLong => (StatusCode::URI_TOO_LONG, "URI too long"),
             Error::HeadersTooLarge => {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "Request header fields too large")
@@ -205,6 +208,9 @@ impl Error {
             )],
             Error::PayloadTooLarge => {
                 vec![("message", "A body may have 262144 bytes at most, a webhook's 1048576.".into())]
+            }
+            Error::UnsupportedMediaType(expected) => {
+                vec![("message", format!("Content-Type must be {expected}.").into())]
             }
             Error::UriTooLong => vec![("message", "Path and query may have 8192 bytes at most.".into())],
             Error::HeadersTooLarge => {

@@ -44,7 +44,7 @@ const START: &str = r##"SwaggerUIBundle({ url: "/openapi.json", dom_id: "#docs",
 const FILES: [&str; 3] = ["swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"];
 
 /// The page and its files.
-pub fn router(_: &App) -> Router<App> {
+pub(super) fn router() -> Router<App> {
     Router::new().route("/docs", get(page)).route("/docs/{file}", get(file))
 }
 

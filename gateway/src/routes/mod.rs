@@ -18,9 +18,10 @@ mod accounts;
 mod admin;
 mod charges;
 mod cron;
-pub mod docs;
+mod docs;
 mod export;
 mod forecast;
+mod grpc_web;
 mod keys;
 mod revenue;
 mod secure;
@@ -34,7 +35,8 @@ pub mod webhooks;
 pub fn router(app: App) -> Router {
     let (api, _document) = api().split_for_parts();
     let router = api
-        .merge(docs::router(&app))
+        .merge(docs::router())
+        .merge(grpc_web::router())
         .fallback(|| async { Error::NotFound("Not found") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
