@@ -62,7 +62,9 @@ pub fn charge_status_word(status: ChargeStatus) -> Result<&'static str, Error> {
         ChargeStatus::Succeeded => Ok("succeeded"),
         ChargeStatus::Failed => Ok("failed"),
         ChargeStatus::Superseded => Ok("superseded"),
-        ChargeStatus::Unspecified => Err(Error::Internal("the service sent no status of a charge".to_owned())),
+        ChargeStatus::Unspecified => {
+            Err(Error::Internal("the service sent no status of a charge".to_owned()))
+        }
     }
 }
 
@@ -71,7 +73,9 @@ pub fn account_status_word(status: AccountStatus) -> Result<&'static str, Error>
     match status {
         AccountStatus::Active => Ok("active"),
         AccountStatus::Closed => Ok("closed"),
-        AccountStatus::Unspecified => Err(Error::Internal("the service sent no state of an account".to_owned())),
+        AccountStatus::Unspecified => {
+            Err(Error::Internal("the service sent no state of an account".to_owned()))
+        }
     }
 }
 

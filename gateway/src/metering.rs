@@ -210,7 +210,8 @@ impl Admitted {
             verified => verified?,
         };
         let eco_id = EcoId::parse(&caller.eco_id);
-        app.rates.account(&eco_id.map_err(|e| Error::Internal(format!("the service sent a bad eco_id: {e}")))?)?;
+        app.rates
+            .account(&eco_id.map_err(|e| Error::Internal(format!("the service sent a bad eco_id: {e}")))?)?;
         let place = app.meter.tracker.reserve();
         let place = place.map_err(|_| Error::unavailable("too many events are under way"))?;
         let unit = if caller.test_mode {

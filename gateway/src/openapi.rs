@@ -139,7 +139,8 @@ fn id(method: &str, path: &str) -> String {
 
 /// Who may call, as the routes name it.
 fn security_schemes() -> Value {
-    let bearer = |description: &str| json!({ "type": "http", "scheme": "bearer", "description": description });
+    let bearer =
+        |description: &str| json!({ "type": "http", "scheme": "bearer", "description": description });
     let mut user = bearer("A user's token, with the claims `ecoId`, `email`, `iss` and `exp`");
     user["bearerFormat"] = "JWT".into();
     json!({

@@ -186,7 +186,8 @@ mod tests {
         ] {
             assert_eq!(instant(query).as_deref(), Ok(at), "{query}");
         }
-        for bad in ["", "start=", "start=2026-11-31", "start=1764504000", "start=2026-11-30&start=2026-11-30"] {
+        for bad in ["", "start=", "start=2026-11-31", "start=1764504000", "start=2026-11-30&start=2026-11-30"]
+        {
             assert!(instant(bad).is_err_and(|e| e.contains("start: ")), "{bad}");
         }
     }

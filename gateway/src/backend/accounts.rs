@@ -51,11 +51,7 @@ impl Backend {
     }
 
     /// An account's overage.
-    pub async fn overage_of(
-        &self,
-        user: &User,
-        eco_id: &str,
-    ) -> Result<billing::GetOverageResponse, Error> {
+    pub async fn overage_of(&self, user: &User, eco_id: &str) -> Result<billing::GetOverageResponse, Error> {
         let mut client = self.users.billing.clone();
         let send = |r| async move { client.get_overage(r).await };
         let request = billing::GetOverageRequest { eco_id: eco_id.to_owned() };

@@ -49,9 +49,8 @@ impl Backend {
         let send = |r| async move { client.export_usage(r).await };
         let request = self.user(user)?.endless(request);
         let refused = |s| status::rest(&s, Credentials::User, "Account not found");
-        let mut rows = answered("AnalyticsService.ExportUsage", request, self.timeout, send)
-            .await
-            .map_err(refused)?;
+        let mut rows =
+            answered("AnalyticsService.ExportUsage", request, self.timeout, send).await.map_err(refused)?;
         let patience = self.timeout;
         let first = next(&mut rows, patience).await.map_err(refused)?;
         let later = stream::try_unfold(rows, move |mut rows| async move {
@@ -67,6 +66,7 @@ async fn next(
     patience: Duration,
 ) -> Result<Option<Vec<analytics::UsageRow>>, Status> {
     let message = timeout(patience, rows.message()).await;
-    let message = message.unwrap_or_else(|_| Err(Status::deadline_exceeded("no rows within the deadline")))?;
+    let message =
+        message.unwrap_or_else(|_| Err(Status::deadline_exceeded("no rows within the deadline")))?;
     Ok(message.map(|message| message.rows))
 }

@@ -143,9 +143,7 @@ pub(super) struct UsersParams {
     #[param(pattern = "^(free|pro|enterprise)$")]
     plan: Option<String>,
     /// Only this status.
-    #[param(
-        pattern = "^(trialing|active|past_due|unpaid|paused|incomplete|incomplete_expired|canceled)$"
-    )]
+    #[param(pattern = "^(trialing|active|past_due|unpaid|paused|incomplete|incomplete_expired|canceled)$")]
     status: Option<String>,
     /// Descending, ties by `eco_id`.
     #[param(pattern = "^(usage|overage|revenue|created)$", default = "usage")]

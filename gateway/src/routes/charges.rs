@@ -49,8 +49,7 @@ impl TryFrom<billing::Charge> for Charge {
     type Error = Error;
 
     fn try_from(charge: billing::Charge) -> Result<Self, Error> {
-        let time =
-            |field, at: &Option<_>| convert::required_time(field, at.as_ref()).map(format::time);
+        let time = |field, at: &Option<_>| convert::required_time(field, at.as_ref()).map(format::time);
         Ok(Self {
             status: convert::charge_status_word(charge.status())?,
             period_start: time("period_start_time", &charge.period_start_time)?,
@@ -132,11 +131,7 @@ pub(super) struct ChargesParams {
     (status = 200, body = Charges, description = "A page of charges"),
     (status = 404, description = "The account does not exist"),
 ))]
-pub(super) async fn list(
-    State(app): State<App>,
-    user: User,
-    params: Params,
-) -> Result<Json<Charges>, Error> {
+pub(super) async fn list(State(app): State<App>, user: User, params: Params) -> Result<Json<Charges>, Error> {
     page(&app, &user, String::new(), params).await
 }
 

@@ -6,10 +6,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::{Path, Request, State},
-    http::{
-        HeaderName, HeaderValue,
-        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE},
-    },
+    http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -67,13 +64,6 @@ async fn file(Path(name): Path<String>) -> Result<Response, Error> {
 }
 
 fn answer(content_type: &str, body: impl IntoResponse) -> Response {
-    let header = |name: HeaderName, value: &str| Some((name, HeaderValue::from_str(value).ok()?));
-    let mut response = body.into_response();
-    let headers = [
-        header(CONTENT_TYPE, content_type),
-        header(CACHE_CONTROL, HOUR),
-        header(CONTENT_SECURITY_POLICY, POLICY),
-    ];
-    response.headers_mut().extend(headers.into_iter().flatten());
-    response
+    let headers = [(CONTENT_TYPE, content_type), (CACHE_CONTROL, HOUR), (CONTENT_SECURITY_POLICY, POLICY)];
+    (headers, body).into_response()
 }

@@ -8,10 +8,10 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::{StreamExt, stream};
 use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
-use nexus_kit::convert::timestamp;
+use nexus_kit::{convert::timestamp, validate::Violations};
 use nexus_proto::analytics::v1 as analytics;
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
@@ -20,6 +20,8 @@ use crate::{App, auth::User, convert, error::Error, format, query::Params};
 
 /// The columns, and the members of a line of NDJSON.
 const HEADER: &str = "start,endpoint,method,status_class,calls,avg_response_time_ms\r\n";
+/// As the service has it.
+const LONGEST: TimeDelta = TimeDelta::days(366);
 /// A spreadsheet takes a cell that begins so for a formula.
 const FORMULA: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
 
@@ -98,7 +100,7 @@ pub(super) struct ExportParams {
     /// First instant; a date is its beginning (UTC).
     #[param(format = DateTime)]
     start: String,
-    /// End, exclusive.
+    /// End, exclusive: at most 366 days later.
     #[param(format = DateTime)]
     end: String,
     #[param(pattern = "^(csv|ndjson)$", default = "csv")]
@@ -124,6 +126,10 @@ pub(super) async fn download(
     let (start, end) = (params.instant("start"), params.instant("end"));
     let form = params.word::<Form>("format", "csv, ndjson").unwrap_or(Form::Csv);
     params.finish()?;
+    if end <= start || end - start > LONGEST {
+        let message = format!("must be after start, and at most {} days after it", LONGEST.num_days());
+        return Err(Violations::one("end", message).into());
+    }
     let request = analytics::ExportUsageRequest {
         eco_id: String::new(),
         start_time: Some(timestamp(start)),

@@ -12,13 +12,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use futures::FutureExt;
 use http::{HeaderMap, HeaderName, Version, header};
 use http_body_util::BodyExt;
 use nexus_kit::{auth::Caller, status, telemetry};
 use tonic::transport::Channel;
 use tonic_web::GrpcWebLayer;
-use tower::{Layer, ServiceExt};
+use tower::{Layer, ServiceExt, service_fn};
 use tracing::Span;
 
 use crate::{App, backend::Service, error::Error};
@@ -61,8 +60,9 @@ async fn call(app: App, service: Service, request: Request) -> Result<Response, 
             None
         }
     };
-    let answer = GrpcWebLayer::new().layer(reached(app.backend.channel(service)));
-    let answer = answer.oneshot(handed_on(request)).await.unwrap_or_else(|never| match never {});
+    let channel = app.backend.channel(service);
+    let translated = GrpcWebLayer::new().layer(service_fn(move |request| reached(channel.clone(), request)));
+    let answer = translated.oneshot(handed_on(request)).await.unwrap_or_else(|never| match never {});
     // The account has its place for as long as the stream lasts.
     Ok(answer
         .map(|body| {
@@ -74,22 +74,15 @@ async fn call(app: App, service: Service, request: Request) -> Result<Response, 
         .into_response())
 }
 
-/// The service, or the status that tells that it is away.
-fn reached(
+/// The service's answer, or the status that tells that it is away.
+async fn reached(
     channel: Channel,
-) -> impl tower::Service<
-    http::Request<tonic::body::Body>,
-    Response = http::Response<tonic::body::Body>,
-    Error = Infallible,
-    Future: Send,
-> + Send {
-    channel.then(|answered| {
-        let answer = answered.unwrap_or_else(|error: tonic::transport::Error| {
-            tracing::warn!(%error, "a service is away");
-            status::unavailable("SERVICE_AWAY", "the service is away", status::RETRY_SOON).into_http()
-        });
-        std::future::ready(Ok(answer)).boxed()
-    })
+    request: http::Request<tonic::body::Body>,
+) -> Result<http::Response<tonic::body::Body>, Infallible> {
+    Ok(channel.oneshot(request).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "a service is away");
+        status::unavailable("SERVICE_AWAY", "the service is away", status::RETRY_SOON).into_http()
+    }))
 }
 
 fn handed_on(request: Request) -> Request {

@@ -206,7 +206,7 @@ struct RotateRequest {
     #[schema(pattern = "^eco_api_[0-9A-Za-z]{22}$")]
     key_id: String,
     /// How long the old secret stays valid, in milliseconds.
-    #[schema(minimum = 0, maximum = 2_592_000_000_i64, default = 86_400_000)]
+    #[schema(minimum = 0, maximum = 2592000000_i64, default = 86400000)]
     grace_period_ms: Option<i64>,
     /// A repeat returns the first answer.
     #[schema(format = Uuid)]

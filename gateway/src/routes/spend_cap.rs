@@ -24,7 +24,7 @@ pub(super) struct SpendCap {
 #[expect(dead_code, reason = "it describes what `Body` reads")]
 struct NewSpendCap {
     /// Whole cents; null: no cap any more.
-    #[schema(required, minimum = 0, maximum = 1_000_000_000, multiple_of = 0.01)]
+    #[schema(required, minimum = 0, maximum = 1000000000, multiple_of = 0.01)]
     spend_cap_usd: Option<f64>,
     /// A repeat returns the first answer.
     #[schema(format = Uuid)]

@@ -53,7 +53,8 @@ async fn every_route_is_in_the_document_and_every_operation_has_a_route() -> Res
         // A method that no route has is answered with those that this one has.
         let refused = suite.request("DELETE", &at)?.send().await?;
         let allowed = refused.headers().get(ALLOW).context(path.clone())?.to_str()?;
-        let allowed: BTreeSet<String> = allowed.split(',').map(str::to_owned).filter(|m| m != "HEAD").collect();
+        let allowed: BTreeSet<String> =
+            allowed.split(',').map(str::to_owned).filter(|m| m != "HEAD").collect();
         assert_eq!(allowed, methods, "{path}");
     }
     Ok(())
@@ -72,7 +73,10 @@ async fn every_operation_says_who_may_call_what_it_takes_and_each_answer() -> Re
         assert_eq!(operation["security"].as_array().is_some_and(Vec::is_empty), open, "{what}");
         assert!(ids.insert(operation["operationId"].to_string()), "{what}");
         let answers = operation["responses"].as_object().context(what.clone())?;
-        assert!(answers.contains_key("200") && answers.contains_key("503") && answers.contains_key("500"), "{what}");
+        assert!(
+            answers.contains_key("200") && answers.contains_key("503") && answers.contains_key("500"),
+            "{what}"
+        );
         for (status, answer) in answers {
             assert!(answer["description"].as_str().is_some_and(|text| !text.is_empty()), "{what} {status}");
             assert!(answer["headers"]["x-request-id"].is_object(), "{what} {status}");
@@ -134,7 +138,8 @@ async fn answers_are_as_the_document_says() -> Result<()> {
         ("/api/admin/accounts/{id}", suite.get_as_admin("/api/admin/accounts/eco_a").await?),
     ] {
         assert_eq!(answer.status, 200, "{path}");
-        let shape = &document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"];
+        let shape =
+            &document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"];
         let name = shape["$ref"].as_str().and_then(|at| at.rsplit('/').next()).context(path)?;
         let members = |value: &Value| value.as_object().map(|m| m.keys().cloned().collect::<BTreeSet<_>>());
         let said = members(&document["components"]["schemas"][name]["properties"]);
@@ -149,7 +154,10 @@ async fn the_docs_page_takes_everything_from_this_server() -> Result<()> {
     let page = suite.request("GET", "/docs")?.send().await?;
     assert_eq!(page.status(), 200);
     let policy = page.headers()["content-security-policy"].to_str()?.to_owned();
-    assert!(policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("unsafe"), "{policy}");
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("unsafe"),
+        "{policy}"
+    );
     let page = page.text().await?;
     assert!(!page.contains("//") && !page.contains("<style") && !page.contains(" style="), "{page}");
     assert_eq!(page.matches("<script").count(), page.matches("<script src=\"/docs/").count(), "{page}");

@@ -39,7 +39,10 @@ async fn who_has_a_body_is_told_so_until_it_changes() -> Result<()> {
     assert_eq!(header(&first, "vary"), Some("authorization, accept"));
     let kept = suite.fetch(CURRENT, &[("if-none-match", &tag)]).await?;
     assert_eq!(kept.status(), 304);
-    assert_eq!((header(&kept, "etag"), header(&kept, "cache-control")), (Some(tag.as_str()), Some("private, no-cache")));
+    assert_eq!(
+        (header(&kept, "etag"), header(&kept, "cache-control")),
+        (Some(tag.as_str()), Some("private, no-cache"))
+    );
     assert_eq!((header(&kept, "content-type"), header(&kept, "vary")), (None, Some("authorization, accept")));
     assert_eq!(kept.bytes().await?.len(), 0);
     let other = suite.fetch(CURRENT, &[("if-none-match", "\"x\", W/\"y\"")]).await?;
@@ -66,7 +69,10 @@ async fn errors_writes_and_metered_answers_have_no_tag() -> Result<()> {
         suite.get("/healthz", "").await?,
     ];
     for answer in answers {
-        assert!(answer.header("etag").is_none() && answer.header("cache-control") == Some("no-store"), "{answer:?}");
+        assert!(
+            answer.header("etag").is_none() && answer.header("cache-control") == Some("no-store"),
+            "{answer:?}"
+        );
     }
     Ok(())
 }
@@ -94,7 +100,8 @@ async fn long_answers_are_compressed_for_who_takes_it_and_have_a_tag_of_their_ow
     let path = "/api/usage/endpoints";
     let plain = suite.fetch(path, &[]).await?;
     let packed = suite.fetch(path, &[("accept-encoding", "gzip")]).await?;
-    let (tag, packed_tag) = (header(&plain, "etag").context("a tag")?, header(&packed, "etag").context("a tag")?);
+    let (tag, packed_tag) =
+        (header(&plain, "etag").context("a tag")?, header(&packed, "etag").context("a tag")?);
     assert_eq!(packed_tag, format!("{}-gzip\"", tag.trim_end_matches('"')));
     for held in [tag, packed_tag] {
         let headers = [("accept-encoding", "gzip"), ("if-none-match", held)];
@@ -106,7 +113,8 @@ async fn long_answers_are_compressed_for_who_takes_it_and_have_a_tag_of_their_ow
 
 #[tokio::test]
 async fn pages_of_other_origins_may_call_where_they_are_named() -> Result<()> {
-    let suite = Suite::start_with(|config| config.cors_allowed_origins = APP.parse().expect("an origin")).await?;
+    let suite =
+        Suite::start_with(|config| config.cors_allowed_origins = APP.parse().expect("an origin")).await?;
     suite.account("eco_a", Plan::Pro).await?;
     let asked = async |origin: &str| {
         let request = suite.request("OPTIONS", CURRENT)?.header("origin", origin);
@@ -114,10 +122,17 @@ async fn pages_of_other_origins_may_call_where_they_are_named() -> Result<()> {
         anyhow::Ok(request.header("access-control-request-headers", "authorization").send().await?)
     };
     let allowed = asked(APP).await?;
-    assert_eq!((allowed.status().as_u16(), header(&allowed, "access-control-allow-origin")), (200, Some(APP)));
-    assert!(header(&allowed, "access-control-allow-headers").is_some_and(|names| names.contains("authorization")));
+    assert_eq!(
+        (allowed.status().as_u16(), header(&allowed, "access-control-allow-origin")),
+        (200, Some(APP))
+    );
+    assert!(
+        header(&allowed, "access-control-allow-headers").is_some_and(|names| names.contains("authorization"))
+    );
     assert_eq!(header(&allowed, "access-control-allow-credentials"), None);
-    for other in ["https://evil.example", "https://app.example.com.evil.example", "null", "http://app.example.com"] {
+    for other in
+        ["https://evil.example", "https://app.example.com.evil.example", "null", "http://app.example.com"]
+    {
         assert_eq!(header(&asked(other).await?, "access-control-allow-origin"), None, "{other}");
     }
     // Errors can be read, too.

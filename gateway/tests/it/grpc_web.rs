@@ -119,7 +119,11 @@ async fn only_grpc_web_to_our_services_is_taken() -> Result<()> {
     for kind in ["application/grpc", "application/json", ""] {
         let request = suite.request("POST", CURRENT)?.header("content-type", kind).body("x");
         let answer = crate::answer::Answer::of(request).await?;
-        assert_eq!((answer.status.as_u16(), &answer.body["error"]), (415, &"Unsupported media type".into()), "{kind}");
+        assert_eq!(
+            (answer.status.as_u16(), &answer.body["error"]),
+            (415, &"Unsupported media type".into()),
+            "{kind}"
+        );
     }
     let message = usage::GetCurrentUsageRequest::default();
     for path in [

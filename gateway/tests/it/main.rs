@@ -9,6 +9,7 @@ mod charges;
 mod cron;
 mod document;
 mod edge;
+mod figures;
 mod grpc_web;
 mod keys;
 mod outage;

@@ -116,7 +116,8 @@ async fn health_the_scheduler_and_stripe_are_never_held_up() -> Result<()> {
     for _ in 0..5 {
         assert_eq!(suite.get("/healthz", "").await?.status, 200);
         assert_eq!(suite.run_overage().await?.status, 200);
-        let wrong = suite.request("POST", "/api/cron/process-overage")?.bearer_auth(format!("{CRON_SECRET}x"));
+        let wrong =
+            suite.request("POST", "/api/cron/process-overage")?.bearer_auth(format!("{CRON_SECRET}x"));
         assert_eq!(Answer::of(wrong).await?.body, json!({"error": "Unauthorized"}));
         assert_eq!(Answer::of(suite.request("POST", "/webhooks/stripe")?).await?.status, 400);
     }

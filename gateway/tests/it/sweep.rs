@@ -114,9 +114,11 @@ struct Route {
 }
 
 fn routes(victim: &Victim) -> Vec<Route> {
-    let route = |method: Method, template, other| Route { method, template, ids: json!({}), body: None, other };
+    let route =
+        |method: Method, template, other| Route { method, template, ids: json!({}), body: None, other };
     let get = |template, other| route(Method::GET, template, other);
-    let post = |template, body: Value, other| Route { body: Some(body), ..route(Method::POST, template, other) };
+    let post =
+        |template, body: Value, other| Route { body: Some(body), ..route(Method::POST, template, other) };
     let with = |ids: Value, route: Route| Route { ids, ..route };
     let (account, charge) = (json!({"id": VICTIM}), json!({"charge_id": victim.charge_id}));
     let key = json!({"key_id": victim.key_id, "eco_id": VICTIM});
@@ -169,7 +171,9 @@ impl Route {
             path = path.replace(&format!("{{{name}}}"), id.as_str().unwrap_or_default());
         }
         assert!(!path.contains('{'), "{path}: an id that the table does not fill in");
-        let query = format!("eco_id={VICTIM}&ecoId={VICTIM}&account={VICTIM}&user={VICTIM}&start=2026-01-01&end=2026-02-01");
+        let query = format!(
+            "eco_id={VICTIM}&ecoId={VICTIM}&account={VICTIM}&user={VICTIM}&start=2026-01-01&end=2026-02-01"
+        );
         let request = suite.request(self.method.as_str(), &format!("{path}?{query}"))?;
         let mut request = request.header("x-eco-id", VICTIM).header("grpc-metadata-eco-id", VICTIM);
         if let Some(authorization) = authorization {
@@ -212,7 +216,10 @@ async fn nobody_reaches_anothers_data_by_any_route() -> Result<()> {
         }
         let answer = route.ask(&suite, Some(&key)).await?;
         let is_tracked = route.template == "/api/secure/ping";
-        assert!(is_open || answer.status == if is_tracked { 200 } else { 401 }, "{name} by a key: {answer:?}");
+        assert!(
+            is_open || answer.status == if is_tracked { 200 } else { 401 },
+            "{name} by a key: {answer:?}"
+        );
         assert!(!victim.is_told_by(&answer.body.to_string()), "{name} by a key: {answer:?}");
 
         let answer = route.ask(&suite, Some(&user)).await?;

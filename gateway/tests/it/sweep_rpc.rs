@@ -9,7 +9,8 @@ use http::uri::PathAndQuery;
 use nexus_client::CallOptions;
 use nexus_kit::{auth::Scope, convert::timestamp};
 use nexus_proto::{
-    DESCRIPTOR_SET, analytics::v1 as analytics, billing::v1 as billing, common::v1 as common, usage::v1 as usage,
+    DESCRIPTOR_SET, analytics::v1 as analytics, billing::v1 as billing, common::v1 as common,
+    usage::v1 as usage,
 };
 use nexus_testkit::settings::{service_token, user_token};
 use prost::{Message, bytes::Buf, bytes::BufMut};
@@ -109,9 +110,21 @@ fn of_usage(victim: &Victim) -> Vec<Rpc> {
     let key_id = || victim.key_id.clone();
     vec![
         rpc("UsageService/RecordUsage", WRITE, &usage::RecordUsageRequest { event: Some(event.clone()) }),
-        rpc("UsageService/BatchRecordUsage", WRITE, &usage::BatchRecordUsageRequest { events: vec![event.clone()] }),
-        rpc("UsageService/StreamUsage", WRITE, &usage::StreamUsageRequest { batch_id: 1, events: vec![event] }),
-        rpc("UsageService/CheckQuota", CHECK, &usage::CheckQuotaRequest { eco_id: eco_id(), ..Default::default() }),
+        rpc(
+            "UsageService/BatchRecordUsage",
+            WRITE,
+            &usage::BatchRecordUsageRequest { events: vec![event.clone()] },
+        ),
+        rpc(
+            "UsageService/StreamUsage",
+            WRITE,
+            &usage::StreamUsageRequest { batch_id: 1, events: vec![event] },
+        ),
+        rpc(
+            "UsageService/CheckQuota",
+            CHECK,
+            &usage::CheckQuotaRequest { eco_id: eco_id(), ..Default::default() },
+        ),
         rpc(
             "UsageService/LeaseQuota",
             CHECK,
@@ -123,14 +136,22 @@ fn of_usage(victim: &Victim) -> Vec<Rpc> {
             ACCOUNTS,
             &usage::CreateApiKeyRequest { eco_id: eco_id(), name: "k".to_owned(), ..Default::default() },
         ),
-        rpc("UsageService/ListApiKeys", ACCOUNTS, &usage::ListApiKeysRequest { eco_id: eco_id(), ..Default::default() }),
+        rpc(
+            "UsageService/ListApiKeys",
+            ACCOUNTS,
+            &usage::ListApiKeysRequest { eco_id: eco_id(), ..Default::default() },
+        ),
         hidden(rpc("UsageService/RevokeApiKey", ACCOUNTS, &usage::RevokeApiKeyRequest { key_id: key_id() })),
         hidden(rpc(
             "UsageService/RotateApiKey",
             ACCOUNTS,
             &usage::RotateApiKeyRequest { key_id: key_id(), ..Default::default() },
         )),
-        rpc("UsageService/VerifyApiKey", CHECK, &usage::VerifyApiKeyRequest { key: format!("{}.x", key_id()) }),
+        rpc(
+            "UsageService/VerifyApiKey",
+            CHECK,
+            &usage::VerifyApiKeyRequest { key: format!("{}.x", key_id()) },
+        ),
         rpc("UsageService/RegisterImport", WRITE, &usage::RegisterImportRequest::default()),
     ]
 }
@@ -160,7 +181,11 @@ fn of_accounts() -> Vec<Rpc> {
                 ..Default::default()
             },
         ),
-        rpc("BillingService/GetSubscription", ACCOUNTS, &billing::GetSubscriptionRequest { eco_id: eco_id() }),
+        rpc(
+            "BillingService/GetSubscription",
+            ACCOUNTS,
+            &billing::GetSubscriptionRequest { eco_id: eco_id() },
+        ),
         rpc(
             "BillingService/CreateCheckoutSession",
             ACCOUNTS,
@@ -183,7 +208,11 @@ fn of_accounts() -> Vec<Rpc> {
         rpc(
             "BillingService/SetSpendCap",
             ACCOUNTS,
-            &billing::SetSpendCapRequest { eco_id: eco_id(), spend_cap_micros: Some(0), ..Default::default() },
+            &billing::SetSpendCapRequest {
+                eco_id: eco_id(),
+                spend_cap_micros: Some(0),
+                ..Default::default()
+            },
         ),
         rpc(
             "BillingService/AdjustUsage",
@@ -197,7 +226,11 @@ fn of_accounts() -> Vec<Rpc> {
         ),
         open(rpc("BillingService/ListPlans", ADMINS, &billing::ListPlansRequest::default())),
         rpc("BillingService/UpsertPlan", ADMINS, &billing::UpsertPlanRequest::default()),
-        rpc("BillingService/ListAuditLog", ADMINS, &billing::ListAuditLogRequest { eco_id: eco_id(), ..Default::default() }),
+        rpc(
+            "BillingService/ListAuditLog",
+            ADMINS,
+            &billing::ListAuditLogRequest { eco_id: eco_id(), ..Default::default() },
+        ),
     ]
 }
 
@@ -209,7 +242,11 @@ fn of_charges(victim: &Victim) -> Vec<Rpc> {
     vec![
         rpc("BillingService/ProcessOverage", BILLING, &billing::ProcessOverageRequest::default()),
         rpc("BillingService/GetOverage", BILLING, &billing::GetOverageRequest { eco_id: eco_id() }),
-        rpc("BillingService/ListCharges", BILLING, &billing::ListChargesRequest { eco_id: eco_id(), ..Default::default() }),
+        rpc(
+            "BillingService/ListCharges",
+            BILLING,
+            &billing::ListChargesRequest { eco_id: eco_id(), ..Default::default() },
+        ),
         Rpc { service: Code::NotFound, ..hidden(rpc("BillingService/ExplainCharge", BILLING, explain)) },
         rpc("BillingService/Reconcile", BILLING, &billing::ReconcileRequest::default()),
         rpc(
@@ -218,8 +255,16 @@ fn of_charges(victim: &Victim) -> Vec<Rpc> {
             &billing::RetryChargeRequest { charge_id: charge_id(), ..Default::default() },
         ),
         rpc("BillingService/HandleStripeEvent", BILLING, &billing::HandleStripeEventRequest::default()),
-        rpc("BillingService/WatchOverageRun", BILLING, &billing::WatchOverageRunRequest { run_id: run_id.clone() }),
-        rpc("BillingService/GetOverageRun", BILLING, &billing::GetOverageRunRequest { run_id: run_id.clone() }),
+        rpc(
+            "BillingService/WatchOverageRun",
+            BILLING,
+            &billing::WatchOverageRunRequest { run_id: run_id.clone() },
+        ),
+        rpc(
+            "BillingService/GetOverageRun",
+            BILLING,
+            &billing::GetOverageRunRequest { run_id: run_id.clone() },
+        ),
         rpc("BillingService/ListOverageRuns", BILLING, &billing::ListOverageRunsRequest::default()),
         rpc(
             "BillingService/ListOverageRunErrors",
@@ -369,7 +414,10 @@ async fn call(suite: &Suite, rpc: &Rpc, authorization: Option<&str>) -> Result<R
         None => Request::new(message),
     };
     let answer = async {
-        let mut messages = grpc.streaming(request, PathAndQuery::try_from(path).map_err(|_| Status::internal("a path"))?, Raw).await?.into_inner();
+        let mut messages = grpc
+            .streaming(request, PathAndQuery::try_from(path).map_err(|_| Status::internal("a path"))?, Raw)
+            .await?
+            .into_inner();
         Ok::<_, Status>(messages.message().await?.unwrap_or_default())
     };
     Ok(answer.await)
@@ -388,7 +436,8 @@ async fn nobody_reaches_anothers_data_by_any_rpc() -> Result<()> {
     let swept: BTreeSet<String> = all.iter().map(|rpc| rpc.name.to_owned()).collect();
     assert_eq!(swept, described()?, "every RPC is swept, and no other");
     for rpc in &all {
-        let without = Scope::ALL.into_iter().filter(|scope| *scope != Scope::Admin && !rpc.scopes.contains(scope));
+        let without =
+            Scope::ALL.into_iter().filter(|scope| *scope != Scope::Admin && !rpc.scopes.contains(scope));
         let service = format!("Bearer {}", service_token(&without.collect::<Vec<_>>())?);
         let unsigned = format!("Bearer {}", user_token(VICTIM)?.rsplit_once('.').context("a token")?.0);
         for (caller, authorization, told) in [
