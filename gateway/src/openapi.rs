@@ -153,8 +153,17 @@ fn security_schemes() -> Value {
     })
 }
 
+/// A whole number is as large as it likes: what is beyond a bound counts as the bound.
+fn unbound(parameter: &mut Value) {
+    if let Some(schema) = parameter["schema"].as_object_mut().filter(|schema| schema["type"] == "integer") {
+        schema.remove("format");
+    }
+}
+
 /// Adds what the routes of its kind have in common.
 fn complete(operation: &mut Value) {
+    let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
+    parameters.into_iter().flatten().for_each(unbound);
     let tag = operation["tags"][0].as_str().unwrap_or_default().to_owned();
     let (scheme, refusals): (Option<&str>, &[Refusal]) = match tag.as_str() {
         "usage" | "keys" | "subscriptions" => (Some("user"), &[UNAUTHORIZED, TOO_FAST]),

@@ -98,10 +98,10 @@ pub(super) struct Row {
 #[expect(dead_code, reason = "it describes what `Params` reads")]
 pub(super) struct ExportParams {
     /// First instant; a date is its beginning (UTC).
-    #[param(format = DateTime)]
+    #[param(pattern = "^[0-9]{4}-[0-9]{2}-[0-9]{2}(T.+)?$", example = "2026-11-01")]
     start: String,
     /// End, exclusive: at most 366 days later.
-    #[param(format = DateTime)]
+    #[param(pattern = "^[0-9]{4}-[0-9]{2}-[0-9]{2}(T.+)?$", example = "2026-12-01")]
     end: String,
     #[param(pattern = "^(csv|ndjson)$", default = "csv")]
     format: Option<String>,

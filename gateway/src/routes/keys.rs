@@ -80,7 +80,7 @@ pub(super) async fn generate(
         scopes: body.texts("scopes"),
         // As the contract has it, and as our answers spell it.
         test_mode: body.flag("testMode") | body.flag("test_mode"),
-        request_id: body.text("request_id"),
+        request_id: body.request_id(),
     };
     body.finish()?;
     let made = app.backend.create_api_key(&user, request).await?;
@@ -228,7 +228,7 @@ pub(super) async fn rotate(
     let request = usage::RotateApiKeyRequest {
         key_id: body.text("key_id"),
         grace_period_ms: body.number("grace_period_ms"),
-        request_id: body.text("request_id"),
+        request_id: body.request_id(),
     };
     body.finish()?;
     let rotated = app.backend.rotate_api_key(&user, request).await?;

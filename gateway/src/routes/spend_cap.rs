@@ -24,7 +24,7 @@ pub(super) struct SpendCap {
 #[expect(dead_code, reason = "it describes what `Body` reads")]
 struct NewSpendCap {
     /// Whole cents; null: no cap any more.
-    #[schema(required, minimum = 0, maximum = 1000000000, multiple_of = 0.01)]
+    #[schema(required, minimum = 0, multiple_of = 0.01)]
     spend_cap_usd: Option<f64>,
     /// A repeat returns the first answer.
     #[schema(format = Uuid)]
@@ -54,7 +54,7 @@ pub(super) async fn set(State(app): State<App>, user: User, mut body: Body) -> R
         eco_id: String::new(),
         spend_cap_micros: body.amount("spend_cap_usd").map(|cap| cap.0),
         currency_code: Currency::USD.to_string(),
-        request_id: body.text("request_id"),
+        request_id: body.request_id(),
     };
     body.finish()?;
     app.backend.set_spend_cap(&user, request).await?;

@@ -96,7 +96,7 @@ pub(super) async fn checkout(
     user: User,
     mut body: Body,
 ) -> Result<Json<Checkout>, Error> {
-    let (word, request_id) = (body.text("plan"), body.text("request_id"));
+    let (word, request_id) = (body.text("plan"), body.request_id());
     body.finish()?;
     let plan = match word.parse::<Plan>() {
         Ok(plan) if plan != Plan::Free => plan,
@@ -130,7 +130,7 @@ pub(super) async fn cancel(
     let request = billing::CancelSubscriptionRequest {
         eco_id: String::new(),
         apply_now: body.flag("apply_now"),
-        request_id: body.text("request_id"),
+        request_id: body.request_id(),
     };
     body.finish()?;
     Ok(Json(Subscription::of(app.backend.cancel_subscription(&user, request).await?)?))
@@ -153,7 +153,7 @@ pub(super) async fn reactivate(
 ) -> Result<Json<Subscription>, Error> {
     let mut body = body.unwrap_or_default();
     let request =
-        billing::ReactivateSubscriptionRequest { eco_id: String::new(), request_id: body.text("request_id") };
+        billing::ReactivateSubscriptionRequest { eco_id: String::new(), request_id: body.request_id() };
     body.finish()?;
     Ok(Json(Subscription::of(app.backend.reactivate_subscription(&user, request).await?)?))
 }
