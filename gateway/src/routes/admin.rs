@@ -149,7 +149,7 @@ pub(super) struct UsersParams {
     #[param(pattern = "^(usage|overage|revenue|created)$", default = "usage")]
     sort: Option<String>,
     /// Beginning of the account's id, or of its email; 320 bytes at most.
-    #[param(max_length = 80, pattern = r"^[^\x00-\x1f\x7f-\x9f\ufffd]*$")]
+    #[param(max_length = 320, pattern = r"^[^\x00-\x1f\x7f-\x9f\ufffd]*$")]
     q: Option<String>,
 }
 
