@@ -33,15 +33,20 @@ impl FromRequestParts<App> for User {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
-        let header = authorization(&parts.headers).map_err(|_| Error::Unauthorized)?;
-        match app.auth.authenticate(Some(header)) {
-            Ok(Caller::User { eco_id, admin, .. }) => {
+        let shown = authorization(&parts.headers)
+            .and_then(|header| Ok((header, app.auth.authenticate(Some(header))?)));
+        match shown {
+            Ok((header, Caller::User { eco_id, admin, .. })) => {
+                app.rates.account(&eco_id)?;
                 Span::current().record("caller", eco_id.as_str());
                 let share = app.shares.enter(&eco_id);
                 let share = share.ok_or(Error::unavailable("too many requests of this account in flight"))?;
                 Ok(User { authorization: header.to_owned(), admin, _share: share })
             }
-            Ok(Caller::Service { .. } | Caller::ApiKey(_)) | Err(_) => Err(Error::Unauthorized),
+            Ok((_, Caller::Service { .. } | Caller::ApiKey(_))) | Err(_) => {
+                app.rates.stranger(&parts.extensions)?;
+                Err(Error::Unauthorized)
+            }
         }
     }
 }
@@ -58,13 +63,23 @@ impl FromRequestParts<App> for Admin {
     }
 }
 
-/// A well-formed API key; whether it is good, usage-svc knows.
+/// A well-formed API key; whether it is good, usage-svc knows. Before that it is a stranger's.
 pub struct ApiKey(pub ApiKeyText);
 
 impl FromRequestParts<App> for ApiKey {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        let key = Self::shown(parts, app);
+        if key.is_err() {
+            app.rates.stranger(&parts.extensions)?;
+        }
+        key
+    }
+}
+
+impl ApiKey {
+    fn shown(parts: &Parts, app: &App) -> Result<Self, Error> {
         let header = authorization(&parts.headers).map_err(|error| match error {
             AuthError::Missing => Error::MissingApiKey,
             AuthError::Invalid => Error::InvalidApiKey,

@@ -2,17 +2,26 @@
 //! real on free ports, over a database of each test's own.
 
 mod access;
+mod accounts;
 mod admin;
 mod answer;
+mod charges;
 mod cron;
+mod document;
+mod edge;
+mod figures;
+mod grpc_web;
 mod keys;
 mod outage;
 mod problem;
+mod rate;
 mod requests;
 mod secure;
 mod shares;
 mod spend_cap;
 mod subscriptions;
 mod suite;
+mod sweep;
+mod sweep_rpc;
 mod usage;
 mod webhooks;
