@@ -16,7 +16,6 @@ use nexus_kit::db;
 use sqlx::PgPool;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use super::{
     feed::{Change, Changes, Feed},
@@ -34,7 +33,10 @@ use crate::{
 const MAX_KEYS: u64 = 100_000;
 /// A key's use is noted that often: a busy key costs no write per call.
 const NOTED_FOR: Duration = Duration::from_secs(60);
-/// Longest that keys are read: longer than a lock is waited for.
+/// Keys whose use waits to be noted at most, and those that one statement notes.
+const MAX_USES: usize = 10_000;
+const USES_AT_ONCE: usize = 1_000;
+/// Longest that a statement takes: longer than a lock is waited for.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 /// Calls that wait to be read, of those whose texts were not seen to open a key: whoever makes keys up has not all the
 /// places of calls in flight.
@@ -61,6 +63,8 @@ struct Inner {
     reads: Reads<Arc<Known>>,
     /// For those that did when it was last read.
     rereads: Reads<Arc<Known>>,
+    /// Keys whose use is to be noted.
+    uses: mpsc::Sender<String>,
     feed: Arc<Feed>,
     stale_max: Duration,
     known: Cache<String, Arc<Known>>,
@@ -95,9 +99,11 @@ pub fn start(
     let changes = feed.subscribe();
     let (reads, strangers) = Reads::new(MAX_STRANGERS);
     let (rereads, acquainted) = Reads::new(MAX_KNOWN);
+    let (uses, used) = mpsc::channel(MAX_USES);
     let keys = Keys(Arc::new(Inner {
         reads,
         rereads,
+        uses,
         pool,
         outage,
         feed,
@@ -106,18 +112,19 @@ pub fn start(
         changes: AtomicU64::new(0),
         epoch: AtomicU64::new(0),
     }));
-    let (follower, first, second) = (keys.clone(), keys.clone(), keys.clone());
+    let of_task = keys.clone();
     let task = tokio::spawn(async move {
         tokio::join!(
-            follow(follower, changes, stop.clone()),
-            first.serve(strangers, stop.clone()),
-            second.serve(acquainted, stop),
+            follow(&of_task, changes, &stop),
+            of_task.serve(strangers, stop.clone()),
+            of_task.serve(acquainted, stop.clone()),
+            of_task.note_uses(used, &stop),
         );
     });
     (keys, task)
 }
 
-async fn follow(keys: Keys, mut changes: Changes, stop: CancellationToken) {
+async fn follow(keys: &Keys, mut changes: Changes, stop: &CancellationToken) {
     // The keys hold the feed, so that it has no end of its own while they are followed.
     while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
         match change {
@@ -180,7 +187,7 @@ impl Keys {
     }
 
     /// Reads keys for those who wait, until `stop`.
-    async fn serve(self, waiting: mpsc::Receiver<Waiting<Arc<Known>>>, stop: CancellationToken) {
+    async fn serve(&self, waiting: mpsc::Receiver<Waiting<Arc<Known>>>, stop: CancellationToken) {
         let read = |ids| self.read_or_say(ids);
         key_reads::serve(waiting, read, stop).await;
     }
@@ -225,6 +232,23 @@ impl Keys {
         Ok(read)
     }
 
+    /// Notes which keys are used, until `stop`: those that gather while the last ones are written, in one statement. Nobody
+    /// waits for it, and what goes unnoted in an outage is noted by a later use.
+    async fn note_uses(&self, mut used: mpsc::Receiver<String>, stop: &CancellationToken) {
+        let mut ids = Vec::new();
+        while let Some(1..) = stop.run_until_cancelled(used.recv_many(&mut ids, USES_AT_ONCE)).await {
+            let noted = async {
+                let mut connection = db::acquire(&self.0.pool).await?;
+                let noted = timeout(READ_WITHIN, store::api_keys::note_uses(&mut connection, &ids)).await;
+                db::in_time(noted, connection)
+            };
+            if let Err(error) = noted.await {
+                tracing::warn!(%error, keys = ids.len(), "the use of API keys was not noted");
+            }
+            ids.clear();
+        }
+    }
+
     fn open(&self, known: &Known, text: &ApiKeyText) -> Option<ApiKey> {
         let now = BootTime::now();
         if !known.stored.opens_to(text, now.since(known.since)) {
@@ -235,8 +259,8 @@ impl Keys {
         if due
             && known.noted.compare_exchange(noted, now.nanos(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
         {
-            let (inner, key_id) = (self.0.clone(), known.stored.key.key_id.clone());
-            tokio::spawn(async move { inner.note_use(&key_id).await }.in_current_span());
+            // Where as many wait as may, a later use notes it.
+            let _waits = self.0.uses.try_send(known.stored.key.key_id.clone());
         }
         Some(known.stored.key.clone())
     }
@@ -260,16 +284,5 @@ impl Inner {
         // Nobody else gives it up: a database may go away without a word.
         let read = timeout(READ_WITHIN, store::api_keys::for_verification(&mut connection, ids)).await;
         Ok(db::in_time(read, connection)?)
-    }
-
-    /// Nobody waits for it, and a use that goes unnoted in an outage is noted by a later one.
-    async fn note_use(&self, key_id: &str) {
-        let noted = async {
-            let mut connection = db::acquire(&self.pool).await?;
-            store::api_keys::note_use(&mut connection, key_id).await
-        };
-        if let Err(error) = noted.await {
-            tracing::warn!(%error, key_id, "the use of an API key was not noted");
-        }
     }
 }

@@ -199,13 +199,17 @@ pub async fn count_of_a_day(connection: &mut PgConnection, eco_id: &EcoId) -> sq
     .await
 }
 
-/// Notes that a key was used, unless a concurrent call just did.
+/// Notes that keys were used, unless that was noted just now. A key that is locked is being changed, or noted by another
+/// replica: it is left out.
 #[tracing::instrument(name = "db.eco_api_keys.update", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn note_use(connection: &mut PgConnection, key_id: &str) -> sqlx::Result<()> {
+pub async fn note_uses(connection: &mut PgConnection, ids: &[String]) -> sqlx::Result<()> {
     sqlx::query!(
-        "update eco_api_keys set last_used_time = now()
-         where key_id = $1 and (last_used_time is null or last_used_time < now() - interval '1 minute')",
-        key_id,
+        "update eco_api_keys k set last_used_time = now()
+         from (select key_id from eco_api_keys
+               where key_id = any($1) and (last_used_time is null or last_used_time < now() - interval '1 minute')
+               for no key update skip locked) u
+         where k.key_id = u.key_id",
+        ids,
     )
     .execute(connection)
     .await?;

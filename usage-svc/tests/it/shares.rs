@@ -192,6 +192,33 @@ async fn keys_that_are_made_up_leave_connections_and_turns_to_others() -> Result
     Ok(())
 }
 
+/// Noting that a key was used is nothing that a caller waits for, nor does it take the connections of those who do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_whose_use_cannot_be_noted_leave_the_connections_to_others() -> Result<()> {
+    let (db, server) = server().await?;
+    for eco_id in ["eco_a", "eco_b"] {
+        account(&db, eco_id, Plan::Pro).await?;
+    }
+    let mut keys = Vec::new();
+    for _ in 0..20 {
+        keys.push(make_key(&server, "eco_a", false).await?.key);
+    }
+    let mut holder = nexus_kit::db::begin(&db.pool).await?;
+    // As the making of an index has it: it is read, and not written.
+    sqlx::query("lock table eco_api_keys in share mode").execute(&mut *holder).await?;
+    for key in &keys {
+        assert_eq!(verify(&server, key).await??.eco_id, "eco_a");
+    }
+    eventually(async || Ok(waiting(&db).await? == 1)).await?;
+    for _ in 0..20 {
+        check(&server, "eco_b", 1).await?;
+        assert!(waiting(&db).await? <= 1);
+    }
+    holder.commit().await?;
+    let noted = "select count(*) = 20 from eco_api_keys where last_used_time is not null";
+    eventually(async || Ok(sqlx::query_scalar(noted).fetch_one(&db.pool).await?)).await
+}
+
 /// An answer that tells what is wrong with ten thousand events is larger than they are. Of such answers, an account may
 /// leave some 16 MiB untaken.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
