@@ -3,7 +3,7 @@
 
 use axum::extract::FromRequestParts;
 use http::{HeaderMap, header::AUTHORIZATION, request::Parts};
-use nexus_core::id::ApiKeyText;
+use nexus_core::id::{ApiKeyText, EcoId};
 use nexus_kit::{
     auth::{AuthError, Caller},
     share::Share,
@@ -19,10 +19,29 @@ use crate::{App, error::Error};
 pub struct User {
     authorization: String,
     admin: bool,
-    _share: Share,
+    share: Share,
 }
 
 impl User {
+    /// Whom an `authorization` header names.
+    pub fn enter(app: &App, header: &str) -> Result<Self, Error> {
+        match app.auth.authenticate(Some(header)) {
+            Ok(Caller::User { eco_id, admin, .. }) => {
+                app.rates.account(&eco_id)?;
+                Span::current().record("caller", eco_id.as_str());
+                let share = app.shares.enter(&eco_id);
+                let share = share.ok_or(Error::unavailable("too many requests of this account in flight"))?;
+                Ok(User { authorization: header.to_owned(), admin, share })
+            }
+            Ok(Caller::Service { .. } | Caller::ApiKey(_)) | Err(_) => Err(Error::Unauthorized),
+        }
+    }
+
+    /// The account.
+    pub fn eco_id(&self) -> &EcoId {
+        self.share.eco_id()
+    }
+
     /// The header as the user sent it.
     pub fn authorization(&self) -> &str {
         &self.authorization
@@ -33,21 +52,13 @@ impl FromRequestParts<App> for User {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
-        let shown = authorization(&parts.headers)
-            .and_then(|header| Ok((header, app.auth.authenticate(Some(header))?)));
-        match shown {
-            Ok((header, Caller::User { eco_id, admin, .. })) => {
-                app.rates.account(&eco_id)?;
-                Span::current().record("caller", eco_id.as_str());
-                let share = app.shares.enter(&eco_id);
-                let share = share.ok_or(Error::unavailable("too many requests of this account in flight"))?;
-                Ok(User { authorization: header.to_owned(), admin, _share: share })
-            }
-            Ok((_, Caller::Service { .. } | Caller::ApiKey(_))) | Err(_) => {
-                app.rates.stranger(&parts.extensions)?;
-                Err(Error::Unauthorized)
-            }
+        let entered = authorization(&parts.headers)
+            .map_err(|_| Error::Unauthorized)
+            .and_then(|header| User::enter(app, header));
+        if matches!(entered, Err(Error::Unauthorized)) {
+            app.rates.stranger(&parts.extensions)?;
         }
+        entered
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod accounts;
 mod figures;
+mod pages;
 
 use std::{future::Future, sync::Arc, time::Duration};
 

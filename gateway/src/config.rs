@@ -4,7 +4,7 @@ use clap::Args;
 use nexus_kit::config::{AuthArgs, ServeArgs, parse_timeout};
 use secrecy::SecretString;
 
-use crate::{address::Proxies, edge::Origins};
+use crate::{address::Proxies, edge::Origins, pages::config::PagesArgs};
 
 /// Settings of the gateway.
 #[derive(Args, Debug, Clone)]
@@ -58,6 +58,8 @@ pub struct Config {
     /// Networks of the proxies in front, whose X-Forwarded-For says whom a request is from, comma separated, e.g. 10.0.0.0/8
     #[arg(long, env = "TRUSTED_PROXIES", default_value = "", value_name = "CIDRS")]
     pub trusted_proxies: Proxies,
+    #[command(flatten)]
+    pub pages: PagesArgs,
     #[command(flatten)]
     pub auth: AuthArgs,
     #[command(flatten)]

@@ -36,6 +36,8 @@ pub enum StartError {
     Auth(#[from] AuthConfigError),
     #[error("{variable} (--{flag}): {error}")]
     Address { variable: &'static str, flag: &'static str, error: nexus_client::ClientError },
+    #[error("the identity provider: {0}")]
+    Oidc(String),
     #[error("the tracker of calls: {0}")]
     Tracker(#[from] nexus_client::BuildError),
     #[error(transparent)]
@@ -93,6 +95,8 @@ pub enum Error {
     NoSubscription,
     #[error("the account has a subscription at Stripe already")]
     AlreadySubscribed,
+    #[error("a plan that is paid for begins with a checkout")]
+    CheckoutRequired,
     #[error("another change of the subscription came after this request")]
     ChangeSuperseded,
     #[error("the plan has no price at Stripe")]
@@ -155,6 +159,7 @@ impl Error {
             Error::TooManySecrets => (StatusCode::CONFLICT, "Too many secrets in grace"),
             Error::NoSubscription => (StatusCode::CONFLICT, "No subscription"),
             Error::AlreadySubscribed => (StatusCode::CONFLICT, "Already subscribed"),
+            Error::CheckoutRequired => (StatusCode::CONFLICT, "Checkout required"),
             Error::ChangeSuperseded => (StatusCode::CONFLICT, "Change superseded"),
             Error::NotForSale => (StatusCode::CONFLICT, "Plan not for sale"),
             Error::ExplanationNotKept => (StatusCode::CONFLICT, "Explanation not kept"),
@@ -215,6 +220,9 @@ impl Error {
             Error::UriTooLong => vec![("message", "Path and query may have 8192 bytes at most.".into())],
             Error::HeadersTooLarge => {
                 vec![("message", "There may be 100 headers at most, with 32768 bytes together.".into())]
+            }
+            Error::CheckoutRequired => {
+                vec![("message", "This plan begins with a checkout.".into())]
             }
             Error::TooMany { .. } => {
                 vec![("message", "As much of this was done within 24 hours as may be. Try again later.".into())]

@@ -26,6 +26,7 @@ use crate::{
     App,
     address::Peer,
     error::Error,
+    pages,
     problem::{self, Failure},
 };
 
@@ -53,6 +54,7 @@ pub async fn around(State(app): State<App>, mut request: Request, next: Next) ->
     let id = request_id(request.headers());
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let wants_problem = problem::is_wanted(request.headers());
+    let wants_page = pages::failure::is_wanted(request.headers(), request.uri().path());
     let span = http_span(request.method(), &route, request.uri().path(), &id);
     telemetry::continue_trace(&span, request.headers());
     request.extensions_mut().insert(Arrival(arrival));
@@ -63,7 +65,11 @@ pub async fn around(State(app): State<App>, mut request: Request, next: Next) ->
     let record = Record { arrival, route, metrics: app.metrics.clone(), span: span.clone(), done: false };
     let work = async {
         let response = limited(&app, request, next).await;
-        let response = if wants_problem { problem::convert(response) } else { response };
+        let response = match response {
+            response if wants_problem => problem::convert(response),
+            response if wants_page => pages::failure::convert(response),
+            response => response,
+        };
         record.finish(&response);
         response
     };
@@ -138,7 +144,7 @@ fn request_id(headers: &HeaderMap) -> String {
 fn add_headers(headers: &mut HeaderMap, id: &str) {
     headers.insert(REQUEST_ID, HeaderValue::try_from(id).expect("checked or made here: plain ASCII"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // Where the route says nothing else.
+    // Pages, their files and some routes say otherwise.
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     let policy = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
     headers.entry(CONTENT_SECURITY_POLICY).or_insert(policy);

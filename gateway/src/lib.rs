@@ -18,6 +18,7 @@
 //! | [`token`] | the gateway's own service tokens |
 //! | [`status`] | what a service's status means over REST |
 //! | [`error`], [`problem`] | what can go wrong, the answer each is, and its two forms |
+//! | [`pages`] | the web pages |
 //! | [`convert`], [`format`](mod@format) | words and times of the services; money, numbers and times in JSON |
 //! | [`readiness`] | whether the services are there |
 //! | [`config`] | flags and environment |
@@ -35,6 +36,7 @@ pub mod format;
 pub mod layer;
 pub mod metering;
 pub mod openapi;
+pub mod pages;
 pub mod problem;
 pub mod query;
 pub mod rate;
@@ -100,6 +102,8 @@ pub struct Gateway {
     pub origins: Origins,
     /// Of these requests, what the users of each account have.
     pub shares: Shares,
+    /// What the pages need.
+    pub pages: pages::Pages,
     /// Room for webhooks that are read.
     pub webhooks: Semaphore,
     /// Whether the services are there.
@@ -128,6 +132,7 @@ pub async fn serve(
         backend,
         cron_secret: config.cron_secret.as_ref().and_then(SecretDigest::of),
         metrics: Metrics::new(),
+        pages: pages::Pages::new(&config, shutdown.clone())?,
         shares: Shares::of_at_most(config.serve.max_in_flight, USER_REQUESTS),
         webhooks: routes::webhooks::room(),
         rates: Rates::new(config.account_rate_per_second, config.address_rate_per_second),

@@ -54,7 +54,7 @@ impl Params {
     }
 
     /// The text of a parameter that is given once.
-    fn text(&mut self, name: &str) -> Option<String> {
+    pub fn text(&mut self, name: &str) -> Option<String> {
         let mut values = self.pairs.iter().filter(|(n, _)| n == name).map(|(_, v)| v);
         let value = values.next()?.clone();
         if values.next().is_some() {
@@ -116,6 +116,12 @@ impl Params {
             self.violations.add(name, format!("must be one of {expected}"));
         }
         word
+    }
+
+    /// The same where an empty text is none, as forms send it.
+    pub fn choice<T: FromStr>(&mut self, name: &str, expected: &str) -> Option<T> {
+        self.pairs.retain(|(its, value)| its != name || !value.is_empty());
+        self.word(name, expected)
     }
 
     /// The token of a page, as the service made it; empty: the first page.

@@ -61,6 +61,7 @@ pub fn rest(status: &Status, credentials: Credentials, not_found: &'static str) 
             "RECONCILE_REQUIRED" => Error::ReconcileRequired,
             "NO_SUBSCRIPTION" => Error::NoSubscription,
             "ALREADY_SUBSCRIBED" => Error::AlreadySubscribed,
+            "CHECKOUT_REQUIRED" => Error::CheckoutRequired,
             "CHANGE_SUPERSEDED" => Error::ChangeSuperseded,
             "NO_PRICE_AT_STRIPE" => Error::NotForSale,
             "TOO_MANY_API_KEYS" | "TOO_MANY_ROTATIONS" => {

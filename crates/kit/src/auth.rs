@@ -347,6 +347,13 @@ impl Authenticator {
         }
     }
 
+    /// Whose a token is, and when it ends: for who keeps one, as a session does.
+    pub fn session(&self, token: &str) -> Result<(Caller, DateTime<Utc>), AuthError> {
+        let (caller, expires) = self.verify(token)?;
+        let expires = DateTime::from_timestamp(expires, 0).ok_or(AuthError::Invalid)?;
+        Ok((caller, expires))
+    }
+
     fn token(&self, token: &str, now: u64) -> Result<Caller, AuthError> {
         if let Some(caller) = self.good_tokens.caller(token, now) {
             return Ok(caller);

@@ -12,7 +12,7 @@ use utoipa_axum::{
     routes,
 };
 
-use crate::{App, edge, error::Error, etag, layer, openapi};
+use crate::{App, edge, error::Error, etag, layer, openapi, pages};
 
 mod accounts;
 mod admin;
@@ -37,6 +37,7 @@ pub fn router(app: App) -> Router {
     let router = api
         .merge(docs::router())
         .merge(grpc_web::router())
+        .merge(pages::router())
         .fallback(|| async { Error::NotFound("Not found") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))

@@ -107,6 +107,7 @@ impl Suite {
             account_rate_per_second: 0,
             address_rate_per_second: 0,
             trusted_proxies: Default::default(),
+            pages: nexus_gateway::pages::config::PagesArgs::default(),
             auth: settings::auth_args(),
             serve: settings::serve_args(),
         };

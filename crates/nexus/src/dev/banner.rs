@@ -11,6 +11,7 @@ const NOW: &str = "$(date -u +%FT%TZ)";
 pub(crate) fn text(ready: &Ready, addresses: &Addresses, database: &Database, folder: &Folder) -> String {
     let mut text = String::from("\nNexus metering is ready.\n\n");
     let mut row = |what: &str, value: &str| text.push_str(&format!("  {what:<12} {value}\n"));
+    row("pages", &format!("{}/ (sign in with a token below)", ready.gateway_url));
     row("REST", &ready.gateway_url);
     row("usage-svc", &ready.usage_addr);
     row("billing-svc", &ready.billing_addr);

@@ -1,0 +1,201 @@
+//! `/admin`: revenue, accounts and calls at a glance.
+
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use maud::{Markup, html};
+use nexus_core::text::thousands;
+use nexus_proto::analytics::v1 as analytics;
+
+use crate::{
+    App, convert,
+    error::Error,
+    pages::{
+        chart::{self, Bar},
+        layout::{Page, Place},
+        live::{self, Figures},
+        part,
+        session::AdminSession,
+        show,
+    },
+};
+
+const MONTHS: i32 = 12;
+
+/// The page.
+pub(super) async fn page(
+    State(app): State<App>,
+    AdminSession(session): AdminSession,
+) -> Result<Response, Error> {
+    let admin = &session.user;
+    let (overview, revenue) =
+        tokio::try_join!(app.backend.overview(admin), app.backend.revenue(admin, MONTHS))?;
+    let as_of = convert::required_time("as_of_time", overview.as_of_time.as_ref())?;
+    let main = html! {
+        div class="head" {
+            h1 { "Overview" }
+            p class="sub" { "Each account's current period, as of " (show::moment(as_of)) " (UTC)" }
+        }
+        (figures(&overview)?)
+        @if let Some(months) = &revenue { (movements(months)?) }
+        div class="columns" {
+            (by_plan(&overview)?)
+            (top_users(&overview)?)
+        }
+    };
+    let live = Some("/admin/live");
+    let page =
+        Page { session: &session, place: Place::Overview, title: "Overview", notice: None, live, main };
+    Ok(page.into_response())
+}
+
+fn texts(
+    overview: &analytics::GetOverviewResponse,
+) -> Result<[(&'static str, &'static str, String); 5], Error> {
+    let money = |micros| show::money(micros, &overview.currency_code);
+    Ok([
+        ("mrr", "Monthly recurring revenue", money(overview.mrr_micros)?),
+        ("overage", "Overage", money(overview.overage_revenue_micros)?),
+        ("total", "Together", money(overview.total_revenue_micros)?),
+        ("calls", "Calls", thousands(overview.total_api_calls_count)),
+        ("accounts", "Accounts", thousands(overview.total_users_count)),
+    ])
+}
+
+fn figures(overview: &analytics::GetOverviewResponse) -> Result<Markup, Error> {
+    let note = |key: &str| match key {
+        "mrr" => "active and past due subscriptions",
+        "overage" => "of this period, charged or not",
+        "total" => "recurring revenue and overage",
+        "calls" => "in this period",
+        _ => "that are not closed",
+    };
+    Ok(html! {
+        dl class="figures" {
+            @for (key, name, text) in texts(overview)? {
+                (part::figure(name, key, &text, &html! { (note(key)) }))
+            }
+        }
+    })
+}
+
+fn by_plan(overview: &analytics::GetOverviewResponse) -> Result<Markup, Error> {
+    let most = overview.users_by_plan.iter().map(|count| count.users_count).max().unwrap_or(0);
+    Ok(html! {
+        section aria-labelledby="by-plan" {
+            h2 id="by-plan" { "Accounts by plan" }
+            table {
+                caption class="unseen" { "Accounts by plan" }
+                thead { tr { th scope="col" { "Plan" } th scope="col" class="number" { "Accounts" } th scope="col" { span class="unseen" { "Share" } } } }
+                tbody {
+                    @for count in &overview.users_by_plan {
+                        tr {
+                            th scope="row" { a href={ "/admin/users?plan=" (convert::plan_word(count.plan)?) } { (show::plan(count.plan)?) } }
+                            td class="number" { (thousands(count.users_count)) }
+                            td { (part::bar(count.users_count, most)) }
+                        }
+                    }
+                }
+            }
+        }
+    })
+}
+
+fn top_users(overview: &analytics::GetOverviewResponse) -> Result<Markup, Error> {
+    let most = overview.top_users.iter().map(|user| user.api_calls_count).max().unwrap_or(0);
+    Ok(html! {
+        section aria-labelledby="top-users" {
+            h2 id="top-users" { "Most calls" }
+            @if overview.top_users.is_empty() { (part::empty("No account has made a call in its current period.")) }
+            @else {
+                table {
+                    caption class="unseen" { "Accounts with the most calls" }
+                    thead { tr { th scope="col" { "Account" } th scope="col" { "Plan" } th scope="col" class="number" { "Calls" } th scope="col" class="wide-only" { span class="unseen" { "Share" } } } }
+                    tbody {
+                        @for user in &overview.top_users {
+                            tr {
+                                th scope="row" { a href={ "/admin/accounts/" (user.eco_id) } { (user.eco_id) } }
+                                td { (show::plan(user.plan)?) }
+                                td class="number" { (thousands(user.api_calls_count)) }
+                                td class="wide-only" { (part::bar(user.api_calls_count, most)) }
+                            }
+                        }
+                    }
+                }
+                p { a href="/admin/users" { "All accounts" } }
+            }
+        }
+    })
+}
+
+/// The recurring revenue by month, and why it has changed.
+fn movements(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error> {
+    let currency = months.first().map(|month| month.currency_code.clone()).unwrap_or_default();
+    let bars = months.iter().map(|month| {
+        let label = month.month.clone();
+        let mrr = show::money(month.mrr_micros, &month.currency_code)?;
+        let overage = show::money(month.overage_micros, &month.currency_code)?;
+        let title = format!("{label}: {mrr} recurring, {overage} overage");
+        Ok(Bar {
+            label,
+            title,
+            parts: [month.mrr_micros.max(0) / 1_000_000, month.overage_micros.max(0) / 1_000_000],
+        })
+    });
+    let bars = bars.collect::<Result<Vec<_>, Error>>()?;
+    let about = format!(
+        "Recurring revenue and overage of {} months, in {}",
+        months.len(),
+        if currency.is_empty() { "USD" } else { &currency }
+    );
+    Ok(html! {
+        section aria-labelledby="revenue" {
+            h2 id="revenue" { "Revenue by month" }
+            (chart::bars("Revenue by month", &about, &bars, |units| format!("${}", chart::compact(units)))?)
+            p class="legend" { span class="key first" { "Recurring revenue at the month's end" } span class="key second" { "Overage charged" } }
+            (part::scroll("Revenue by month", &movement_table(months)?))
+        }
+    })
+}
+
+fn movement_table(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error> {
+    Ok(html! {
+        table {
+            caption class="unseen" { "Revenue by month, newest first" }
+            thead { tr {
+                th scope="col" { "Month" }
+                @for name in ["New", "Expansion", "Contraction", "Churn", "Recurring", "Overage"] { th scope="col" class="number" { (name) } }
+            } }
+            tbody {
+                @for month in months.iter().rev() {
+                    @let money = |micros: i64| show::money(micros, &month.currency_code);
+                    tr {
+                        th scope="row" { (month.month) }
+                        td class="number" { (money(month.new_micros)?) }
+                        td class="number" { (money(month.expansion_micros)?) }
+                        td class="number" { (money(-month.contraction_micros.abs())?) }
+                        td class="number" { (money(-month.churn_micros.abs())?) }
+                        td class="number" { strong { (money(month.mrr_micros)?) } }
+                        td class="number" { (money(month.overage_micros)?) }
+                    }
+                }
+            }
+        }
+    })
+}
+
+/// The figures at the page's head, as they change.
+pub(super) async fn live(
+    State(app): State<App>,
+    AdminSession(session): AdminSession,
+) -> Result<Response, Error> {
+    live::stream(app, session, |app, session| async move {
+        let overview = app.backend.overview(&session.user).await?;
+        let mut figures = Figures::new();
+        for (key, _, text) in texts(&overview)? {
+            figures.set(key, text);
+        }
+        Ok(figures)
+    })
+}

@@ -1,0 +1,51 @@
+//! Style sheet, script and icon: files compiled in, each under a name with the hash of what is in it, so that browsers
+//! may keep them for ever.
+
+use std::sync::LazyLock;
+
+use axum::{
+    extract::Path,
+    response::{IntoResponse, Response},
+};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use sha2::{Digest, Sha256};
+
+use crate::error::Error;
+
+/// A file.
+pub struct Asset {
+    name: String,
+    kind: &'static str,
+    content: &'static str,
+}
+
+impl Asset {
+    fn new(stem: &str, extension: &str, kind: &'static str, content: &'static str) -> Self {
+        let hash = hex::encode(&Sha256::digest(content.as_bytes())[..8]);
+        Self { name: format!("{stem}-{hash}.{extension}"), kind, content }
+    }
+
+    /// Where it is served.
+    pub fn path(&self) -> String {
+        format!("/assets/{}", self.name)
+    }
+}
+
+/// How the pages look.
+pub static STYLE: LazyLock<Asset> =
+    LazyLock::new(|| Asset::new("pages", "css", "text/css; charset=utf-8", include_str!("assets/pages.css")));
+/// What they do beyond HTML.
+pub static SCRIPT: LazyLock<Asset> = LazyLock::new(|| {
+    Asset::new("pages", "js", "text/javascript; charset=utf-8", include_str!("assets/pages.js"))
+});
+/// In the browser's tab.
+pub static ICON: LazyLock<Asset> =
+    LazyLock::new(|| Asset::new("icon", "svg", "image/svg+xml", include_str!("assets/icon.svg")));
+
+/// Serves a file. One of another version is not there: its name would say what it is not.
+pub async fn serve(Path(file): Path<String>) -> Result<Response, Error> {
+    let all: [&'static Asset; 3] = [&STYLE, &SCRIPT, &ICON];
+    let asset = all.into_iter().find(|asset| asset.name == file).ok_or(Error::NotFound("Not found"))?;
+    let headers = [(CONTENT_TYPE, asset.kind), (CACHE_CONTROL, "public, max-age=31536000, immutable")];
+    Ok((headers, asset.content).into_response())
+}
