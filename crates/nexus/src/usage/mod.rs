@@ -56,9 +56,9 @@ impl FromArgMatches for Usage {
 
 impl Args for Usage {
     fn augment_args(command: Command) -> Command {
-        Look::augment_subcommands(nexus_usage::Config::augment_args(command))
-            .args_conflicts_with_subcommands(true)
-            .subcommand_negates_reqs(true)
+        let command = Look::augment_subcommands(nexus_usage::Config::augment_args(command));
+        // So a subcommand also lifts what the server demands.
+        command.args_conflicts_with_subcommands(true)
     }
 
     fn augment_args_for_update(command: Command) -> Command {

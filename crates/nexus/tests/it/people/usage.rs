@@ -87,6 +87,27 @@ async fn endpoints_are_listed_with_latency_and_success() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn the_accounts_with_the_most_usage_come_first() -> Result<()> {
+    let servers = with_usage().await?;
+    sqlx::query("select increment_api_calls('eco_b', 7)").execute(&servers.db.pool).await?;
+    // A run brings the figures up to date; it cannot charge who has no customer at Stripe.
+    let run = servers.run(&service()?, &["overage", "process"]).await?;
+    assert_eq!(run.status.code(), Some(2));
+    let admin = admin_token()?;
+    assert_eq!(
+        servers.says(&admin, &["usage", "top"]).await?,
+        "account  plan            calls\neco_a    pro         100,200\neco_b    enterprise        7\n"
+    );
+    assert_eq!(
+        servers.json(&admin, &["usage", "top", "--limit", "1"]).await?,
+        json!({ "accounts": [{ "eco_id": "eco_a", "plan": "pro", "api_calls": 100_200 }], "more": true })
+    );
+    let user = servers.refuses(&user_token("eco_a")?, &["usage", "top"]).await?;
+    assert!(user.contains("ListTopUsers") && user.contains("PERMISSION_DENIED"), "{user}");
+    Ok(())
+}
+
 /// The server and those who look are one command: what the one needs is not asked of the others.
 #[tokio::test]
 async fn usage_without_a_subcommand_is_the_server() -> Result<()> {
