@@ -65,9 +65,14 @@ impl Victim {
     }
 }
 
-/// Tables that follow others in the background, when they may.
-const FOLLOWING: [&str; 4] =
-    ["eco_account_figures", "eco_usage_changes", "eco_usage_crossings", "eco_usage_records"];
+/// Tables that follow others in the background, when they may, and queues of what is to follow.
+const FOLLOWING: [&str; 5] = [
+    "eco_account_changes",
+    "eco_account_figures",
+    "eco_usage_changes",
+    "eco_usage_crossings",
+    "eco_usage_records",
+];
 
 /// Digests of the victim's rows, by table.
 async fn state(suite: &Suite) -> Result<Vec<(String, String)>> {
