@@ -1,8 +1,8 @@
 //! What can go wrong, by meaning, and the status each is.
 
-use nexus_core::id::EcoId;
+use nexus_core::{id::EcoId, money::OutOfRange};
 use nexus_kit::{auth::AuthConfigError, db, serve::ServeError, status, validate::Violations};
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// Why the service could not start or serve.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,12 @@ pub enum Error {
     Invalid(#[from] Violations),
     #[error("there is no account {0}")]
     AccountNotFound(EcoId),
+    #[error("account {0} is closed")]
+    AccountClosed(EcoId),
+    #[error("too many exports of this account wait for their turn")]
+    TooManyWait,
+    #[error(transparent)]
+    OutOfRange(#[from] OutOfRange),
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
 }
@@ -32,6 +38,14 @@ impl From<Error> for Status {
             Error::Invalid(violations) => status::invalid(&violations),
             Error::AccountNotFound(eco_id) => {
                 status::not_found("ACCOUNT_NOT_FOUND", format!("there is no account {eco_id}"))
+            }
+            Error::AccountClosed(_) => {
+                status::with_reason(Code::FailedPrecondition, "ACCOUNT_CLOSED", error.to_string())
+            }
+            Error::TooManyWait => status::overloaded(error.to_string()),
+            Error::OutOfRange(e) => {
+                tracing::error!(error = %e, "an amount cannot be computed");
+                status::internal()
             }
             Error::Database(e) if db::is_unavailable(&e) => {
                 tracing::warn!(error = %e, "the database is unavailable");

@@ -6,8 +6,12 @@
 //! * Overview and users come from one source, the figures of each account's current period
 //!   (`eco_accounts_now`), so that their calls, overage and order agree; their usage is the summary that billing-svc
 //!   keeps within a second of the counters. A summary of an earlier period is not current: such an account shows zeros.
+//! * The revenue history comes from the movements of the MRR (`eco_mrr_movements_now`), which triggers write in the
+//!   transaction that changes what an account pays, and from the ledger. All movements add up to the overview's MRR.
+//! * A forecast comes from the counters and the daily rollup, an export from the hourly one.
 //!
-//! The figures of one answer are of one snapshot; the database's clock says what is today and current.
+//! The figures of one answer are of one snapshot (an export is a page a snapshot); the database's clock says what is
+//! today and current.
 //!
 //! The way of a request is a straight line:
 //!
@@ -59,7 +63,8 @@ pub async fn serve(
     tls::server_config(&config.serve).map_err(ServeError::from)?;
     let auth = Arc::new(Authenticator::new(&config.auth)?);
     let pool = db::pool(&config.db, Role::Analytics)?;
-    let service = grpc::Service { pool: pool.clone() };
+    let turns = Turns::of(config.db.database_max_connections);
+    let service = grpc::Service { pool: pool.clone(), turns: turns.clone(), stop: shutdown.clone() };
     let server = GrpcServer {
         routes: Routes::new(grpc::server(service)),
         services: &["nexus.analytics.v1.AnalyticsService"],
@@ -67,7 +72,7 @@ pub async fn serve(
         auth,
         api_keys: None,
         metrics: Metrics::new(),
-        turns: Turns::of(config.db.database_max_connections),
+        turns,
         args: config.serve,
         connection_age: CONNECTION_AGE,
         connections: connection_places(),

@@ -131,7 +131,7 @@ impl Database {
                  (event_id, eco_id, event_day, event_time, period_start, segment, units_count, endpoint, method,
                   status_code, response_time_ms, test_mode, late)
              select lpad(to_hex(n), 32, '0')::uuid, 'eco_bench_' || lpad((n % $1)::text, 6, '0'), day,
-                    at + (n % 86400) * interval '1 second', period_start, 0, 1, '/v1/orders', 'GET', 200, 20, false, false
+                    at + (n % 86400) * interval '1 second', period_start, 0, 1, '/v1/orders/' || n / $1 % 20, 'GET', 200, 20, false, false
              from (select d, ((now() at time zone 'UTC')::date - $3 + d) as day from generate_series(1, $3) as d) as days
              cross join lateral (select day::timestamp at time zone 'UTC' as at) as t
              cross join lateral (select nexus_period_start(anchor_time, at) as period_start
@@ -153,6 +153,35 @@ impl Database {
             )
             .await?;
         for statement in ["vacuum analyze", "checkpoint"] {
+            self.connection.execute(statement).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes what the raw log adds up to besides the counters, as the services would: rollups, summaries and figures of all
+    /// accounts, which differ from each other.
+    pub(crate) async fn fill_summaries(&mut self) -> Result<()> {
+        for statement in [
+            "insert into eco_usage_hourly (eco_id, hour, route, method, status_class, units_count, event_count,
+                                           latency_sum_ms, sketch)
+             select eco_id, date_trunc('hour', event_time, 'UTC'), endpoint, method, 2, sum(units_count), count(*),
+                    sum(response_time_ms), array[(count(*) << 10) + nexus_sketch_bucket(20) + 1]
+             from eco_api_usage group by 1, 2, 3, 4",
+            "insert into eco_usage_daily (eco_id, day, route, method, status_class, units_count, event_count,
+                                          latency_sum_ms, sketch)
+             select eco_id, (hour at time zone 'UTC')::date, route, method, status_class, sum(units_count),
+                    sum(event_count), sum(latency_sum_ms), nexus_sketch_compact(nexus_sketch_all(sketch))
+             from eco_usage_hourly group by 1, 2, 3, 4, 5",
+            "insert into eco_usage_records (eco_id, period_start, period_end, plan, plan_version, currency_code, api_calls,
+                                            overage_units, overage_micros, last_event_time)
+             select s.eco_id, nexus_period_start(s.anchor_time, now()), nexus_period_end(s.anchor_time, now()),
+                    'pro', 1, 'USD', u.units, greatest(0, u.units - 100000), greatest(0, u.units - 100000) * 1000, now()
+             from eco_subscriptions s, lateral (select (hashtext(s.eco_id) & 262143)::bigint as units) u",
+            "select nexus_compute_figures(array(select eco_id from eco_identities))",
+            "delete from eco_account_changes",
+            "vacuum analyze",
+            "checkpoint",
+        ] {
             self.connection.execute(statement).await?;
         }
         Ok(())

@@ -44,6 +44,8 @@ enum Cli {
     Record(bench::record::Args),
     /// GetCurrentUsage, with a history of millions of events
     CurrentUsage(bench::current_usage::Args),
+    /// What analytics-svc answers, with a history of millions of events
+    Analytics(bench::analytics::Args),
     /// Everything at once for a while: memory and queue from beginning to end
     Soak(bench::soak::Args),
     /// ProcessOverage over many accounts, against the same invoice items without a ledger
@@ -69,6 +71,7 @@ async fn main() -> anyhow::Result<()> {
             Cli::Ingest(args) => bench::ingest::run(args).await,
             Cli::Record(args) => bench::record::run(args).await,
             Cli::CurrentUsage(args) => bench::current_usage::run(args).await,
+            Cli::Analytics(args) => bench::analytics::run(args).await,
             Cli::Soak(args) => bench::soak::run(args).await,
             Cli::ProcessOverage(args) => bench::process_overage::run(args).await,
             Cli::Changes(args) => bench::changes::run(args).await,

@@ -62,15 +62,7 @@ impl Latencies {
 /// Prints ours and the references. `of` says what is counted.
 pub(crate) fn print_table(title: &str, of: &str, ours: (&str, Report), references: &[(&str, Report)]) {
     println!("\n{title}");
-    println!(
-        "{:<34} {:>14} {:>10} {:>10} {:>13} {:>12}",
-        "",
-        format!("{of}/s"),
-        "p50 ms",
-        "p99 ms",
-        "ours / this",
-        "p99 of ours"
-    );
+    println!("{} {:>13} {:>12}", header(of), "ours / this", "p99 of ours");
     println!("{}", row(ours.0, &ours.1));
     for (name, reference) in references {
         let ratio = ours.1.rate() / reference.rate();
@@ -79,9 +71,18 @@ pub(crate) fn print_table(title: &str, of: &str, ours: (&str, Report), reference
     }
 }
 
+/// Prints the head of a table without references.
+pub(crate) fn print_header(title: &str, of: &str) {
+    println!("\n{title}\n{}", header(of));
+}
+
 /// Prints a row of its own below a table.
 pub(crate) fn print_row(name: &str, report: &Report) {
     println!("{}", row(name, report));
+}
+
+fn header(of: &str) -> String {
+    format!("{:<34} {:>14} {:>10} {:>10}", "", format!("{of}/s"), "p50 ms", "p99 ms")
 }
 
 fn row(name: &str, report: &Report) -> String {

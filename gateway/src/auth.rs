@@ -27,6 +27,7 @@ impl User {
     pub fn enter(app: &App, header: &str) -> Result<Self, Error> {
         match app.auth.authenticate(Some(header)) {
             Ok(Caller::User { eco_id, admin, .. }) => {
+                app.rates.account(&eco_id)?;
                 Span::current().record("caller", eco_id.as_str());
                 let share = app.shares.enter(&eco_id);
                 let share = share.ok_or(Error::unavailable("too many requests of this account in flight"))?;
@@ -51,7 +52,13 @@ impl FromRequestParts<App> for User {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
-        User::enter(app, authorization(&parts.headers).map_err(|_| Error::Unauthorized)?)
+        let entered = authorization(&parts.headers)
+            .map_err(|_| Error::Unauthorized)
+            .and_then(|header| User::enter(app, header));
+        if matches!(entered, Err(Error::Unauthorized)) {
+            app.rates.stranger(&parts.extensions)?;
+        }
+        entered
     }
 }
 
@@ -67,13 +74,23 @@ impl FromRequestParts<App> for Admin {
     }
 }
 
-/// A well-formed API key; whether it is good, usage-svc knows.
+/// A well-formed API key; whether it is good, usage-svc knows. Before that it is a stranger's.
 pub struct ApiKey(pub ApiKeyText);
 
 impl FromRequestParts<App> for ApiKey {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        let key = Self::shown(parts, app);
+        if key.is_err() {
+            app.rates.stranger(&parts.extensions)?;
+        }
+        key
+    }
+}
+
+impl ApiKey {
+    fn shown(parts: &Parts, app: &App) -> Result<Self, Error> {
         let header = authorization(&parts.headers).map_err(|error| match error {
             AuthError::Missing => Error::MissingApiKey,
             AuthError::Invalid => Error::InvalidApiKey,

@@ -1,6 +1,8 @@
 //! The three services behind the gateway: one method an RPC, each with credentials, a deadline and the
 //! trace context. What their statuses mean over REST is in [`status`].
 
+mod accounts;
+mod figures;
 mod pages;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -58,6 +60,17 @@ impl Clients {
     }
 }
 
+/// One of the three services.
+#[derive(Debug, Clone, Copy)]
+pub enum Service {
+    /// usage-svc
+    Usage,
+    /// billing-svc
+    Billing,
+    /// analytics-svc
+    Analytics,
+}
+
 /// The three services. A connection takes so many calls at once and no more: those that users ask for have other
 /// connections than the gateway's own, and never hold up the metering of calls, webhooks or health.
 pub struct Backend {
@@ -88,6 +101,16 @@ impl Backend {
     /// The channel to usage-svc for the gateway's own calls.
     pub fn usage_channel(&self) -> Channel {
         self.own.channels[0].1.clone()
+    }
+
+    /// The channel to a service for what users ask for.
+    pub fn channel(&self, service: Service) -> Channel {
+        let place = match service {
+            Service::Usage => 0,
+            Service::Billing => 1,
+            Service::Analytics => 2,
+        };
+        self.users.channels[place].1.clone()
     }
 
     /// Who the gateway is for the services, for calls that others make in its name.
@@ -349,13 +372,26 @@ impl Backend {
     }
 }
 
-/// One call: its span, the trace context for the service, and a deadline that holds whatever the
-/// transport does.
+/// One call: with credentials and a deadline.
 async fn call<M, T, F>(
     rpc: &'static str,
     options: CallOptions,
     timeout: Duration,
     message: M,
+    send: impl FnOnce(Request<M>) -> F,
+) -> Result<T, Status>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    answered(rpc, options.request(message), timeout, send).await
+}
+
+/// The answer to a request: with its span, the trace context for the service, and a deadline that holds whatever
+/// the transport does.
+async fn answered<M, T, F>(
+    rpc: &'static str,
+    mut request: Request<M>,
+    timeout: Duration,
     send: impl FnOnce(Request<M>) -> F,
 ) -> Result<T, Status>
 where
@@ -370,7 +406,6 @@ where
         rpc.grpc.status_code = tracing::field::Empty,
     );
     let work = async {
-        let mut request = options.request(message);
         telemetry::propagate_trace_to_rpc(request.metadata_mut());
         let answer = tokio::time::timeout(timeout, send(request))
             .await

@@ -38,7 +38,7 @@ impl<S: Send + Sync> OptionalFromRequest<S> for Body {
 
     async fn from_request(request: Request, state: &S) -> Result<Option<Self>, Error> {
         let bytes = read(request, state).await?;
-        if bytes.is_empty() { Ok(None) } else { Ok(Some(Self::of(bytes)?)) }
+        if bytes.is_empty() || bytes.trim_ascii() == b"null" { Ok(None) } else { Ok(Some(Self::of(bytes)?)) }
     }
 }
 
@@ -67,6 +67,15 @@ impl Body {
     /// A text; empty where it is left out.
     pub fn text(&mut self, name: &str) -> String {
         self.member(name, "must be a string", |value| value.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
+    /// The id under which a repeat has the first answer; empty where it is left out. Which ids are good, the service
+    /// knows, but for one that says nothing: to it that is none.
+    pub fn request_id(&mut self) -> String {
+        let id = self.text("request_id");
+        let is_given = self.members.get("request_id").is_some_and(Value::is_string);
+        self.violations.require(!(is_given && id.is_empty()), "request_id", "must be a UUID");
+        id
     }
 
     /// A list of texts; empty where it is left out.
@@ -145,6 +154,22 @@ mod tests {
         assert_eq!(read(r#"{"a":1,"b":["y",1],"c":"true","d":1.5}"#), (left_out.clone(), bad.clone()));
         assert_eq!(read(r#"{"a":[],"b":"y","c":0,"d":1e30}"#), (left_out, bad));
     }
+
+    #[test]
+    fn a_request_id_is_left_out_or_says_something() {
+        let read = |json: &'static str| {
+            let mut body = Body::of(json.into()).expect("an object");
+            (body.request_id(), body.violations.0.len())
+        };
+        assert_eq!(read(r#"{"request_id":"x"}"#), ("x".to_owned(), 0));
+        for left_out in ["{}", r#"{"request_id":null}"#] {
+            assert_eq!(read(left_out), (String::new(), 0));
+        }
+        for bad in [r#"{"request_id":""}"#, r#"{"request_id":1}"#] {
+            assert_eq!(read(bad), (String::new(), 1));
+        }
+    }
+
     #[test]
     fn amounts_are_read_as_they_are_written() {
         let read = |json: &str| {

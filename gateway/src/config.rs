@@ -4,7 +4,7 @@ use clap::Args;
 use nexus_kit::config::{AuthArgs, ServeArgs, parse_timeout};
 use secrecy::SecretString;
 
-use crate::pages::config::PagesArgs;
+use crate::{address::Proxies, edge::Origins, pages::config::PagesArgs};
 
 /// Settings of the gateway.
 #[derive(Args, Debug, Clone)]
@@ -46,6 +46,18 @@ pub struct Config {
     /// What the scheduler shows to run billing; unset: its endpoint answers 500
     #[arg(long, env = "CRON_SECRET", hide_env_values = true, value_name = "SECRET")]
     pub cron_secret: Option<SecretString>,
+    /// Origins whose pages may call from a browser, comma separated, e.g. https://app.example.com; unset: none
+    #[arg(long, env = "CORS_ALLOWED_ORIGINS", default_value = "", value_name = "ORIGINS")]
+    pub cors_allowed_origins: Origins,
+    /// Requests a second that one account may send, and twice as many at once; 0: as many as it likes
+    #[arg(long, env = "ACCOUNT_RATE_PER_SECOND", default_value_t = 500, value_name = "N")]
+    pub account_rate_per_second: u32,
+    /// The same of one address (of IPv6, a network of 64 bits) whose requests show no user and no good API key
+    #[arg(long, env = "ADDRESS_RATE_PER_SECOND", default_value_t = 20, value_name = "N")]
+    pub address_rate_per_second: u32,
+    /// Networks of the proxies in front, whose X-Forwarded-For says whom a request is from, comma separated, e.g. 10.0.0.0/8
+    #[arg(long, env = "TRUSTED_PROXIES", default_value = "", value_name = "CIDRS")]
+    pub trusted_proxies: Proxies,
     #[command(flatten)]
     pub pages: PagesArgs,
     #[command(flatten)]

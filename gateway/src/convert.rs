@@ -4,7 +4,10 @@
 use chrono::{DateTime, Utc};
 use nexus_core::plan::Plan;
 use nexus_kit::convert;
-use nexus_proto::usage::v1::ApiKeyStatus;
+use nexus_proto::{
+    billing::v1::{AccountStatus, ChargeStatus},
+    usage::v1::ApiKeyStatus,
+};
 use prost_types::Timestamp;
 
 use crate::error::Error;
@@ -50,4 +53,33 @@ pub fn key_status_word(status: ApiKeyStatus) -> Result<&'static str, Error> {
         ApiKeyStatus::Revoked => Ok("revoked"),
         ApiKeyStatus::Unspecified => Err(Error::Internal("the service sent no status of a key".to_owned())),
     }
+}
+
+/// The word of a charge's status.
+pub fn charge_status_word(status: ChargeStatus) -> Result<&'static str, Error> {
+    match status {
+        ChargeStatus::Pending => Ok("pending"),
+        ChargeStatus::Succeeded => Ok("succeeded"),
+        ChargeStatus::Failed => Ok("failed"),
+        ChargeStatus::Superseded => Ok("superseded"),
+        ChargeStatus::Unspecified => {
+            Err(Error::Internal("the service sent no status of a charge".to_owned()))
+        }
+    }
+}
+
+/// The word of an account's state.
+pub fn account_status_word(status: AccountStatus) -> Result<&'static str, Error> {
+    match status {
+        AccountStatus::Active => Ok("active"),
+        AccountStatus::Closed => Ok("closed"),
+        AccountStatus::Unspecified => {
+            Err(Error::Internal("the service sent no state of an account".to_owned()))
+        }
+    }
+}
+
+/// A text that a service leaves empty where there is none.
+pub fn some_text(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
 }

@@ -99,6 +99,13 @@ pub enum Error {
     CheckoutRequired,
     #[error("another change of the subscription came after this request")]
     ChangeSuperseded,
+    #[error("the plan has no price at Stripe")]
+    NotForSale,
+    #[error("what the charge was computed from is not kept")]
+    ExplanationNotKept,
+    /// More requests a second than the caller may send.
+    #[error("the caller sends too many requests a second")]
+    TooFast { retry: Duration },
     /// As much was done within 24 hours as may be; the reason is for the log.
     #[error("{reason}")]
     TooMany { retry: Duration, reason: String },
@@ -113,6 +120,12 @@ pub enum Error {
     MethodNotAllowed,
     #[error("the body is too large")]
     PayloadTooLarge,
+    #[error("the body is of another type: {0} is expected")]
+    UnsupportedMediaType(&'static str),
+    #[error("path and query are too long")]
+    UriTooLong,
+    #[error("the headers are too large or too many")]
+    HeadersTooLarge,
     #[error("over the limit")]
     LimitExceeded(Box<LimitExceeded>),
     /// A service is away, or we are overloaded; `reason` is for the log.
@@ -148,12 +161,21 @@ impl Error {
             Error::AlreadySubscribed => (StatusCode::CONFLICT, "Already subscribed"),
             Error::CheckoutRequired => (StatusCode::CONFLICT, "Checkout required"),
             Error::ChangeSuperseded => (StatusCode::CONFLICT, "Change superseded"),
-            Error::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
+            Error::NotForSale => (StatusCode::CONFLICT, "Plan not for sale"),
+            Error::ExplanationNotKept => (StatusCode::CONFLICT, "Explanation not kept"),
+            Error::TooFast { .. } | Error::TooMany { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "Too many requests")
+            }
             Error::PaymentRefused(_) => (StatusCode::PAYMENT_REQUIRED, "Payment refused"),
             Error::ReconcileRequired => (StatusCode::CONFLICT, "Reconciliation required"),
             Error::NotFound(what) => (StatusCode::NOT_FOUND, what),
             Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"),
             Error::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Payload too large"),
+            Error::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported media type"),
+            Error::UriTooLong => (StatusCode::URI_TOO_LONG, "URI too long"),
+            Error::HeadersTooLarge => {
+                (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "Request header fields too large")
+            }
             Error::LimitExceeded(_) => (StatusCode::TOO_MANY_REQUESTS, "API limit exceeded"),
             Error::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "Service unavailable"),
             Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "Internal server error"),
@@ -181,6 +203,24 @@ impl Error {
             Error::AlreadySubscribed => {
                 vec![("message", "There is a subscription already: change its plan.".into())]
             }
+            Error::ExplanationNotKept => vec![(
+                "message",
+                "The charge was made by a version that did not keep what it was computed from.".into(),
+            )],
+            Error::TooFast { .. } => vec![(
+                "message",
+                "You send more requests than you may. Wait for as long as Retry-After says, and send fewer a second.".into(),
+            )],
+            Error::PayloadTooLarge => {
+                vec![("message", "A body may have 262144 bytes at most, a webhook's 1048576.".into())]
+            }
+            Error::UnsupportedMediaType(expected) => {
+                vec![("message", format!("Content-Type must be {expected}.").into())]
+            }
+            Error::UriTooLong => vec![("message", "Path and query may have 8192 bytes at most.".into())],
+            Error::HeadersTooLarge => {
+                vec![("message", "There may be 100 headers at most, with 32768 bytes together.".into())]
+            }
             Error::CheckoutRequired => {
                 vec![("message", "This plan begins with a checkout.".into())]
             }
@@ -201,7 +241,7 @@ impl Error {
             Error::Unauthorized => challenge(&mut headers, Scheme::Bearer),
             Error::MissingApiKey | Error::InvalidApiKey => challenge(&mut headers, Scheme::ApiKey),
             Error::LimitExceeded(over) => headers = over.headers.clone(),
-            Error::Unavailable { retry, .. } | Error::TooMany { retry, .. } => {
+            Error::Unavailable { retry, .. } | Error::TooMany { retry, .. } | Error::TooFast { retry } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(format::seconds_up(*retry).max(1)));
             }
             _ => {}

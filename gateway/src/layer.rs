@@ -24,10 +24,17 @@ use tracing::{Instrument, Span};
 
 use crate::{
     App,
+    address::Peer,
     error::Error,
     pages,
     problem::{self, Failure},
 };
+
+/// What is longer, or more, has an answer that says so; the server takes twice as much, and no more.
+pub const MAX_HEADERS: usize = 100;
+/// Names and values of all headers.
+pub const MAX_HEADER_BYTES: usize = 32 * 1024;
+const MAX_URI_BYTES: usize = 8 * 1024;
 
 /// Largest body a request may have; but for webhooks, routes take less.
 const MAX_BODY_BYTES: usize = MAX_WEBHOOK_BYTES;
@@ -51,6 +58,10 @@ pub async fn around(State(app): State<App>, mut request: Request, next: Next) ->
     let span = http_span(request.method(), &route, request.uri().path(), &id);
     telemetry::continue_trace(&span, request.headers());
     request.extensions_mut().insert(Arrival(arrival));
+    if let Some(Peer(peer)) = request.extensions().get().copied() {
+        let client = app.proxies.client(peer, request.headers());
+        request.extensions_mut().insert(client);
+    }
     let record = Record { arrival, route, metrics: app.metrics.clone(), span: span.clone(), done: false };
     let work = async {
         let response = limited(&app, request, next).await;
@@ -68,6 +79,12 @@ pub async fn around(State(app): State<App>, mut request: Request, next: Next) ->
 }
 
 async fn limited(app: &App, request: Request, next: Next) -> Response {
+    if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > MAX_URI_BYTES) {
+        return Error::UriTooLong.into_response();
+    }
+    if request.headers().len() > MAX_HEADERS || header_bytes(request.headers()) > MAX_HEADER_BYTES {
+        return Error::HeadersTooLarge.into_response();
+    }
     let Some(_place) = app.metrics.enter(app.limits.max_in_flight) else {
         return Error::unavailable("too many requests in flight").into_response();
     };
@@ -80,6 +97,10 @@ async fn limited(app: &App, request: Request, next: Next) -> Response {
         Ok(Err(_panic)) => Error::Internal("the handler panicked".to_owned()).into_response(),
         Err(_elapsed) => Error::unavailable("the request took too long").into_response(),
     }
+}
+
+fn header_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
 }
 
 /// The length that a body is said to have.
@@ -123,10 +144,10 @@ fn request_id(headers: &HeaderMap) -> String {
 fn add_headers(headers: &mut HeaderMap, id: &str) {
     headers.insert(REQUEST_ID, HeaderValue::try_from(id).expect("checked or made here: plain ASCII"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // Pages and their files say otherwise.
+    // Pages, their files and some routes say otherwise.
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
-    headers.entry(CONTENT_SECURITY_POLICY).or_insert(nothing);
+    let policy = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+    headers.entry(CONTENT_SECURITY_POLICY).or_insert(policy);
 }
 
 /// A request until it is answered. Dropped before: the client went away.

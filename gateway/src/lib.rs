@@ -5,10 +5,14 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`server`] | connections: bounds, TLS, drain |
+//! | [`edge`] | around everything: compression, pages of other origins |
 //! | [`layer`] | around every request: id, span, log line, metrics, time limit, headers |
+//! | [`address`], [`rate`] | where a request came from; how fast one caller may send them |
+//! | [`etag`] | reads whose answer a client has already |
 //! | [`auth`] | who is calling, as extractors |
 //! | [`query`], [`body`] | query parameters and JSON bodies, all violations at once |
 //! | [`routes`] | one file a group of endpoints: parse, call the service, convert the answer |
+//! | [`openapi`] | the document of all of them |
 //! | [`metering`] | around a tracked endpoint: whose key, quota, record |
 //! | [`backend`] | the clients of the three services: credentials, deadline, trace context |
 //! | [`token`] | the gateway's own service tokens |
@@ -19,18 +23,23 @@
 //! | [`readiness`] | whether the services are there |
 //! | [`config`] | flags and environment |
 
+pub mod address;
 pub mod auth;
 pub mod backend;
 pub mod body;
 pub mod config;
 pub mod convert;
+pub mod edge;
 pub mod error;
+pub mod etag;
 pub mod format;
 pub mod layer;
 pub mod metering;
+pub mod openapi;
 pub mod pages;
 pub mod problem;
 pub mod query;
+pub mod rate;
 pub mod readiness;
 pub mod routes;
 pub mod server;
@@ -52,9 +61,12 @@ use nexus_kit::{
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use address::Proxies;
 use auth::SecretDigest;
 use backend::Backend;
+use edge::Origins;
 use metering::Meter;
+use rate::Rates;
 
 pub use config::Config;
 pub use error::{Error, StartError};
@@ -82,6 +94,12 @@ pub struct Gateway {
     pub metrics: Metrics,
     /// How many requests at once, and how long each may take.
     pub limits: ServeArgs,
+    /// How fast each caller may send them.
+    pub rates: Rates,
+    /// Who is asked whom a request is from.
+    pub proxies: Proxies,
+    /// Whose pages may call.
+    pub origins: Origins,
     /// Of these requests, what the users of each account have.
     pub shares: Shares,
     /// What the pages need.
@@ -117,6 +135,9 @@ pub async fn serve(
         pages: pages::Pages::new(&config, shutdown.clone())?,
         shares: Shares::of_at_most(config.serve.max_in_flight, USER_REQUESTS),
         webhooks: routes::webhooks::room(),
+        rates: Rates::new(config.account_rate_per_second, config.address_rate_per_second),
+        proxies: config.trusted_proxies,
+        origins: config.cors_allowed_origins,
         limits: config.serve,
     });
     listeners.announce()?;

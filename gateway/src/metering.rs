@@ -16,7 +16,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use chrono::{DateTime, Utc};
-use http::{Method, request::Parts};
+use http::{Extensions, Method, request::Parts};
 use moka::sync::Cache;
 use nexus_client::{
     Guard, Tracker,
@@ -24,7 +24,7 @@ use nexus_client::{
     headers::Quota,
     tracker::{Delivery, Place},
 };
-use nexus_core::id::ApiKeyText;
+use nexus_core::id::{ApiKeyText, EcoId};
 use nexus_kit::{convert::timestamp, telemetry};
 use nexus_proto::usage::v1::{EventOutcome, UsageEvent, VerifyApiKeyResponse};
 use tokio::time::timeout;
@@ -168,11 +168,12 @@ fn trace() -> MetadataMap {
     metadata
 }
 
-/// What an event tells of a call before it is answered.
+/// What an event tells of a call before it is answered, and where the call came from.
 pub struct Call {
     arrival: Instant,
     endpoint: String,
     method: Method,
+    extensions: Extensions,
 }
 
 impl<S: Sync> FromRequestParts<S> for Call {
@@ -182,7 +183,8 @@ impl<S: Sync> FromRequestParts<S> for Call {
         let arrival = parts.extensions.get::<Arrival>().map_or_else(Instant::now, |arrival| arrival.0);
         let route = parts.extensions.get::<MatchedPath>().map(MatchedPath::as_str);
         let endpoint = route.unwrap_or(parts.uri.path()).to_owned();
-        Ok(Self { arrival, endpoint, method: parts.method.clone() })
+        let (method, extensions) = (parts.method.clone(), parts.extensions.clone());
+        Ok(Self { arrival, endpoint, method, extensions })
     }
 }
 
@@ -200,7 +202,16 @@ impl Admitted {
     /// Verifies the key and takes a unit of its account's quota.
     pub async fn new(app: &Gateway, key: &ApiKeyText, call: Call) -> Result<Self, Error> {
         // First: who has no key takes nothing that those lack who have one.
-        let caller = app.backend.verify_api_key(key).await?;
+        let caller = match app.backend.verify_api_key(key).await {
+            Err(Error::InvalidApiKey) => {
+                app.rates.stranger(&call.extensions)?;
+                return Err(Error::InvalidApiKey);
+            }
+            verified => verified?,
+        };
+        let eco_id = EcoId::parse(&caller.eco_id);
+        app.rates
+            .account(&eco_id.map_err(|e| Error::Internal(format!("the service sent a bad eco_id: {e}")))?)?;
         let place = app.meter.tracker.reserve();
         let place = place.map_err(|_| Error::unavailable("too many events are under way"))?;
         let unit = if caller.test_mode {

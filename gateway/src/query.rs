@@ -1,9 +1,10 @@
-//! Query parameters. What is malformed is collected, all of it, with the names a client knows; parameters
+//! Query parameters, and the part of a path that is not fixed. What is malformed is collected, all of it, with the names a client knows; parameters
 //! a route does not have are passed over.
 
 use std::{convert::Infallible, str::FromStr};
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Path};
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use http::request::Parts;
 use nexus_kit::validate::Violations;
 
@@ -11,6 +12,8 @@ use crate::error::Error;
 
 /// Longest period that is looked at.
 pub const MAX_DAYS: i32 = 365;
+/// Longest time of which revenue is shown.
+pub const MAX_MONTHS: i32 = 60;
 /// Longest page.
 pub const MAX_LIMIT: i32 = 100;
 
@@ -28,6 +31,19 @@ impl<S: Sync> FromRequestParts<S> for Params {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(Self::of(parts.uri.query().unwrap_or_default()))
+    }
+}
+
+/// The part of a path that names a thing.
+pub struct Named(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let named = Path::<String>::from_request_parts(parts, state).await;
+        let Path(name) = named.map_err(|_| Violations::one("path", "must be UTF-8 text"))?;
+        Ok(Self(name))
     }
 }
 
@@ -56,6 +72,22 @@ impl Params {
     /// Rows a page, above 100 cut to it.
     pub fn limit(&mut self, default: i32) -> i32 {
         self.positive("limit", default, MAX_LIMIT)
+    }
+
+    /// Months up to this one, above 60 cut to it.
+    pub fn months(&mut self, default: i32) -> i32 {
+        self.positive("months", default, MAX_MONTHS)
+    }
+
+    /// An instant, or the beginning of a day (UTC); it must be given.
+    pub fn instant(&mut self, name: &str) -> DateTime<Utc> {
+        let text = self.text(name).unwrap_or_default();
+        let instant = DateTime::parse_from_rfc3339(&text).ok().map(|at| at.to_utc());
+        let day = || text.parse::<NaiveDate>().ok().map(|day| day.and_time(NaiveTime::MIN).and_utc());
+        instant.or_else(day).unwrap_or_else(|| {
+            self.violations.add(name, "must be a time as RFC 3339 has it, or a date such as 2026-11-30");
+            DateTime::UNIX_EPOCH
+        })
     }
 
     /// Number of a page, from 1.
@@ -143,6 +175,26 @@ mod tests {
             "days=1&days=2",
         ] {
             assert!(days(bad).is_err_and(|e| e.contains("days: ")), "{bad}");
+        }
+    }
+
+    #[test]
+    fn instants_are_times_or_days() {
+        let instant = |query: &str| {
+            let mut params = Params::of(query);
+            let at = params.instant("start").to_rfc3339();
+            params.finish().map(|()| at).map_err(|e| e.to_string())
+        };
+        for (query, at) in [
+            ("start=2026-11-30T12:00:00Z", "2026-11-30T12:00:00+00:00"),
+            ("start=2026-11-30T12:00:00.5%2B01:00", "2026-11-30T11:00:00.500+00:00"),
+            ("start=2026-11-30", "2026-11-30T00:00:00+00:00"),
+        ] {
+            assert_eq!(instant(query).as_deref(), Ok(at), "{query}");
+        }
+        for bad in ["", "start=", "start=2026-11-31", "start=1764504000", "start=2026-11-30&start=2026-11-30"]
+        {
+            assert!(instant(bad).is_err_and(|e| e.contains("start: ")), "{bad}");
         }
     }
 

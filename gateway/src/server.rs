@@ -23,13 +23,16 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use crate::{
+    address::Peer,
+    layer::{MAX_HEADER_BYTES, MAX_HEADERS},
+};
+
 type AnyError = Box<dyn StdError + Send + Sync>;
 
 /// Longest a client may take for its TLS handshake, for its first request, and for the headers of each.
 const PATIENCE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-const MAX_HEADERS: usize = 100;
-const MAX_HEADER_BYTES: u32 = 32 * 1024;
 /// After an accept that failed, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -48,7 +51,8 @@ pub async fn serve(
     loop {
         let next = async {
             let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-            Ok::<_, io::Error>((listener.accept().await?.0, place))
+            let (stream, peer) = listener.accept().await?;
+            Ok::<_, io::Error>((stream, Peer(peer.ip()), place))
         };
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -56,8 +60,8 @@ pub async fn serve(
             accepted = next => accepted,
         };
         match accepted {
-            Ok((stream, place)) => {
-                let connection = Connection { app: app.clone(), builder: builder.clone() };
+            Ok((stream, peer, place)) => {
+                let connection = Connection { app: app.clone(), builder: builder.clone(), peer };
                 let (tls, shutdown) = (tls.clone(), shutdown.clone());
                 connections.spawn(async move {
                     let _place = place;
@@ -82,12 +86,12 @@ fn connection_builder() -> auto::Builder<TokioExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEADER_BYTES as usize);
+        .max_headers(2 * MAX_HEADERS)
+        .max_buf_size(2 * MAX_HEADER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_header_list_size(2 * MAX_HEADER_BYTES as u32)
         .max_concurrent_streams(256)
         .max_pending_accept_reset_streams(1024)
         .keep_alive_interval(KEEP_ALIVE)
@@ -98,6 +102,7 @@ fn connection_builder() -> auto::Builder<TokioExecutor> {
 struct Connection {
     app: Router,
     builder: auto::Builder<TokioExecutor>,
+    peer: Peer,
 }
 
 impl Connection {
@@ -127,8 +132,9 @@ impl Connection {
         // The versions are told apart by the first bytes, for which hyper waits without end.
         let first = Arc::new(Notify::new());
         let begun = first.clone();
-        let app = self.app.map_request(move |request: Request<Incoming>| {
+        let app = self.app.map_request(move |mut request: Request<Incoming>| {
             first.notify_one();
+            request.extensions_mut().insert(self.peer);
             request
         });
         let silent = async {

@@ -28,13 +28,22 @@ pub enum Credentials {
     Gateway,
 }
 
+/// When to try again what may be done so often within 24 hours, where the service does not say: it may be possible then.
+const RETRY_LATER: Duration = Duration::from_secs(3600);
+
 /// Names of fields over REST that are called otherwise over gRPC.
-const FIELDS: [(&str, &str); 7] = [
+const FIELDS: [(&str, &str); 11] = [
     ("days_count", "days"),
+    ("months_count", "months"),
+    ("start_time", "start"),
+    ("end_time", "end"),
+    // No route but an admin's takes the id of an account, as a part of its path.
+    ("eco_id", "id"),
     ("page_size", "limit"),
     ("skip_count", "page"),
     ("query", "q"),
     ("spend_cap_micros", "spend_cap_usd"),
+    // Revenue's is read here.
     ("currency_code", "spend_cap_usd"),
     ("payload", "body"),
 ];
@@ -54,6 +63,11 @@ pub fn rest(status: &Status, credentials: Credentials, not_found: &'static str) 
             "ALREADY_SUBSCRIBED" => Error::AlreadySubscribed,
             "CHECKOUT_REQUIRED" => Error::CheckoutRequired,
             "CHANGE_SUPERSEDED" => Error::ChangeSuperseded,
+            "NO_PRICE_AT_STRIPE" => Error::NotForSale,
+            "TOO_MANY_API_KEYS" | "TOO_MANY_ROTATIONS" => {
+                Error::TooMany { retry: RETRY_LATER, reason: describe(status) }
+            }
+            "BASIS_NOT_KEPT" => Error::ExplanationNotKept,
             "STRIPE_REFUSED" => Error::PaymentRefused(status.message().to_owned()),
             _ => internal(status),
         },

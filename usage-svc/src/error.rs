@@ -10,7 +10,11 @@ use nexus_kit::{
 };
 use tonic::{Code, Status};
 
-use crate::{app::flush::FlushError, domain::judge::Refusal, spool::SpoolError};
+use crate::{
+    app::{flush::FlushError, key_reads::ReadError},
+    domain::judge::Refusal,
+    spool::SpoolError,
+};
 
 /// Why the service could not start or serve.
 #[derive(Debug, thiserror::Error)]
@@ -73,18 +77,18 @@ pub enum Error {
     /// As many clients hold units over streams as may, of all accounts or of this one.
     #[error("too many streams of LeaseQuota are open")]
     TooManyClients,
-    /// As many calls wait to read where one account stands, or what one API key opens, as may.
-    #[error("too many calls wait to read the same")]
+    /// As many calls wait to read where one account stands, or what API keys open, as may.
+    #[error("too many calls wait to be read for")]
     TooManyReads,
-    /// As many calls with API keys that are not known here wait as may.
-    #[error("too many calls with API keys that are not known here")]
-    TooManyStrangers,
     /// The server stops; whether the events were written is unknown.
     #[error("the server is stopping")]
     Stopping,
     /// A flush failed, and said so in the log.
     #[error(transparent)]
     Flush(#[from] FlushError),
+    /// A read that many waited for failed, and said so in the log.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// A statement failed.
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
@@ -98,7 +102,11 @@ impl Error {
 
     /// Whether the database did not answer this caller: it is away, or others hold what this one needs.
     pub fn is_unanswered(&self) -> bool {
-        matches!(self, Error::Database(error) if db::is_unavailable(error))
+        match self {
+            Error::Database(error) => db::is_unavailable(error),
+            Error::Read(error) => *error == ReadError::Unavailable,
+            _ => false,
+        }
     }
 }
 
@@ -144,13 +152,13 @@ impl From<&Error> for Status {
             Error::TooManyKeys(_) => precondition("TOO_MANY_API_KEYS"),
             Error::TooManyRotations(_) => precondition("TOO_MANY_ROTATIONS"),
             Error::DayNotRetained(_) => precondition("DAY_NOT_RETAINED"),
-            Error::Overloaded | Error::TooManyClients | Error::TooManyReads | Error::TooManyStrangers => {
-                unavailable("OVERLOADED")
-            }
+            Error::Overloaded | Error::TooManyClients | Error::TooManyReads => unavailable("OVERLOADED"),
             Error::Stopping => unavailable("STOPPING"),
             Error::Flush(FlushError::Unavailable) => unavailable("DATABASE_UNAVAILABLE"),
             Error::Flush(FlushError::Busy) => unavailable("DATABASE_BUSY"),
             Error::Flush(FlushError::Failed | FlushError::Rejected) => status::internal(),
+            Error::Read(ReadError::Unavailable) => unavailable("DATABASE_UNAVAILABLE"),
+            Error::Read(ReadError::Failed) => status::internal(),
             Error::Database(e) if db::is_unavailable(e) => {
                 tracing::warn!(error = %e, "the database is unavailable");
                 status::unavailable("DATABASE_UNAVAILABLE", "the database is unavailable", RETRY_SOON)

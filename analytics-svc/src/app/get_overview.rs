@@ -11,7 +11,7 @@ use crate::{
 pub async fn run(pool: &PgPool) -> Result<Overview, Error> {
     let mut tx = db::snapshot(pool).await?;
     let totals = store::accounts_now::totals(&mut tx).await?;
-    let top_users = store::accounts_now::top(&mut tx, TOP_USERS).await?;
+    let top_users = store::accounts_now::top(&mut tx, None, TOP_USERS).await?;
     let as_of = store::accounts_now::time(&mut tx).await?;
     tx.commit().await?;
     Ok(Overview::new(&totals, top_users, as_of))

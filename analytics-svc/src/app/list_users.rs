@@ -27,7 +27,7 @@ pub async fn run(
 ) -> Result<UserPage, Error> {
     let mut tx = db::snapshot(pool).await?;
     let total = store::accounts_now::count(&mut tx, filter).await?;
-    let mut users = store::accounts_now::page(&mut tx, filter, start, size + 1).await?;
+    let mut users = store::accounts_now::page(&mut tx, filter, start, size + 1, total).await?;
     tx.commit().await?;
     let next = page::cut(&mut users, size, |user| user.cursor.clone());
     Ok(UserPage { users, next, total })

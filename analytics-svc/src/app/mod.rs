@@ -1,8 +1,12 @@
 //! Use cases, one a file; each owns its transaction.
 
+pub mod export_usage;
+pub mod forecast_usage;
 pub mod get_overview;
+pub mod get_revenue_history;
 pub mod get_usage_history;
 pub mod list_endpoint_stats;
+pub mod list_top_users;
 pub mod list_users;
 
 use nexus_core::id::EcoId;

@@ -5,6 +5,8 @@ use nexus_core::{
     plan::Plan,
 };
 
+use super::users::UserCursor;
+
 /// Accounts with the most usage that the overview shows.
 pub const TOP_USERS: i64 = 5;
 
@@ -35,6 +37,13 @@ pub struct TopUser {
     pub api_calls: i64,
     /// Its plan.
     pub plan: Plan,
+}
+
+impl TopUser {
+    /// Its place in the list: units descending, then id.
+    pub fn cursor(&self) -> UserCursor {
+        UserCursor { key: self.api_calls, eco_id: self.eco_id.clone() }
+    }
 }
 
 /// The whole business at a glance.

@@ -1,12 +1,16 @@
 //! The domain's types into responses.
 
+use nexus_core::{id::EcoId, quota};
 use nexus_kit::convert::{plan_to_proto, status_to_proto, timestamp};
 use nexus_proto::analytics::v1 as pb;
 
 use crate::domain::{
     endpoints::EndpointStats,
+    export::HourlyUsage,
+    forecast::{Forecast, Standing},
     history::{DailyUsage, EndpointUsage},
     overview::{CURRENCY, Overview, PlanTotals, TopUser},
+    revenue::{MonthlyRevenue, Revenue},
     users::User,
 };
 
@@ -88,6 +92,69 @@ fn top_user(user: TopUser) -> pb::TopUser {
         api_calls_count: user.api_calls,
         plan: plan_to_proto(user.plan).into(),
     }
+}
+
+pub(super) fn top_users(users: Vec<TopUser>, next: Option<String>) -> pb::ListTopUsersResponse {
+    pb::ListTopUsersResponse {
+        users: users.into_iter().map(top_user).collect(),
+        next_page_token: next.unwrap_or_default(),
+    }
+}
+
+pub(super) fn revenue_history(revenue: Revenue) -> pb::GetRevenueHistoryResponse {
+    let currency = revenue.currency.to_string();
+    pb::GetRevenueHistoryResponse {
+        months: revenue.months.iter().map(|month| monthly_revenue(month, &currency)).collect(),
+        history_start_time: revenue.begins.map(timestamp),
+        currency_codes: revenue.currencies,
+    }
+}
+
+fn monthly_revenue(revenue: &MonthlyRevenue, currency_code: &str) -> pb::MonthlyRevenue {
+    pb::MonthlyRevenue {
+        month: revenue.month.format("%Y-%m").to_string(),
+        mrr_micros: revenue.mrr.0,
+        opening_micros: revenue.opening.0,
+        new_micros: revenue.new.0,
+        reactivation_micros: revenue.reactivation.0,
+        expansion_micros: revenue.expansion.0,
+        contraction_micros: revenue.contraction.0,
+        churn_micros: revenue.churn.0,
+        overage_micros: revenue.overage.0,
+        currency_code: currency_code.to_owned(),
+    }
+}
+
+pub(super) fn forecast(standing: &Standing, forecast: &Forecast) -> pb::ForecastUsageResponse {
+    pb::ForecastUsageResponse {
+        expected_count: forecast.expected.units,
+        low_count: forecast.low.units,
+        high_count: forecast.high.units,
+        limit_reached_time: forecast.limit_reached.map(timestamp),
+        expected_overage_micros: forecast.expected.overage.0,
+        low_overage_micros: forecast.low.overage.0,
+        high_overage_micros: forecast.high.overage.0,
+        currency_code: standing.currency.to_string(),
+        recorded_count: standing.recorded,
+        limit_count: quota::shown_limit(standing.limit()),
+        subscription_micros: standing.subscription.0,
+        period_start_time: Some(timestamp(standing.period.start)),
+        period_end_time: Some(timestamp(standing.period.end)),
+        as_of_time: Some(timestamp(standing.now)),
+    }
+}
+
+pub(super) fn exported(eco_id: &EcoId, rows: Vec<HourlyUsage>) -> pb::ExportUsageResponse {
+    let row = |row: HourlyUsage| pb::UsageRow {
+        eco_id: eco_id.to_string(),
+        start_time: Some(timestamp(row.place.hour)),
+        endpoint: row.place.route,
+        method: row.place.method,
+        status_class: row.place.status_class.into(),
+        calls_count: row.units,
+        avg_response_time_ms: row.latency.mean_ms(),
+    };
+    pb::ExportUsageResponse { rows: rows.into_iter().map(row).collect() }
 }
 
 pub(super) fn users(users: Vec<User>, total_size: i64, next: Option<String>) -> pb::ListUsersResponse {

@@ -4,20 +4,26 @@
 //! |---|---|
 //! | `parse` | requests into the domain's types, all violations at once |
 //! | `answer` | the domain's types into responses |
+//! | `export` | an export as a stream that is read page by page |
 
 mod answer;
+mod export;
 mod parse;
 
-use nexus_kit::{auth::Caller, page, serve::MAX_REQUEST_BYTES, status};
+use nexus_kit::{auth::Caller, page, serve::MAX_REQUEST_BYTES, turn::Turns};
 use nexus_proto::analytics::v1::{
     analytics_service_server::{AnalyticsService, AnalyticsServiceServer},
     *,
 };
 use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
 
 use crate::{
-    app::{get_overview, get_usage_history, list_endpoint_stats, list_users},
+    app::{
+        export_usage::Export, forecast_usage, get_overview, get_revenue_history, get_usage_history,
+        list_endpoint_stats, list_top_users, list_users,
+    },
     error::Error,
 };
 
@@ -25,6 +31,10 @@ use crate::{
 pub struct Service {
     /// Connections that act as the service's role.
     pub pool: PgPool,
+    /// Turns of accounts, as unary calls have them: a page of an export takes one.
+    pub turns: Turns,
+    /// Ends streams.
+    pub stop: CancellationToken,
 }
 
 /// The tonic server: message sizes bounded, compressed requests accepted.
@@ -81,31 +91,43 @@ impl AnalyticsService for Service {
 
     async fn list_top_users(
         &self,
-        _request: Request<ListTopUsersRequest>,
+        request: Request<ListTopUsersRequest>,
     ) -> Result<Response<ListTopUsersResponse>, Status> {
-        Err(status::not_implemented("ListTopUsers"))
+        Caller::of(&request)?.require_admin_or(&[])?;
+        let (after, size) = parse::top_users(request.get_ref()).map_err(Error::Invalid)?;
+        let (users, next) = list_top_users::run(&self.pool, after.as_ref(), size).await?;
+        let next = next.map(|cursor| page::encode(&parse::TOP_USERS, &cursor));
+        Ok(Response::new(answer::top_users(users, next)))
     }
 
     async fn get_revenue_history(
         &self,
-        _request: Request<GetRevenueHistoryRequest>,
+        request: Request<GetRevenueHistoryRequest>,
     ) -> Result<Response<GetRevenueHistoryResponse>, Status> {
-        Err(status::not_implemented("GetRevenueHistory"))
+        Caller::of(&request)?.require_admin_or(&[])?;
+        let (months, currency) = parse::revenue_history(request.get_ref()).map_err(Error::Invalid)?;
+        let revenue = get_revenue_history::run(&self.pool, months, currency).await?;
+        Ok(Response::new(answer::revenue_history(revenue)))
     }
 
     async fn forecast_usage(
         &self,
-        _request: Request<ForecastUsageRequest>,
+        request: Request<ForecastUsageRequest>,
     ) -> Result<Response<ForecastUsageResponse>, Status> {
-        Err(status::not_implemented("ForecastUsage"))
+        let eco_id = Caller::of(&request)?.account(&request.get_ref().eco_id, &[])?;
+        let (standing, forecast) = forecast_usage::run(&self.pool, &eco_id).await?;
+        Ok(Response::new(answer::forecast(&standing, &forecast)))
     }
 
-    type ExportUsageStream = tokio_stream::Empty<Result<ExportUsageResponse, Status>>;
+    type ExportUsageStream = export::Pages;
 
     async fn export_usage(
         &self,
-        _request: Request<ExportUsageRequest>,
+        request: Request<ExportUsageRequest>,
     ) -> Result<Response<Self::ExportUsageStream>, Status> {
-        Err(status::not_implemented("ExportUsage"))
+        let caller = Caller::of(&request)?;
+        let range = parse::export(&caller, request.get_ref())?;
+        let export = Export::begin(&self.pool, &self.turns, range).await?;
+        Ok(Response::new(export::pages(export, self.stop.clone())))
     }
 }

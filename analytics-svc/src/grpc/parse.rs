@@ -1,6 +1,7 @@
 //! Requests into the domain's types. Every violation is collected; who may see which account is said first.
 
-use nexus_core::id::EcoId;
+use chrono::{DateTime, TimeDelta, Utc};
+use nexus_core::{id::EcoId, money::Currency};
 use nexus_kit::{
     auth::Caller,
     convert,
@@ -8,13 +9,16 @@ use nexus_kit::{
     validate::Violations,
 };
 use nexus_proto::analytics::v1::{
-    GetUsageHistoryRequest, ListEndpointStatsRequest, ListUsersRequest, UserSort as PbUserSort,
+    ExportUsageRequest, GetRevenueHistoryRequest, GetUsageHistoryRequest, ListEndpointStatsRequest,
+    ListTopUsersRequest, ListUsersRequest, UserSort as PbUserSort,
 };
 use tonic::Status;
 
 use crate::{
     domain::{
         endpoints::{EndpointCursor, EndpointFilter},
+        export::ExportRange,
+        overview::{CURRENCY, TOP_USERS as DEFAULT_TOP_USERS},
         users::{PageStart, UserCursor, UserFilter, UserSort},
     },
     error::Error,
@@ -28,6 +32,14 @@ const DEFAULT_USERS_A_PAGE: i32 = 50;
 const MAX_USERS_A_PAGE: i32 = 100;
 /// Longest email address (RFC 5321), which is longer than any id.
 const MAX_QUERY_BYTES: usize = 320;
+
+const MAX_TOP_USERS: i32 = 100;
+const DEFAULT_MONTHS: i32 = 12;
+const MAX_MONTHS: i32 = 60;
+const MAX_EXPORT: TimeDelta = TimeDelta::days(366);
+
+/// What page tokens of ListTopUsers, which has no filter, are bound to.
+pub(super) const TOP_USERS: &str = "top users";
 
 /// Account and days.
 pub(super) fn usage_history(
@@ -88,6 +100,50 @@ pub(super) fn users(request: &ListUsersRequest) -> Result<(UserFilter, PageStart
     });
     let parsed = filter.zip(start).zip(size).map(|((filter, start), size)| (filter, start, size));
     complete(violations, parsed)
+}
+
+/// Where the page begins, and its size.
+pub(super) fn top_users(request: &ListTopUsersRequest) -> Result<(Option<UserCursor>, i64), Violations> {
+    let mut violations = Violations::new();
+    let size = page::size(request.page_size, DEFAULT_TOP_USERS as i32, MAX_TOP_USERS);
+    let size = violations.take("page_size", size);
+    let after = violations.take("page_token", page::decode::<UserCursor>(&TOP_USERS, &request.page_token));
+    complete(violations, after.zip(size))
+}
+
+/// Months and currency.
+pub(super) fn revenue_history(request: &GetRevenueHistoryRequest) -> Result<(u32, Currency), Violations> {
+    let mut violations = Violations::new();
+    let months = page::size(request.months_count, DEFAULT_MONTHS, MAX_MONTHS);
+    let months = violations.take("months_count", months).and_then(|months| u32::try_from(months).ok());
+    let currency = match request.currency_code.as_str() {
+        "" => Some(CURRENCY),
+        code => violations.take("currency_code", code.parse()),
+    };
+    complete(violations, months.zip(currency))
+}
+
+/// Account and hours.
+pub(super) fn export(caller: &Caller, request: &ExportUsageRequest) -> Result<ExportRange, Status> {
+    let mut violations = Violations::new();
+    let eco_id = caller.account_among(&request.eco_id, &[], &mut violations)?;
+    let start = violations.take("start_time", required(request.start_time.as_ref().map(convert::datetime)));
+    let end = violations.take("end_time", required(request.end_time.as_ref().map(convert::datetime)));
+    if let Some((start, end)) = start.zip(end) {
+        violations.require(start < end, "end_time", "must be after start_time");
+        let days = MAX_EXPORT.num_days();
+        violations.require(
+            end - start <= MAX_EXPORT,
+            "end_time",
+            format!("must be at most {days} days after start_time"),
+        );
+    }
+    let range = eco_id.zip(start).zip(end).map(|((eco_id, start), end)| ExportRange { eco_id, start, end });
+    complete(violations, range).map_err(|v| Error::Invalid(v).into())
+}
+
+fn required(time: Option<Result<DateTime<Utc>, &'static str>>) -> Result<DateTime<Utc>, &'static str> {
+    time.ok_or("is required").flatten()
 }
 
 fn prefix(query: &str) -> Result<String, String> {

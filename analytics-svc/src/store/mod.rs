@@ -2,7 +2,12 @@
 
 pub mod accounts;
 pub mod accounts_now;
+pub mod mrr_movements;
+pub mod overage_charges;
+pub mod plan_prices;
+pub mod standing;
 pub mod usage_daily;
+pub mod usage_hourly;
 
 use std::str::FromStr;
 

@@ -1,5 +1,6 @@
 //! `eco_usage_daily`: the rollup that usage-svc keeps, read only.
 
+use chrono::NaiveDate;
 use futures::TryStreamExt;
 use nexus_core::{id::EcoId, sketch::Sketch};
 use sqlx::PgConnection;
@@ -82,6 +83,33 @@ pub async fn days(
         history.last_mut().expect("pushed above").top_endpoints.push(endpoint);
     }
     Ok(history)
+}
+
+/// Units of each day with usage among the last `days` UTC days before today, and of today.
+#[tracing::instrument(
+    name = "db.eco_usage_daily.units",
+    skip_all,
+    err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql")
+)]
+pub async fn units(
+    connection: &mut PgConnection,
+    eco_id: &EcoId,
+    days: i64,
+) -> sqlx::Result<Vec<(NaiveDate, i64)>> {
+    sqlx::query!(
+        r#"
+        select day, sum(units_count)::bigint as "units!"
+        from eco_usage_daily, (select (now() at time zone 'UTC')::date as today) as clock
+        where eco_id = $1 and day >= today - $2::bigint::int and day <= today
+        group by day
+        "#,
+        eco_id.as_str(),
+        days
+    )
+    .map(|row| (row.day, row.units))
+    .fetch_all(connection)
+    .await
 }
 
 /// Endpoints of an account over some days, busiest first, without their sketches.

@@ -10,7 +10,7 @@ use nexus_core::{
     plan::Plan,
     sketch::{self, Sketch},
 };
-use nexus_kit::{config::DbArgs, serve::Listeners, status};
+use nexus_kit::{config::DbArgs, db::MIGRATOR, serve::Listeners, status};
 use nexus_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use nexus_testkit::{
     db::TestDb,
@@ -32,8 +32,17 @@ pub(crate) struct App {
 impl App {
     /// A server with an empty, migrated database.
     pub(crate) async fn start() -> Result<Self> {
-        let db = TestDb::new().await?;
-        let (client, stop) = serve(db.args()).await?;
+        Self::on(TestDb::new().await?).await
+    }
+
+    /// A server with this database.
+    pub(crate) async fn on(db: TestDb) -> Result<Self> {
+        Self::with(db.args(), db).await
+    }
+
+    /// The same with settings of its own.
+    pub(crate) async fn with(args: DbArgs, db: TestDb) -> Result<Self> {
+        let (client, stop) = serve(args).await?;
         Ok(Self { db, client, _stop: stop })
     }
 
@@ -41,6 +50,21 @@ impl App {
     pub(crate) fn pool(&self) -> &PgPool {
         &self.db.pool
     }
+}
+
+/// A database as it was before the migration of this number.
+pub(crate) async fn database_before(number: i64) -> Result<TestDb> {
+    let db = TestDb::new().await?;
+    sqlx::raw_sql("drop schema public cascade; create schema public").execute(&db.pool).await?;
+    let mut connection = nexus_kit::db::acquire(&db.pool).await?;
+    MIGRATOR.run_direct(Some(number - 1), &mut *connection, false).await?;
+    Ok(db)
+}
+
+/// Brings it to where it is now.
+pub(crate) async fn migrate(db: &TestDb) -> Result<()> {
+    let mut connection = nexus_kit::db::acquire(&db.pool).await?;
+    Ok(MIGRATOR.run_direct(None, &mut *connection, false).await?)
 }
 
 /// A server that uses this database, wherever it is.

@@ -187,16 +187,43 @@ async fn numbered_pages_skip_rows() -> Result<()> {
     Ok(())
 }
 
+/// Accounts are made, figures computed and usage comes in between the pages: each of the old ones comes once, in order.
 #[tokio::test]
 async fn pages_by_creation_show_old_accounts_once_while_new_ones_come() -> Result<()> {
     let app = App::start().await?;
+    let pool = app.pool();
     seed(&app).await?;
-    let created = || ListUsersRequest { sort: UserSort::Created.into(), page_size: 3, ..all() };
-    let first = list(&app, created()).await?;
-    accounts(app.pool(), Plan::Free, &["eco_new"]).await?;
-    let rest = ListUsersRequest { page_token: first.next_page_token.clone(), page_size: 50, ..created() };
-    let rest = list(&app, rest).await?;
-    assert_eq!([ids(&first), ids(&rest)].concat(), ORDERS[4].1);
+    let names: Vec<_> = (0..40).map(|n| format!("eco_old_{n:02}")).collect();
+    accounts(pool, Plan::Free, &names.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+    // Four at a time have the same time.
+    sqlx::query(
+        "update eco_identities set created_time = '2026-02-01Z'::timestamptz + interval '1 hour' * (right(eco_id, 2)::int / 4)
+         where eco_id like 'eco_old_%'",
+    )
+    .execute(pool)
+    .await?;
+    let old: Vec<String> =
+        sqlx::query_scalar("select eco_id from eco_identities order by created_time desc, eco_id")
+            .fetch_all(pool)
+            .await?;
+    let (mut shown, mut page_token, mut pages) = (Vec::new(), String::new(), 0);
+    loop {
+        let request = ListUsersRequest { sort: UserSort::Created.into(), page_size: 3, page_token, ..all() };
+        let page = list(&app, request).await?;
+        shown.extend(page.users.iter().map(|u| u.eco_id.clone()).filter(|id| !id.starts_with("eco_new")));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+        pages += 1;
+        accounts(pool, Plan::Free, &[&format!("eco_new_{pages}")]).await?;
+        usage(pool, &format!("eco_old_{pages:02}"), 1_000 + pages).await?;
+        if pages % 3 == 0 {
+            compute_figures(pool).await?;
+        }
+    }
+    assert!(pages >= 15, "{pages}");
+    assert_eq!(shown, old);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! One file a benchmark.
 
+pub(crate) mod analytics;
 pub(crate) mod changes;
 pub(crate) mod check_quota;
 mod checks;

@@ -7,6 +7,7 @@ mod classic_load;
 mod copy_load;
 mod echo;
 mod rate_limit;
+mod read_load;
 mod record_load;
 mod server;
 mod soak_load;
@@ -34,6 +35,10 @@ pub(crate) enum Child {
     Limitador(rate_limit::LimitadorArgs),
     /// Calls CheckQuota, GetCurrentUsage or ShouldRateLimit
     CheckLoad(check_load::Args),
+    /// analytics-svc, as it is deployed
+    Analytics(Box<server::Analytics>),
+    /// Reads from analytics-svc for some seconds
+    ReadLoad(read_load::Args),
     /// Calls RecordUsage for some seconds
     RecordLoad(record_load::Args),
     /// Sends batches and single events and checks for some seconds
@@ -64,6 +69,8 @@ impl Child {
             Child::LayeredRateLimitEcho(echo) => echo.run().await,
             Child::Limitador(limitador) => limitador.run().await,
             Child::CheckLoad(args) => check_load::run(args).await,
+            Child::Analytics(analytics) => analytics.run().await,
+            Child::ReadLoad(args) => read_load::run(args).await,
             Child::RecordLoad(args) => record_load::run(args).await,
             Child::SoakLoad(args) => soak_load::run(args).await,
             Child::BatchLoad(args) => batch_load::run(args).await,

@@ -49,6 +49,25 @@ impl Usage {
     }
 }
 
+#[derive(clap::Args)]
+pub(crate) struct Analytics {
+    #[command(flatten)]
+    telemetry: TelemetryArgs,
+    #[command(flatten)]
+    config: nexus_analytics::Config,
+}
+
+impl Analytics {
+    pub(super) async fn run(self) -> Result<()> {
+        let telemetry = telemetry::init(&self.telemetry, "nexus-analytics")?;
+        let listeners = Listeners::bind(ANY_PORT, ANY_PORT).await?;
+        let shutdown = listening_with_operations(listeners.main_addr()?, listeners.operations_addr()?);
+        let served = nexus_analytics::serve(self.config, listeners, shutdown).await;
+        telemetry.shutdown();
+        Ok(served?)
+    }
+}
+
 /// Serves one service on nothing but tonic.
 pub(super) async fn serve_bare<S>(service: S) -> Result<()>
 where

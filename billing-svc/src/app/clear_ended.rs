@@ -20,10 +20,14 @@ use tokio_util::sync::CancellationToken;
 use super::{
     collect,
     process_overage::{ChargeContext, charge_account, owing, passes},
-    refresh, take_back,
+    refresh,
+    take_back::{self, Taken},
 };
 use crate::{
-    domain::{run::AccountResult, stripe_event::backoff},
+    domain::{
+        run::{AccountError, AccountResult},
+        stripe_event::backoff,
+    },
     error::Error,
     store::{
         ended_subscriptions::{self, Job},
@@ -71,10 +75,7 @@ pub async fn run(context: &ChargeContext, eco_id: &str) -> Result<(Standing, Acc
     let mut result = AccountResult::default();
     let taken = match take_back::run(context, eco_id).await? {
         Ok(taken) => taken,
-        Err(error) => {
-            result.error = Some(error);
-            return Ok((Standing::Failed, result));
-        }
+        Err(error) => return Ok(failed(result, error)),
     };
     if !ended.is_empty() || taken.some {
         let periods = owing(&context.pool, eco_id, None).await?;
@@ -85,15 +86,26 @@ pub async fn run(context: &ChargeContext, eco_id: &str) -> Result<(Standing, Acc
         }
     }
     if let Some(error) = collect::run(context, eco_id).await? {
-        result.error = Some(error);
-        return Ok((Standing::Failed, result));
+        return Ok(failed(result, error));
     }
     if taken.left {
         return Ok((Standing::OnDrafts, result));
     }
+    // A charge that was in doubt may have been on such a draft.
+    if result.charged {
+        match take_back::run(context, eco_id).await? {
+            Ok(Taken { some: false, left: false }) => {}
+            Ok(_) => return Ok((Standing::OnDrafts, result)),
+            Err(error) => return Ok(failed(result, error)),
+        }
+    }
     let mut connection = db::acquire(&context.pool).await?;
     ended_subscriptions::clear(&mut connection, &ended).await?;
     Ok((Standing::Clear, result))
+}
+
+fn failed(result: AccountResult, error: AccountError) -> (Standing, AccountResult) {
+    (Standing::Failed, AccountResult { error: Some(error), ..result })
 }
 
 /// Clears what is due until the server stops.

@@ -11,7 +11,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use nexus_kit::db;
-use sqlx::Acquire;
+use sqlx::{Acquire, PgConnection};
 
 use crate::{
     app::process_overage::{ChargeContext, MAX_TRIES, back_off},
@@ -34,6 +34,8 @@ const MAX_INVOICES: usize = 8;
 enum Step {
     /// This far.
     Kept(Settlement),
+    /// This far, since Stripe refused what was asked; the reason.
+    Refused(Settlement, String),
     /// The invoice is finalised.
     Done,
     /// It is not known.
@@ -144,6 +146,7 @@ async fn carry_out(
     mut settlement: Settlement,
 ) -> Result<Option<AccountError>, Error> {
     let mut last = "the server was stopped".to_owned();
+    let mut refused = None;
     let mut tries = 0;
     while tries < MAX_TRIES && context.turn().await {
         let step = match settlement.stage() {
@@ -158,11 +161,18 @@ async fn carry_out(
                 tries += u32::from(next.stage() == settlement.stage());
                 settlement = next;
             }
-            Step::Stuck(reason) => {
-                tracing::error!(settlement_id = %settlement.settlement_id, reason, "a settlement is stuck");
-                let message = format!("Settlement {} goes no further: {reason}", settlement.settlement_id);
-                return Ok(Some(AccountError::new(&settlement.eco_id, "SETTLEMENT_STUCK", message)));
+            // The very same, refused twice.
+            Step::Refused(next, reason) if refused.as_ref() == Some(&next.item_ids) => {
+                return Ok(Some(stuck(&next, &reason)));
             }
+            Step::Refused(next, reason) => {
+                tracing::info!(reason, "listing what is pending once more");
+                tries += 1;
+                refused = Some(next.item_ids.clone());
+                last = reason;
+                settlement = next;
+            }
+            Step::Stuck(reason) => return Ok(Some(stuck(&settlement, &reason))),
             Step::Unknown(doubt) => {
                 last.clone_from(&doubt.message);
                 if !back_off(context, &doubt, tries).await {
@@ -177,6 +187,12 @@ async fn carry_out(
         settlement.settlement_id
     );
     Ok(Some(AccountError::new(&settlement.eco_id, "IN_DOUBT", message)))
+}
+
+fn stuck(settlement: &Settlement, reason: &str) -> AccountError {
+    tracing::error!(settlement_id = %settlement.settlement_id, reason, "a settlement is stuck");
+    let message = format!("Settlement {} goes no further: {reason}", settlement.settlement_id);
+    AccountError::new(&settlement.eco_id, "SETTLEMENT_STUCK", message)
 }
 
 /// Makes the empty draft.
@@ -230,8 +246,10 @@ async fn fill(context: &ChargeContext, settlement: &Settlement) -> Result<Step, 
     };
     let was_sent = !settlement.item_ids.is_empty();
     if pending.is_empty() && !was_sent {
-        // Nobody gets an empty invoice: the draft stays one.
-        return finish(context, settlement).await;
+        // Nobody is to get an empty invoice: the draft stays one.
+        let mut connection = db::acquire(&context.pool).await?;
+        let is_done = settlements::finish_empty(&mut connection, settlement).await?;
+        return if is_done { Ok(Step::Done) } else { read_again(&mut connection, settlement).await };
     }
     if pending.is_empty() || (was_sent && settlement.item_ids.iter().all(|id| !pending.contains(id))) {
         return keep(context, settlement, filled).await;
@@ -252,13 +270,12 @@ async fn fill(context: &ChargeContext, settlement: &Settlement) -> Result<Step, 
                 context.payments.find_invoices(customer, settlement.settlement_id, &context.pace).await;
             match found {
                 Ok(found) if found.iter().any(|i| i.invoice_id == invoice_id && i.is_draft) => {
-                    tracing::info!(reason = refusal.reason, "listing what is pending once more");
-                    keep(context, settlement, again(settlement)).await
+                    match keep(context, settlement, again(settlement)).await? {
+                        Step::Kept(next) => Ok(Step::Refused(next, refusal.message)),
+                        step => Ok(step),
+                    }
                 }
-                Ok(_) => {
-                    let next = Settlement { invoice_id: None, item_ids: vec![], ..again(settlement) };
-                    keep(context, settlement, next).await
-                }
+                Ok(_) => keep(context, settlement, anew(settlement)).await,
                 Err(doubt) => Ok(Step::Unknown(doubt)),
             }
         }
@@ -281,8 +298,10 @@ async fn finalize(context: &ChargeContext, settlement: &Settlement) -> Result<St
     match context.payments.find_invoices(customer, settlement.settlement_id, &context.pace).await {
         Ok(found) => match (found.iter().find(|i| i.invoice_id == invoice_id), refusal) {
             (Some(invoice), _) if !invoice.is_draft => finish(context, settlement).await,
-            (_, Some(refusal)) => Ok(Step::Stuck(refusal)),
-            (_, None) => keep(context, settlement, again(settlement)).await,
+            (Some(_), Some(refusal)) => Ok(Step::Stuck(refusal)),
+            (Some(_), None) => keep(context, settlement, again(settlement)).await,
+            // Somebody has deleted the draft: its items are pending again.
+            (None, _) => keep(context, settlement, anew(settlement)).await,
         },
         Err(doubt) => Ok(Step::Unknown(doubt)),
     }
@@ -293,13 +312,22 @@ fn again(settlement: &Settlement) -> Settlement {
     Settlement { attempt: settlement.attempt + 1, is_young: true, ..settlement.clone() }
 }
 
+/// The next attempt, from the beginning: the draft is none any more.
+fn anew(settlement: &Settlement) -> Settlement {
+    Settlement { invoice_id: None, item_ids: vec![], is_filled: false, ..again(settlement) }
+}
+
 async fn keep(context: &ChargeContext, before: &Settlement, after: Settlement) -> Result<Step, Error> {
     let mut connection = db::acquire(&context.pool).await?;
     if settlements::keep(&mut connection, before, &after).await? {
         return Ok(Step::Kept(after));
     }
-    // Somebody else goes on with it, or has finished it.
-    match settlements::open(&mut connection, &before.eco_id).await? {
+    read_again(&mut connection, before).await
+}
+
+/// Somebody else goes on with it, or has finished it.
+async fn read_again(connection: &mut PgConnection, before: &Settlement) -> Result<Step, Error> {
+    match settlements::open(connection, &before.eco_id).await? {
         Some(open) if open.settlement_id == before.settlement_id => Ok(Step::Kept(open)),
         _ => Ok(Step::Done),
     }

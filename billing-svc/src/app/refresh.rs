@@ -16,7 +16,7 @@ use crate::{
     app::tell_thresholds,
     domain::period::PeriodKey,
     error::Error,
-    store::{account_figures, changes, facts, lease, records},
+    store::{account_figures, changes, facts, lease, mrr, records},
 };
 
 const EVERY: Duration = Duration::from_millis(500);
@@ -24,11 +24,14 @@ const EVERY: Duration = Duration::from_millis(500);
 /// account, which is computed once for all of them.
 const BATCHES: [i64; 5] = [2_000, 4_000, 8_000, 16_000, 32_000];
 
+/// Accounts whose movements of the MRR a transaction writes.
+const MOVED_AT_ONCE: i32 = 1_000;
+
 /// Refreshes twice a second until `shutdown`; of several replicas, one at a time does.
 pub async fn refresher(pool: PgPool, shutdown: CancellationToken) {
     let mut failed = false;
     while !shutdown.is_cancelled() {
-        match refresh_if_free(&pool).await {
+        match refresh_all(&pool).await {
             Ok(()) => failed = false,
             Err(error) if failed => tracing::debug!(%error, "the summary could still not be refreshed"),
             Err(error) => {
@@ -43,6 +46,23 @@ pub async fn refresher(pool: PgPool, shutdown: CancellationToken) {
     }
 }
 
+async fn refresh_all(pool: &PgPool) -> Result<(), Error> {
+    refresh_if_free(pool).await?;
+    note_moved(pool).await
+}
+
+/// By whichever replica comes first: each account's row is one's.
+async fn note_moved(pool: &PgPool) -> Result<(), Error> {
+    loop {
+        let mut transaction = db::begin(pool).await?;
+        let noted = mrr::note_due(&mut transaction, MOVED_AT_ONCE).await?;
+        transaction.commit().await?;
+        if noted < MOVED_AT_ONCE {
+            return Ok(());
+        }
+    }
+}
+
 async fn refresh_if_free(pool: &PgPool) -> Result<(), Error> {
     for batch in batches() {
         let mut transaction = db::begin(pool).await?;
@@ -51,6 +71,7 @@ async fn refresh_if_free(pool: &PgPool) -> Result<(), Error> {
         }
         let more = refresh_batch(&mut transaction, batch).await?;
         let more = compute_figures(&mut transaction, batch).await? || more;
+        account_figures::add_deltas(&mut transaction).await?;
         transaction.commit().await?;
         if !more {
             return Ok(());

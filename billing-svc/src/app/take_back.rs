@@ -5,6 +5,9 @@
 //! these items are deleted, the ledger says that they were not charged, and they are charged anew. Stripe may also go on
 //! with such a draft: then they are left on it.
 //!
+//! So is a draft of our own abandoned whose settlement the database has lost with its last moments, by a failover: nobody
+//! would finalise it, and what is on it is not pending.
+//!
 //! That an item is to be deleted is written down before, and what became of it after: who comes after a crash knows that
 //! one which is not there was deleted here.
 
@@ -18,7 +21,7 @@ use crate::{
     error::Error,
     payments::{Doubt, Place},
     store::{
-        ended_subscriptions, open_charges, records,
+        ended_subscriptions, open_charges, records, settlements,
         take_backs::{self, TakeBack},
     },
 };
@@ -82,12 +85,15 @@ async fn all(
         Ok(places) => places,
         Err(doubt) => return Ok(Err(doubt)),
     };
-    let (going_on, abandoned) = on_drafts(&places, ended);
-    let (left, begun) = {
+    let (left, abandoned, begun) = {
         let mut connection = db::acquire(&context.pool).await?;
+        // After the listing: a draft that was filled by then, and whose settlement has ended since, is final.
+        let is_settling = settlements::open(&mut connection, eco_id).await?.is_some();
+        let (going_on, abandoned) = on_drafts(&places, ended, is_settling);
         let left = open_charges::among(&mut connection, eco_id, &going_on).await?;
         take_backs::begin(&mut connection, eco_id, &abandoned).await?;
-        (left, take_backs::begun(&mut connection, eco_id, customer).await?)
+        let begun = take_backs::begun(&mut connection, eco_id, customer).await?;
+        (left, abandoned, begun)
     };
     let mut taken = Taken { some: false, left: !left.is_empty() };
     for take_back in begun {
@@ -103,14 +109,25 @@ async fn all(
     Ok(Ok(taken))
 }
 
-/// Items on drafts of subscriptions that have ended: those that are finalised by themselves, and the others.
-fn on_drafts(places: &HashMap<String, Place>, ended: &[String]) -> (Vec<String>, Vec<String>) {
+/// Items on drafts of subscriptions that have ended, those that are finalised by themselves and the others; among these
+/// what is on drafts of our own, unless a settlement is under way.
+fn on_drafts(
+    places: &HashMap<String, Place>,
+    ended: &[String],
+    is_settling: bool,
+) -> (Vec<String>, Vec<String>) {
     let (mut going_on, mut abandoned) = (Vec::new(), Vec::new());
     for (item_id, place) in places {
-        if let Place::Draft { subscription: Some(subscription), goes_on, is_ours: false } = place
-            && ended.contains(subscription)
-        {
-            if *goes_on { &mut going_on } else { &mut abandoned }.push(item_id.clone());
+        match place {
+            Place::Draft { is_ours: true, goes_on: false, .. } if !is_settling => {
+                abandoned.push(item_id.clone())
+            }
+            Place::Draft { is_ours: false, subscription: Some(subscription), goes_on }
+                if ended.contains(subscription) =>
+            {
+                if *goes_on { &mut going_on } else { &mut abandoned }.push(item_id.clone());
+            }
+            _ => {}
         }
     }
     (going_on, abandoned)

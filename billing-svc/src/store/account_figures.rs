@@ -1,5 +1,6 @@
 //! `eco_account_figures`: usage and revenue of each account, ready for lists; `eco_account_changes`: whose no longer hold.
 //! Who computes has the refresher's lock; what a summary says of usage comes by a trigger, whoever writes it.
+//! `eco_figure_totals`: their sums, which triggers append to (`eco_figure_deltas`).
 
 use sqlx::PgConnection;
 
@@ -33,5 +34,12 @@ pub async fn take(db: &mut PgConnection, limit: i64) -> sqlx::Result<(i64, Vec<S
 #[tracing::instrument(name = "db.eco_account_figures.compute", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn compute(db: &mut PgConnection, accounts: &[String]) -> sqlx::Result<()> {
     sqlx::query!("select nexus_compute_figures($1)", accounts).execute(db).await?;
+    Ok(())
+}
+
+/// Adds to the totals what has become of figures since it was added last. Who adds has the refresher's lock.
+#[tracing::instrument(name = "db.eco_figure_totals.add", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn add_deltas(db: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!("select nexus_add_figure_deltas()").execute(db).await?;
     Ok(())
 }

@@ -318,10 +318,38 @@ pub async fn last_attempt(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Resul
 pub async fn items(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"select stripe_invoice_item_id as "id!" from eco_overage_charges
-           where charge_id = $1 and status = 'succeeded'"#,
+           where charge_id = $1 and status = 'succeeded' order by 1"#,
         charge_id,
     )
     .fetch_all(db)
+    .await
+}
+
+/// A charge as the ledger has it.
+#[derive(Debug)]
+pub struct Seen {
+    /// Its items.
+    pub items: Vec<String>,
+    /// The attempts that are to be rechecked.
+    attempts: Vec<i32>,
+    /// When each is.
+    recheck_times: Vec<DateTime<Utc>>,
+}
+
+/// How the ledger has a charge, before its items are listed.
+#[tracing::instrument(name = "db.eco_overage_charges.seen", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn seen(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<Seen> {
+    sqlx::query_as!(
+        Seen,
+        r#"select coalesce(array_agg(stripe_invoice_item_id order by stripe_invoice_item_id)
+                               filter (where status = 'succeeded'), '{}') as "items!",
+                  coalesce(array_agg(attempt order by attempt) filter (where recheck_time is not null), '{}') as "attempts!",
+                  coalesce(array_agg(recheck_time order by attempt) filter (where recheck_time is not null), '{}')
+                      as "recheck_times!"
+           from eco_overage_charges where charge_id = $1"#,
+        charge_id,
+    )
+    .fetch_one(db)
     .await
 }
 
@@ -359,12 +387,16 @@ pub async fn recheck(
     Ok(())
 }
 
-/// The charge was rechecked.
+/// The charge was rechecked as it was seen: what is to be rechecked since, stays so.
 #[tracing::instrument(name = "db.eco_overage_charges.clear_recheck", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn clear_recheck(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<()> {
+pub async fn clear_recheck(db: &mut PgConnection, charge_id: Uuid, seen: &Seen) -> sqlx::Result<()> {
     sqlx::query!(
-        "update eco_overage_charges set recheck_time = null where charge_id = $1 and recheck_time is not null",
+        "update eco_overage_charges h set recheck_time = null
+         from unnest($2::int[], $3::timestamptz[]) as s (attempt, recheck_time)
+         where h.charge_id = $1 and h.attempt = s.attempt and h.recheck_time = s.recheck_time",
         charge_id,
+        &seen.attempts,
+        &seen.recheck_times,
     )
     .execute(db)
     .await?;
@@ -408,8 +440,8 @@ pub async fn adopt(
     Ok(done.rows_affected() == 1)
 }
 
-/// An attempt that was taken for failed has its item at Stripe after all; false: it is not in that state any more,
-/// or its charge has another live attempt.
+/// An attempt that was taken for failed has its item at Stripe after all; false: it is not in that state any more, its
+/// charge has another live attempt, or its item was taken back.
 #[tracing::instrument(name = "db.eco_overage_charges.revive", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn revive(
     db: &mut PgConnection,
@@ -422,6 +454,7 @@ pub async fn revive(
          set status = 'succeeded', stripe_invoice_item_id = $3, failure_reason = null, recheck_time = null,
              finished_time = now()
          where charge_id = $1 and attempt = $2 and status in ('failed', 'superseded')
+           and failure_reason is distinct from 'TAKEN_BACK'
            and not exists (select from eco_overage_charges o
                            where o.eco_id = h.eco_id and o.period_start = h.period_start
                              and o.sequence = h.sequence and o.status in ('pending', 'succeeded'))",

@@ -141,8 +141,8 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
                  and g.recorded_units is not null) z on true
            left join lateral (
                select sum(h.amount_micros) filter (where h.status in ('pending', 'succeeded'))::bigint as billed_micros,
-                      (array_agg(h.units_to order by h.sequence desc)
-                           filter (where h.status in ('pending', 'succeeded')))[1] as billed_units,
+                      sum(h.units_to - h.units_from) filter (where h.status in ('pending', 'succeeded'))::bigint
+                          as billed_units,
                       max(h.sequence) as last_sequence, bool_or(h.status = 'pending') as pending
                from eco_overage_charges h
                where h.eco_id = k.eco_id and h.period_start = k.period_start) l on true

@@ -14,6 +14,7 @@ pub mod ended_subscriptions;
 pub mod facts;
 pub mod identity;
 pub mod lease;
+pub mod mrr;
 pub mod notices;
 pub mod open_charges;
 pub mod plan_requests;

@@ -183,7 +183,24 @@ pub async fn keep(db: &mut PgConnection, before: &Settlement, after: &Settlement
     Ok(done.rows_affected() == 1)
 }
 
-/// The invoice is finalised, or there is nothing to finalise.
+/// Nothing is pending that could be put on the invoice: it stays an empty draft. False: somebody else has come further,
+/// and may have put it there.
+#[tracing::instrument(name = "db.eco_settlements.finish_empty", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn finish_empty(db: &mut PgConnection, before: &Settlement) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "update eco_settlements set finished_time = now(), failure_reason = null
+         where settlement_id = $1 and attempt = $2 and finished_time is null
+           and stripe_invoice_id is not distinct from $3 and filled_time is null",
+        before.settlement_id,
+        before.attempt,
+        before.invoice_id,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// The invoice is finalised.
 #[tracing::instrument(name = "db.eco_settlements.finish", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn finish(db: &mut PgConnection, settlement_id: Uuid) -> sqlx::Result<()> {
     sqlx::query!(

@@ -17,15 +17,27 @@ const DIFFERENT: &str = "
           is distinct from
           (u.email, u.currency_code, u.created_time, u.plan, u.status, u.api_calls, u.overage_units, u.overage_micros,
            u.subscription_micros, u.last_event_time, u.revenue_micros, u.created_micros, u.eco_id)";
+/// Plans, statuses and currencies whose totals differ from what the accounts add up to, of both sides.
+const DIFFERENT_TOTALS: &str = "
+    select count(*)
+    from (select * from eco_accounts_total where (users, api_calls, overage_micros, subscription_micros) <> (0, 0, 0, 0)) t
+         full join (select plan, status, currency_code, count(*) as users, sum(api_calls) as api_calls,
+                           sum(overage_micros) as overage_micros, sum(subscription_micros) as subscription_micros
+                    from eco_current_usage group by plan, status, currency_code) u using (plan, status, currency_code)
+    where (t.users, t.api_calls, t.overage_micros, t.subscription_micros)
+          is distinct from (u.users, u.api_calls, u.overage_micros, u.subscription_micros)";
 /// Every account has its row, and every row holds.
 const READY: &str = "
     select not exists (select from eco_account_changes) and not exists (select from eco_usage_changes)
+           and not exists (select from eco_figure_deltas)
            and (select count(*) from eco_figures_that_hold) = (select count(*) from eco_current_usage)
            and (select count(*) from eco_account_figures) = (select count(*) from eco_current_usage)";
 
 async fn same(pool: &PgPool, when: &str) -> Result<()> {
     let different: i64 = sqlx::query_scalar(DIFFERENT).fetch_one(pool).await?;
     ensure!(different == 0, "{different} rows differ {when}");
+    let different: i64 = sqlx::query_scalar(DIFFERENT_TOTALS).fetch_one(pool).await?;
+    ensure!(different == 0, "{different} totals differ {when}");
     Ok(())
 }
 

@@ -256,6 +256,39 @@ async fn a_draft_that_goes_on_after_its_subscription_keeps_our_charges() -> Resu
     world.billing.stop().await
 }
 
+/// An invoice takes 250 items, whosever they are.
+#[tokio::test]
+async fn what_a_full_draft_does_not_take_is_on_the_next_invoice() -> Result<()> {
+    let world = World::new(json!({})).await?;
+    let subscribed = world.sim.get(&format!("subscriptions/{}", world.subscription)).await?;
+    let end = subscribed["items"]["data"][0]["current_period_end"].as_i64().context("an end")?;
+    let of_others = format!("customer={}&currency=usd&amount=1", world.customer);
+    for _ in 0..250 {
+        world.sim.create("invoiceitems", &of_others).await?;
+    }
+    record_at(&world.db, "eco_a", world.start, 104_010).await?;
+    world.advance(end).await?;
+    let draft = world.newest_invoice().await?;
+    assert_eq!((&draft["status"], &draft["total"]), (&json!("draft"), &json!(250 + 4_900)));
+    let ours = async || {
+        let items = world.sim.items().await?;
+        let mut ours = items.into_iter().filter(|item| item["metadata"]["eco_id"] == "eco_a");
+        let one = ours.next().context("ours")?;
+        assert_eq!((&one["amount"], ours.next()), (&json!(401), None));
+        anyhow::Ok(one["invoice"].clone())
+    };
+    assert_eq!(ours().await?, Value::Null);
+
+    let path = format!("test_helpers/test_clocks/{}/advance", world.clock);
+    world.sim.create(&path, &format!("frozen_time={}", end + 3_600)).await?;
+    let start = DateTime::from_timestamp(end, 0).context("a time")?;
+    world.advance((start + Months::new(1)).timestamp()).await?;
+    let next = world.newest_invoice().await?;
+    assert_eq!((ours().await?, &next["total"]), (next["id"].clone(), &json!(401 + 4_900)));
+    assert_eq!(world.billing.run_all().await?.errors.len(), 0);
+    world.billing.stop().await
+}
+
 #[tokio::test]
 async fn so_it_is_when_webhooks_come_late_twice_and_in_disorder() -> Result<()> {
     for seed in 1..4 {

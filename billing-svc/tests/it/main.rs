@@ -43,6 +43,7 @@ mod settlements;
 mod spend_cap;
 mod stranded;
 mod stripe_events;
+mod stuck;
 mod subscriptions;
 mod summary;
 mod support;

@@ -3,12 +3,13 @@
 use anyhow::{Context, Result, ensure};
 use hyper::Method;
 use nexus_proto::billing::v1::ProcessOverageRequest;
+use nexus_testkit::db::TestDb;
 use serde_json::{Value, json};
 
 use crate::{
     proxy::Proxy,
     recheck_world::{OPEN, PARKED, SETTLED, World},
-    support::{Billing, record},
+    support::{Billing, Sim, begin, record, until},
 };
 
 #[tokio::test]
@@ -222,4 +223,47 @@ async fn what_a_person_has_changed_at_stripe_is_named_and_left_alone() -> Result
         world.billing.stop().await?;
     }
     Ok(())
+}
+
+/// Between the list and the look at the ledger, the charge is taken off a draft that nobody finalises.
+#[tokio::test]
+async fn what_is_taken_back_while_it_is_listed_stays_out_of_the_ledger() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = Billing::start(&db, &sim.base).await?;
+    let customer = sim.pro(&db, "eco_a").await?;
+    record(&db, "eco_a", 100_100).await?;
+    assert_eq!(billing.run_all().await?.charged_count, 1);
+    let form = format!("customer={customer}&pending_invoice_items_behavior=include");
+    sim.create("invoices", &form).await?;
+    let item = sim.items().await?[0]["id"].as_str().context("an id")?.to_owned();
+    let world = World { db, sim, billing, customer };
+    world.sql("update eco_overage_charges set recheck_time = now()").await?;
+    let hold = json!({ "method": "GET", "path": "/v1/invoiceitems", "hold": true });
+    world.sim.admin("/faults", hold).await?;
+    let call = begin(&world.billing);
+    world.sim.read("/held").await?;
+
+    let mut transaction = nexus_kit::db::begin(&world.db.pool).await?;
+    for statement in [
+        "lock table eco_overage_charges in access exclusive mode",
+        "update eco_overage_charges set status = 'failed', stripe_invoice_item_id = null, failure_reason = 'TAKEN_BACK'",
+        "update eco_usage_records set billed_micros = 0",
+    ] {
+        sqlx::query(statement).execute(&mut *transaction).await?;
+    }
+    world.release().await?;
+    until(
+        &world.db,
+        "select exists (select from pg_stat_activity
+                                     where datname = current_database() and wait_event_type = 'Lock')",
+    )
+    .await?;
+    world.sim.delete(&format!("invoiceitems/{item}")).await?;
+    transaction.commit().await?;
+    let _answer = call.await??;
+    // It is owed again, and charged again.
+    world.billing.run_all().await?;
+    world.agrees(10).await?;
+    world.has_recheck(false).await?;
+    world.billing.stop().await
 }

@@ -135,6 +135,27 @@ async fn charges_on_a_draft_that_nobody_finalises_are_collected_by_an_invoice_of
 }
 
 /// Somebody finalised the draft after all, while it was to be taken off it.
+/// A later one was on the customer alone, and stays.
+#[tokio::test]
+async fn a_charge_that_is_made_anew_tells_of_the_calls_that_it_is_for() -> Result<()> {
+    let memory = Arc::new(Memory::new());
+    let (db, _) = on_a_dead_draft(&memory).await?;
+    let context = charging(&db, memory.clone())?;
+    record(&db, "eco_a", 100).await?;
+    nexus_billing::app::refresh::drain(&context.pool).await?;
+    let periods = crate::settlements::periods(&db).await?;
+    ensure!(nexus_billing::app::process_overage::charge_account(&context, &periods).await.charged);
+    end_subscription(&db, 5_100).await?;
+    clear(&context).await?;
+    let items = memory.items();
+    let told: Vec<_> =
+        items.iter().map(|(_, item)| (item.amount_minor, item.metadata["overage_calls"].as_str())).collect();
+    assert_eq!(told, [(10, "100"), (500, "5000")]);
+    let text = &items[1].1.description;
+    assert!(text.starts_with("API overage: 5,000 calls"), "{text}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_charge_on_an_invoice_that_was_finalised_after_all_stays() -> Result<()> {
     let memory = Arc::new(Memory::new());
@@ -168,6 +189,29 @@ async fn a_subscription_that_is_ended_at_once_leaves_nothing_on_its_drafts() -> 
     assert_eq!(sim.amounts().await?, [100]);
     assert_eq!(invoices(&sim).await?, [("draft".to_owned(), vec![]), ("open".to_owned(), vec![100])]);
     assert_eq!(billing.run_all().await?.charged_count, 0);
+    billing.stop().await
+}
+
+/// An admin has given it a plan, after the end of a subscription.
+#[tokio::test]
+async fn an_account_without_its_subscription_gets_an_invoice_a_period_and_not_one_a_day() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    sim.pro(&db, "eco_a").await?;
+    let ended = "insert into eco_subscriptions
+             (eco_id, plan, plan_version, status, anchor_time, started_time, ended_time, stripe_subscription_id)
+         select eco_id, 'pro', 1, 'canceled', anchor_time - interval '40 days', anchor_time - interval '40 days',
+                anchor_time, 'sub_ended' from eco_subscriptions";
+    sqlx::query(ended).execute(&db.pool).await?;
+    let billing = Billing::start(&db, &sim.base).await?;
+    for units in [100_500, 500] {
+        record(&db, "eco_a", units).await?;
+        assert_eq!(billing.run_all().await?.charged_count, 1);
+    }
+    assert_eq!((sim.amounts().await?, invoices(&sim).await?.len()), (vec![50, 50], 0));
+    let over = "update eco_usage_records set period_end = now() - interval '25 hours'";
+    sqlx::query(over).execute(&db.pool).await?;
+    billing.run_all().await?;
+    assert_eq!(invoices(&sim).await?, [("open".to_owned(), vec![50, 50])]);
     billing.stop().await
 }
 

@@ -315,6 +315,11 @@ impl Sim {
         Ok(object["id"].as_str().context("an id")?.to_owned())
     }
 
+    /// Deletes an object of Stripe's.
+    pub(crate) async fn delete(&self, path: &str) -> Result<Value> {
+        self.call(Method::DELETE, &format!("/v1/{path}"), FORM, String::new()).await
+    }
+
     pub(crate) async fn customer(&self) -> Result<String> {
         self.create("customers", "email=a%40example.com").await
     }

@@ -143,7 +143,7 @@ pub fn is_transient(status: &Status) -> bool {
 }
 
 /// Whether this is no answer of the server, but was made on this side of a connection that broke.
-pub(crate) fn is_made_here(status: &Status) -> bool {
+pub fn is_made_here(status: &Status) -> bool {
     status.source().is_some_and(|source| source.downcast_ref::<Status>().is_none())
 }
 

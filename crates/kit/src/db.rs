@@ -52,7 +52,8 @@ impl Role {
                 "set role nexus_billing; set synchronous_commit = on; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'"
             }
             Role::Analytics => {
-                "set role nexus_analytics; set default_transaction_read_only = on; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'"
+                // Filters may be absent and pages far away: each statement is planned for its arguments.
+                "set role nexus_analytics; set default_transaction_read_only = on; set plan_cache_mode = force_custom_plan; set lock_timeout = '5s'; set idle_in_transaction_session_timeout = '5s'; set statement_timeout = '30s'; set timezone = 'UTC'"
             }
         }
     }

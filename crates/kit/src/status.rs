@@ -107,11 +107,6 @@ pub fn from_transport(status: &Status) -> Status {
     }
 }
 
-/// An RPC of the contract that this version does not have.
-pub fn not_implemented(rpc: &str) -> Status {
-    with_reason(Code::Unimplemented, "NOT_IMPLEMENTED", format!("{rpc} is not implemented in this version"))
-}
-
 /// A quota is used up.
 pub struct QuotaExceeded<'a> {
     /// Account.

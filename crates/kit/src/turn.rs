@@ -4,7 +4,6 @@
 
 use std::{
     collections::HashMap,
-    hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,15 +15,15 @@ const PART: u32 = 4;
 /// Calls of an account that wait at once.
 const MAX_WAITING: usize = 256;
 
-/// The turns of all accounts, or of whatever else calls may be about. Clones are the same.
-#[derive(Debug)]
-pub struct Turns<K: Eq + Hash = EcoId>(Arc<Inner<K>>);
+/// The turns of all accounts. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Turns(Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner<K> {
+struct Inner {
     at_work: usize,
     waiting: usize,
-    accounts: Mutex<HashMap<K, Calls>>,
+    accounts: Mutex<HashMap<EcoId, Calls>>,
 }
 
 /// The calls of one account, while there are any.
@@ -37,23 +36,17 @@ struct Calls {
 
 /// A call's turn, until this is dropped.
 #[derive(Debug)]
-pub struct Turn<K: Eq + Hash = EcoId> {
+pub struct Turn {
     // Free again before the call is counted no more: whoever comes then begins with all of them.
     _permit: OwnedSemaphorePermit,
-    _counted: Counted<K>,
+    _counted: Counted,
 }
 
 /// A call that is at work or waits, until this is dropped.
 #[derive(Debug)]
-struct Counted<K: Eq + Hash> {
-    turns: Turns<K>,
-    key: K,
-}
-
-impl<K: Eq + Hash> Clone for Turns<K> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
+struct Counted {
+    turns: Turns,
+    eco_id: EcoId,
 }
 
 impl Turns {
@@ -66,49 +59,45 @@ impl Turns {
     pub fn apart(&self) -> Self {
         Self::new(self.0.at_work, self.0.waiting)
     }
-}
 
-impl<K: Eq + Hash + Clone> Turns<K> {
     /// So many calls of an account at work, while so many wait.
     pub fn new(at_work: usize, waiting: usize) -> Self {
         Self(Arc::new(Inner { at_work, waiting, accounts: Mutex::default() }))
     }
 
     /// Waits for a turn of the account, behind those that came before; `None`: as many wait as may.
-    pub async fn take(&self, key: &K) -> Option<Turn<K>> {
-        let (counted, free) = self.enter(key)?;
+    pub async fn take(&self, eco_id: &EcoId) -> Option<Turn> {
+        let (counted, free) = self.enter(eco_id)?;
         // Nobody closes it.
         let permit = free.acquire_owned().await.ok()?;
         Some(Turn { _permit: permit, _counted: counted })
     }
 
-    fn enter(&self, key: &K) -> Option<(Counted<K>, Arc<Semaphore>)> {
+    fn enter(&self, eco_id: &EcoId) -> Option<(Counted, Arc<Semaphore>)> {
         let Inner { at_work, waiting, .. } = *self.0;
         let mut accounts = self.accounts();
         let calls = accounts
-            .entry(key.clone())
+            .entry(eco_id.clone())
             .or_insert_with(|| Calls { count: 0, free: Arc::new(Semaphore::new(at_work)) });
         if calls.count >= at_work + waiting {
             return None;
         }
         calls.count += 1;
-        Some((Counted { turns: self.clone(), key: key.clone() }, calls.free.clone()))
+        Some((Counted { turns: self.clone(), eco_id: eco_id.clone() }, calls.free.clone()))
     }
-}
 
-impl<K: Eq + Hash> Turns<K> {
-    fn accounts(&self) -> MutexGuard<'_, HashMap<K, Calls>> {
+    fn accounts(&self) -> MutexGuard<'_, HashMap<EcoId, Calls>> {
         self.0.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<K: Eq + Hash> Drop for Counted<K> {
+impl Drop for Counted {
     fn drop(&mut self) {
         let mut accounts = self.turns.accounts();
-        if let Some(calls) = accounts.get_mut(&self.key) {
+        if let Some(calls) = accounts.get_mut(&self.eco_id) {
             calls.count -= 1;
             if calls.count == 0 {
-                accounts.remove(&self.key);
+                accounts.remove(&self.eco_id);
             }
         }
     }

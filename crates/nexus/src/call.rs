@@ -1,21 +1,25 @@
 //! Addresses, credentials and errors of the commands that call a service.
 
-use std::{path::PathBuf, time::Duration};
+use std::{error::Error, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use nexus_client::{CallOptions, ClientError};
-use nexus_core::money::{Currency, MICROS};
-pub(crate) use nexus_core::text::thousands;
+use nexus_client::{self as client, CallOptions, ClientError};
 use nexus_kit::config::parse_timeout;
+use nexus_proto::{
+    analytics::v1::analytics_service_client::AnalyticsServiceClient,
+    billing::v1::billing_service_client::BillingServiceClient,
+    usage::v1::usage_service_client::UsageServiceClient,
+};
 use secrecy::{ExposeSecret, SecretString};
-use tonic::{Status, transport::Channel};
+use tonic::{Code, Request, Status, transport::Channel};
 use tonic_types::StatusExt;
+use uuid::Uuid;
 
 /// What every call carries.
 #[derive(Args)]
 pub(crate) struct Credentials {
-    /// Token to call with (`nexus token service`; `nexus dev` prints one)
+    /// Token to call with (`nexus token`; `nexus dev` prints some)
     #[arg(long, env = "NEXUS_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<SecretString>,
     /// Longest time one call may take
@@ -35,9 +39,128 @@ impl Credentials {
         // An empty variable counts as unset.
         let token = self.token.as_ref().map(ExposeSecret::expose_secret).filter(|token| !token.is_empty());
         let token = token.context(
-            "no token to call with: set NEXUS_TOKEN (--token) to one of `nexus token service`, or to the service token that `nexus dev` prints",
+            "no token to call with: set NEXUS_TOKEN (--token) to one of `nexus token`, or to one that `nexus dev` prints",
         )?;
         Ok(CallOptions::bearer(token, self.call_timeout)?)
+    }
+}
+
+/// usage-svc, and who calls it.
+#[derive(Args)]
+pub(crate) struct Usage {
+    /// usage-svc
+    #[arg(long, env = "USAGE_ADDR", default_value = "localhost:50051", value_parser = address, value_name = "ADDR")]
+    usage_addr: String,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
+}
+
+impl Usage {
+    pub(crate) fn client(&self) -> Result<UsageServiceClient<Channel>> {
+        Ok(client::usage(self.credentials.channel(&self.usage_addr)?))
+    }
+
+    pub(crate) fn request<T>(&self, message: T) -> Result<Request<T>> {
+        Ok(self.credentials.options()?.request(message))
+    }
+
+    /// A refused call in words.
+    pub(crate) fn refused(&self, rpc: &str, status: &Status) -> String {
+        refused(rpc, &self.usage_addr, "usage-svc (--usage-addr, USAGE_ADDR)", status)
+    }
+}
+
+/// billing-svc, and who calls it.
+#[derive(Args)]
+pub(crate) struct Billing {
+    /// billing-svc
+    #[arg(long, env = "BILLING_ADDR", default_value = "localhost:50052", value_parser = address, value_name = "ADDR")]
+    billing_addr: String,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
+}
+
+impl Billing {
+    pub(crate) fn client(&self) -> Result<BillingServiceClient<Channel>> {
+        Ok(client::billing(self.credentials.channel(&self.billing_addr)?))
+    }
+
+    pub(crate) fn request<T>(&self, message: T) -> Result<Request<T>> {
+        Ok(self.credentials.options()?.request(message))
+    }
+
+    /// A refused call in words.
+    pub(crate) fn refused(&self, rpc: &str, status: &Status) -> String {
+        refused(rpc, &self.billing_addr, "billing-svc (--billing-addr, BILLING_ADDR)", status)
+    }
+}
+
+/// Where analytics-svc is.
+#[derive(Args)]
+pub(crate) struct AnalyticsAddr {
+    /// analytics-svc
+    #[arg(long, env = "ANALYTICS_ADDR", default_value = "localhost:50053", value_parser = address, value_name = "ADDR")]
+    analytics_addr: String,
+}
+
+impl AnalyticsAddr {
+    pub(crate) fn client(&self, credentials: &Credentials) -> Result<AnalyticsServiceClient<Channel>> {
+        Ok(client::analytics(credentials.channel(&self.analytics_addr)?))
+    }
+
+    /// A refused call in words.
+    pub(crate) fn refused(&self, rpc: &str, status: &Status) -> String {
+        refused(rpc, &self.analytics_addr, "analytics-svc (--analytics-addr, ANALYTICS_ADDR)", status)
+    }
+}
+
+/// analytics-svc, and who calls it.
+#[derive(Args)]
+pub(crate) struct Analytics {
+    #[command(flatten)]
+    server: AnalyticsAddr,
+    #[command(flatten)]
+    credentials: Credentials,
+}
+
+impl Analytics {
+    pub(crate) fn client(&self) -> Result<AnalyticsServiceClient<Channel>> {
+        self.server.client(&self.credentials)
+    }
+
+    pub(crate) fn request<T>(&self, message: T) -> Result<Request<T>> {
+        Ok(self.credentials.options()?.request(message))
+    }
+
+    /// A refused call in words.
+    pub(crate) fn refused(&self, rpc: &str, status: &Status) -> String {
+        self.server.refused(rpc, status)
+    }
+}
+
+/// What makes a command that changes something safe to repeat.
+#[derive(Args)]
+pub(crate) struct Once {
+    /// Names this very change: a repeat with the same UUID changes nothing more, and tells what the first one did
+    /// [default: a new one]
+    #[arg(long, value_name = "UUID")]
+    request_id: Option<Uuid>,
+}
+
+impl Once {
+    pub(crate) fn id(&self) -> Uuid {
+        self.request_id.unwrap_or_else(Uuid::new_v4)
+    }
+}
+
+/// What is to be said of a change that went wrong: where no answer came it may have been made.
+pub(crate) fn in_doubt(failed: String, id: Uuid, status: &Status) -> String {
+    if client::is_transient(status) {
+        format!(
+            "{failed}\nWhether it was done is not known; the same with --request-id {id} does it once, if at all"
+        )
+    } else {
+        failed
     }
 }
 
@@ -63,16 +186,22 @@ pub(crate) fn explain(status: &Status) -> String {
     text
 }
 
-/// An amount of micros, with two decimals and thousands separators: `$4,705.00`, `12.50 EUR`. What is
-/// less than a hundredth is cut off.
-pub(crate) fn money(micros: i64, currency_code: &str) -> String {
-    let hundredths = micros.unsigned_abs() / (MICROS.unsigned_abs() / 100);
-    let sign = if micros < 0 { "-" } else { "" };
-    let amount = format!("{}.{:02}", thousands(hundredths / 100), hundredths % 100);
-    if currency_code == Currency::USD.as_str() {
-        format!("{sign}${amount}")
-    } else {
-        format!("{sign}{amount} {currency_code}")
+/// A refused call in words, and the flag that mends it.
+fn refused(rpc: &str, address: &str, server: &str, status: &Status) -> String {
+    let told = format!("{rpc} at {address}: {}", explain(status));
+    if client::is_made_here(status) {
+        // The innermost cause says most: `Connection refused`.
+        let mut cause = status.source();
+        while let Some(inner) = cause.and_then(Error::source) {
+            cause = Some(inner);
+        }
+        let cause = cause.map(ToString::to_string).filter(|cause| !told.contains(cause));
+        let cause = cause.map(|cause| format!(": {cause}"));
+        return format!("{told}{}\nIs {server} there?", cause.unwrap_or_default());
+    }
+    match status.code() {
+        Code::Unauthenticated => format!("{told}\nThe token is that of --token (NEXUS_TOKEN)"),
+        _ => told,
     }
 }
 
@@ -86,11 +215,5 @@ mod tests {
         assert_eq!(address("https://usage.example").as_deref(), Ok("https://usage.example"));
         assert!(address("ftp://usage.example").is_err());
         assert!(address("not an address").is_err());
-    }
-
-    #[test]
-    fn amounts_as_people_read_them() {
-        assert_eq!(money(4_705_000_000, "USD"), "$4,705.00");
-        assert_eq!(money(-12_509_999, "EUR"), "-12.50 EUR");
     }
 }

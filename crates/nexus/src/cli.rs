@@ -1,14 +1,15 @@
 //! The command line. Every setting is a flag, and where it makes sense an environment variable.
 
-use std::{env, ffi::OsString, net::SocketAddr};
+use std::{env, ffi::OsString, net::SocketAddr, process::ExitCode};
 
 use clap::{
     ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind,
     parser::ValueSource,
 };
+use clap_complete::Shell;
 use nexus_kit::config::{self, LogFormat, TelemetryArgs};
 
-use crate::{dev, import, maintenance, overage, reconcile, token};
+use crate::{accounts, charges, dev, import, keys, maintenance, overage, reconcile, text, token, usage};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -17,6 +18,10 @@ Examples:
   nexus usage --grpc-addr 0.0.0.0:50051    one server, as in production
   nexus migrate                            bring DATABASE_URL to this version's schema
   nexus token user --eco-id eco_demo_pro   a user's token
+  nexus usage show                         where the account stands whose user's token NEXUS_TOKEN is
+  nexus accounts list --sort revenue       as an admin: all accounts, with usage and revenue
+  nexus keys create --name ci              an API key; its secret is shown this once
+  nexus charges list                       what was charged; `nexus charges explain` says why
   nexus overage process --dry-run          what would be charged now
   nexus reconcile                          what differs between billing's records and Stripe
   nexus import access.log --create-accounts free --shift-to-now";
@@ -42,8 +47,9 @@ pub(crate) enum Command {
     /// Run everything in one process: a private PostgreSQL, a stand-in Stripe, the four servers, demo data
     #[command(after_help = dev::HELP)]
     Dev(Box<dev::DevArgs>),
-    /// Serve usage-svc: recording, quota, API keys
-    Usage(Box<nexus_usage::Config>),
+    /// Serve usage-svc: recording, quota, API keys; with a subcommand: look at what accounts have used
+    #[command(after_help = usage::HELP)]
+    Usage(Box<usage::Usage>),
     /// Serve billing-svc: accounts, plans, overage through Stripe
     Billing(Box<nexus_billing::Config>),
     /// Serve analytics-svc: history, endpoints, revenue
@@ -64,6 +70,21 @@ pub(crate) enum Command {
         #[command(subcommand)]
         whose: token::Whose,
     },
+    /// List accounts, create one, change a plan
+    Accounts {
+        #[command(subcommand)]
+        action: accounts::Action,
+    },
+    /// Create, list, rotate and revoke API keys
+    Keys {
+        #[command(subcommand)]
+        action: keys::Action,
+    },
+    /// List an account's charges, and tell why each is what it is
+    Charges {
+        #[command(subcommand)]
+        action: charges::Action,
+    },
     /// Charge overage; follow and list the runs that did
     Overage {
         #[command(subcommand)]
@@ -75,6 +96,26 @@ pub(crate) enum Command {
     /// Meter a web server's log through the gRPC API
     #[command(after_help = import::HELP)]
     Import(Box<import::ImportArgs>),
+    /// Print what completes commands in a shell
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  source <(nexus completions bash)                                        in ~/.bashrc
+  nexus completions zsh > \"${fpath[1]}/_nexus\"
+  nexus completions fish > ~/.config/fish/completions/nexus.fish";
+
+/// Prints what completes commands in a shell.
+pub(crate) fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Raw::command(), "nexus", &mut script);
+    text::print(&String::from_utf8(script)?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[derive(Args)]

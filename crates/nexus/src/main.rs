@@ -5,20 +5,32 @@
 //! | [`cli`] | the command line; no command is `dev` |
 //! | [`dev`] | `nexus dev`: everything in one process, with a private PostgreSQL and demo data |
 //! | [`token`] | `nexus token`: tokens of users and services |
+//! | [`usage`] | `nexus usage`: usage-svc, and with a subcommand what accounts have used |
+//! | [`accounts`] | `nexus accounts`: lists, creates, and moves accounts between plans |
+//! | [`keys`] | `nexus keys`: API keys |
+//! | [`charges`] | `nexus charges`: the ledger, and why a charge is what it is |
 //! | [`overage`] | `nexus overage`: charges overage, what the CronJob calls; follows and lists runs |
 //! | [`reconcile`] | `nexus reconcile`: says what differs between billing's records and Stripe |
 //! | [`import`] | `nexus import`: meters a web server's log |
 //! | [`maintenance`] | `nexus migrate`, `nexus rollup` |
 //! | [`call`] | addresses, credentials and errors of the commands that call a service |
+//! | [`listing`], [`table`], [`text`] | what is printed: lists page by page, tables, numbers, money and times |
 
+mod accounts;
 mod call;
+mod charges;
 mod cli;
 mod dev;
 mod import;
+mod keys;
+mod listing;
 mod maintenance;
 mod overage;
 mod reconcile;
+mod table;
+mod text;
 mod token;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -38,9 +50,12 @@ async fn main() -> ExitCode {
     let Cli { telemetry, command } = cli::parse();
     let done = match command {
         Command::Dev(args) => dev::run(*args, &telemetry).await,
-        Command::Usage(c) => {
-            return serve::run("nexus-usage", &telemetry, |stop| nexus_usage::start(*c, stop)).await;
-        }
+        Command::Usage(what) => match *what {
+            usage::Usage::Serve(c) => {
+                return serve::run("nexus-usage", &telemetry, |stop| nexus_usage::start(*c, stop)).await;
+            }
+            usage::Usage::Look(what) => usage::look(what).await,
+        },
         Command::Billing(c) => {
             return serve::run("nexus-billing", &telemetry, |stop| nexus_billing::start(*c, stop)).await;
         }
@@ -56,11 +71,18 @@ async fn main() -> ExitCode {
         Command::Migrate(args) => maintenance::migrate(&args).await,
         Command::Rollup(args) => maintenance::rollup(&args).await,
         Command::Token { whose } => token::print(&whose),
+        Command::Accounts { action } => accounts::run(action).await,
+        Command::Keys { action } => keys::run(action).await,
+        Command::Charges { action } => charges::run(action).await,
         Command::Overage { action } => overage::run(action).await,
         Command::Reconcile(args) => reconcile::run(*args).await,
         Command::Import(args) => import::run(*args).await,
+        Command::Completions { shell } => cli::completions(shell),
     };
     done.unwrap_or_else(|error| {
+        if error.is::<text::ReadEnough>() {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("nexus: {}", told(&error));
         ExitCode::FAILURE
     })

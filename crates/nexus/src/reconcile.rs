@@ -8,7 +8,10 @@ use nexus_client as client;
 use nexus_proto::billing::v1::{Difference, ReconcileRequest, ReconcileResponse};
 use serde_json::{Value, json};
 
-use crate::call::{self, Credentials, money, thousands};
+use crate::{
+    call::Billing,
+    text::{money, thousands},
+};
 
 pub(crate) const HELP: &str = "\
 Examples:
@@ -37,11 +40,8 @@ pub(crate) struct ReconcileArgs {
     /// Only these accounts
     #[arg(long = "account", value_name = "ID", num_args = 1..)]
     accounts: Vec<String>,
-    /// billing-svc
-    #[arg(long, env = "BILLING_ADDR", default_value = "localhost:50052", value_parser = call::address, value_name = "ADDR")]
-    billing_addr: String,
     #[command(flatten)]
-    credentials: Credentials,
+    server: Billing,
 }
 
 pub(crate) async fn run(args: ReconcileArgs) -> Result<ExitCode> {
@@ -58,7 +58,7 @@ pub(crate) async fn run(args: ReconcileArgs) -> Result<ExitCode> {
 /// Calls with one and the same `request_id` until everything was compared; where another reconciliation is at
 /// work, until that has ended and this one could begin.
 async fn to_the_end(args: &ReconcileArgs) -> Result<ReconcileResponse> {
-    let mut billing = client::billing(args.credentials.channel(&args.billing_addr)?);
+    let mut billing = args.server.client()?;
     let request = ReconcileRequest {
         request_id: uuid::Uuid::now_v7().to_string(),
         account_ids: args.accounts.clone(),
@@ -67,7 +67,7 @@ async fn to_the_end(args: &ReconcileArgs) -> Result<ReconcileResponse> {
     };
     let mut failures = 0;
     loop {
-        let answer = billing.reconcile(args.credentials.options()?.request(request.clone())).await;
+        let answer = billing.reconcile(args.server.request(request.clone())?).await;
         let pause = match answer.map(tonic::Response::into_inner) {
             Ok(response) if !response.running && !response.already_running => return Ok(response),
             Ok(response) => {
@@ -77,7 +77,7 @@ async fn to_the_end(args: &ReconcileArgs) -> Result<ReconcileResponse> {
             }
             Err(status) => {
                 failures += 1;
-                let failed = format!("Reconcile at {}: {}", args.billing_addr, call::explain(&status));
+                let failed = args.server.refused("Reconcile", &status);
                 if failures >= MAX_FAILURES || !client::is_transient(&status) {
                     return Err(anyhow!(failed));
                 }

@@ -11,45 +11,56 @@ use nexus_kit::convert::{plan_to_proto, status_to_proto};
 use nexus_proto::analytics::v1 as pb;
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     App,
     auth::Admin,
-    convert::{optional_time, plan_word, required_time, status_word},
+    convert::{optional_time, plan_word, required_time, some_text, status_word},
     error::Error,
     format,
     query::Params,
 };
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Overview {
     total_users: i64,
     users_by_plan: UsersByPlan,
     total_api_calls_this_month: i64,
+    /// Of active and past_due subscriptions, a month.
+    #[schema(value_type = f64)]
     mrr: Value,
+    /// With thousands separators: `$4,705`.
     mrr_usd: String,
     overage_revenue_this_month: f64,
     overage_revenue_usd: String,
     total_revenue_this_month: f64,
     total_revenue_usd: String,
     top_users_by_usage: Vec<TopUser>,
+    #[schema(format = DateTime)]
     timestamp: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct TopUser {
     eco_id: String,
     api_calls: i64,
     plan: &'static str,
 }
 
-#[derive(Serialize, Default)]
+#[derive(Serialize, ToSchema, Default)]
 struct UsersByPlan {
     free: i64,
     pro: i64,
     enterprise: i64,
 }
 
+/// The business at a glance
+///
+/// "This month" is each account's current period.
+#[utoipa::path(get, path = "/api/admin/analytics/overview", tag = "admin", responses(
+    (status = 200, body = Overview, description = "Accounts, calls and revenue"),
+))]
 pub(super) async fn overview(State(app): State<App>, Admin(admin): Admin) -> Result<Json<Overview>, Error> {
     let overview = app.backend.overview(&admin).await?;
     let mrr = Micros(overview.mrr_micros);
@@ -87,13 +98,13 @@ fn top_user(user: pb::TopUser) -> Result<TopUser, Error> {
     Ok(TopUser { plan: plan_word(user.plan)?, eco_id: user.eco_id, api_calls: user.api_calls_count })
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Users {
     users: Vec<User>,
     pagination: Pagination,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct User {
     eco_id: String,
     email: Option<String>,
@@ -102,13 +113,16 @@ struct User {
     api_calls: i64,
     overage_calls: i64,
     overage_cost_usd: f64,
+    #[schema(value_type = f64)]
     subscription_revenue: Value,
     total_revenue: f64,
+    #[schema(format = DateTime)]
     created_at: String,
+    #[schema(format = DateTime)]
     last_api_call: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Pagination {
     page: i32,
     limit: i32,
@@ -116,6 +130,35 @@ struct Pagination {
     total_pages: i64,
 }
 
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `Params` reads")]
+pub(super) struct UsersParams {
+    #[param(minimum = 1, default = 1)]
+    page: Option<i32>,
+    /// Rows a page; above 100 counts as 100.
+    #[param(minimum = 1, default = 50)]
+    limit: Option<i32>,
+    /// Only this plan.
+    #[param(pattern = "^(free|pro|enterprise)$")]
+    plan: Option<String>,
+    /// Only this status.
+    #[param(pattern = "^(trialing|active|past_due|unpaid|paused|incomplete|incomplete_expired|canceled)$")]
+    status: Option<String>,
+    /// Descending, ties by `eco_id`.
+    #[param(pattern = "^(usage|overage|revenue|created)$", default = "usage")]
+    sort: Option<String>,
+    /// Beginning of the account's id, or of its email; 320 bytes at most.
+    #[param(max_length = 320, pattern = r"^[^\x00-\x1f\x7f-\x9f\ufffd]*$")]
+    q: Option<String>,
+}
+
+/// Accounts
+///
+/// With usage and revenue of their current periods.
+#[utoipa::path(get, path = "/api/admin/analytics/users", tag = "admin", params(UsersParams), responses(
+    (status = 200, body = Users, description = "A page of accounts"),
+))]
 pub(super) async fn users(
     State(app): State<App>,
     Admin(admin): Admin,
@@ -173,7 +216,7 @@ fn user(user: pb::User) -> Result<User, Error> {
         last_api_call: optional_time("last_api_call_time", user.last_api_call_time.as_ref())?
             .map(format::time),
         eco_id: user.eco_id,
-        email: (!user.email.is_empty()).then_some(user.email),
+        email: some_text(user.email),
         api_calls: user.api_calls_count,
         overage_calls: user.overage_count,
         overage_cost_usd: format::decimal(Micros(user.overage_cost_micros)),

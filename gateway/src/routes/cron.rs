@@ -10,30 +10,35 @@ use nexus_core::money::Micros;
 use nexus_kit::validate::Violations;
 use nexus_proto::billing::v1::{OverageError, ProcessOverageResponse};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{App, auth::Scheduler, body, error::Error, format};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Run {
     success: bool,
     results: Results,
     #[serde(skip_serializing_if = "String::is_empty")]
     run_id: String,
+    /// Whether it goes on; the figures are those so far.
     running: bool,
+    /// Whether another run was at work; nothing was done then.
     already_running: bool,
     duration_ms: i64,
+    #[schema(format = DateTime)]
     timestamp: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Results {
     processed: i32,
     charged: i32,
+    /// Always with two decimals: `12.50`.
     total_usd: String,
     errors: Vec<Failed>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Failed {
     #[serde(rename = "ecoId")]
     eco_id: String,
@@ -41,6 +46,14 @@ struct Failed {
     reason: String,
 }
 
+/// Charge overage
+///
+/// Answers within 55 s; a longer run goes on. Run again at once, it charges nothing.
+#[utoipa::path(post, path = "/api/cron/process-overage", tag = "scheduler",
+    request_body(content = Option<serde_json::Value>, description = "May be left out; nothing is read of it"), responses(
+    (status = 200, body = Run, description = "What the run did; an account's failure is an entry in `errors`"),
+    (status = 409, description = "The database was restored, and must be reconciled with Stripe first"),
+))]
 pub(super) async fn process_overage(
     State(app): State<App>,
     _: Scheduler,

@@ -3,6 +3,7 @@
 use axum::{Json, extract::State};
 use nexus_proto::usage::v1 as usage;
 use serde::Serialize;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::{App, auth::User, body::Body, convert, error::Error, format, query::Params};
 
@@ -12,13 +13,14 @@ const PAGE_SIZE: i32 = 100;
 const MAX_PAGES: usize = 10;
 
 /// A key with its secret, which is shown here only.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Generated {
     key_id: String,
     key: String,
     name: String,
     scopes: Vec<String>,
     test_mode: bool,
+    #[schema(format = DateTime)]
     created_at: String,
 }
 
@@ -36,6 +38,37 @@ impl Generated {
     }
 }
 
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes what `Body` reads")]
+struct GenerateRequest {
+    /// For people.
+    #[schema(min_length = 1, max_length = 100, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
+    name: String,
+    /// What the key may do over gRPC; none: everything that a key may.
+    #[schema(max_items = 32)]
+    scopes: Option<Vec<KeyScope>>,
+    /// Whether its calls are metered apart, never limited or billed.
+    #[schema(rename = "testMode", default = false)]
+    test_mode: Option<bool>,
+    /// A repeat returns the first answer.
+    #[schema(format = Uuid)]
+    request_id: Option<String>,
+}
+
+/// A scope of a key, such as `usage.write`.
+#[derive(ToSchema)]
+#[schema(min_length = 1, max_length = 100, pattern = "^[a-z0-9_.:-]+$")]
+#[expect(dead_code, reason = "it describes what `Body` reads")]
+struct KeyScope(String);
+
+/// Make a key
+///
+/// Its secret is in this answer alone.
+#[utoipa::path(post, path = "/api/keys/generate", tag = "keys", request_body = GenerateRequest, responses(
+    (status = 200, body = Generated, description = "The key"),
+    (status = 403, description = "The account is closed"),
+    (status = 404, description = "The account does not exist"),
+))]
 pub(super) async fn generate(
     State(app): State<App>,
     user: User,
@@ -47,27 +80,29 @@ pub(super) async fn generate(
         scopes: body.texts("scopes"),
         // As the contract has it, and as our answers spell it.
         test_mode: body.flag("testMode") | body.flag("test_mode"),
-        request_id: body.text("request_id"),
+        request_id: body.request_id(),
     };
     body.finish()?;
     let made = app.backend.create_api_key(&user, request).await?;
     Ok(Json(Generated::of(made.api_key, made.key)?))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Keys {
     keys: Vec<Key>,
     next_page_token: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Key {
+#[derive(Serialize, ToSchema)]
+pub(super) struct Key {
     id: String,
     name: String,
     scopes: Vec<String>,
     status: &'static str,
     test_mode: bool,
+    #[schema(format = DateTime)]
     last_used_at: Option<String>,
+    #[schema(format = DateTime)]
     created_at: String,
 }
 
@@ -88,7 +123,21 @@ impl TryFrom<usage::ApiKey> for Key {
     }
 }
 
-/// All keys, as clients expect who know no pages; only beyond a thousand the answer goes on.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `Params` reads")]
+pub(super) struct ListParams {
+    /// `next_page_token` of the answer before.
+    page_token: Option<String>,
+}
+
+/// The account's keys
+///
+/// All of them, as clients expect who know no pages; only beyond a thousand the answer goes on.
+#[utoipa::path(get, path = "/api/keys/list", tag = "keys", params(ListParams), responses(
+    (status = 200, body = Keys, description = "The keys without their secrets, newest first"),
+    (status = 404, description = "The account does not exist"),
+))]
 pub(super) async fn list(
     State(app): State<App>,
     user: User,
@@ -112,12 +161,26 @@ pub(super) async fn list(
     }))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Revoked {
     message: &'static str,
     key_id: String,
 }
 
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes what `Body` reads")]
+struct RevokeRequest {
+    #[schema(pattern = "^eco_api_[0-9A-Za-z]{22}$")]
+    key_id: String,
+}
+
+/// Revoke a key
+///
+/// For good: every replica refuses it within a second.
+#[utoipa::path(post, path = "/api/keys/revoke", tag = "keys", request_body = RevokeRequest, responses(
+    (status = 200, body = Revoked, description = "It is revoked"),
+    (status = 404, description = "The account has no such key"),
+))]
 pub(super) async fn revoke(
     State(app): State<App>,
     user: User,
@@ -129,13 +192,34 @@ pub(super) async fn revoke(
     Ok(Json(Revoked { message: "API key revoked", key_id: required(revoked.api_key)?.key_id }))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Rotated {
     #[serde(flatten)]
     key: Generated,
+    #[schema(format = DateTime)]
     previous_expires_at: String,
 }
 
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes what `Body` reads")]
+struct RotateRequest {
+    #[schema(pattern = "^eco_api_[0-9A-Za-z]{22}$")]
+    key_id: String,
+    /// How long the old secret stays valid, in milliseconds.
+    #[schema(minimum = 0, maximum = 2592000000_i64, default = 86400000)]
+    grace_period_ms: Option<i64>,
+    /// A repeat returns the first answer.
+    #[schema(format = Uuid)]
+    request_id: Option<String>,
+}
+
+/// Give a key a new secret
+#[utoipa::path(post, path = "/api/keys/rotate", tag = "keys", request_body = RotateRequest, responses(
+    (status = 200, body = Rotated, description = "The key with its new secret"),
+    (status = 403, description = "The account is closed"),
+    (status = 404, description = "The account has no such key"),
+    (status = 409, description = "The key is revoked, or too many old secrets are valid"),
+))]
 pub(super) async fn rotate(
     State(app): State<App>,
     user: User,
@@ -144,7 +228,7 @@ pub(super) async fn rotate(
     let request = usage::RotateApiKeyRequest {
         key_id: body.text("key_id"),
         grace_period_ms: body.number("grace_period_ms"),
-        request_id: body.text("request_id"),
+        request_id: body.request_id(),
     };
     body.finish()?;
     let rotated = app.backend.rotate_api_key(&user, request).await?;

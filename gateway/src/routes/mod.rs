@@ -2,55 +2,88 @@
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, State},
-    http::StatusCode,
-    middleware,
-    routing::{get, post},
+    extract::DefaultBodyLimit,
+    middleware::{from_fn, from_fn_with_state},
 };
-use nexus_kit::serve::{self, MAX_REQUEST_BYTES, MAX_WEBHOOK_BYTES};
+use nexus_kit::serve::{MAX_REQUEST_BYTES, MAX_WEBHOOK_BYTES};
+use utoipa::{OpenApi, openapi::OpenApi as Document};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
-use crate::{App, error::Error, layer, pages};
+use crate::{App, edge, error::Error, etag, layer, openapi, pages};
 
+mod accounts;
 mod admin;
+mod charges;
 mod cron;
+mod docs;
+mod export;
+mod forecast;
+mod grpc_web;
 mod keys;
+mod revenue;
 mod secure;
+mod service;
 mod spend_cap;
 mod subscriptions;
 mod usage;
 pub mod webhooks;
 
-/// All endpoints, within the layer of every request.
+/// All endpoints, within the layers of every request.
 pub fn router(app: App) -> Router {
-    Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/api/usage/current", get(usage::current))
-        .route("/api/usage/history", get(usage::history))
-        .route("/api/usage/endpoints", get(usage::endpoints))
-        .route("/api/usage/overage", get(usage::overage))
-        .route("/api/usage/spend-cap", get(spend_cap::show).put(spend_cap::set))
-        .route("/api/subscriptions/current", get(subscriptions::current))
-        .route("/api/subscriptions/checkout", post(subscriptions::checkout))
-        .route("/api/subscriptions/cancel", post(subscriptions::cancel))
-        .route("/api/subscriptions/reactivate", post(subscriptions::reactivate))
-        .route("/api/admin/analytics/overview", get(admin::overview))
-        .route("/api/admin/analytics/users", get(admin::users))
-        .route("/api/cron/process-overage", post(cron::process_overage))
-        .route("/api/keys/generate", post(keys::generate))
-        .route("/api/keys/list", get(keys::list))
-        .route("/api/keys/revoke", post(keys::revoke))
-        .route("/api/keys/rotate", post(keys::rotate))
-        .route("/api/secure/ping", get(secure::ping))
-        .route("/webhooks/stripe", post(webhooks::stripe).layer(DefaultBodyLimit::max(MAX_WEBHOOK_BYTES)))
+    let (api, _document) = api().split_for_parts();
+    let router = api
+        .merge(docs::router())
+        .merge(grpc_web::router())
         .merge(pages::router())
         .fallback(|| async { Error::NotFound("Not found") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
-        .layer(middleware::from_fn_with_state(app.clone(), layer::around))
-        .with_state(app)
+        .layer(from_fn_with_state(app.clone(), layer::around));
+    let origins = app.origins.clone();
+    edge::around(router.with_state(app), &origins)
 }
 
-async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
-    serve::ready(app.readiness.clone()).await
+/// What they are, for the document.
+pub fn described() -> Document {
+    api().into_openapi()
+}
+
+/// The endpoints of the API. No other way leads into it: what a handler does not say of itself has no route.
+pub fn api() -> OpenApiRouter<App> {
+    let stripe = routes!(webhooks::stripe).layer(DefaultBodyLimit::max(MAX_WEBHOOK_BYTES));
+    OpenApiRouter::with_openapi(openapi::Frame::openapi())
+        .routes(routes!(usage::current))
+        .routes(routes!(usage::history))
+        .routes(routes!(usage::endpoints))
+        .routes(routes!(usage::overage))
+        .routes(routes!(spend_cap::show, spend_cap::set))
+        .routes(routes!(forecast::show))
+        .routes(routes!(charges::list))
+        .routes(routes!(charges::explain))
+        .routes(routes!(subscriptions::current))
+        .routes(routes!(subscriptions::checkout))
+        .routes(routes!(subscriptions::cancel))
+        .routes(routes!(subscriptions::reactivate))
+        .routes(routes!(keys::generate))
+        .routes(routes!(keys::list))
+        .routes(routes!(keys::revoke))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(admin::overview))
+        .routes(routes!(admin::users))
+        .routes(routes!(revenue::show))
+        .routes(routes!(accounts::show))
+        .routes(routes!(charges::list_of))
+        .routes(routes!(charges::explain_any))
+        // Reads among those above have a tag; below, no answer is like another, or it is not JSON.
+        .route_layer(from_fn(etag::conditional))
+        .routes(routes!(export::download))
+        .routes(routes!(secure::ping))
+        .routes(routes!(cron::process_overage))
+        .routes(stripe)
+        .routes(routes!(service::healthz))
+        .routes(routes!(service::readyz))
+        .routes(routes!(service::document))
 }

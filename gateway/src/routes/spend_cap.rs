@@ -4,30 +4,57 @@ use axum::{Json, extract::State};
 use nexus_core::money::{Currency, Micros};
 use nexus_proto::billing::v1 as billing;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{App, auth::User, body::Body, convert, error::Error, format};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct SpendCap {
+    /// What the overage of a period may cost; null: there is no cap.
     spend_cap_usd: Option<f64>,
     spent_usd: f64,
     left_usd: Option<f64>,
     /// Calls of the period that the cap allows; -1: it refuses none.
     limit: i64,
+    #[schema(format = DateTime)]
     period_end: String,
 }
 
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes what `Body` reads")]
+struct NewSpendCap {
+    /// Whole cents; null: no cap any more.
+    #[schema(required, minimum = 0, multiple_of = 0.01)]
+    spend_cap_usd: Option<f64>,
+    /// A repeat returns the first answer.
+    #[schema(format = Uuid)]
+    request_id: Option<String>,
+}
+
+/// The spend cap
+#[utoipa::path(get, path = "/api/usage/spend-cap", tag = "usage", responses(
+    (status = 200, body = SpendCap, description = "The cap, and what is left of it"),
+    (status = 404, description = "The account does not exist"),
+))]
 pub(super) async fn show(State(app): State<App>, user: User) -> Result<Json<SpendCap>, Error> {
     let overage = app.backend.overage(&user).await?;
     Ok(Json(SpendCap::of(&overage)?))
 }
 
+/// Set or remove the spend cap
+///
+/// In force at once, in every period from the current one on.
+#[utoipa::path(put, path = "/api/usage/spend-cap", tag = "usage", request_body = NewSpendCap, responses(
+    (status = 200, body = SpendCap, description = "The cap as it is now"),
+    (status = 403, description = "The account is closed"),
+    (status = 404, description = "The account does not exist"),
+))]
 pub(super) async fn set(State(app): State<App>, user: User, mut body: Body) -> Result<Json<SpendCap>, Error> {
     let request = billing::SetSpendCapRequest {
         eco_id: String::new(),
         spend_cap_micros: body.amount("spend_cap_usd").map(|cap| cap.0),
         currency_code: Currency::USD.to_string(),
-        request_id: body.text("request_id"),
+        request_id: body.request_id(),
     };
     body.finish()?;
     app.backend.set_spend_cap(&user, request).await?;
@@ -36,7 +63,7 @@ pub(super) async fn set(State(app): State<App>, user: User, mut body: Body) -> R
 }
 
 impl SpendCap {
-    fn of(overage: &billing::GetOverageResponse) -> Result<Self, Error> {
+    pub(super) fn of(overage: &billing::GetOverageResponse) -> Result<Self, Error> {
         let amount = |micros| format::decimal(Micros(micros));
         Ok(Self {
             spend_cap_usd: overage.spend_cap_micros.map(amount),

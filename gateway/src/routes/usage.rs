@@ -2,54 +2,83 @@
 
 use axum::{Json, extract::State};
 use nexus_core::{money::Micros, text::thousands};
-use nexus_proto::{analytics::v1 as analytics, billing::v1 as billing};
+use nexus_proto::{analytics::v1 as analytics, billing::v1 as billing, usage::v1 as usage};
 use serde::Serialize;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::{App, auth::User, convert, error::Error, format, query::Params};
 
-#[derive(Serialize)]
+/// Where an account stands in its current period.
+#[derive(Serialize, ToSchema)]
 pub(super) struct Current {
+    /// Calls (units) of the period.
     api_calls: i64,
+    /// Calls that the plan includes; -1: unlimited.
     limit: i64,
+    /// What is left of them, never below 0; -1: unlimited.
     remaining: i64,
+    /// Calls beyond them that are charged.
     overage_calls: i64,
+    /// May pass 100; 0 where the plan is unlimited.
     usage_percentage: f64,
+    #[schema(format = DateTime)]
     period_start: String,
+    #[schema(format = DateTime)]
     period_end: String,
     plan: &'static str,
 }
 
-pub(super) async fn current(State(app): State<App>, user: User) -> Result<Json<Current>, Error> {
-    let usage = app.backend.current_usage(&user).await?;
-    Ok(Json(Current {
-        api_calls: usage.api_calls_count,
-        limit: usage.limit_count,
-        remaining: usage.remaining_count,
-        overage_calls: usage.overage_count,
-        usage_percentage: usage.usage_percentage,
-        period_start: format::time(convert::required_time("period_start", usage.period_start_time.as_ref())?),
-        period_end: format::time(convert::required_time("period_end", usage.period_end_time.as_ref())?),
-        plan: convert::plan_word(usage.plan)?,
-    }))
+impl Current {
+    pub(super) fn of(usage: &usage::GetCurrentUsageResponse) -> Result<Self, Error> {
+        let start = convert::required_time("period_start", usage.period_start_time.as_ref())?;
+        let end = convert::required_time("period_end", usage.period_end_time.as_ref())?;
+        Ok(Self {
+            api_calls: usage.api_calls_count,
+            limit: usage.limit_count,
+            remaining: usage.remaining_count,
+            overage_calls: usage.overage_count,
+            usage_percentage: usage.usage_percentage,
+            period_start: format::time(start),
+            period_end: format::time(end),
+            plan: convert::plan_word(usage.plan)?,
+        })
+    }
 }
 
-#[derive(Serialize)]
+/// Where the account stands
+///
+/// Its usage of the current period, live.
+#[utoipa::path(get, path = "/api/usage/current", tag = "usage", responses(
+    (status = 200, body = Current, description = "The current period"),
+    (status = 404, description = "The account does not exist: `No usage record found`"),
+))]
+pub(super) async fn current(State(app): State<App>, user: User) -> Result<Json<Current>, Error> {
+    let usage = app.backend.current_usage(&user).await?;
+    Ok(Json(Current::of(&usage)?))
+}
+
+#[derive(Serialize, ToSchema)]
 pub(super) struct History {
+    /// Days with usage, oldest first; today is among them, live.
     history: Vec<Day>,
+    /// Days that were looked at.
     period_days: i32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Day {
+    #[schema(format = Date)]
     date: String,
     total_calls: i64,
+    /// Answered 2xx.
     successful_calls: i64,
+    /// Answered 400 and above.
     failed_calls: i64,
     avg_response_time_ms: i64,
     top_endpoints: Vec<TopEndpoint>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct TopEndpoint {
     endpoint: String,
     method: String,
@@ -57,6 +86,20 @@ struct TopEndpoint {
     avg_response_time_ms: i64,
 }
 
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `Params` reads")]
+pub(super) struct HistoryParams {
+    /// Days up to and including today (UTC); above 365 counts as 365.
+    #[param(minimum = 1, default = 30)]
+    days: Option<i32>,
+}
+
+/// Usage by day
+#[utoipa::path(get, path = "/api/usage/history", tag = "usage", params(HistoryParams), responses(
+    (status = 200, body = History, description = "The days that have usage"),
+    (status = 404, description = "The account does not exist"),
+))]
 pub(super) async fn history(
     State(app): State<App>,
     user: User,
@@ -90,24 +133,42 @@ impl From<analytics::DailyUsage> for Day {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Endpoints {
+    /// The 50 with the most calls, busiest first.
     endpoints: Vec<Endpoint>,
     period_days: i32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Endpoint {
+    /// Route template.
     endpoint: String,
     method: String,
     total_calls: i64,
     avg_response_time_ms: i64,
+    /// Within 1.1 %, as all percentiles.
     p50_response_time_ms: i64,
     p95_response_time_ms: i64,
     p99_response_time_ms: i64,
+    /// Share of calls answered 2xx, 0 to 1.
     success_rate: f64,
 }
 
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `Params` reads")]
+pub(super) struct EndpointsParams {
+    /// Days up to and including today (UTC); above 365 counts as 365.
+    #[param(minimum = 1, default = 7)]
+    days: Option<i32>,
+}
+
+/// The busiest endpoints
+#[utoipa::path(get, path = "/api/usage/endpoints", tag = "usage", params(EndpointsParams), responses(
+    (status = 200, body = Endpoints, description = "Endpoints with latency and success rate"),
+    (status = 404, description = "The account does not exist"),
+))]
 pub(super) async fn endpoints(
     State(app): State<App>,
     user: User,
@@ -137,26 +198,41 @@ impl From<analytics::EndpointStats> for Endpoint {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Overage {
     has_overage: bool,
     overage_calls: i64,
     overage_cost_usd: f64,
+    /// Whether something was charged and nothing more is due.
     invoiced: bool,
+    #[schema(format = DateTime)]
     period_end: Option<String>,
+    /// All of it in a sentence.
     message: String,
 }
 
+impl Overage {
+    pub(super) fn of(overage: &billing::GetOverageResponse) -> Result<Self, Error> {
+        let period_end = convert::optional_time("period_end", overage.period_end_time.as_ref())?;
+        Ok(Self {
+            has_overage: overage.overage_count > 0,
+            overage_calls: overage.overage_count,
+            overage_cost_usd: format::decimal(Micros(overage.overage_micros)),
+            invoiced: overage.invoiced,
+            period_end: period_end.map(format::time),
+            message: message(overage)?,
+        })
+    }
+}
+
+/// Overage of the current period
+#[utoipa::path(get, path = "/api/usage/overage", tag = "usage", responses(
+    (status = 200, body = Overage, description = "What it costs, and what of it was charged"),
+    (status = 404, description = "The account does not exist"),
+))]
 pub(super) async fn overage(State(app): State<App>, user: User) -> Result<Json<Overage>, Error> {
     let overage = app.backend.overage(&user).await?;
-    Ok(Json(Overage {
-        has_overage: overage.overage_count > 0,
-        overage_calls: overage.overage_count,
-        overage_cost_usd: format::decimal(Micros(overage.overage_micros)),
-        invoiced: overage.invoiced,
-        period_end: convert::optional_time("period_end", overage.period_end_time.as_ref())?.map(format::time),
-        message: message(&overage)?,
-    }))
+    Ok(Json(Overage::of(&overage)?))
 }
 
 /// What an account's owner should expect on the next invoice. What is still to come is what the period

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName};
 use nexus_kit::validate::Violations;
 use serde::Serialize;
 use tokio::{sync::Semaphore, time::timeout};
+use utoipa::ToSchema;
 
 use crate::{App, body, error::Error, layer::declared_length};
 
@@ -24,7 +25,7 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
 
 const SIGNATURE: HeaderName = HeaderName::from_static("stripe-signature");
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Received {
     received: bool,
     duplicate: bool,
@@ -35,7 +36,14 @@ pub fn room() -> Semaphore {
     Semaphore::new(AT_ONCE)
 }
 
-/// The body goes on byte for byte: it is what was signed. Whether the signature is good, billing-svc knows.
+/// An event of Stripe's
+///
+/// Answers once it is stored; a repeat is a duplicate and does nothing.
+#[utoipa::path(post, path = "/webhooks/stripe", tag = "stripe",
+    params(("Stripe-Signature" = String, Header, description = "`t=…,v1=…`, made within the last five minutes")),
+    request_body(content = serde_json::Value, description = "The event, byte for byte as it was signed"),
+    responses((status = 200, body = Received, description = "It is stored")))]
+// The body goes on byte for byte: it is what was signed. Whether the signature is good, billing-svc knows.
 pub(super) async fn stripe(State(app): State<App>, request: Request) -> Result<Json<Received>, Error> {
     let signature = signature(request.headers())?.to_owned();
     let _room = match declared_length(request.headers()) {

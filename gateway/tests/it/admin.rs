@@ -108,6 +108,7 @@ async fn users_by_page_filter_and_order() -> Result<()> {
     assert_eq!(ids("plan=pro&status=active&q=eco_x").await?, ["eco_x.pro"]);
     assert_eq!(ids("q=eco_x.pro@").await?, ["eco_x.pro"]);
     assert_eq!(ids("status=past_due").await?, [""; 0]);
+    assert_answer!(suite.get_as_admin(&format!("{USERS}?sort=revenue&limit=2&page=2")).await?);
     let capped = suite.get_as_admin(&format!("{USERS}?limit=1000")).await?;
     assert_eq!(
         capped.body["pagination"],

@@ -155,6 +155,7 @@ async fn another_accounts_key_is_not_there() -> Result<()> {
                 .await
         };
         let (foreign, missing) = (of(&id).await?, of(UNKNOWN).await?);
+        assert_answer!(foreign);
         assert_eq!((foreign.status, &foreign.body), (missing.status, &missing.body), "{route}");
         assert_eq!((foreign.status.as_u16(), &foreign.body), (404, &json!({"error": "API key not found"})));
     }

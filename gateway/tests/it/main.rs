@@ -2,21 +2,30 @@
 //! real on free ports, over a database of each test's own.
 
 mod access;
+mod accounts;
 mod admin;
 mod answer;
 mod browser;
+mod charges;
 mod cron;
+mod document;
+mod edge;
+mod figures;
+mod grpc_web;
 mod keys;
 mod oidc;
 mod outage;
 mod pages;
 mod problem;
+mod rate;
 mod requests;
 mod secure;
 mod shares;
 mod spend_cap;
 mod subscriptions;
 mod suite;
+mod sweep;
+mod sweep_rpc;
 mod usage;
 mod visitor;
 mod webhooks;

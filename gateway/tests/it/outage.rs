@@ -11,9 +11,17 @@ use crate::{
 };
 
 const USAGE: [&str; 2] = ["/api/usage/current", "/api/keys/list"];
-const BILLING: [&str; 3] = ["/api/usage/overage", "/api/usage/spend-cap", "/api/subscriptions/current"];
-const ANALYTICS: [&str; 2] = ["/api/usage/history", "/api/usage/endpoints"];
-const ADMIN: [&str; 2] = ["/api/admin/analytics/overview", "/api/admin/analytics/users"];
+const BILLING: [&str; 4] =
+    ["/api/usage/overage", "/api/usage/spend-cap", "/api/usage/charges", "/api/subscriptions/current"];
+const ANALYTICS: [&str; 4] = [
+    "/api/usage/history",
+    "/api/usage/endpoints",
+    "/api/usage/forecast",
+    "/api/usage/export?start=2026-11-01&end=2026-12-01",
+];
+const ADMIN: [&str; 3] =
+    ["/api/admin/analytics/overview", "/api/admin/analytics/users", "/api/admin/revenue"];
+const ACCOUNT: &str = "/api/admin/accounts/eco_pro";
 
 fn assert_unavailable(answer: &Answer, what: &str) -> Result<()> {
     assert_eq!(answer.status, 503, "{what}: {answer:?}");
@@ -44,6 +52,7 @@ async fn without_the_database_every_route_says_so_and_all_go_on_when_it_is_back(
     for path in ADMIN {
         assert_unavailable(&suite.get_as_admin(path).await?, path)?;
     }
+    assert_unavailable(&suite.get_as_admin(ACCOUNT).await?, ACCOUNT)?;
     let new = serde_json::json!({"name": "new"});
     assert_unavailable(&suite.post_as("eco_pro", "/api/keys/generate", &new).await?, "a write")?;
     assert_unavailable(&suite.run_overage().await?, "the scheduler's")?;
@@ -86,6 +95,7 @@ async fn without_usage_svc_its_routes_alone_are_away() -> Result<()> {
     suite.stop_usage().await?;
     assert_unavailable(&suite.get_as("eco_pro", USAGE[0]).await?, USAGE[0])?;
     assert_unavailable(&suite.get("/api/secure/ping", &key).await?, "ping")?;
+    assert_unavailable(&suite.get_as_admin(ACCOUNT).await?, ACCOUNT)?;
     for path in BILLING.iter().chain(&ANALYTICS) {
         assert_eq!(suite.get_as("eco_pro", path).await?.status, 200, "{path}");
     }
@@ -99,6 +109,7 @@ async fn without_billing_svc_its_routes_alone_are_away() -> Result<()> {
     for path in BILLING {
         assert_unavailable(&suite.get_as("eco_pro", path).await?, path)?;
     }
+    assert_unavailable(&suite.get_as_admin(ACCOUNT).await?, ACCOUNT)?;
     assert_unavailable(&suite.run_overage().await?, "the scheduler's")?;
     assert_eq!(suite.get("/api/secure/ping", &key).await?.status, 200);
     Ok(())

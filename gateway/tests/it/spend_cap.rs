@@ -12,7 +12,7 @@ use crate::{
 const SPEND_CAP: &str = "/api/usage/spend-cap";
 
 impl Suite {
-    async fn put_as(&self, eco_id: &str, body: &'static str) -> Result<Answer> {
+    pub(crate) async fn put_as(&self, eco_id: &str, body: &'static str) -> Result<Answer> {
         let token = nexus_testkit::settings::user_token(eco_id)?;
         let request = self.request("PUT", SPEND_CAP)?.bearer_auth(token).body(body);
         Answer::of(request).await

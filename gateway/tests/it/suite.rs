@@ -55,6 +55,8 @@ pub(crate) struct Suite {
     pub(crate) db: TestDb,
     pub(crate) gateway: String,
     pub(crate) operations: String,
+    /// usage-svc, billing-svc, analytics-svc.
+    pub(crate) services: [SocketAddr; 3],
     stripe: String,
     http: reqwest::Client,
     usage_client: UsageServiceClient<Channel>,
@@ -100,6 +102,11 @@ impl Suite {
             cron_timeout: Duration::from_secs(55),
             tls_ca: None,
             cron_secret: Some(CRON_SECRET.into()),
+            cors_allowed_origins: Default::default(),
+            // As many as they like: a test is no person.
+            account_rate_per_second: 0,
+            address_rate_per_second: 0,
+            trusted_proxies: Default::default(),
             pages: nexus_gateway::pages::config::PagesArgs::default(),
             auth: settings::auth_args(),
             serve: settings::serve_args(),
@@ -114,6 +121,7 @@ impl Suite {
             db,
             gateway,
             operations,
+            services: [usage_addr, billing_addr, analytics_addr],
             stripe,
             http: nexus_testkit::http::client(),
             usage_client: nexus_client::usage(nexus_client::channel(&format!("http://{usage_addr}"))?),

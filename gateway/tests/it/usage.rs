@@ -72,6 +72,7 @@ async fn history_has_today_live() -> Result<()> {
     assert_answer!(suite.get_as("eco_pro", "/api/usage/history").await?);
     let capped = suite.get_as("eco_pro", "/api/usage/history?days=366").await?;
     assert_eq!(capped.body["period_days"], 365);
+    assert_answer!(capped);
     let week = suite.get_as("eco_pro", "/api/usage/history?days=7").await?;
     assert_eq!(week.body["period_days"], 7);
     assert_answer!(suite.get_as("eco_nobody", "/api/usage/history").await?);

@@ -29,6 +29,7 @@ async fn an_event_is_taken_byte_for_byte_and_once() -> Result<()> {
     let suite = Suite::start().await?;
     assert_answer!(Answer::of(signed(&suite, BODY)?).await?);
     let again = Answer::of(signed(&suite, BODY)?).await?;
+    assert_answer!(again);
     assert_eq!((again.status.as_u16(), &again.body), (200, &json!({ "received": true, "duplicate": true })));
     let stored: i64 =
         sqlx::query_scalar("select count(*) from eco_stripe_events").fetch_one(&suite.db.pool).await?;
@@ -59,6 +60,7 @@ async fn what_stripe_did_not_sign_is_refused() -> Result<()> {
     assert_eq!(Answer::of(twice).await?.status, 400);
     // Signed, and no event.
     let refused = Answer::of(signed(&suite, "{}")?).await?;
+    assert_answer!(refused);
     assert_eq!((refused.status.as_u16(), &refused.body["field"]), (400, &"body".into()), "{}", refused.body);
     Ok(())
 }

@@ -26,10 +26,10 @@
 //! | [`revoke_api_key`] | ends a key for good |
 //! | [`rotate_api_key`] | gives a key a new secret; the old one stays valid for a while |
 //! | [`verify_api_key`] | whose key a text is, if it opens one |
+//! | [`key_reads`] | reads the keys that are not remembered, for all who wait |
 //! | [`register_import`] | the time shift of an imported file |
 //! | [`rate_limit`] | admits what a proxy asks about: by all descriptors or none |
 //! | [`rebuild_day`] | rebuilds a day's rollups from the raw log |
-//! | `strangers` | turns of calls with API keys that are not remembered |
 //! | [`stalled`] | ends what holds locks and is not heard any more |
 //! | [`maintenance`] | partitions made ahead and dropped, settled leases and gone holders deleted |
 
@@ -46,6 +46,7 @@ mod facts;
 pub mod feed;
 pub mod flush;
 mod in_turn;
+pub mod key_reads;
 pub mod known;
 pub mod lease_quota;
 pub mod list_api_keys;
@@ -61,6 +62,5 @@ pub mod revoke_api_key;
 pub mod rotate_api_key;
 pub mod spooling;
 pub mod stalled;
-mod strangers;
 pub mod verify_api_key;
 pub mod writer;

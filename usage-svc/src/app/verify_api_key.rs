@@ -2,6 +2,7 @@
 //! revocation holds at every replica within a second. Unknown keys are not remembered.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
@@ -11,16 +12,15 @@ use std::{
 
 use moka::sync::Cache;
 use nexus_core::id::ApiKeyText;
-use nexus_kit::{db, turn::Turns};
+use nexus_kit::db;
 use sqlx::PgPool;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use super::{
     feed::{Change, Changes, Feed},
+    key_reads::{self, ReadError, Reads, Waiting},
     outage::Outage,
-    strangers::Strangers,
 };
 use crate::{
     clock::BootTime,
@@ -33,12 +33,16 @@ use crate::{
 const MAX_KEYS: u64 = 100_000;
 /// A key's use is noted that often: a busy key costs no write per call.
 const NOTED_FOR: Duration = Duration::from_secs(60);
-/// Longest that a key is read: longer than a lock is waited for.
+/// Keys whose use waits to be noted at most, and those that one statement notes.
+const MAX_USES: usize = 10_000;
+const USES_AT_ONCE: usize = 1_000;
+/// Longest that a statement takes: longer than a lock is waited for.
 const READ_WITHIN: Duration = Duration::from_secs(10);
-/// Calls with the same text that wait while it is read, where it is not known whether it opens anything.
-const MAX_WAITING: usize = 256;
-/// Where it is: as many as there are, since calls are bounded.
-const MAX_KNOWN_WAITING: usize = 1 << 20;
+/// Calls that wait to be read, of those whose texts were not seen to open a key: whoever makes keys up has not all the
+/// places of calls in flight.
+const MAX_STRANGERS: usize = 2048;
+/// Of the others: as many as there are, since calls are bounded.
+const MAX_KNOWN: usize = 1 << 20;
 /// What an unknown key is compared with, so that it takes as long: the hash of no text.
 const NO_SECRET: [u8; 32] = [0; 32];
 
@@ -55,11 +59,12 @@ pub struct Keys(Arc<Inner>);
 
 struct Inner {
     pool: PgPool,
-    strangers: Strangers,
-    /// A text is read once for all who come with it meanwhile: by the key's id and the hash of the secret.
-    reads: Turns<(String, [u8; 32])>,
-    /// The same for texts that opened their key when it was last read.
-    rereads: Turns<(String, [u8; 32])>,
+    /// For texts that were not seen to open their key: strangers have these alone.
+    reads: Reads<Arc<Known>>,
+    /// For those that did when it was last read.
+    rereads: Reads<Arc<Known>>,
+    /// Keys whose use is to be noted.
+    uses: mpsc::Sender<String>,
     feed: Arc<Feed>,
     stale_max: Duration,
     known: Cache<String, Arc<Known>>,
@@ -92,10 +97,13 @@ pub fn start(
 ) -> (Keys, JoinHandle<()>) {
     let feed = outage.feed().clone();
     let changes = feed.subscribe();
+    let (reads, strangers) = Reads::new(MAX_STRANGERS);
+    let (rereads, acquainted) = Reads::new(MAX_KNOWN);
+    let (uses, used) = mpsc::channel(MAX_USES);
     let keys = Keys(Arc::new(Inner {
-        strangers: Strangers::of(&pool),
-        reads: Turns::new(1, MAX_WAITING),
-        rereads: Turns::new(1, MAX_KNOWN_WAITING),
+        reads,
+        rereads,
+        uses,
         pool,
         outage,
         feed,
@@ -104,11 +112,19 @@ pub fn start(
         changes: AtomicU64::new(0),
         epoch: AtomicU64::new(0),
     }));
-    let task = tokio::spawn(follow(keys.clone(), changes, stop));
+    let of_task = keys.clone();
+    let task = tokio::spawn(async move {
+        tokio::join!(
+            follow(&of_task, changes, &stop),
+            of_task.serve(strangers, stop.clone()),
+            of_task.serve(acquainted, stop.clone()),
+            of_task.note_uses(used, &stop),
+        );
+    });
     (keys, task)
 }
 
-async fn follow(keys: Keys, mut changes: Changes, stop: CancellationToken) {
+async fn follow(keys: &Keys, mut changes: Changes, stop: &CancellationToken) {
     // The keys hold the feed, so that it has no end of its own while they are followed.
     while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
         match change {
@@ -123,48 +139,31 @@ impl Keys {
     /// The key that the text opens.
     pub async fn verify(&self, text: &ApiKeyText) -> Result<ApiKey, Error> {
         let inner = &self.0;
-        if let Some(key) = self.heard_of(text) {
+        let remembered = if inner.feed.is_heard() { self.remembered(text) } else { None };
+        if let Some(key) = remembered {
             return Ok(key);
         }
-        let mut read = None;
-        if inner.feed.is_heard() {
-            let name = (text.key_id().to_owned(), text.secret_sha256());
-            let reads = if inner.knew(text) { &inner.rereads } else { &inner.reads };
-            read = Some(reads.take(&name).await.ok_or(Error::TooManyReads)?);
-            // By somebody else meanwhile.
-            if let Some(key) = self.heard_of(text) {
-                return Ok(key);
-            }
-        }
-        if inner.knew(text) {
-            return self.ask(text).await;
-        }
-        let turn = inner.strangers.turn().await?;
-        let (keys, text) = (self.clone(), text.clone());
-        // Also when the caller goes away: what it has sent goes on in its connection.
-        let asked = async move {
-            let _turns = (read, turn);
-            keys.ask(&text).await
-        };
-        tokio::spawn(asked.in_current_span()).await.map_err(|_| Error::Stopping)?
-    }
-
-    /// The key, where it is remembered and whatever changes would be heard.
-    fn heard_of(&self, text: &ApiKeyText) -> Option<ApiKey> {
-        if self.0.feed.is_heard() { self.remembered(text) } else { None }
-    }
-
-    /// The key by the database; while that is away, as it is remembered, for a while.
-    async fn ask(&self, text: &ApiKeyText) -> Result<ApiKey, Error> {
-        let inner = &self.0;
-        let read =
-            if inner.outage.is_on() { Err(sqlx::Error::PoolTimedOut.into()) } else { self.read(text).await };
-        match read {
+        match self.ask(text).await {
+            // While the database is away, as it is remembered, for a while.
             Err(error) if error.is_unanswered() && inner.feed.heard_within(inner.stale_max) => {
                 self.remembered(text).ok_or(error)
             }
-            read => read,
+            answer => answer,
         }
+    }
+
+    /// The key by the database.
+    async fn ask(&self, text: &ApiKeyText) -> Result<ApiKey, Error> {
+        let inner = &self.0;
+        if inner.outage.is_on() {
+            return Err(ReadError::Unavailable.into());
+        }
+        let reads = if inner.knew(text) { &inner.rereads } else { &inner.reads };
+        let Some(known) = reads.read(text.key_id()).await? else {
+            text.matches(&NO_SECRET);
+            return Err(Error::InvalidApiKey);
+        };
+        self.open(&known, text).ok_or(Error::InvalidApiKey)
     }
 
     /// The key, where it is remembered and the text opens it. That it does not proves nothing: it may have a
@@ -187,29 +186,67 @@ impl Keys {
         self.0.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// The key that the text opens, by the database.
-    async fn read(&self, text: &ApiKeyText) -> Result<ApiKey, Error> {
+    /// Reads keys for those who wait, until `stop`.
+    async fn serve(&self, waiting: mpsc::Receiver<Waiting<Arc<Known>>>, stop: CancellationToken) {
+        let read = |ids| self.read_or_say(ids);
+        key_reads::serve(waiting, read, stop).await;
+    }
+
+    async fn read_or_say(&self, ids: Vec<String>) -> Result<HashMap<String, Arc<Known>>, ReadError> {
+        self.read(&ids).await.map_err(|error| {
+            if error.is_unanswered() {
+                tracing::warn!(%error, keys = ids.len(), "API keys could not be read");
+                ReadError::Unavailable
+            } else {
+                tracing::error!(%error, keys = ids.len(), "API keys could not be read");
+                ReadError::Failed
+            }
+        })
+    }
+
+    /// Reads keys, and remembers them.
+    async fn read(&self, ids: &[String]) -> Result<HashMap<String, Arc<Known>>, Error> {
         let inner = &self.0;
         let (changes, epoch) = (inner.changes.load(Ordering::Acquire), inner.epoch.load(Ordering::Acquire));
         let since = BootTime::now();
-        let stored = inner.stored(text.key_id()).await;
+        let stored = inner.stored(ids).await;
         inner.outage.note(stored.as_ref().is_err_and(Error::is_outage));
-        let Some(stored) = stored? else {
-            text.matches(&NO_SECRET);
-            inner.known.invalidate(text.key_id());
-            return Err(Error::InvalidApiKey);
-        };
-        let noted = if stored.use_is_stale { 0 } else { since.nanos() };
-        let (noted, state) = (AtomicU64::new(noted), AtomicU8::new(NEW));
-        let known = Arc::new(Known { stored, since, epoch, state, noted });
-        inner.known.insert(text.key_id().to_owned(), known.clone());
-        // A change counts itself before it outdates what is remembered: it is seen here, or it finds this. Only then
-        // does it serve: a key that was revoked while it was read is used by nobody else.
-        if inner.changes.load(Ordering::SeqCst) == changes {
-            // Unless it is stale by now.
-            let _ = known.state.compare_exchange(NEW, CURRENT, Ordering::AcqRel, Ordering::Relaxed);
+        let mut read = HashMap::new();
+        for stored in stored? {
+            let key_id = stored.key.key_id.clone();
+            let noted = if stored.use_is_stale { 0 } else { since.nanos() };
+            let (noted, state) = (AtomicU64::new(noted), AtomicU8::new(NEW));
+            let known = Arc::new(Known { stored, since, epoch, state, noted });
+            inner.known.insert(key_id.clone(), known.clone());
+            // A change counts itself before it outdates what is remembered: it is seen here, or it finds this. Only then
+            // does it serve: a key that was revoked while it was read is used by nobody else.
+            if inner.changes.load(Ordering::SeqCst) == changes {
+                // Unless it is stale by now.
+                let _ = known.state.compare_exchange(NEW, CURRENT, Ordering::AcqRel, Ordering::Relaxed);
+            }
+            read.insert(key_id, known);
         }
-        self.open(&known, text).ok_or(Error::InvalidApiKey)
+        for gone in ids.iter().filter(|id| !read.contains_key(*id)) {
+            inner.known.invalidate(gone);
+        }
+        Ok(read)
+    }
+
+    /// Notes which keys are used, until `stop`: those that gather while the last ones are written, in one statement. Nobody
+    /// waits for it, and what goes unnoted in an outage is noted by a later use.
+    async fn note_uses(&self, mut used: mpsc::Receiver<String>, stop: &CancellationToken) {
+        let mut ids = Vec::new();
+        while let Some(1..) = stop.run_until_cancelled(used.recv_many(&mut ids, USES_AT_ONCE)).await {
+            let noted = async {
+                let mut connection = db::acquire(&self.0.pool).await?;
+                let noted = timeout(READ_WITHIN, store::api_keys::note_uses(&mut connection, &ids)).await;
+                db::in_time(noted, connection)
+            };
+            if let Err(error) = noted.await {
+                tracing::warn!(%error, keys = ids.len(), "the use of API keys was not noted");
+            }
+            ids.clear();
+        }
     }
 
     fn open(&self, known: &Known, text: &ApiKeyText) -> Option<ApiKey> {
@@ -222,8 +259,8 @@ impl Keys {
         if due
             && known.noted.compare_exchange(noted, now.nanos(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
         {
-            let (inner, key_id) = (self.0.clone(), known.stored.key.key_id.clone());
-            tokio::spawn(async move { inner.note_use(&key_id).await }.in_current_span());
+            // Where as many wait as may, a later use notes it.
+            let _waits = self.0.uses.try_send(known.stored.key.key_id.clone());
         }
         Some(known.stored.key.clone())
     }
@@ -242,21 +279,10 @@ impl Inner {
         }
     }
 
-    async fn stored(&self, key_id: &str) -> Result<Option<StoredKey>, Error> {
+    async fn stored(&self, ids: &[String]) -> Result<Vec<StoredKey>, Error> {
         let mut connection = db::acquire(&self.pool).await?;
-        // Nobody else gives a read up that a stranger has left: a database may go away without a word.
-        let read = timeout(READ_WITHIN, store::api_keys::for_verification(&mut connection, key_id)).await;
+        // Nobody else gives it up: a database may go away without a word.
+        let read = timeout(READ_WITHIN, store::api_keys::for_verification(&mut connection, ids)).await;
         Ok(db::in_time(read, connection)?)
-    }
-
-    /// Nobody waits for it, and a use that goes unnoted in an outage is noted by a later one.
-    async fn note_use(&self, key_id: &str) {
-        let noted = async {
-            let mut connection = db::acquire(&self.pool).await?;
-            store::api_keys::note_use(&mut connection, key_id).await
-        };
-        if let Err(error) = noted.await {
-            tracing::warn!(%error, key_id, "the use of an API key was not noted");
-        }
     }
 }

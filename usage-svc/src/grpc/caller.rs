@@ -30,6 +30,15 @@ pub(super) fn metering<T>(request: &Request<T>, scope: Scope) -> Result<Option<V
     }
 }
 
+/// A call's message may come long after its headers, and its key may be revoked by then: it is verified once more, from
+/// memory as a rule.
+pub(super) async fn is_still_good(caller: Caller, keys: &Keys) -> Result<(), Status> {
+    if let Caller::ApiKey(text) = caller {
+        keys.verify(&text).await?;
+    }
+    Ok(())
+}
+
 /// The account whose usage the caller may read.
 pub(super) fn reading<T>(request: &Request<T>, requested: &str) -> Result<EcoId, Status> {
     match VerifiedKey::of(request) {

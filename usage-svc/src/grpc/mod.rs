@@ -71,6 +71,7 @@ impl UsageService for Service {
         request: Request<RecordUsageRequest>,
     ) -> Result<Response<RecordUsageResponse>, Status> {
         let key = caller::metering(&request, Scope::UsageWrite)?;
+        caller::is_still_good(Caller::of(&request)?, &self.keys).await?;
         let event = request.into_inner().event;
         let event = event.ok_or_else(|| status::invalid(&Violations::one("event", "is required")))?;
         caller::own_events_only(key.as_ref(), std::slice::from_ref(&event))?;
@@ -84,6 +85,7 @@ impl UsageService for Service {
         request: Request<BatchRecordUsageRequest>,
     ) -> Result<Response<BatchRecordUsageResponse>, Status> {
         let key = caller::metering(&request, Scope::UsageWrite)?;
+        caller::is_still_good(Caller::of(&request)?, &self.keys).await?;
         let events = request.into_inner().events;
         caller::own_events_only(key.as_ref(), &events)?;
         parse::batch_size(&events).map_err(Error::Invalid)?;
@@ -113,6 +115,7 @@ impl UsageService for Service {
         request: Request<CheckQuotaRequest>,
     ) -> Result<Response<CheckQuotaResponse>, Status> {
         let key = caller::metering(&request, Scope::UsageCheck)?;
+        caller::is_still_good(Caller::of(&request)?, &self.keys).await?;
         let check = parse::check(request.into_inner(), key.as_ref())?;
         if key.is_some_and(|key| key.test_mode) {
             // Metered apart: neither limited nor consuming.
@@ -142,6 +145,7 @@ impl UsageService for Service {
         request: Request<GetCurrentUsageRequest>,
     ) -> Result<Response<GetCurrentUsageResponse>, Status> {
         let eco_id = caller::reading(&request, &request.get_ref().eco_id)?;
+        caller::is_still_good(Caller::of(&request)?, &self.keys).await?;
         let standing = app::current_usage::run(&self.pool, &self.quota, &eco_id).await?;
         Ok(Response::new(answer::current_usage(&eco_id, &standing)))
     }

@@ -80,13 +80,10 @@ pub async fn by_id(connection: &mut PgConnection, key_id: &str) -> sqlx::Result<
     row.map(ApiKey::try_from).transpose()
 }
 
-/// A key with the secrets that open it by the database's clock.
+/// The keys that exist of these, with the secrets that open them by the database's clock.
 #[tracing::instrument(name = "db.eco_api_keys.select", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn for_verification(
-    connection: &mut PgConnection,
-    key_id: &str,
-) -> sqlx::Result<Option<StoredKey>> {
-    let row = sqlx::query!(
+pub async fn for_verification(connection: &mut PgConnection, ids: &[String]) -> sqlx::Result<Vec<StoredKey>> {
+    let rows = sqlx::query!(
         r#"select key_id, eco_id, name, scopes, test_mode, status = 'active' as "active!", created_time,
                   last_used_time,
                   secret_sha256, replaced.secrets as "replaced!", replaced.grace_left_ms as "grace_left_ms!",
@@ -97,32 +94,33 @@ pub async fn for_verification(
                                          '{}') as grace_left_ms
                          from eco_api_key_rotations r
                          where r.key_id = k.key_id and r.previous_expire_time > now()) as replaced
-           where key_id = $1"#,
-        key_id,
+           where key_id = any($1)"#,
+        ids,
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await?;
-    row.map(|row| {
-        let replaced = row.replaced.into_iter().zip(row.grace_left_ms).map(|(sha256, left_ms)| Secret {
-            sha256,
-            // Rounded to nothing: it ends now.
-            grace_left: Some(Duration::from_millis(left_ms.try_into().unwrap_or(0))),
-        });
-        let current = Secret { sha256: row.secret_sha256, grace_left: None };
-        let secrets = std::iter::once(current).chain(replaced).collect();
-        let key = Row {
-            key_id: row.key_id,
-            eco_id: row.eco_id,
-            name: row.name,
-            scopes: row.scopes,
-            test_mode: row.test_mode,
-            active: row.active,
-            created_time: row.created_time,
-            last_used_time: row.last_used_time,
-        };
-        Ok(StoredKey { key: key.try_into()?, secrets, use_is_stale: row.use_is_stale })
-    })
-    .transpose()
+    rows.into_iter()
+        .map(|row| {
+            let replaced = row.replaced.into_iter().zip(row.grace_left_ms).map(|(sha256, left_ms)| Secret {
+                sha256,
+                // Rounded to nothing: it ends now.
+                grace_left: Some(Duration::from_millis(left_ms.try_into().unwrap_or(0))),
+            });
+            let current = Secret { sha256: row.secret_sha256, grace_left: None };
+            let secrets = std::iter::once(current).chain(replaced).collect();
+            let key = Row {
+                key_id: row.key_id,
+                eco_id: row.eco_id,
+                name: row.name,
+                scopes: row.scopes,
+                test_mode: row.test_mode,
+                active: row.active,
+                created_time: row.created_time,
+                last_used_time: row.last_used_time,
+            };
+            Ok(StoredKey { key: key.try_into()?, secrets, use_is_stale: row.use_is_stale })
+        })
+        .collect()
 }
 
 /// A key, locked until the transaction ends; `owner`: only if it is this account's.
@@ -201,13 +199,17 @@ pub async fn count_of_a_day(connection: &mut PgConnection, eco_id: &EcoId) -> sq
     .await
 }
 
-/// Notes that a key was used, unless a concurrent call just did.
+/// Notes that keys were used, unless that was noted just now. A key that is locked is being changed, or noted by another
+/// replica: it is left out.
 #[tracing::instrument(name = "db.eco_api_keys.update", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn note_use(connection: &mut PgConnection, key_id: &str) -> sqlx::Result<()> {
+pub async fn note_uses(connection: &mut PgConnection, ids: &[String]) -> sqlx::Result<()> {
     sqlx::query!(
-        "update eco_api_keys set last_used_time = now()
-         where key_id = $1 and (last_used_time is null or last_used_time < now() - interval '1 minute')",
-        key_id,
+        "update eco_api_keys k set last_used_time = now()
+         from (select key_id from eco_api_keys
+               where key_id = any($1) and (last_used_time is null or last_used_time < now() - interval '1 minute')
+               for no key update skip locked) u
+         where k.key_id = u.key_id",
+        ids,
     )
     .execute(connection)
     .await?;

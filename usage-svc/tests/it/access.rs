@@ -134,11 +134,22 @@ async fn only_a_service_with_the_scope_asks_for_a_proxy() -> Result<()> {
 const GRANTS: &str = "\
 nexus_analytics _sqlx_migrations: select
 nexus_analytics eco_accounts_now: select
+nexus_analytics eco_accounts_total: select
 nexus_analytics eco_current_usage: select
 nexus_analytics eco_figures_anew: select
 nexus_analytics eco_figures_that_hold: select
 nexus_analytics eco_identities: select
+nexus_analytics eco_mrr_movements: select
+nexus_analytics eco_mrr_movements_now: select
+nexus_analytics eco_overage_charges: select
+nexus_analytics eco_plan_prices: select
+nexus_analytics eco_plans: select
+nexus_analytics eco_subscriptions: select
+nexus_analytics eco_usage_adjustments: select
+nexus_analytics eco_usage_counters: select
 nexus_analytics eco_usage_daily: select
+nexus_analytics eco_usage_hourly: select
+nexus_analytics eco_usage_segments: select
 nexus_billing _sqlx_migrations: select
 nexus_billing eco_account_changes: select insert delete
 nexus_billing eco_account_figures: select insert update delete
@@ -149,7 +160,10 @@ nexus_billing eco_checkouts: select insert update
 nexus_billing eco_current_usage: select
 nexus_billing eco_database_identity: select update
 nexus_billing eco_ended_subscriptions: select insert update
+nexus_billing eco_figure_deltas: select insert delete
+nexus_billing eco_figure_totals: select insert update
 nexus_billing eco_identities: select insert update
+nexus_billing eco_mrr_movements: select
 nexus_billing eco_operator_notices: select insert update
 nexus_billing eco_overage_charges: select insert update
 nexus_billing eco_overage_run_accounts: select insert update delete
@@ -240,7 +254,9 @@ async fn each_role_has_its_grants_and_no_more() -> Result<()> {
     assert_eq!(
         functions,
         [
+            "nexus_billing nexus_add_figure_deltas",
             "nexus_billing nexus_compute_figures",
+            "nexus_billing nexus_note_due_mrr",
             "nexus_usage aggregate_daily_usage",
             "nexus_usage increment_api_calls",
             "nexus_usage nexus_advance_spool_cursor",
@@ -267,7 +283,11 @@ async fn the_database_refuses_what_was_not_granted() -> Result<()> {
         (Role::Billing, "select secret_sha256 from eco_api_keys"),
         (Role::Billing, "update eco_usage_counters set recorded_units = 0"),
         (Role::Analytics, "select secret_sha256 from eco_api_keys"),
+        (Role::Billing, "insert into eco_mrr_movements (eco_id) values ('eco_x')"),
+        (Role::Billing, "delete from eco_mrr_movements"),
         (Role::Analytics, "select * from eco_overage_charges"),
+        (Role::Analytics, "select stripe_subscription_id from eco_subscriptions"),
+        (Role::Analytics, "select * from eco_api_usage"),
     ] {
         let pool = db::pool(&db.args(), role)?;
         let error = sqlx::query(statement).execute(&pool).await.expect_err(statement);

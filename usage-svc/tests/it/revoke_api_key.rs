@@ -1,14 +1,19 @@
 //! RevokeApiKey.
 
 use anyhow::{Context, Result};
+use futures::{StreamExt, stream};
 use nexus_client::CallOptions;
 use nexus_core::plan::Plan;
 use nexus_kit::auth::Scope;
 use nexus_proto::usage::v1::{
-    ApiKey, ApiKeyStatus, GetCurrentUsageRequest, RecordUsageRequest, RevokeApiKeyRequest,
+    ApiKey, ApiKeyStatus, BatchRecordUsageRequest, BatchRecordUsageResponse, CheckQuotaRequest,
+    CheckQuotaResponse, GetCurrentUsageRequest, GetCurrentUsageResponse, RecordUsageRequest,
+    RecordUsageResponse, RevokeApiKeyRequest,
 };
 use nexus_testkit::settings::ADMIN;
-use tonic::{Code, Status};
+use tokio::{sync::oneshot, task::JoinHandle};
+use tonic::{Code, Status, client::Grpc, codegen::http::uri::PathAndQuery, transport::Endpoint};
+use tonic_prost::ProstCodec;
 
 use crate::support::*;
 
@@ -42,6 +47,61 @@ async fn a_revoked_key_is_refused_at_once_and_at_every_replica_once_it_is_heard(
         refused(read, Code::Unauthenticated, "INVALID_API_KEY");
         verify(server, &other.key).await??;
     }
+    assert_eq!(sums(&db.pool, "eco_a").await?, plain(0));
+    Ok(())
+}
+
+/// Calls with a key whose message is yet to come.
+struct Held<A> {
+    message: oneshot::Sender<A>,
+    answer: JoinHandle<Result<(), Status>>,
+}
+
+/// Sends the headers of a call alone.
+fn hold<A: prost::Message + Default + 'static, B: prost::Message + Default + 'static>(
+    server: &Server,
+    key: &CallOptions,
+    rpc: &str,
+) -> Result<Held<A>> {
+    let (message, comes) = oneshot::channel();
+    let path = PathAndQuery::try_from(format!("/nexus.usage.v1.UsageService/{rpc}"))?;
+    let channel = Endpoint::from_shared(format!("http://{}", server.address))?.connect_lazy();
+    let request = key.request(stream::once(comes).filter_map(async |message| message.ok()));
+    let answer = tokio::spawn(async move {
+        let mut client = Grpc::new(channel);
+        client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let answer = client.client_streaming(request, path, ProstCodec::<A, B>::default()).await;
+        answer.map(|_| ())
+    });
+    Ok(Held { message, answer })
+}
+
+impl<A: std::fmt::Debug> Held<A> {
+    async fn is_refused(self, message: A) -> Result<()> {
+        self.message.send(message).map_err(|message| anyhow::anyhow!("{message:?} is not waited for"))?;
+        refused(self.answer.await?, Code::Unauthenticated, "INVALID_API_KEY");
+        Ok(())
+    }
+}
+
+/// The key was good when the headers came, and is not when the message does.
+#[tokio::test]
+async fn a_call_whose_message_comes_after_the_revocation_is_refused() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let made = make_key(&server, "eco_a", false).await?;
+    verify(&server, &made.key).await??;
+    let key = api_key(&made.key)?;
+    let check = hold::<CheckQuotaRequest, CheckQuotaResponse>(&server, &key, "CheckQuota")?;
+    let record = hold::<RecordUsageRequest, RecordUsageResponse>(&server, &key, "RecordUsage")?;
+    let batch = hold::<BatchRecordUsageRequest, BatchRecordUsageResponse>(&server, &key, "BatchRecordUsage")?;
+    let current = hold::<GetCurrentUsageRequest, GetCurrentUsageResponse>(&server, &key, "GetCurrentUsage")?;
+    eventually(async || Ok(server.metric("nexus_requests_in_flight").await? == 4)).await?;
+    revoke(&server, user("eco_a")?, &key_id(&made)).await??;
+    check.is_refused(CheckQuotaRequest::default()).await?;
+    record.is_refused(RecordUsageRequest { event: Some(event("eco_a")) }).await?;
+    batch.is_refused(BatchRecordUsageRequest { events: vec![event("eco_a")] }).await?;
+    current.is_refused(GetCurrentUsageRequest::default()).await?;
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(0));
     Ok(())
 }

@@ -150,37 +150,73 @@ async fn checks_in_test_mode_leave_the_connections_to_other_accounts() -> Result
     Ok(())
 }
 
-/// Keys that are made up cost nobody an account: each is looked up, and no more than a quarter of the connections is taken
-/// by that.
+/// Keys that are made up cost nobody an account: all that wait are read at once, over one connection, and those that are good
+/// among them are served.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_that_are_made_up_leave_the_connections_to_others() -> Result<()> {
+async fn keys_that_are_made_up_leave_connections_and_turns_to_others() -> Result<()> {
+    const MADE_UP: i64 = 900;
     let (db, server) = server().await?;
     account(&db, "eco_b", Plan::Pro).await?;
+    // Made before this server would hear of it, and not seen since.
+    let good = make_key(&server, "eco_b", false).await?.key;
     let mut holder = nexus_kit::db::begin(&db.pool).await?;
     sqlx::query("lock table eco_api_keys in access exclusive mode").execute(&mut *holder).await?;
     let client = server.client()?;
-    let calls = (0..100).map(|number| {
+    let calls = (0..MADE_UP).map(|number| {
         let key = api_key(&format!("eco_api_{number:022}.{}", "s".repeat(22)));
         let mut client = client.clone();
         async move { anyhow::Ok(client.check_quota(key?.request(CheckQuotaRequest::default())).await.err()) }
     });
     let mut strangers = Box::pin(join_all(calls));
     let others = async {
-        in_flight(&server, 100).await?;
-        eventually(async || Ok(waiting(&db).await? == AT_WORK)).await?;
+        in_flight(&server, MADE_UP).await?;
+        eventually(async || Ok(waiting(&db).await? == 1)).await?;
         check(&server, "eco_b", 1).await?;
-        assert_eq!(waiting(&db).await?, AT_WORK);
+        assert_eq!(waiting(&db).await?, 1);
         anyhow::Ok(())
     };
     tokio::select! {
         early = &mut strangers => anyhow::bail!("keys cannot be read: {early:?}"),
         others = others => others?,
     }
+    let mut verified = Box::pin(verify(&server, &good));
+    tokio::select! {
+        early = &mut verified => anyhow::bail!("the key cannot be read: {early:?}"),
+        there = in_flight(&server, MADE_UP + 1) => there?,
+    }
     holder.commit().await?;
+    assert_eq!(verified.await??.eco_id, "eco_b");
     for refused in strangers.await {
         assert_eq!(refused?.map(|status| status.code()), Some(Code::Unauthenticated));
     }
     Ok(())
+}
+
+/// Noting that a key was used is nothing that a caller waits for, nor does it take the connections of those who do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_whose_use_cannot_be_noted_leave_the_connections_to_others() -> Result<()> {
+    let (db, server) = server().await?;
+    for eco_id in ["eco_a", "eco_b"] {
+        account(&db, eco_id, Plan::Pro).await?;
+    }
+    let mut keys = Vec::new();
+    for _ in 0..20 {
+        keys.push(make_key(&server, "eco_a", false).await?.key);
+    }
+    let mut holder = nexus_kit::db::begin(&db.pool).await?;
+    // As the making of an index has it: it is read, and not written.
+    sqlx::query("lock table eco_api_keys in share mode").execute(&mut *holder).await?;
+    for key in &keys {
+        assert_eq!(verify(&server, key).await??.eco_id, "eco_a");
+    }
+    eventually(async || Ok(waiting(&db).await? == 1)).await?;
+    for _ in 0..20 {
+        check(&server, "eco_b", 1).await?;
+        assert!(waiting(&db).await? <= 1);
+    }
+    holder.commit().await?;
+    let noted = "select count(*) = 20 from eco_api_keys where last_used_time is not null";
+    eventually(async || Ok(sqlx::query_scalar(noted).fetch_one(&db.pool).await?)).await
 }
 
 /// An answer that tells what is wrong with ten thousand events is larger than they are. Of such answers, an account may

@@ -6,6 +6,7 @@ use anyhow::Result;
 use nexus_core::plan::Plan;
 use nexus_testkit::{db::TestDb, proxy::Proxy};
 use nexus_usage::Config;
+use sqlx::{AssertSqlSafe, Postgres, Transaction};
 use tonic::Code;
 
 use crate::support::*;
@@ -77,4 +78,46 @@ async fn a_key_that_was_revoked_unheard_is_refused_when_the_feed_is_heard_again(
     assert!(is_good(&server, &key).await?, "nobody can know");
     proxy.mend();
     is_refused(&server, &key).await
+}
+
+/// Keeps what reads a key at work until the transaction ends: it has the row as it was, and waits with it.
+async fn hold_reads(db: &TestDb, key_id: &str) -> Result<Transaction<'static, Postgres>> {
+    let held = format!(
+        "create function held() returns boolean language plpgsql set lock_timeout = 0 as
+             'begin perform pg_advisory_xact_lock_shared(7); return true; end';
+         create policy held on eco_api_keys using (key_id <> '{key_id}' or held());
+         alter table eco_api_keys enable row level security"
+    );
+    let mut holder = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("select pg_advisory_xact_lock(7)").execute(&mut *holder).await?;
+    sqlx::raw_sql(AssertSqlSafe(held)).execute(&db.pool).await?;
+    Ok(holder)
+}
+
+#[tokio::test]
+async fn a_key_that_is_revoked_while_it_is_read_is_served_to_nobody_else() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    let (made, other) = (make_key(&server, "eco_a", false).await?, make_key(&server, "eco_a", false).await?);
+    verify(&server, &other.key).await??;
+    let holder = hold_reads(&db, &key_id(&made)).await?;
+    let meanwhile = async {
+        service_waits(&db).await?;
+        for key in [&made, &other] {
+            sqlx::query("update eco_api_keys set status = 'revoked', revoked_time = now() where key_id = $1")
+                .bind(key_id(key))
+                .execute(&db.pool)
+                .await?;
+        }
+        // Changes are heard in the order of their commits.
+        is_refused(&server, &other.key).await?;
+        let (later, released) = tokio::join!(verify(&server, &made.key), holder.rollback());
+        released?;
+        refused(later?, Code::Unauthenticated, "INVALID_API_KEY");
+        Ok(())
+    };
+    let (first, ()) = tokio::try_join!(verify(&server, &made.key), meanwhile)?;
+    assert!(first.is_ok(), "it was read before it was revoked: {first:?}");
+    refused(verify(&server, &made.key).await?, Code::Unauthenticated, "INVALID_API_KEY");
+    Ok(())
 }

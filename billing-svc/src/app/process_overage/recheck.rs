@@ -144,7 +144,7 @@ async fn look_until_right(context: &ChargeContext, replaced: &Intent) -> Result<
         match look(context, replaced).await? {
             Look::Right => return Ok(None),
             Look::Wrong(error) => return Ok(Some(error)),
-            Look::Again => last = "there were too many".to_owned(),
+            Look::Again => last = "it was changing".to_owned(),
             Look::Unknown(doubt) => {
                 last.clone_from(&doubt.message);
                 if !back_off(context, &doubt, tries).await {
@@ -162,6 +162,10 @@ async fn look_until_right(context: &ChargeContext, replaced: &Intent) -> Result<
 
 /// Lists the charge's items, and takes back what the ledger does not have.
 async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error> {
+    let seen = {
+        let mut connection = db::acquire(&context.pool).await?;
+        charges::seen(&mut connection, replaced.charge_id).await?
+    };
     let listed =
         context.payments.find_items(&replaced.item.customer, replaced.charge_id, &context.pace).await;
     let listed = match listed {
@@ -170,12 +174,16 @@ async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error>
     };
     let mut connection = db::acquire(&context.pool).await?;
     let ours = charges::items(&mut connection, replaced.charge_id).await?;
+    // What was listed is of neither: an item may have been made meanwhile, or taken back.
+    if ours != seen.items {
+        return Ok(Look::Again);
+    }
     if let Some(missing) = ours.iter().find(|id| listed.iter().all(|item| item.item_id != **id)) {
         return Ok(Look::Wrong(item_missing(replaced, missing)));
     }
     let extra: Vec<_> = listed.iter().filter(|item| !ours.contains(&item.item_id)).collect();
     if extra.is_empty() {
-        charges::clear_recheck(&mut connection, replaced.charge_id).await?;
+        charges::clear_recheck(&mut connection, replaced.charge_id, &seen).await?;
         return Ok(Look::Right);
     }
     drop(connection);

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::future;
+use futures::{TryStreamExt, future, stream};
 use nexus_kit::db;
 use sqlx::PgConnection;
 use tokio::{
@@ -192,26 +192,31 @@ impl Run {
             };
             let Some(last) = page.last() else { return Ok(()) };
             after.clone_from(last);
-            for eco_id in page {
-                if !self.goes_on() {
-                    return Ok(());
-                }
-                let failed = match clear_ended::run(&self.context, &eco_id).await {
-                    Ok((_, result)) => result.error,
-                    Err(error @ Error::ReconcileRequired) => return Err(error),
-                    Err(error) => {
-                        tracing::error!(%error, eco_id, "an account's charges could not be collected");
-                        let message =
-                            "An invoice could not be made by a fault of ours; the next run goes on with it.";
-                        Some(AccountError::new(&eco_id, "INTERNAL", message))
-                    }
-                };
-                if let Some(error) = failed {
-                    let mut connection = db::acquire(&self.context.pool).await?;
-                    run_accounts::fail(&mut connection, self.begun.run_id, &error).await?;
-                }
-            }
+            stream::iter(page.into_iter().map(Ok))
+                .try_for_each_concurrent(self.concurrency, |eco_id| self.clear_account(eco_id))
+                .await?;
         }
+    }
+
+    async fn clear_account(&self, eco_id: String) -> Result<(), Error> {
+        if !self.goes_on() {
+            return Ok(());
+        }
+        let failed = match clear_ended::run(&self.context, &eco_id).await {
+            Ok((_, result)) => result.error,
+            Err(error @ Error::ReconcileRequired) => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, eco_id, "an account's charges could not be collected");
+                let message =
+                    "An invoice could not be made by a fault of ours; the next run goes on with it.";
+                Some(AccountError::new(&eco_id, "INTERNAL", message))
+            }
+        };
+        if let Some(error) = failed {
+            let mut connection = db::acquire(&self.context.pool).await?;
+            run_accounts::fail(&mut connection, self.begun.run_id, &error).await?;
+        }
+        Ok(())
     }
 
     /// Tells of the periods that were parked outside of runs: no run looks at them any more.

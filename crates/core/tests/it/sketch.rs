@@ -43,6 +43,28 @@ proptest! {
     }
 
     #[test]
+    fn what_is_merged_in_any_order_is_as_near(
+        parts in prop::collection::vec(prop::collection::vec(0i32..3_600_000, 1..100), 1..8)
+            .prop_flat_map(|parts| (Just(parts.concat()), Just(parts).prop_shuffle())),
+        q in 0.0f64..=1.0,
+    ) {
+        let (mut latencies, parts) = parts;
+        // As days are read: some from stored entries, some merged.
+        let merged = parts.iter().enumerate().fold(Sketch::default(), |mut whole, (n, part)| {
+            match n % 2 {
+                0 => whole.merge(&sketch(part)),
+                _ => whole.add_entries(&sketch(part).entries().collect::<Vec<_>>()),
+            }
+            whole
+        });
+        let estimate = merged.quantile(q);
+        latencies.sort_unstable();
+        let rank = ((q * latencies.len() as f64).ceil() as usize).max(1);
+        let exact = f64::from(latencies[rank - 1]);
+        prop_assert!((estimate - exact).abs() <= exact * 0.012, "{} for {}", estimate, exact);
+    }
+
+    #[test]
     fn merging_is_adding_in_any_order(parts in prop::collection::vec(prop::collection::vec(0i32..100_000, 0..50), 1..6)) {
         let whole = sketch(&parts.concat());
         let merged = |order: Vec<&Vec<i32>>| order.iter().fold(Sketch::default(), |mut s, p| { s.merge(&sketch(p)); s });

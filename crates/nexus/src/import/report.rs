@@ -16,7 +16,7 @@ use super::{
     show,
     survey::Survey,
 };
-use crate::call::{money as amount, thousands};
+use crate::text::{money as amount, thousands};
 
 /// Accounts over a limit that are named; more are only counted.
 const NAMED: usize = 10;

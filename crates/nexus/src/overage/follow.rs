@@ -16,7 +16,8 @@ use nexus_proto::billing::v1::{
 };
 use tonic::{Status, transport::Channel};
 
-use super::{Failures, Server, exit_code, show};
+use super::{Failures, exit_code, show};
+use crate::call::Billing;
 
 pub(super) const HELP: &str = "\
 It ends when the run has ended; leaving it (Ctrl-C) does not end the run.
@@ -36,7 +37,7 @@ pub(crate) struct WatchArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: Server,
+    server: Billing,
 }
 
 pub(super) async fn run(args: &WatchArgs) -> Result<ExitCode> {
@@ -60,7 +61,7 @@ async fn watched_run(args: &WatchArgs) -> Result<OverageRun> {
         let status = match to_the_end(&args.server, &mut billing, &args.run_id).await? {
             Ok(_) => {
                 let request = GetOverageRunRequest { run_id: args.run_id.clone() };
-                let request = args.server.credentials.options()?.request(request);
+                let request = args.server.request(request)?;
                 match billing.get_overage_run(request).await {
                     Ok(answer) => return Ok(answer.into_inner().run.unwrap_or_default()),
                     Err(status) => status,
@@ -78,7 +79,7 @@ async fn watched_run(args: &WatchArgs) -> Result<OverageRun> {
 
 /// Shows how far a run is until it has ended; returns the last that was said of it, or why nothing more is said.
 pub(super) async fn to_the_end(
-    server: &Server,
+    server: &Billing,
     billing: &mut BillingServiceClient<Channel>,
     run_id: &str,
 ) -> Result<Result<WatchOverageRunResponse, Status>> {

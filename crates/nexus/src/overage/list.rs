@@ -6,7 +6,8 @@ use anyhow::{Result, anyhow};
 use clap::Args;
 use nexus_proto::billing::v1::{ListOverageRunErrorsRequest, ListOverageRunsRequest};
 
-use super::{Server, show};
+use super::show;
+use crate::call::Billing;
 
 /// Accounts that are asked for at a time.
 const PAGE: i32 = 1_000;
@@ -20,12 +21,12 @@ pub(crate) struct RunsArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: Server,
+    server: Billing,
 }
 
 pub(super) async fn runs(args: &RunsArgs) -> Result<ExitCode> {
     let request = ListOverageRunsRequest { page_size: args.limit, ..Default::default() };
-    let request = args.server.credentials.options()?.request(request);
+    let request = args.server.request(request)?;
     let answer = args.server.client()?.list_overage_runs(request).await;
     let runs =
         answer.map_err(|status| anyhow!(args.server.refused("ListOverageRuns", &status)))?.into_inner().runs;
@@ -47,7 +48,7 @@ pub(crate) struct ErrorsArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: Server,
+    server: Billing,
 }
 
 /// Page by page: there may be as many as there are accounts.
@@ -56,7 +57,7 @@ pub(super) async fn errors(args: &ErrorsArgs) -> Result<ExitCode> {
     let mut request =
         ListOverageRunErrorsRequest { run_id: args.run_id.clone(), page_size: PAGE, ..Default::default() };
     loop {
-        let call = args.server.credentials.options()?.request(request.clone());
+        let call = args.server.request(request.clone())?;
         let page = billing.list_overage_run_errors(call).await;
         let page = page
             .map_err(|status| anyhow!(args.server.refused("ListOverageRunErrors", &status)))?

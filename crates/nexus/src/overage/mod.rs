@@ -15,12 +15,7 @@ mod show;
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
-use nexus_client as client;
-use nexus_proto::billing::v1::billing_service_client::BillingServiceClient;
-use tonic::{Status, transport::Channel};
-
-use crate::call::{self, Credentials};
+use clap::Subcommand;
 
 /// Before a call is repeated that failed; twice as long each time.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
@@ -39,27 +34,6 @@ pub(crate) enum Action {
     Runs(list::RunsArgs),
     /// List all accounts that a run could not charge, and why
     Errors(list::ErrorsArgs),
-}
-
-/// Where billing-svc is, and who calls.
-#[derive(Args)]
-struct Server {
-    /// billing-svc
-    #[arg(long, env = "BILLING_ADDR", default_value = "localhost:50052", value_parser = call::address, value_name = "ADDR")]
-    billing_addr: String,
-    #[command(flatten)]
-    credentials: Credentials,
-}
-
-impl Server {
-    fn client(&self) -> Result<BillingServiceClient<Channel>> {
-        Ok(client::billing(self.credentials.channel(&self.billing_addr)?))
-    }
-
-    /// A refused call in words.
-    fn refused(&self, rpc: &str, status: &Status) -> String {
-        format!("{rpc} at {}: {}", self.billing_addr, call::explain(status))
-    }
 }
 
 /// Calls that failed in a row.

@@ -8,7 +8,8 @@ use nexus_client as client;
 use nexus_proto::billing::v1::{OverageRunStatus, ProcessOverageRequest, ProcessOverageResponse};
 use tonic::Response;
 
-use super::{Failures, Server, exit_code, follow, show};
+use super::{Failures, exit_code, follow, show};
+use crate::call::Billing;
 
 pub(super) const HELP: &str = "\
 Examples:
@@ -31,7 +32,7 @@ pub(crate) struct ProcessArgs {
     #[arg(long = "account", value_name = "ID", num_args = 1..)]
     accounts: Vec<String>,
     #[command(flatten)]
-    server: Server,
+    server: Billing,
 }
 
 pub(super) async fn run(args: &ProcessArgs) -> Result<ExitCode> {
@@ -56,8 +57,7 @@ async fn to_the_end(args: &ProcessArgs) -> Result<ProcessOverageResponse> {
     };
     let (mut failures, mut done) = (Failures::default(), 0);
     loop {
-        let options = args.server.credentials.options()?;
-        let answer = billing.process_overage(options.request(request.clone())).await;
+        let answer = billing.process_overage(args.server.request(request.clone())?).await;
         let failed = match answer.map(Response::into_inner) {
             Ok(response) if !response.running => return Ok(response),
             Ok(response) => match follow::to_the_end(&args.server, &mut billing, &response.run_id).await? {

@@ -1,15 +1,37 @@
 //! What is printed of runs: for people, and as JSON.
 
-use nexus_core::money::MICROS;
-use nexus_kit::convert;
 use nexus_proto::billing::v1::{
     OverageError, OverageRun, OverageRunStatus, PlannedCharge, ProcessOverageResponse,
     WatchOverageRunResponse,
 };
-use prost_types::Timestamp;
 use serde_json::{Value, json};
 
-use crate::call::{money, thousands};
+use crate::{
+    table::{Column, Table},
+    text::{money, price, rfc3339, seconds, thousands, units, utc},
+};
+
+const PLANNED: &[Column] = &[
+    Column::text("account"),
+    Column::number("calls"),
+    Column::number("included").spare(3),
+    Column::number("overage"),
+    Column::number("price").spare(4),
+    Column::number("due").spare(1),
+    Column::number("charged").spare(2),
+    Column::number("to charge"),
+];
+
+const RUNS: &[Column] = &[
+    Column::text("run"),
+    Column::text("begun").spare(1),
+    Column::text("status"),
+    Column::number("accounts").spare(2),
+    Column::number("charged"),
+    Column::number("failed"),
+    Column::number("total"),
+    Column::number("took").spare(3),
+];
 
 /// The answer to a call, as JSON.
 pub(super) fn response_json(r: &ProcessOverageResponse, dry_run: bool) -> Value {
@@ -68,16 +90,11 @@ pub(super) fn run_json(run: &OverageRun) -> Value {
         "total_micros": run.total_micros,
         "currency_code": run.currency_code,
         "limited": run.limited,
-        "start_time": time(run.start_time.as_ref()),
-        "heartbeat_time": time(run.heartbeat_time.as_ref()),
-        "end_time": time(run.end_time.as_ref()),
+        "start_time": rfc3339(run.start_time.as_ref()),
+        "heartbeat_time": rfc3339(run.heartbeat_time.as_ref()),
+        "end_time": rfc3339(run.end_time.as_ref()),
         "duration_ms": run.duration_ms,
     })
-}
-
-fn time(at: Option<&Timestamp>) -> Option<String> {
-    let at = convert::datetime(at?).ok()?;
-    Some(at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true))
 }
 
 fn status_word(status: OverageRunStatus) -> &'static str {
@@ -133,11 +150,7 @@ pub(super) fn response_text(r: &ProcessOverageResponse, dry_run: bool) -> String
 
 /// What would be charged, and what it follows from.
 fn planned_table(r: &ProcessOverageResponse) -> String {
-    let mut text = format!(
-        "{:<40} {:>12} {:>12} {:>12} {:>16} {:>12} {:>12} {:>12}\n",
-        "account", "calls", "included", "overage", "price", "due", "charged", "to charge"
-    );
-    r.planned_charges.iter().for_each(|p| text.push_str(&planned_row(p)));
+    let mut text = Table::new(PLANNED).lines(r.planned_charges.iter().map(planned_row));
     let all = r.planned_charges_count;
     if usize::try_from(all).is_ok_and(|all| all > r.planned_charges.len()) {
         let shown = thousands(r.planned_charges.len() as u64);
@@ -146,28 +159,18 @@ fn planned_table(r: &ProcessOverageResponse) -> String {
     text
 }
 
-fn planned_row(p: &PlannedCharge) -> String {
-    let included = if p.included_count < 0 { "unlimited".to_owned() } else { thousands(p.included_count) };
+fn planned_row(p: &PlannedCharge) -> Vec<String> {
     let amount = |micros| money(micros, &p.currency_code);
-    format!(
-        "{:<40} {:>12} {included:>12} {:>12} {:>16} {:>12} {:>12} {:>12}\n",
-        p.eco_id,
+    vec![
+        p.eco_id.clone(),
         thousands(p.api_calls_count),
+        units(p.included_count),
         thousands(p.overage_count),
         price(p.price_micros, p.price_per_count),
         amount(p.due_micros),
         amount(p.billed_micros),
-        amount(p.charge_micros)
-    )
-}
-
-/// A price in units of its currency, exactly: `0.001`, `1.5 per 1,000`.
-fn price(micros: i64, per: i64) -> String {
-    let (whole, part) = (micros / MICROS, micros % MICROS);
-    let part = format!("{part:06}");
-    let part = part.trim_end_matches('0');
-    let amount = if part.is_empty() { thousands(whole) } else { format!("{}.{part}", thousands(whole)) };
-    if per == 1 { amount } else { format!("{amount} per {}", thousands(per)) }
+        amount(p.charge_micros),
+    ]
 }
 
 /// An account that could not be charged.
@@ -206,43 +209,23 @@ pub(super) fn run_text(run: &OverageRun) -> String {
 
 /// Runs, as a table.
 pub(super) fn runs_text(runs: &[OverageRun]) -> String {
-    let row = |cells: [&str; 8]| {
-        let [run, begun, status, accounts, charged, failed, total, took] = cells;
-        format!(
-            "{run:<36} {begun:<20} {status:<8} {accounts:>10} {charged:>10} {failed:>8} {total:>14} {took:>10}\n"
-        )
-    };
-    let mut text = row(["run", "begun", "status", "accounts", "charged", "failed", "total", "took"]);
-    for run in runs {
-        text.push_str(&row([
-            &run.run_id,
-            &time(run.start_time.as_ref()).unwrap_or_default(),
-            status_word(run.status()),
-            &thousands(run.accounts_count),
-            &thousands(run.charged_count),
-            &thousands(run.failed_count),
-            &money(run.total_micros, &run.currency_code),
-            &seconds(run.duration_ms),
-        ]));
-    }
-    text
-}
-
-fn seconds(ms: i64) -> String {
-    format!("{}.{} s", thousands(ms / 1_000), ms % 1_000 / 100)
+    Table::new(RUNS).lines(runs.iter().map(|run| {
+        vec![
+            run.run_id.clone(),
+            utc(run.start_time.as_ref()),
+            status_word(run.status()).to_owned(),
+            thousands(run.accounts_count),
+            thousands(run.charged_count),
+            thousands(run.failed_count),
+            money(run.total_micros, &run.currency_code),
+            seconds(run.duration_ms),
+        ]
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_price_is_told_to_the_last_micro() {
-        assert_eq!(price(1_000, 1), "0.001");
-        assert_eq!(price(1_500_000, 1_000), "1.5 per 1,000");
-        assert_eq!(price(2_000_000, 1), "2");
-        assert_eq!(price(1, 1), "0.000001");
-    }
 
     #[test]
     fn more_charges_and_errors_than_are_told_are_counted() {

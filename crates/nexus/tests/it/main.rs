@@ -2,6 +2,7 @@
 
 mod support;
 
+mod completions;
 mod curl;
 mod demo;
 mod dev;
@@ -9,5 +10,6 @@ mod e2e;
 mod import;
 mod maintenance;
 mod overage;
+mod people;
 mod reconcile;
 mod token;

@@ -1,9 +1,6 @@
 //! `nexus overage process` against a billing-svc: it follows a run to its end and says how that was.
 
-use std::{
-    io::Read,
-    process::{Output, Stdio},
-};
+use std::process::{Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use chrono::{TimeDelta, Utc};
@@ -11,17 +8,15 @@ use nexus_billing::config::{Config, StripeArgs};
 use nexus_core::plan::Plan;
 use nexus_kit::{auth::Scope, serve::Listeners};
 use nexus_testkit::{db::TestDb, proxy::Proxy, seed, settings};
-use nix::pty::{OpenptyResult, Winsize, openpty};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     net::TcpListener,
     process::{Child, ChildStderr, Command},
-    sync::mpsc,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::support::{nexus, text};
+use crate::support::{Terminal, nexus, text};
 
 const STRIPE_KEY: &str = "sk_test_overage";
 
@@ -215,40 +210,6 @@ async fn another_run_at_work_is_told_and_no_failure() -> Result<()> {
     Ok(())
 }
 
-/// A terminal that a command writes its standard error to.
-struct Terminal {
-    chunks: mpsc::UnboundedReceiver<Vec<u8>>,
-    seen: String,
-}
-
-impl Terminal {
-    fn of(command: &mut Command) -> Result<Self> {
-        let size = Winsize { ws_row: 24, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
-        let OpenptyResult { master, slave } = openpty(Some(&size), None)?;
-        command.stderr(Stdio::from(slave));
-        let (sender, chunks) = mpsc::unbounded_channel();
-        std::thread::spawn(move || {
-            let (mut master, mut buffer) = (std::fs::File::from(master), [0; 4096]);
-            // An error is the end: nobody writes to it any more.
-            while let Ok(read @ 1..) = master.read(&mut buffer) {
-                if sender.send(buffer[..read].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Self { chunks, seen: String::new() })
-    }
-
-    async fn shows(&mut self, words: &str) -> Result<()> {
-        while !self.seen.contains(words) {
-            let chunk =
-                self.chunks.recv().await.with_context(|| format!("no `{words}` in {:?}", self.seen))?;
-            self.seen.push_str(&text(&chunk));
-        }
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn on_a_terminal_a_bar_shows_how_far_the_run_is() -> Result<()> {
     let billing = Billing::start().await?;
@@ -256,8 +217,8 @@ async fn on_a_terminal_a_bar_shows_how_far_the_run_is() -> Result<()> {
     billing.owes("eco_b", true).await?;
     billing.hold().await?;
     let mut command = billing.overage(&["process"])?;
-    let mut terminal = Terminal::of(&mut command)?;
-    let child = command.stdout(Stdio::piped()).spawn()?;
+    let (mut terminal, stderr) = Terminal::open(120)?;
+    let child = command.stdout(Stdio::piped()).stderr(stderr).spawn()?;
     // It holds the terminal open, too.
     drop(command);
     terminal.shows("0 of 2 accounts, 0 charged, $0.00 in all").await?;

@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    io::Read,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Output, Stdio},
 };
@@ -9,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use nix::{
+    pty::{OpenptyResult, Winsize, openpty},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -18,10 +21,11 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout, Command},
+    sync::mpsc,
 };
 
 /// Variables of whoever runs the tests that would change what is tested.
-const NOT_OURS: [&str; 9] = [
+const NOT_OURS: [&str; 10] = [
     "DATABASE_URL",
     "STRIPE_SECRET_KEY",
     "STRIPE_API_BASE",
@@ -29,6 +33,7 @@ const NOT_OURS: [&str; 9] = [
     "NEXUS_TOKEN",
     "USAGE_ADDR",
     "BILLING_ADDR",
+    "ANALYTICS_ADDR",
     "NEXUS_LOG",
     "NEXUS_LOG_FORMAT",
 ];
@@ -187,4 +192,48 @@ pub(crate) fn claims(token: &str) -> Result<Value> {
 /// A path as an argument.
 pub(crate) fn argument(path: &Path) -> Result<&str> {
     path.to_str().ok_or_else(|| anyhow!("a path in UTF-8"))
+}
+
+/// A terminal.
+pub(crate) struct Terminal {
+    chunks: mpsc::UnboundedReceiver<Vec<u8>>,
+    /// What it has shown.
+    pub(crate) seen: String,
+}
+
+impl Terminal {
+    /// One of so many columns, and what a command is to write to.
+    pub(crate) fn open(columns: u16) -> Result<(Self, OwnedFd)> {
+        let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let OpenptyResult { master, slave } = openpty(Some(&size), None)?;
+        let (sender, chunks) = mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            let (mut master, mut buffer) = (fs::File::from(master), [0; 4096]);
+            // An error is the end: nobody writes to it any more.
+            while let Ok(read @ 1..) = master.read(&mut buffer) {
+                if sender.send(buffer[..read].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok((Self { chunks, seen: String::new() }, slave))
+    }
+
+    /// Returns once it shows these words.
+    pub(crate) async fn shows(&mut self, words: &str) -> Result<()> {
+        while !self.seen.contains(words) {
+            let chunk =
+                self.chunks.recv().await.with_context(|| format!("no `{words}` in {:?}", self.seen))?;
+            self.seen.push_str(&text(&chunk));
+        }
+        Ok(())
+    }
+
+    /// Everything it shows until nobody writes to it any more.
+    pub(crate) async fn end(mut self) -> String {
+        while let Some(chunk) = self.chunks.recv().await {
+            self.seen.push_str(&text(&chunk));
+        }
+        self.seen
+    }
 }

@@ -1,0 +1,169 @@
+//! `nexus usage show`.
+
+use anyhow::{Result, anyhow};
+use clap::Args;
+use nexus_proto::{
+    analytics::v1::{DailyUsage, EndpointCount, GetUsageHistoryRequest},
+    usage::v1::{GetCurrentUsageRequest, GetCurrentUsageResponse},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    call::{self, AnalyticsAddr},
+    table::{Column, Table},
+    text::{self, fact, harmless, print, thousands, units},
+};
+
+pub(super) const HELP: &str = "\
+Examples:
+  nexus usage show                                     of the user whose token it is
+  nexus usage show --account eco_demo_pro --days 14    an admin's, with the last two weeks day by day
+  nexus usage show --account eco_demo_pro --json | jq .remaining
+A user sees the own account; an admin any. A service token needs the scope usage.check, with --days admin.
+Exit code: 0 it was shown, 1 it failed.";
+
+/// Parts of the meter.
+const METER: i128 = 30;
+
+const DAYS: &[Column] = &[
+    Column::text("day"),
+    Column::number("calls"),
+    Column::number("2xx").spare(2),
+    Column::number("4xx, 5xx"),
+    Column::number("mean ms").spare(3),
+    Column::text("busiest endpoint").spare(4),
+];
+
+#[derive(Args)]
+pub(crate) struct ShowArgs {
+    /// Account; default: that of the user whose token it is
+    #[arg(long, value_name = "ID")]
+    account: Option<String>,
+    /// Also its usage a day, for so many days up to today (UTC)
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=365), value_name = "N")]
+    days: Option<i32>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    usage: call::Usage,
+    #[command(flatten)]
+    analytics: AnalyticsAddr,
+}
+
+pub(super) async fn run(args: &ShowArgs) -> Result<()> {
+    let eco_id = args.account.clone().unwrap_or_default();
+    let request = args.usage.request(GetCurrentUsageRequest { eco_id: eco_id.clone() })?;
+    let usage = args.usage.client()?.get_current_usage(request).await;
+    let usage = usage.map_err(|status| anyhow!(args.usage.refused("GetCurrentUsage", &status)))?.into_inner();
+    let days = match args.days {
+        Some(days_count) => {
+            let request = args.usage.request(GetUsageHistoryRequest { eco_id, days_count })?;
+            let history = args.analytics.client(&args.usage.credentials)?.get_usage_history(request).await;
+            let refused = |status| anyhow!(args.analytics.refused("GetUsageHistory", &status));
+            Some(history.map_err(refused)?.into_inner().days)
+        }
+        None => None,
+    };
+    if args.json {
+        return print(&format!("{:#}\n", as_json(&usage, days.as_deref())));
+    }
+    print(&as_text(&usage))?;
+    match days {
+        Some(days) => print(&format!("\n{}", Table::new(DAYS).lines(days.iter().map(day_row)))),
+        None => Ok(()),
+    }
+}
+
+fn as_json(u: &GetCurrentUsageResponse, days: Option<&[DailyUsage]>) -> Value {
+    let mut all = json!({
+        "eco_id": u.eco_id,
+        "plan": text::plan(u.plan),
+        "api_calls": u.api_calls_count,
+        "limit": u.limit_count,
+        "remaining": u.remaining_count,
+        "overage_calls": u.overage_count,
+        "usage_percentage": u.usage_percentage,
+        "consumed": u.consumed_count,
+        "forfeited": u.forfeited_count,
+        "period_start_time": text::rfc3339(u.period_start_time.as_ref()),
+        "period_end_time": text::rfc3339(u.period_end_time.as_ref()),
+        "server_time": text::rfc3339(u.server_time.as_ref()),
+    });
+    if let Some(days) = days {
+        all["days"] = days.iter().map(day_json).collect();
+    }
+    all
+}
+
+fn day_json(day: &DailyUsage) -> Value {
+    json!({
+        "date": day.date,
+        "total_calls": day.total_count,
+        "successful_calls": day.successful_count,
+        "failed_calls": day.failed_count,
+        "avg_response_time_ms": day.avg_response_time_ms,
+        "top_endpoints": day.top_endpoints.iter().map(endpoint_json).collect::<Vec<_>>(),
+    })
+}
+
+fn endpoint_json(e: &EndpointCount) -> Value {
+    json!({
+        "endpoint": e.endpoint,
+        "method": e.method,
+        "calls": e.calls_count,
+        "avg_response_time_ms": e.avg_response_time_ms,
+    })
+}
+
+fn as_text(u: &GetCurrentUsageResponse) -> String {
+    let mut text = format!("{} on {}\n", harmless(&u.eco_id), text::plan(u.plan));
+    let (start, end) = (u.period_start_time.as_ref(), u.period_end_time.as_ref());
+    let left = text::span(u.server_time.as_ref(), end).map(|left| format!(" ({left} left)"));
+    text.push_str(&fact(
+        "period",
+        format!("{} to {}{}", text::utc(start), text::utc(end), left.unwrap_or_default()),
+    ));
+    let calls = thousands(u.api_calls_count);
+    if u.limit_count < 0 {
+        text.push_str(&fact("calls", format!("{calls}, without a limit")));
+        return text;
+    }
+    let share = permille(u.api_calls_count, u.limit_count);
+    let shown = share.map(|share| format!(" ({}.{} %)", thousands(share / 10), share % 10));
+    text.push_str(&fact(
+        "calls",
+        format!("{calls} of {}{}", units(u.limit_count), shown.unwrap_or_default()),
+    ));
+    if let Some(share) = share {
+        text.push_str(&fact("", meter(share)));
+    }
+    text.push_str(&fact("left", thousands(u.remaining_count)));
+    text.push_str(&fact("overage", thousands(u.overage_count)));
+    text
+}
+
+/// A share in thousandths; none of nothing.
+fn permille(part: i64, whole: i64) -> Option<i128> {
+    i128::from(part).checked_mul(1_000)?.checked_div(whole.into())
+}
+
+fn meter(share: i128) -> String {
+    let full = (share.clamp(0, 1_000) * METER / 1_000) as usize;
+    format!("{}{}", "█".repeat(full), "░".repeat(METER as usize - full))
+}
+
+fn day_row(day: &DailyUsage) -> Vec<String> {
+    let busiest = day
+        .top_endpoints
+        .first()
+        .map(|e| format!("{} {} ({})", e.method, e.endpoint, thousands(e.calls_count)));
+    vec![
+        day.date.clone(),
+        thousands(day.total_count),
+        thousands(day.successful_count),
+        thousands(day.failed_count),
+        format!("{:.1}", day.avg_response_time_ms),
+        busiest.unwrap_or_default(),
+    ]
+}

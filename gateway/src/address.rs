@@ -1,0 +1,118 @@
+//! Where a request came from: the other end of its connection or, behind proxies of ours, whom they say.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    str::FromStr,
+};
+
+use http::{HeaderMap, HeaderName};
+use ipnet::IpNet;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// What one customer of a provider has at least, and so may change at will within: 64 bits.
+const NETWORK_OF_ONE: u128 = u128::MAX << 64;
+
+/// The other end of a connection; the server puts it beside each request.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub IpAddr);
+
+/// The address that a request counts for; the layer puts it beside each request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client(pub IpAddr);
+
+/// Networks of proxies whose word is taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proxies(Vec<IpNet>);
+
+impl FromStr for Proxies {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        let network = |entry: &str| {
+            entry.parse().map_err(|_| format!("`{entry}` is not a network such as 10.0.0.0/8 or ::1/128"))
+        };
+        entries.map(network).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Proxies {
+    /// Whom a request of this peer is from. Each proxy appends the one before it, so the list is read from its end,
+    /// and what comes before somebody who is not trusted is that one's word.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Client {
+        let mut client = plain(peer);
+        let lists = headers.get_all(FORWARDED_FOR).iter().rev();
+        let mut said = lists.flat_map(|list| list.to_str().unwrap_or_default().rsplit(','));
+        while self.trusts(client) {
+            match said.next().and_then(address) {
+                Some(before) => client = before,
+                None => break,
+            }
+        }
+        Client(network_of_one(client))
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+/// An address of a list, which some write with a port.
+fn address(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let address = text.parse().or_else(|_| text.parse().map(|socket: std::net::SocketAddr| socket.ip()));
+    address.ok().map(plain)
+}
+
+/// An IPv4 address that came in the form of IPv6 is one of IPv4.
+fn plain(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
+
+fn network_of_one(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & NETWORK_OF_ONE)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(proxies: &str, peer: &str, lists: &[&str]) -> String {
+        let proxies: Proxies = proxies.parse().expect("networks");
+        let values = lists.iter().map(|list| (FORWARDED_FOR, list.parse().expect("a value")));
+        proxies.client(peer.parse().expect("an address"), &values.collect()).0.to_string()
+    }
+
+    #[test]
+    fn only_proxies_of_ours_are_believed() {
+        assert_eq!(client("", "192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
+        assert_eq!(client("10.0.0.0/8", "192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
+        assert_eq!(client("10.0.0.0/8", "10.1.2.3", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(client("10.0.0.0/8", "::ffff:10.1.2.3", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(client("10.0.0.0/8", "10.1.2.3", &[]), "10.1.2.3");
+        assert_eq!(client("10.0.0.0/8", "10.1.2.3", &["unknown"]), "10.1.2.3");
+    }
+
+    #[test]
+    fn the_last_that_is_not_ours_counts_whatever_it_says_itself() {
+        let lists = ["203.0.113.9, 198.51.100.7", "10.9.9.9"];
+        assert_eq!(client("10.0.0.0/8", "10.1.2.3", &lists), "198.51.100.7");
+        assert_eq!(client("10.0.0.0/8", "10.1.2.3", &["1.1.1.1, 198.51.100.7:4711"]), "198.51.100.7");
+        assert_eq!(client("10.0.0.0/8", "10.1.2.3", &["1.1.1.1, x, 10.4.4.4"]), "10.4.4.4");
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_client() {
+        assert_eq!(client("", "2001:db8:1:2:3:4:5:6", &[]), "2001:db8:1:2::");
+        assert_eq!(client("10.0.0.0/8", "10.1.2.3", &["[2001:db8:1:2::9]:443"]), "2001:db8:1:2::");
+    }
+
+    #[test]
+    fn what_is_no_network_is_told() {
+        assert!("10.0.0.0/8, here".parse::<Proxies>().is_err_and(|e| e.contains("`here`")));
+        assert!("10.0.0.1".parse::<Proxies>().is_err());
+    }
+}

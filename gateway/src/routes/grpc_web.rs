@@ -1,0 +1,101 @@
+//! `/nexus.…`: the services' RPCs for browsers, as gRPC-Web. It stands here, and not at the services' own ports, as browsers
+//! come to this one: with its TLS, its origins, its rates. Who may call what, the services decide by the same header.
+//!
+//! Only gRPC-Web is taken. Programs that speak gRPC itself call the services.
+
+use std::convert::Infallible;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use http::{HeaderMap, HeaderName, Version, header};
+use http_body_util::BodyExt;
+use nexus_kit::{auth::Caller, status, telemetry};
+use tonic::transport::Channel;
+use tonic_web::GrpcWebLayer;
+use tower::{Layer, ServiceExt, service_fn};
+use tracing::Span;
+
+use crate::{App, backend::Service, error::Error};
+
+/// What is handed on: no cookies, nothing of the connection.
+const HANDED_ON: [HeaderName; 7] = [
+    header::ACCEPT,
+    header::AUTHORIZATION,
+    header::CONTENT_TYPE,
+    HeaderName::from_static("grpc-accept-encoding"),
+    HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("grpc-timeout"),
+    HeaderName::from_static("x-grpc-web"),
+];
+
+/// The three services; others that their ports have are not for browsers.
+pub(super) fn router() -> Router<App> {
+    let to = |service: Service| post(move |State(app): State<App>, request| call(app, service, request));
+    Router::new()
+        .route("/nexus.usage.v1.UsageService/{method}", to(Service::Usage))
+        .route("/nexus.billing.v1.BillingService/{method}", to(Service::Billing))
+        .route("/nexus.analytics.v1.AnalyticsService/{method}", to(Service::Analytics))
+}
+
+async fn call(app: App, service: Service, request: Request) -> Result<Response, Error> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).map(|value| value.as_bytes());
+    if !content_type.is_some_and(|value| value.starts_with(b"application/grpc-web")) {
+        return Err(Error::UnsupportedMediaType("application/grpc-web+proto or application/grpc-web-text"));
+    }
+    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let share = match app.auth.authenticate(authorization) {
+        Ok(Caller::User { eco_id, .. }) => {
+            app.rates.account(&eco_id)?;
+            Span::current().record("caller", eco_id.as_str());
+            let share = app.shares.enter(&eco_id);
+            Some(share.ok_or(Error::unavailable("too many requests of this account in flight"))?)
+        }
+        Ok(Caller::Service { .. } | Caller::ApiKey(_)) | Err(_) => {
+            app.rates.stranger(request.extensions())?;
+            None
+        }
+    };
+    let channel = app.backend.channel(service);
+    let translated = GrpcWebLayer::new().layer(service_fn(move |request| reached(channel.clone(), request)));
+    let answer = translated.oneshot(handed_on(request)).await.unwrap_or_else(|never| match never {});
+    // The account has its place for as long as the stream lasts.
+    Ok(answer
+        .map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _share = &share;
+                frame
+            }))
+        })
+        .into_response())
+}
+
+/// The service's answer, or the status that tells that it is away.
+async fn reached(
+    channel: Channel,
+    request: http::Request<tonic::body::Body>,
+) -> Result<http::Response<tonic::body::Body>, Infallible> {
+    Ok(channel.oneshot(request).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "a service is away");
+        status::unavailable("SERVICE_AWAY", "the service is away", status::RETRY_SOON).into_http()
+    }))
+}
+
+fn handed_on(request: Request) -> Request {
+    let (mut parts, body) = request.into_parts();
+    let mut headers = HeaderMap::new();
+    for name in HANDED_ON {
+        if let Some(value) = parts.headers.get(&name) {
+            headers.insert(name, value.clone());
+        }
+    }
+    let mut metadata = tonic::metadata::MetadataMap::from_headers(headers);
+    telemetry::propagate_trace_to_rpc(&mut metadata);
+    parts.headers = metadata.into_headers();
+    parts.version = Version::HTTP_2;
+    Request::from_parts(parts, body)
+}

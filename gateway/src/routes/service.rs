@@ -1,0 +1,45 @@
+//! About this server: whether it lives and is ready, and what it can do.
+
+use std::sync::LazyLock;
+
+use axum::{
+    body::Bytes,
+    extract::{Request, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+};
+use nexus_kit::serve;
+
+use crate::{App, error::Error, openapi};
+
+/// Whether this server lives
+#[utoipa::path(get, path = "/healthz", tag = "service", responses(
+    (status = 200, description = "It does", body = String, content_type = "text/plain"),
+))]
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Whether this server is ready
+///
+/// It is once it has reached every service, for as long as it reaches one.
+#[utoipa::path(get, path = "/readyz", tag = "service", responses(
+    (status = 200, description = "It is; `degraded`: without a part", body = String, content_type = "text/plain"),
+    (status = 503, description = "It is not yet, or reaches nothing", body = String, content_type = "text/plain"),
+))]
+pub(super) async fn readyz(State(app): State<App>) -> (StatusCode, &'static str) {
+    serve::ready(app.readiness.clone()).await
+}
+
+/// This document
+#[utoipa::path(get, path = "/openapi.json", tag = "service", responses(
+    (status = 200, description = "OpenAPI 3.1", body = serde_json::Value),
+))]
+pub(super) async fn document(State(app): State<App>, request: Request) -> Result<impl IntoResponse, Error> {
+    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
+        let document = openapi::document(super::described()).expect("our own words are JSON");
+        document.to_string().into()
+    });
+    app.rates.stranger(request.extensions())?;
+    Ok(([(CONTENT_TYPE, "application/json")], DOCUMENT.clone()))
+}

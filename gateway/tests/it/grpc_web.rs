@@ -1,0 +1,137 @@
+//! gRPC-Web, as a browser speaks it: over HTTP/1.1, with the trailers in the body.
+
+use anyhow::{Context, Result, bail};
+use nexus_core::plan::Plan;
+use nexus_proto::{billing::v1 as billing, usage::v1 as usage};
+use nexus_testkit::settings::{ADMIN, user_token};
+use prost::Message;
+use reqwest::Response;
+
+use crate::suite::{Suite, event};
+
+const CURRENT: &str = "/nexus.usage.v1.UsageService/GetCurrentUsage";
+const WATCH: &str = "/nexus.billing.v1.BillingService/WatchOverageRun";
+const BINARY: &str = "application/grpc-web+proto";
+
+/// Messages, and the status in the trailers.
+struct Answer {
+    messages: Vec<Vec<u8>>,
+    status: String,
+}
+
+impl Suite {
+    async fn send(&self, path: &str, token: Option<&str>, message: &impl Message) -> Result<Response> {
+        let mut body = vec![0];
+        body.extend(u32::try_from(message.encoded_len())?.to_be_bytes());
+        body.extend(message.encode_to_vec());
+        let request = self.request("POST", path)?.header("content-type", BINARY).header("x-grpc-web", "1");
+        let request = match token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
+        Ok(request.body(body).send().await?)
+    }
+}
+
+impl Answer {
+    async fn of(response: Response) -> Result<Self> {
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], BINARY);
+        let status = response.headers().get("grpc-status").map(|status| status.to_str().map(str::to_owned));
+        let mut answer = Answer { messages: Vec::new(), status: status.transpose()?.unwrap_or_default() };
+        let body = response.bytes().await?;
+        let mut rest = &body[..];
+        while let Some((head, after)) = rest.split_at_checked(5) {
+            let length = u32::from_be_bytes(head[1..].try_into()?) as usize;
+            let (frame, after) = after.split_at_checked(length).context("a whole frame")?;
+            if head[0] & 0x80 == 0 {
+                answer.messages.push(frame.to_vec());
+            } else {
+                let trailers = String::from_utf8_lossy(frame).into_owned();
+                let status = trailers.lines().find_map(|line| line.strip_prefix("grpc-status:"));
+                answer.status = status.context("a status")?.trim().to_owned();
+            }
+            rest = after;
+        }
+        if !rest.is_empty() {
+            bail!("{rest:?} is left over");
+        }
+        Ok(answer)
+    }
+}
+
+#[tokio::test]
+async fn a_browser_makes_a_call() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    suite.record(vec![event("eco_a", "/v1/x", 200, 7)]).await?;
+    let token = user_token("eco_a")?;
+    let own = usage::GetCurrentUsageRequest::default();
+    let answer = Answer::of(suite.send(CURRENT, Some(&token), &own).await?).await?;
+    assert_eq!((answer.status.as_str(), answer.messages.len()), ("0", 1));
+    let usage = usage::GetCurrentUsageResponse::decode(&answer.messages[0][..])?;
+    assert_eq!((usage.eco_id.as_str(), usage.api_calls_count), ("eco_a", 7));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_browser_follows_a_stream() -> Result<()> {
+    let suite = Suite::start().await?;
+    let run = suite.run_overage().await?;
+    let run_id = run.body["run_id"].as_str().context("a run")?.to_owned();
+    let watch = billing::WatchOverageRunRequest { run_id };
+    let answer = Answer::of(suite.send(WATCH, Some(&user_token(ADMIN)?), &watch).await?).await?;
+    assert_eq!(answer.status, "0");
+    let last = billing::WatchOverageRunResponse::decode(&answer.messages.last().context("a message")?[..])?;
+    assert!(!last.running, "{last:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_may_not_call_is_told_as_grpc_tells_it() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    let token = user_token("eco_a")?;
+    let foreign = usage::GetCurrentUsageRequest { eco_id: "eco_b".to_owned() };
+    let answer = Answer::of(suite.send(CURRENT, Some(&token), &foreign).await?).await?;
+    assert_eq!((answer.status.as_str(), answer.messages.len()), ("7", 0), "PERMISSION_DENIED");
+    let answer = Answer::of(suite.send(CURRENT, None, &foreign).await?).await?;
+    assert_eq!(answer.status, "16", "UNAUTHENTICATED");
+    let answer = Answer::of(suite.send(&format!("{CURRENT}s"), Some(&token), &foreign).await?).await?;
+    assert_eq!(answer.status, "12", "UNIMPLEMENTED");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_service_that_is_away_is_unavailable() -> Result<()> {
+    let mut suite = Suite::start().await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    suite.stop_usage().await?;
+    let own = usage::GetCurrentUsageRequest::default();
+    let answer = Answer::of(suite.send(CURRENT, Some(&user_token("eco_a")?), &own).await?).await?;
+    assert_eq!(answer.status, "14", "UNAVAILABLE");
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_grpc_web_to_our_services_is_taken() -> Result<()> {
+    let suite = Suite::start().await?;
+    for kind in ["application/grpc", "application/json", ""] {
+        let request = suite.request("POST", CURRENT)?.header("content-type", kind).body("x");
+        let answer = crate::answer::Answer::of(request).await?;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.body["error"]),
+            (415, &"Unsupported media type".into()),
+            "{kind}"
+        );
+    }
+    let message = usage::GetCurrentUsageRequest::default();
+    for path in [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
+    ] {
+        assert_eq!(suite.send(path, None, &message).await?.status(), 404, "{path}");
+    }
+    Ok(())
+}

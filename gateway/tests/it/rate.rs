@@ -1,0 +1,125 @@
+//! How fast one caller may send requests.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use nexus_core::plan::Plan;
+use nexus_testkit::settings::{ADMIN, user_token};
+use serde_json::json;
+
+use crate::{
+    answer::{Answer, assert_answer},
+    suite::{CRON_SECRET, Suite},
+};
+
+const CURRENT: &str = "/api/usage/current";
+const PING: &str = "/api/secure/ping";
+
+/// A suite where an account, or an address, may send one request a second, and two at once.
+async fn slow(account_rate: u32, address_rate: u32) -> Result<Suite> {
+    Suite::start_with(|config| {
+        config.account_rate_per_second = account_rate;
+        config.address_rate_per_second = address_rate;
+        config.trusted_proxies = "127.0.0.0/8".parse().expect("a network");
+    })
+    .await
+}
+
+/// Asks until it is refused, which is before long: each answer takes less than the second that brings another.
+async fn refused(ask: impl AsyncFn() -> Result<Answer>, otherwise: u16) -> Result<Answer> {
+    let asking = async {
+        loop {
+            let answer = ask().await?;
+            if answer.status == 429 {
+                return anyhow::Ok(answer);
+            }
+            assert_eq!(answer.status, otherwise, "{answer:?}");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), asking).await?
+}
+
+#[tokio::test]
+async fn an_account_that_sends_too_many_waits_and_others_do_not() -> Result<()> {
+    let suite = slow(1, 0).await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    suite.account("eco_b", Plan::Pro).await?;
+    let answer = refused(async || suite.get_as("eco_a", CURRENT).await, 200).await?;
+    assert_eq!(answer.number("retry-after")?, 1);
+    assert_answer!(answer);
+    assert_eq!(suite.get_as("eco_b", CURRENT).await?.status, 200);
+    // Neither address nor path tells a caller from another.
+    let elsewhere = suite.request("GET", "/api/keys/list")?.bearer_auth(user_token("eco_a")?);
+    let answer = refused(
+        async || {
+            let request = elsewhere.try_clone().expect("no stream");
+            Answer::of(request.header("x-forwarded-for", "198.51.100.1")).await
+        },
+        200,
+    )
+    .await?;
+    assert_eq!(answer.body["error"], "Too many requests");
+    assert_eq!(suite.get("/healthz", "").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_counts_for_its_account_and_is_told_apart_from_a_used_up_plan() -> Result<()> {
+    let suite = slow(1, 0).await?;
+    suite.account("eco_a", Plan::Free).await?;
+    let key = suite.api_key("eco_a", false).await?;
+    let answer = refused(async || suite.get(PING, &key).await, 200).await?;
+    assert_eq!(answer.body["error"], "Too many requests", "{answer:?}");
+    assert!(answer.header("x-ratelimit-limit").is_none(), "{answer:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_shows_nothing_good_counts_by_address() -> Result<()> {
+    let suite = slow(0, 1).await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    let key = suite.api_key("eco_a", false).await?;
+    let bad = format!("{}x", &key[..key.len() - 1]);
+    let from = async |address: &str, path: &str, authorization: &str| {
+        let request = suite.request("GET", path)?.header("x-forwarded-for", address);
+        Answer::of(request.header("authorization", authorization)).await
+    };
+    for (number, (path, authorization, otherwise)) in [
+        (CURRENT, "Bearer x", 401),
+        (CURRENT, "", 401),
+        (PING, "", 401),
+        (PING, "ApiKey x", 401),
+        (PING, bad.as_str(), 401),
+        ("/openapi.json", "", 200),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let address = format!("198.51.100.{number}");
+        let answer = refused(async || from(&address, path, authorization).await, otherwise).await?;
+        assert_eq!(answer.body["error"], "Too many requests", "{path} {authorization}");
+        assert_eq!(answer.number("retry-after")?, 1, "{path} {authorization}");
+        // Who is known does not pay for others at the same address.
+        let user = format!("Bearer {}", user_token("eco_a")?);
+        assert_eq!(from(&address, CURRENT, &user).await?.status, 200);
+        assert_eq!(from(&address, PING, &key).await?.status, 200);
+    }
+    assert_eq!(from("203.0.113.1", CURRENT, "").await?.status, 401, "from another address");
+    Ok(())
+}
+
+#[tokio::test]
+async fn health_the_scheduler_and_stripe_are_never_held_up() -> Result<()> {
+    let suite = slow(1, 1).await?;
+    refused(async || suite.get_as(ADMIN, CURRENT).await, 404).await?;
+    refused(async || suite.get(CURRENT, "").await, 401).await?;
+    for _ in 0..5 {
+        assert_eq!(suite.get("/healthz", "").await?.status, 200);
+        assert_eq!(suite.run_overage().await?.status, 200);
+        let wrong =
+            suite.request("POST", "/api/cron/process-overage")?.bearer_auth(format!("{CRON_SECRET}x"));
+        assert_eq!(Answer::of(wrong).await?.body, json!({"error": "Unauthorized"}));
+        assert_eq!(Answer::of(suite.request("POST", "/webhooks/stripe")?).await?.status, 400);
+    }
+    Ok(())
+}

@@ -1,0 +1,32 @@
+-- Where an account's subscription at Stripe has ended and the account has a plan all the same, given by an admin, its later
+-- periods are those of an account that never had a subscription: their charges, on the customer alone, wait for the period's
+-- settlement, and go on one invoice. They would have been on an invoice a day.
+create or replace view eco_stranded_charges as
+select h.eco_id, h.charge_id, h.attempt, h.payload ->> 'customer' as customer,
+       coalesce(h.payload ->> 'subscription',
+                case when l.ended_time > r.period_start then l.stripe_subscription_id end, '')
+           as stripe_subscription_id,
+       h.currency_code, h.stripe_invoice_item_id, h.created_time, greatest(h.finished_time, r.settled_time) as finished_time
+from eco_overage_charges h
+join eco_identities i on i.eco_id = h.eco_id
+join eco_usage_records r on r.eco_id = h.eco_id and r.period_start = h.period_start
+left join lateral (
+    select s.stripe_subscription_id, s.ended_time from eco_subscriptions s
+    where s.eco_id = h.eco_id and s.stripe_subscription_id is not null
+    order by s.ended_time desc nulls first, s.subscription_id desc limit 1) l on true
+where h.status = 'succeeded' and h.invoiced_time is null
+  and case when h.payload ->> 'subscription' is not null
+           then exists (select from eco_subscriptions s
+                        where s.eco_id = h.eco_id and s.stripe_subscription_id = h.payload ->> 'subscription'
+                          and s.ended_time is not null)
+           -- No subscription of that customer takes it.
+           when l.stripe_subscription_id is not null and h.payload ->> 'customer' is distinct from i.stripe_customer_id
+           then true
+           -- The subscription that goes on does.
+           when l.stripe_subscription_id is not null and l.ended_time is null
+           then false
+           when l.ended_time > r.period_start
+           then true
+           else r.settled_time is not null
+                or r.parked_reason is not null and coalesce(r.settle_time, r.period_end + interval '24 hours') <= now()
+      end;
