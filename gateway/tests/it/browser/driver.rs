@@ -221,10 +221,13 @@ impl Browser {
 async fn port(process: &mut Child) -> Result<u16> {
     let stdout = process.stdout.take().context("the driver's output")?;
     let mut lines = BufReader::new(stdout).lines();
-    let said = async {
+    let said = async move {
         while let Some(line) = lines.next_line().await? {
             if let Some((_, port)) = line.split_once("started successfully on port ") {
-                return port.trim_end_matches('.').parse().with_context(|| line.clone());
+                let port = port.trim_end_matches('.').parse().with_context(|| line.clone())?;
+                // What it and the browser write goes on being read: a closed pipe would end them.
+                tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+                return Ok(port);
             }
         }
         bail!("the driver ended")
