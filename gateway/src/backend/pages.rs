@@ -180,13 +180,13 @@ impl Backend {
     }
 
     /// Revenue by month; nothing where the service does not tell.
-    pub async fn revenue(
+    pub async fn revenue_by_month(
         &self,
         admin: &User,
         months_count: i32,
     ) -> Result<Option<Vec<analytics::MonthlyRevenue>>, Error> {
         let mut client = self.users.analytics.clone();
-        let request = analytics::GetRevenueHistoryRequest { months_count };
+        let request = analytics::GetRevenueHistoryRequest { months_count, currency_code: String::new() };
         let send = |r| async move { client.get_revenue_history(r).await };
         let answer = self.ask("AnalyticsService.GetRevenueHistory", admin, self.timeout, request, send).await;
         Ok(known(answer)?.map(|history: analytics::GetRevenueHistoryResponse| history.months))

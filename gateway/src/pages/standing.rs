@@ -79,9 +79,9 @@ impl Standing {
             "About " strong { (expected) } " calls are expected by " (show::date(self.end))
             " (" (low) " – " (high) "). "
             @match reached {
-                Some(at) if at <= self.now => "The included calls are used.",
-                Some(at) => { "The included calls are used up about " strong { (show::date(at)) } "." }
-                None if self.usage.limit_count >= 0 => "The included calls last until then.",
+                Some(at) if at <= self.now => { "All " (thousands(forecast.limit_count)) " calls are used." }
+                Some(at) => { "All " (thousands(forecast.limit_count)) " are used up about " strong { (show::date(at)) } "." }
+                None if forecast.limit_count >= 0 => { "The " (thousands(forecast.limit_count)) " calls last until then." }
                 None => {}
             }
         })
@@ -123,6 +123,14 @@ impl Standing {
             Some(forecast) => show::money(forecast.expected_overage_micros, &forecast.currency_code)?,
             None => "–".to_owned(),
         };
+        let range = match &self.forecast {
+            Some(f) => {
+                let (low, high) = (f.low_overage_micros, f.high_overage_micros);
+                let (low, high) = (show::money(low, &f.currency_code)?, show::money(high, &f.currency_code)?);
+                html! { (low) " – " (high) " by the period's end" }
+            }
+            None => html! { "by the period's end" },
+        };
         let cap = overage.spend_cap_micros.map(|cap| show::money(cap, currency)).transpose()?;
         let left = overage.spend_cap_left_micros.map(|left| show::money(left, currency)).transpose()?;
         Ok(html! {
@@ -130,7 +138,7 @@ impl Standing {
                 (part::figure("Overage so far", "overage", &show::money(overage.overage_micros, currency)?, &html! {
                     span data-figure="overage-calls" { (thousands(self.usage.overage_count)) } " calls, " (charged) " of it charged"
                 }))
-                (part::figure("Expected overage", "expected-overage", &expected, &html! { "at the period's end" }))
+                (part::figure("Expected overage", "expected-overage", &expected, &range))
                 (part::figure("Spend cap", "cap", cap.as_deref().unwrap_or("None"), &html! {
                     @match &left { Some(left) => { (left) " left in this period" }, None => "overage may cost any amount" }
                 }))

@@ -30,7 +30,7 @@ pub(super) async fn page(
 ) -> Result<Response, Error> {
     let admin = &session.user;
     let (overview, revenue) =
-        tokio::try_join!(app.backend.overview(admin), app.backend.revenue(admin, MONTHS))?;
+        tokio::try_join!(app.backend.overview(admin), app.backend.revenue_by_month(admin, MONTHS))?;
     let as_of = convert::required_time("as_of_time", overview.as_of_time.as_ref())?;
     let main = html! {
         div class="head" {
@@ -165,7 +165,7 @@ fn movement_table(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error>
             caption class="unseen" { "Revenue by month, newest first" }
             thead { tr {
                 th scope="col" { "Month" }
-                @for name in ["New", "Expansion", "Contraction", "Churn", "Recurring", "Overage"] { th scope="col" class="number" { (name) } }
+                @for name in ["New", "Back again", "Expansion", "Contraction", "Churn", "Recurring", "Overage"] { th scope="col" class="number" { (name) } }
             } }
             tbody {
                 @for month in months.iter().rev() {
@@ -173,6 +173,7 @@ fn movement_table(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error>
                     tr {
                         th scope="row" { (month.month) }
                         td class="number" { (money(month.new_micros)?) }
+                        td class="number" { (money(month.reactivation_micros)?) }
                         td class="number" { (money(month.expansion_micros)?) }
                         td class="number" { (money(-month.contraction_micros.abs())?) }
                         td class="number" { (money(-month.churn_micros.abs())?) }
