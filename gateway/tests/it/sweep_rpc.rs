@@ -392,7 +392,7 @@ fn described() -> Result<BTreeSet<String>> {
 }
 
 /// Where each service is, and its package.
-fn place<'a>(suite: &Suite, name: &'a str) -> Result<(SocketAddr, String)> {
+fn place(suite: &Suite, name: &str) -> Result<(SocketAddr, String)> {
     let service = name.split('/').next().unwrap_or_default();
     let (place, package) = match service {
         "UsageService" => (0, "nexus.usage.v1"),
