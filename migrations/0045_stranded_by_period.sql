@@ -4,7 +4,7 @@
 create or replace view eco_stranded_charges as
 select h.eco_id, h.charge_id, h.attempt, h.payload ->> 'customer' as customer,
        coalesce(h.payload ->> 'subscription',
-                case when l.ended_time > r.period_start then l.stripe_subscription_id end, '')
+                case when l.ended_time >= r.period_start then l.stripe_subscription_id end, '')
            as stripe_subscription_id,
        h.currency_code, h.stripe_invoice_item_id, h.created_time, greatest(h.finished_time, r.settled_time) as finished_time
 from eco_overage_charges h
@@ -25,7 +25,8 @@ where h.status = 'succeeded' and h.invoiced_time is null
            -- The subscription that goes on does.
            when l.stripe_subscription_id is not null and l.ended_time is null
            then false
-           when l.ended_time > r.period_start
+           -- Also one that ended in the very second in which it began.
+           when l.ended_time >= r.period_start
            then true
            else r.settled_time is not null
                 or r.parked_reason is not null and coalesce(r.settle_time, r.period_end + interval '24 hours') <= now()

@@ -77,7 +77,7 @@ fn hold<A: prost::Message + Default + 'static, B: prost::Message + Default + 'st
 }
 
 impl<A: std::fmt::Debug> Held<A> {
-    async fn is_refused(self, message: A) -> Result<()> {
+    async fn refused_for(self, message: A) -> Result<()> {
         self.message.send(message).map_err(|message| anyhow::anyhow!("{message:?} is not waited for"))?;
         refused(self.answer.await?, Code::Unauthenticated, "INVALID_API_KEY");
         Ok(())
@@ -98,10 +98,10 @@ async fn a_call_whose_message_comes_after_the_revocation_is_refused() -> Result<
     let current = hold::<GetCurrentUsageRequest, GetCurrentUsageResponse>(&server, &key, "GetCurrentUsage")?;
     eventually(async || Ok(server.metric("nexus_requests_in_flight").await? == 4)).await?;
     revoke(&server, user("eco_a")?, &key_id(&made)).await??;
-    check.is_refused(CheckQuotaRequest::default()).await?;
-    record.is_refused(RecordUsageRequest { event: Some(event("eco_a")) }).await?;
-    batch.is_refused(BatchRecordUsageRequest { events: vec![event("eco_a")] }).await?;
-    current.is_refused(GetCurrentUsageRequest::default()).await?;
+    check.refused_for(CheckQuotaRequest::default()).await?;
+    record.refused_for(RecordUsageRequest { event: Some(event("eco_a")) }).await?;
+    batch.refused_for(BatchRecordUsageRequest { events: vec![event("eco_a")] }).await?;
+    current.refused_for(GetCurrentUsageRequest::default()).await?;
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(0));
     Ok(())
 }

@@ -97,7 +97,7 @@ async fn the_accounts_with_the_most_usage_come_first() -> Result<()> {
     let admin = admin_token()?;
     assert_eq!(
         servers.says(&admin, &["usage", "top"]).await?,
-        "account  plan            calls\neco_a    pro         100,200\neco_b    enterprise        7\n"
+        "account  plan          calls\neco_a    pro         100,200\neco_b    enterprise        7\n"
     );
     assert_eq!(
         servers.json(&admin, &["usage", "top", "--limit", "1"]).await?,
