@@ -80,7 +80,7 @@ pub fn bar(of: i64, largest: i64) -> Markup {
 
 /// Around a table, which may be wider than a phone; it can be scrolled by keys.
 pub fn scroll(label: &str, table: &Markup) -> Markup {
-    html! { div class="scroll" role="region" aria-label=(label) tabindex="0" { (table) } }
+    html! { div class="scroll" role="region" aria-label={ "Table: " (label) } tabindex="0" { (table) } }
 }
 
 /// A word with a colour of its own, which the word alone tells, too.

@@ -68,7 +68,7 @@ async fn a_key_is_created_rotated_and_revoked_and_the_old_one_refused() -> Resul
         anyhow::Ok(suite.get("/api/secure/ping", &format!("ApiKey {key}")).await?.status.as_u16())
     };
     assert_eq!(ping(&key).await?, 200);
-    browser.press("Copy").await?;
+    browser.find("[data-copy]").await?.click().await?;
     browser.until_text("[data-copied]", "Copied.").await?;
     // A reload sends the form again, and makes no second key.
     browser.driver.refresh().await?;
@@ -80,7 +80,7 @@ async fn a_key_is_created_rotated_and_revoked_and_the_old_one_refused() -> Resul
     assert_eq!((row[1].as_str(), row[2].as_str()), ("Active", "usage.check, reports.read"));
     assert!(!browser.find("body").await?.text().await?.contains(key.split('.').nth(1).context("a secret")?));
 
-    browser.find("tbody th a").await?.click().await?;
+    browser.follow("tbody th a").await?;
     browser.choose("grace", "0").await?;
     browser.press("Rotate the key").await?;
     let rotated = browser.find("#secret").await?.value().await?.context("the new secret")?;
@@ -88,7 +88,7 @@ async fn a_key_is_created_rotated_and_revoked_and_the_old_one_refused() -> Resul
     assert_eq!((ping(&key).await?, ping(&rotated).await?), (401, 200));
 
     browser.press("To the keys").await?;
-    browser.find("tbody th a").await?.click().await?;
+    browser.follow("tbody th a").await?;
     browser.press("Revoke this key").await?;
     browser.press("Keep it").await?;
     assert_eq!(ping(&rotated).await?, 200);

@@ -1,6 +1,6 @@
 //! A browser of a test's own, without a window.
 
-use std::{env, path::PathBuf, process::Stdio, time::Duration};
+use std::{env, mem::ManuallyDrop, path::PathBuf, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use nexus_testkit::settings::user_token;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use thirtyfour::{
     By, CapabilitiesHelper, ChromiumLikeCapabilities, DesiredCapabilities, WebDriver, WebElement,
-    prelude::ElementQueryable,
+    prelude::{ElementQueryable, ElementWaitable},
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -37,7 +37,8 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// A browser with one window.
 pub(super) struct Browser {
-    pub(super) driver: WebDriver,
+    /// Never dropped: that would block this thread until the driver answers, whom this thread is to hear.
+    pub(super) driver: ManuallyDrop<WebDriver>,
     gateway: String,
     process: Child,
     _profile: TempDir,
@@ -84,14 +85,19 @@ impl Browser {
         wanted.set("goog:loggingPrefs", json!({"browser": "ALL", "performance": "ALL"}))?;
         let driver = WebDriver::new(format!("http://127.0.0.1:{port}"), wanted).await?;
         driver.set_page_load_timeout(PATIENCE).await?;
-        Ok(Some(Self { driver, gateway: suite.gateway.clone(), process, _profile: profile }))
+        Ok(Some(Self {
+            driver: ManuallyDrop::new(driver),
+            gateway: suite.gateway.clone(),
+            process,
+            _profile: profile,
+        }))
     }
 
     /// Ends it; fails if a page had an error, or asked anybody but the gateway for anything.
     pub(super) async fn finish(self) -> Result<()> {
         self.check_console().await?;
         self.check_requests().await?;
-        self.driver.clone().quit().await?;
+        WebDriver::clone(&self.driver).quit().await?;
         Ok(())
     }
 
@@ -109,6 +115,11 @@ impl Browser {
         for entry in log {
             let event: Value = serde_json::from_str(&entry.message)?;
             if event["message"]["method"] != "Network.requestWillBeSent" {
+                continue;
+            }
+            let asked_by = event["message"]["params"]["documentURL"].as_str().unwrap_or_default();
+            if asked_by.starts_with("chrome://") {
+                // The browser's own first page.
                 continue;
             }
             let url = event["message"]["params"]["request"]["url"].as_str().context("a request's address")?;
@@ -175,7 +186,19 @@ impl Browser {
         let called = format!("//*[self::button or self::a][not(@hidden)][normalize-space()='{name}']");
         let found = self.driver.query(By::XPath(called)).wait(PATIENCE, POLL).first().await;
         let element = found.with_context(|| format!("nothing is called {name:?}"))?;
-        Ok(element.click().await?)
+        self.go_by(element).await
+    }
+
+    /// Follows a link, or sends a form, by its button.
+    pub(super) async fn follow(&self, css: &str) -> Result<()> {
+        self.go_by(self.find(css).await?).await
+    }
+
+    /// Until the page is gone: what is looked for then is on the next one.
+    async fn go_by(&self, element: WebElement) -> Result<()> {
+        let page = self.find("html").await?;
+        element.click().await?;
+        page.wait_until().wait(PATIENCE, POLL).stale().await.context("it leads to no other page")
     }
 
     /// Waits until an element has this text.

@@ -90,6 +90,6 @@ async fn the_pages_are_gone_through_by_keys_alone() -> Result<()> {
         anyhow::ensure!(stops < 15, "the field is not reached by keys");
     }
     press("7\u{e007}").await?;
-    assert_eq!(browser.text("[data-figure=cap]").await?, "$7.00");
+    browser.until_text("[data-figure=cap]", "$7.00").await?;
     browser.finish().await
 }

@@ -140,7 +140,7 @@ async fn a_dry_run_lists_what_a_run_charges_then() -> Result<()> {
         .await?;
     assert_eq!(run.body["results"]["total_usd"], "5.50");
     browser.open("/admin/billing").await?;
-    browser.find("section[aria-labelledby=runs] tbody th a").await?.click().await?;
+    browser.follow("section[aria-labelledby=runs] tbody th a").await?;
     assert_eq!(browser.text("[data-figure=sum]").await?, "$5.50");
     assert_eq!(browser.text("[data-figure=state]").await?, "Finished");
     let failed = browser.text("section[aria-labelledby=errors] tbody tr").await?;
@@ -154,7 +154,7 @@ async fn a_dry_run_lists_what_a_run_charges_then() -> Result<()> {
     browser.press("Sign out").await?;
     browser.sign_in("eco_a", "/dashboard/billing").await?;
     assert_eq!(browser.text("[data-figure=charged]").await?, "$5.00");
-    browser.find("section[aria-labelledby=charges] tbody td a").await?.click().await?;
+    browser.follow("section[aria-labelledby=charges] tbody td a").await?;
     assert_eq!(browser.text("h1").await?, "Why $5.00");
     let segment = browser.text("section[aria-labelledby=segments] tbody tr").await?;
     assert_eq!(segment, "Pro version 1 0 – 105,000 100,000 5,000 $0.001 per call $5.00");
