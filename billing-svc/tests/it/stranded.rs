@@ -200,7 +200,7 @@ async fn an_account_without_its_subscription_gets_an_invoice_a_period_and_not_on
     let ended = "insert into eco_subscriptions
              (eco_id, plan, plan_version, status, anchor_time, started_time, ended_time, stripe_subscription_id)
          select eco_id, 'pro', 1, 'canceled', anchor_time - interval '40 days', anchor_time - interval '40 days',
-                anchor_time, 'sub_ended' from eco_subscriptions";
+                anchor_time - interval '1 day', 'sub_ended' from eco_subscriptions";
     sqlx::query(ended).execute(&db.pool).await?;
     let billing = Billing::start(&db, &sim.base).await?;
     for units in [100_500, 500] {
