@@ -46,7 +46,7 @@ pub struct Config {
     /// What the scheduler shows to run billing; unset: its endpoint answers 500
     #[arg(long, env = "CRON_SECRET", hide_env_values = true, value_name = "SECRET")]
     pub cron_secret: Option<SecretString>,
-    /// Origins whose pages may call from a browser, comma separated, e.g. https://app.example.com; unset: none
+    /// Origins whose pages may call from a browser, comma separated, e.g. `https://app.example.com`; unset: none
     #[arg(long, env = "CORS_ALLOWED_ORIGINS", default_value = "", value_name = "ORIGINS")]
     pub cors_allowed_origins: Origins,
     /// Requests a second that one account may send, and twice as many at once; 0: as many as it likes

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 /// Settings of the pages.
 #[derive(Args, Debug, Clone, Default)]
 pub struct PagesArgs {
-    /// Where browsers reach the gateway, such as https://metering.example.com; with https, cookies travel over TLS only.
+    /// Where browsers reach the gateway, such as `https://metering.example.com`; with https, cookies travel over TLS only.
     /// Unset: as it serves itself
     #[arg(long, env = "PUBLIC_URL", value_name = "URL")]
     pub public_url: Option<Origin>,
