@@ -25,6 +25,9 @@ use crate::{
 /// Sends and searches for one intent within a run; what is still in doubt then is the next run's.
 pub(in crate::app) const MAX_TRIES: u32 = 6;
 
+/// Why a charge stays in doubt that Stripe has with another amount, as a word.
+pub(super) const ITEM_DIFFERS: &str = "ITEM_DIFFERS";
+
 /// Whether an intent may be at Stripe.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sent {
@@ -232,7 +235,7 @@ fn altered(intent: &Intent, item_id: &str) -> ChargeOutcome {
     tracing::error!(charge_id = %intent.charge_id, item_id, "Stripe has the charge with another amount");
     ChargeOutcome::Not(AccountError::new(
         &intent.eco_id,
-        "ITEM_DIFFERS",
+        ITEM_DIFFERS,
         format!("Stripe holds charge {} with another amount; it must be reconciled.", intent.charge_id),
     ))
 }
