@@ -16,7 +16,7 @@ use nexus_testkit::{db::TestDb, seed};
 use serde_json::Value;
 
 use crate::{
-    memory::Memory,
+    memory::{Fault, Memory},
     settlements::{charging, clear, end_subscription, invoices, period_before, stripe, subscribed},
     support::{Billing, Sim, anchor, record, record_at},
 };
@@ -245,5 +245,93 @@ async fn an_account_that_never_had_a_subscription_gets_an_invoice_when_its_perio
     billing.run_all().await?;
     let collected = [("open".to_owned(), vec![200]), ("open".to_owned(), vec![50])];
     assert_eq!(invoices(&sim).await?, collected);
+    billing.stop().await
+}
+
+/// Its subscription was unpaid when the cycle ended, and is paid again: nobody finalises the draft all the same.
+#[tokio::test]
+async fn a_draft_that_does_not_advance_gives_its_charges_to_the_next_invoice() -> Result<()> {
+    for (days, stays) in [(1, true), (3, false)] {
+        let memory = Arc::new(Memory::new());
+        let db = TestDb::new().await?;
+        memory.add_customer("cus_1");
+        seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
+        seed::stripe_ids(&db.pool, "eco_a", "cus_1", Some("sub_1")).await?;
+        record(&db, "eco_a", 105_000).await?;
+        let context = charging(&db, memory.clone())?;
+        nexus_billing::app::refresh::drain(&context.pool).await?;
+        let periods = crate::settlements::periods(&db).await?;
+        ensure!(nexus_billing::app::process_overage::charge_account(&context, &periods).await.charged);
+        memory.draft("cus_1", "sub_1");
+        memory.age_invoices(TimeDelta::days(days));
+        clear(&context).await?;
+        let attempts = attempts(&db).await?;
+        if stays {
+            assert_eq!(attempts, [(1, 1, "succeeded".into())], "somebody may finalise it by hand");
+            continue;
+        }
+        assert_eq!(attempts, [(1, 1, "failed".into()), (2, 1, "succeeded".into())]);
+        let places = memory.places("cus_1", &context.pace).await.ok().context("places")?;
+        assert_eq!(places.into_values().collect::<Vec<_>>(), [nexus_billing::payments::Place::Pending]);
+        assert_eq!(memory.items()[0].1.subscription.as_deref(), Some("sub_1"));
+    }
+    Ok(())
+}
+
+/// Its settlement is lost with the last moments of a database, and no subscription of it ever ended.
+#[tokio::test]
+async fn an_account_that_never_had_a_subscription_gets_its_charges_off_a_forgotten_draft_of_ours()
+-> Result<()> {
+    let memory = Arc::new(Memory::new());
+    let db = TestDb::new().await?;
+    memory.add_customer("cus_1");
+    let first = Utc::now() - TimeDelta::days(2) - chrono::Months::new(1);
+    seed::account(&db.pool, "eco_a", Plan::Pro, first).await?;
+    seed::stripe_ids(&db.pool, "eco_a", "cus_1", None).await?;
+    record_at(&db, "eco_a", period_before(&db).await?, 102_000).await?;
+    let context = charging(&db, memory.clone())?;
+    nexus_billing::app::refresh::drain(&context.pool).await?;
+    let periods = crate::settlements::periods(&db).await?;
+    ensure!(nexus_billing::app::process_overage::charge_account(&context, &periods).await.charged);
+    memory.fail_next(Fault::None);
+    memory.fail_next(Fault::NoAnswer);
+    tokio::select! {
+        cleared = clear(&context) => anyhow::bail!("it ended: {cleared:?}"),
+        () = memory.until_unanswered(1) => {}
+    }
+    sqlx::query("delete from eco_settlements").execute(&db.pool).await?;
+    clear(&context).await?;
+    let ids: Vec<String> = memory.items().into_iter().map(|(id, _)| id).collect();
+    assert_eq!((ids.len(), memory.finalised()), (1, vec![ids]));
+    Ok(())
+}
+
+/// Its next cycle is in a year: what a month owes is not left until then.
+#[tokio::test]
+async fn what_a_subscription_billed_by_the_year_leaves_pending_is_on_an_invoice_a_month() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let customer = sim.customer().await?;
+    let price = "currency=usd&unit_amount=49000&recurring[interval]=year&product_data[name]=Pro";
+    let price = sim.create("prices", price).await?;
+    let subscription =
+        sim.create("subscriptions", &format!("customer={customer}&items[0][price]={price}")).await?;
+    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
+    seed::stripe_ids(&db.pool, "eco_a", &customer, Some(&subscription)).await?;
+    let billing = Billing::start(&db, &sim.base).await?;
+    record(&db, "eco_a", 101_000).await?;
+    assert_eq!(billing.run_all().await?.charged_count, 1);
+    assert_eq!(invoices(&sim).await?, [], "a cycle may yet take it");
+    // It was charged in the month before, which ended three days ago, or one day ago.
+    for (days, made) in [(1, 0), (3, 1)] {
+        let statement = "with moved as (update eco_subscriptions set anchor_time = now() - make_interval(days => $1))
+                         update eco_overage_charges set finished_time = now() - make_interval(days => $1 + 5)";
+        sqlx::query(statement).bind(days).execute(&db.pool).await?;
+        for _ in 0..2 {
+            assert_eq!(billing.run_all().await?.errors.len(), 0);
+            assert_eq!(invoices(&sim).await?.len(), made, "{days}");
+        }
+    }
+    assert_eq!(invoices(&sim).await?, [("open".to_owned(), vec![100])]);
+    assert_eq!(sim.amounts().await?, [100]);
     billing.stop().await
 }
