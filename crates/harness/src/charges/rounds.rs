@@ -86,6 +86,7 @@ impl Trial {
             delta_count,
             reason: "metered twice".to_owned(),
             request_id: self.request_id(),
+            ..Default::default()
         };
         tally.add("corrections", 1);
         let ask = async |mut client: Client, request| client.adjust(request).await;
