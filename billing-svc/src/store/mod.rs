@@ -1,4 +1,4 @@
-//! The only SQL; one file a table, but four for the ledger. Every function takes a connection: the use case owns the transaction.
+//! The only SQL; one file a table, but five for the ledger. Every function takes a connection: the use case owns the transaction.
 
 pub mod account_figures;
 pub mod accounts;
@@ -19,6 +19,7 @@ pub mod notices;
 pub mod open_charges;
 pub mod plan_requests;
 pub mod plans;
+pub mod rechecks;
 pub mod reconciliations;
 pub mod records;
 pub mod requests;
