@@ -21,6 +21,7 @@ pub mod open_charges;
 pub mod parked;
 pub mod plan_requests;
 pub mod plans;
+pub mod rechecks;
 pub mod reconciliations;
 pub mod records;
 pub mod requests;

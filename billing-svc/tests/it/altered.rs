@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     reconcile::{charged, copy, pairs, sql},
-    settlements::{clear, end_subscription, invoices, stripe, subscribed},
+    settlement_world::{clear, end_subscription, invoices, stripe, subscribed},
     support::{Billing, FORM, Sim, meter, only, record, runner},
 };
 

@@ -9,7 +9,7 @@ use nexus_testkit::{db::TestDb, seed};
 use serde_json::{Value, json};
 
 use crate::{
-    settlements::{end_subscription, period_before},
+    settlement_world::{end_subscription, period_before},
     support::{Billing, NONE_WAITS, Sim, anchor, event, manager, record, record_at, until},
 };
 

@@ -16,7 +16,7 @@ use serde_json::json;
 use tonic::{Code, Status};
 
 use crate::{
-    settlements::{invoices, period_before},
+    settlement_world::{invoices, period_before},
     support::{Billing, Sim, fields, meter, record, record_at, runner, user},
 };
 

@@ -31,7 +31,7 @@ use nexus_kit::db;
 use nexus_testkit::{db::TestDb, seed};
 
 use crate::{
-    memory::Memory, memory_subscriptions::MemorySubscriptions, settlements::charging, support::record,
+    memory::Memory, memory_subscriptions::MemorySubscriptions, settlement_world::charging, support::record,
 };
 
 /// In the order in which they happen. The draft is of the first subscription, which is ended at once while it is one.

@@ -41,6 +41,7 @@ mod sale_requests;
 mod sales;
 mod sales_world;
 mod selling;
+mod settlement_world;
 mod settlements;
 mod spend_cap;
 mod stranded;

@@ -211,9 +211,9 @@ async fn a_page_has_nothing_inline_and_allows_nothing_from_elsewhere() -> Result
     for path in OWN.iter().chain(&ADMINS) {
         seen.push(admin.get(path).await?);
     }
-    seen.push(user.get("/dashboard").await?);
     seen.push(admin.get("/admin/accounts/eco_b").await?);
-    for page in &seen {
+    let usage = user.get("/dashboard").await?;
+    for page in seen.iter().chain([&usage]) {
         let policy = page.header("content-security-policy");
         assert!(policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"), "{policy}");
         assert_eq!(page.header("cache-control"), "no-store");
@@ -225,8 +225,21 @@ async fn a_page_has_nothing_inline_and_allows_nothing_from_elsewhere() -> Result
         }
         assert!(page.says("<html lang=\"en\">") && page.html.matches("<h1").count() == 1, "{}", page.html);
     }
-    let usage = seen.iter().find(|page| page.says("105,000")).context("the user's page")?;
-    assert!(usage.says("/v1/&lt;b&gt;&amp;&quot;"), "{}", usage.html);
+    assert!(usage.says("105,000") && usage.says("/v1/&lt;b&gt;&amp;&quot;"), "{}", usage.html);
+    Ok(())
+}
+
+/// Nothing is to come of it, so there is no forecast; all else of it shows.
+#[tokio::test]
+async fn a_closed_account_is_shown_as_such() -> Result<()> {
+    let suite = suite().await?;
+    suite.record(vec![event("eco_b", "/v1/x", 200, 105_000)]).await?;
+    let close = "update eco_identities set status = 'closed', closed_time = now() where eco_id = 'eco_b'";
+    sqlx::query(close).execute(&suite.db.pool).await?;
+    let shown = Visitor::of(&suite, ADMIN)?.get("/admin/accounts/eco_b").await?;
+    assert_eq!(shown.status, 200, "{}", shown.html);
+    assert!(shown.says("<dd>Closed ") && shown.says("105,000"), "{}", shown.html);
+    assert!(shown.says("The account is closed: nothing is to come."), "{}", shown.html);
     Ok(())
 }
 

@@ -9,13 +9,14 @@ use sqlx::{AssertSqlSafe, postgres::PgListener};
 use crate::support::*;
 
 /// What a flush writes to.
-const TABLES: [&str; 6] = [
+const TABLES: [&str; 7] = [
     "eco_api_usage",
     "eco_usage_counters",
     "eco_usage_hourly",
     "eco_usage_daily",
     "eco_usage_routes",
     "eco_quota_leases",
+    "eco_usage_totals",
 ];
 
 /// Whatever the defaults of the database are.
@@ -92,7 +93,7 @@ async fn unique_keys_hold_the_account_and_the_partition_column() -> Result<()> {
     };
     let found = async |condition: &str| -> Result<Vec<String>> {
         let keys = sqlx::query_scalar(AssertSqlSafe(keys(condition)));
-        // Leases are not distributed: ids are all that names them.
+        // Leases are not distributed, ids are all that names them; nor are the totals, which are of all accounts.
         Ok(keys.bind(&TABLES[..5]).fetch_all(&db.pool).await?)
     };
     assert_eq!(found("true").await?.len(), 5, "a key for each");

@@ -18,7 +18,7 @@ use crate::{
     },
     store::{
         charges::{self, Made},
-        records,
+        rechecks, records,
     },
 };
 
@@ -193,7 +193,7 @@ async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> R
         tracing::error!(charge_id = %intent.charge_id, item_id, "an attempt that was replaced has an item at Stripe");
         // Also if that was done before this item was made.
         let mut connection = db::acquire(&context.pool).await?;
-        charges::recheck(&mut connection, intent.charge_id, intent.attempt, TimeDelta::zero()).await?;
+        rechecks::ask(&mut connection, intent.charge_id, intent.attempt, TimeDelta::zero()).await?;
     }
     Ok(ChargeOutcome::Elsewhere)
 }
@@ -215,7 +215,7 @@ async fn refused(
         let reason = ParkReason::Refused(refusal.reason);
         records::park(&mut transaction, &period, Some(&reason), context.untold(Some(&error))).await?;
         if before == Sent::Perhaps {
-            charges::recheck(&mut transaction, intent.charge_id, intent.attempt, RECHECK_AFTER).await?;
+            rechecks::ask(&mut transaction, intent.charge_id, intent.attempt, RECHECK_AFTER).await?;
         }
         note_failure(&mut transaction, context, &error).await?;
     }
