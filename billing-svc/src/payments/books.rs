@@ -23,6 +23,9 @@ pub trait Books: Send + Sync {
 
     /// One invoice; `None`: it is not there, or was deleted.
     fn invoice<'a>(&'a self, invoice_id: &'a str) -> BoxFuture<'a, Result<Option<BookInvoice>, Doubt>>;
+
+    /// Whether these are the books that the customer is or was in: one that was deleted is told from one of another's.
+    fn has_had_customer<'a>(&'a self, customer: &'a str) -> BoxFuture<'a, Result<bool, Doubt>>;
 }
 
 /// Which part of the books is asked for.

@@ -238,3 +238,21 @@ async fn a_charge_that_stays_in_doubt_keeps_no_later_period_from_being_charged_a
     agree(&billing, &sim, "eco_a", 30).await?;
     billing.stop().await
 }
+
+/// With the key of another account of Stripe's everything looks gone, and nothing is given up for that.
+#[tokio::test]
+async fn nothing_is_charged_again_for_that_another_account_of_stripes_was_asked() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = charged(&db, &sim, &["eco_a", "eco_b"]).await?;
+    billing.stop().await?;
+    let other = Sim::start().await?;
+    let billing = Billing::start(&db, &other.base).await?;
+    let missing = pairs(&[("eco_a", "ITEM_MISSING"), ("eco_b", "ITEM_MISSING")]);
+    assert_eq!(billing.differences(true).await?, missing);
+    assert_eq!(billing.run_all().await?.charged_count, 0);
+    billing.stop().await?;
+    let billing = Billing::start(&db, &sim.base).await?;
+    agree(&billing, &sim, "eco_a", 10).await?;
+    agree(&billing, &sim, "eco_b", 10).await?;
+    billing.stop().await
+}

@@ -209,7 +209,10 @@ async fn report(
                 }
             }
             Repair::Fail { attempt } => {
-                if let (Some(row), Ok(charge_id)) = (of(rows, attempt), difference.charge_id.parse()) {
+                if let (Some(row), Ok(charge_id)) = (of(rows, attempt), difference.charge_id.parse())
+                    // With the key of another account of Stripe's everything would be gone.
+                    && ask(context, || context.books.has_had_customer(&row.customer)).await?
+                {
                     difference.repaired = repair::fail(&context.pool, charge_id, row).await?;
                 }
             }

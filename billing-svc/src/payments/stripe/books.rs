@@ -7,6 +7,7 @@ use stripe_billing::{
     invoice::{ListInvoice, RetrieveInvoice},
     invoice_item::{ListInvoiceItem, RetrieveInvoiceItem},
 };
+use stripe_core::customer::RetrieveCustomer;
 use stripe_types::{RangeBoundsTs, RangeQueryTs};
 use tracing::Instrument;
 
@@ -60,6 +61,19 @@ impl Books for Stripe {
             match RetrieveInvoice::new(invoice_id).send(&self.client).await {
                 Ok(invoice) => book_invoice(invoice).map(Some).map_err(|e| doubt(&e)),
                 Err(error) if is_missing(&error) => Ok(None),
+                Err(error) => Err(doubt(&error)),
+            }
+        };
+        Box::pin(call.instrument(span))
+    }
+
+    fn has_had_customer<'a>(&'a self, customer: &'a str) -> BoxFuture<'a, Result<bool, Doubt>> {
+        let span =
+            tracing::info_span!("stripe.retrieve_customer", otel.kind = "client", server.address = "stripe");
+        let call = async move {
+            match RetrieveCustomer::new(customer).send(&self.client).await {
+                Ok(_) => Ok(true),
+                Err(error) if is_missing(&error) => Ok(false),
                 Err(error) => Err(doubt(&error)),
             }
         };
