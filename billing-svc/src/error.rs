@@ -94,6 +94,8 @@ pub enum Error {
     ReconciliationFailed(Uuid),
     #[error("Stripe's books could not be read: {0}")]
     BooksUnread(String),
+    #[error("ledger and Stripe differ in more than {0} charges; the first of them were looked at")]
+    TooManyDifferences(i64),
     #[error("run {0} does not exist")]
     RunNotFound(Uuid),
     #[error("the server is stopping")]
@@ -108,8 +110,8 @@ pub enum Error {
     BasisNotKept(Uuid),
     #[error("charge {0} is not one that Stripe refused and that its period is parked for")]
     ChargeNotParked(Uuid),
-    #[error("the segment that is open has {open_units} units: no more than these can be taken away")]
-    BelowZero { open_units: i64 },
+    #[error("the segment has {units} units: no more than these can be taken away")]
+    BelowZero { units: i64 },
     #[error(transparent)]
     OutOfRange(#[from] OutOfRange),
     #[error("database: {0}")]
@@ -185,6 +187,9 @@ impl From<Error> for Status {
             Error::StripeUnavailable(_) | Error::BooksUnread(_) => {
                 status::unavailable("STRIPE_UNAVAILABLE", error.to_string(), status::RETRY_SOON)
             }
+            Error::TooManyDifferences(_) => {
+                status::with_reason(Code::ResourceExhausted, "TOO_MANY_DIFFERENCES", error.to_string())
+            }
             Error::ChargeNotFound(_) => status::not_found("CHARGE_NOT_FOUND", error.to_string()),
             Error::BasisNotKept(_) => {
                 status::with_reason(Code::FailedPrecondition, "BASIS_NOT_KEPT", error.to_string())
@@ -206,7 +211,7 @@ impl From<Error> for Status {
             Error::Stopping => status::unavailable("STOPPING", error.to_string(), status::RETRY_SOON),
             Error::OutOfRange(e) => {
                 tracing::error!(error = %e, "an amount cannot be computed");
-                status::internal()
+                status::with_reason(Code::FailedPrecondition, "AMOUNT_OUT_OF_RANGE", e.to_string())
             }
             Error::Database(e) if db::is_unavailable(&e) => {
                 tracing::warn!(error = %e, "the database is unavailable");

@@ -98,11 +98,10 @@ pub async fn serve(
     let rechecking = app::process_overage::rechecker(engine.outside_runs(), config.overage_recheck_every);
     let _recheck_with_us = AbortOnDrop(tokio::spawn(rechecking));
     let (event_stored, event_applied) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let events_context = stripe_events::Context {
-        subscriptions: stripe.clone(),
-        // Stripe's limit is one per endpoint.
-        pace: Arc::new(Pace::of_waiting_callers(config.stripe.stripe_rate_per_second)),
-    };
+    // Stripe's limit is one per endpoint.
+    let events_pace = Arc::new(Pace::of_waiting_callers(config.stripe.stripe_rate_per_second));
+    let at_once = config.stripe_events_concurrency as usize;
+    let events_context = stripe_events::Context::new(stripe.clone(), events_pace, at_once);
     let pages = Pages::of(&config.dashboard_url);
     let sales = Sales::new(pool.clone(), stripe.clone(), events_context.clone(), pages);
     let selling = tokio::spawn(app::sales::worker::run(sales.clone(), shutdown.clone()));
@@ -111,7 +110,7 @@ pub async fn serve(
         pool.clone(),
         events_context,
         engine.outside_runs(),
-        config.stripe_events_concurrency as usize,
+        at_once,
         (event_stored.clone(), event_applied.clone()),
         &metrics,
         shutdown.clone(),

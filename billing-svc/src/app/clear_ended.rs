@@ -57,7 +57,8 @@ pub enum Standing {
 }
 
 /// To be called once our tables say that a subscription has ended; repeated, it goes on where it was cut off. Where
-/// nothing has ended, what no invoice takes is collected all the same.
+/// nothing has ended, what lies on drafts that nobody finalises is taken off them, and what no invoice takes is collected,
+/// all the same.
 #[tracing::instrument(name = "settlement.ended", skip_all, fields(eco_id))]
 pub async fn run(context: &ChargeContext, eco_id: &str) -> Result<(Standing, AccountResult), Error> {
     let ended = {

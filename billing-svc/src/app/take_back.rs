@@ -1,9 +1,12 @@
 //! Takes charges off drafts that nobody finalises.
 //!
-//! Stripe finalises the draft of a billing cycle by itself, but no more once its subscription was ended at once, or while
-//! it is unpaid. Such a draft may have items of ours, and is not ours to finalise: what else it has was not agreed upon. So
-//! these items are deleted, the ledger says that they were not charged, and they are charged anew. Stripe may also go on
-//! with such a draft: then they are left on it.
+//! Stripe finalises the draft of a billing cycle by itself, but no more once its subscription was ended at once. Drafts
+//! that it makes while a subscription is unpaid, or is paused and keeps its drafts, it never finalises, also not when the
+//! subscription is paid again or goes on: that is left to a person. Such a draft may have items of ours, and is not ours to
+//! finalise: what else it has was not agreed upon. So these items are deleted, the ledger says that they were not charged,
+//! and they are charged anew: what the subscription still takes is on its next invoice. Where it goes on, the draft is left
+//! for some days to whoever may finalise it by hand. Stripe may also go on with the draft of a subscription that has ended:
+//! then they are left on it.
 //!
 //! So is a draft of our own abandoned whose settlement the database has lost with its last moments, by a failover: nobody
 //! would finalise it, and what is on it is not pending.
@@ -13,6 +16,7 @@
 
 use std::collections::HashMap;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use nexus_kit::db;
 
 use crate::{
@@ -23,8 +27,12 @@ use crate::{
     store::{
         ended_subscriptions, open_charges, records, settlements,
         take_backs::{self, TakeBack},
+        webhook_messages,
     },
 };
+
+/// How long a draft of a subscription that goes on is left to whoever may finalise it by hand.
+const LEFT_FOR: TimeDelta = TimeDelta::days(2);
 
 /// What was done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,7 +52,7 @@ pub async fn run(context: &ChargeContext, eco_id: &str) -> Result<Result<Taken, 
         (ended, open_charges::customers(&mut connection, eco_id).await?)
     };
     let mut taken = Taken::default();
-    for customer in customers.iter().filter(|_| !ended.is_empty()) {
+    for customer in &customers {
         let mut tries = 0;
         loop {
             let doubt = match all(context, eco_id, customer, &ended).await? {
@@ -89,8 +97,10 @@ async fn all(
         let mut connection = db::acquire(&context.pool).await?;
         // After the listing: a draft that was filled by then, and whose settlement has ended since, is final.
         let is_settling = settlements::open(&mut connection, eco_id).await?.is_some();
-        let (going_on, abandoned) = on_drafts(&places, ended, is_settling);
+        let now = webhook_messages::now(&mut connection).await?;
+        let (going_on, abandoned) = on_drafts(&places, ended, is_settling, now);
         let left = open_charges::among(&mut connection, eco_id, &going_on).await?;
+        open_charges::set_invoiced(&mut connection, eco_id, &finals(&places)).await?;
         take_backs::begin(&mut connection, eco_id, &abandoned).await?;
         let begun = take_backs::begun(&mut connection, eco_id, customer).await?;
         (left, abandoned, begun)
@@ -109,12 +119,19 @@ async fn all(
     Ok(Ok(taken))
 }
 
-/// Items on drafts of subscriptions that have ended, those that are finalised by themselves and the others; among these
-/// what is on drafts of our own, unless a settlement is under way.
+/// Items on final invoices.
+fn finals(places: &HashMap<String, Place>) -> Vec<String> {
+    let on_one = places.iter().filter(|(_, place)| **place == Place::Final);
+    on_one.map(|(item_id, _)| item_id.clone()).collect()
+}
+
+/// Items on drafts of subscriptions that have ended which are finalised by themselves, and items on drafts that nobody
+/// finalises; among these what is on drafts of our own, unless a settlement is under way.
 fn on_drafts(
     places: &HashMap<String, Place>,
     ended: &[String],
     is_settling: bool,
+    now: DateTime<Utc>,
 ) -> (Vec<String>, Vec<String>) {
     let (mut going_on, mut abandoned) = (Vec::new(), Vec::new());
     for (item_id, place) in places {
@@ -122,10 +139,13 @@ fn on_drafts(
             Place::Draft { is_ours: true, goes_on: false, .. } if !is_settling => {
                 abandoned.push(item_id.clone())
             }
-            Place::Draft { is_ours: false, subscription: Some(subscription), goes_on }
+            Place::Draft { is_ours: false, subscription: Some(subscription), goes_on, .. }
                 if ended.contains(subscription) =>
             {
                 if *goes_on { &mut going_on } else { &mut abandoned }.push(item_id.clone());
+            }
+            Place::Draft { is_ours: false, goes_on: false, created, .. } if *created + LEFT_FOR <= now => {
+                abandoned.push(item_id.clone());
             }
             _ => {}
         }

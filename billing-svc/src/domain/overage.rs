@@ -107,6 +107,9 @@ pub struct Overage {
     pub exact: Micros,
 }
 
+/// Most that a period's overage may cost: the sum over many accounts is still within range.
+const MOST_COST: Micros = Micros(10_000_000_000_000_000);
+
 /// Most that Stripe takes in one item, in minor units: eight digits.
 const MOST_MINOR: i64 = 99_999_999;
 
@@ -119,6 +122,16 @@ pub struct Difference {
     pub units_from: i64,
     /// And after.
     pub units_to: i64,
+}
+
+impl Difference {
+    /// The same charge over another amount: of its units as large a part as of the amount.
+    pub fn over(self, amount: Micros) -> Self {
+        let units = i128::from(self.units_to - self.units_from) * i128::from(amount.0);
+        let units = units / i128::from(self.amount.0);
+        let units_to = i64::try_from(i128::from(self.units_from) + units).unwrap_or(self.units_to);
+        Self { amount, units_to, ..self }
+    }
 }
 
 /// What is to be done about a period in which no charge is in doubt.
@@ -148,6 +161,9 @@ impl Facts {
         if self.is_unpriced() {
             return Ok(Next::Park(ParkReason::NoPriceInCurrency));
         }
+        if self.overage().is_err() {
+            return Ok(Next::Park(ParkReason::AmountOutOfRange));
+        }
         Ok(match (self.difference()?, self.stripe_customer_id.as_deref()) {
             (None, _) if self.is_settling() => Next::Settle,
             (None, _) => Next::Nothing,
@@ -163,6 +179,7 @@ impl Facts {
             None => false,
             Some(ParkReason::NoStripeCustomer) => self.stripe_customer_id.is_none(),
             Some(ParkReason::NoPriceInCurrency) => self.is_unpriced(),
+            Some(ParkReason::AmountOutOfRange) => self.overage().is_err(),
             Some(ParkReason::Refused(_)) => true,
         }
     }
@@ -174,6 +191,9 @@ impl Facts {
             ParkReason::NoStripeCustomer => format!("No Stripe customer ID found for {eco_id}"),
             ParkReason::NoPriceInCurrency => {
                 format!("The plan of {eco_id} has no price in {}", self.currency)
+            }
+            ParkReason::AmountOutOfRange => {
+                format!("The overage of {eco_id} costs more than can be counted")
             }
             ParkReason::Refused(_) => format!("Stripe refused a charge of {eco_id}"),
         };
@@ -219,14 +239,26 @@ impl Facts {
         self.segments().map(|segment| (segment.terms, segment.overage_units)).filter(|(_, units)| *units > 0)
     }
 
-    /// Overage to date: the sum over the segments.
+    /// Overage to date: the sum over the segments. An error where it costs more than can be counted.
     pub fn overage(&self) -> Result<Overage, OutOfRange> {
-        let units = self.overage_by_segment().map(|(_, units)| units).sum();
         let priced = self.overage_by_segment().filter_map(|(terms, units)| match terms.price {
             Price::Is(price) => Some((price, units)),
             Price::NoneInCurrency => None,
         });
-        Ok(Overage { units, exact: money::cost(priced)? })
+        let exact = money::cost(priced)?;
+        if exact > MOST_COST {
+            return Err(OutOfRange);
+        }
+        Ok(Overage { units: self.overage_count(), exact })
+    }
+
+    /// The same for the summary. What cannot be priced, or counted, costs nothing there, and is parked.
+    pub fn overage_of_summary(&self) -> Overage {
+        self.overage().unwrap_or_else(|_| Overage { units: self.overage_count(), exact: Micros(0) })
+    }
+
+    fn overage_count(&self) -> i64 {
+        self.overage_by_segment().map(|(_, units)| units).sum()
     }
 
     /// What the newest overage is counted by: the terms of the last segment that has any.

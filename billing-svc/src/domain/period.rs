@@ -19,6 +19,8 @@ pub enum ParkReason {
     NoStripeCustomer,
     /// The plan has no price in the account's currency.
     NoPriceInCurrency,
+    /// What it costs is more than can be counted.
+    AmountOutOfRange,
     /// Stripe refused a charge for good, with this word.
     Refused(String),
 }
@@ -29,6 +31,7 @@ impl ParkReason {
         match self {
             Self::NoStripeCustomer => "NO_STRIPE_CUSTOMER",
             Self::NoPriceInCurrency => "NO_PRICE_IN_CURRENCY",
+            Self::AmountOutOfRange => "AMOUNT_OUT_OF_RANGE",
             Self::Refused(word) => word,
         }
     }
@@ -36,7 +39,7 @@ impl ParkReason {
 
 impl From<String> for ParkReason {
     fn from(word: String) -> Self {
-        [Self::NoStripeCustomer, Self::NoPriceInCurrency]
+        [Self::NoStripeCustomer, Self::NoPriceInCurrency, Self::AmountOutOfRange]
             .into_iter()
             .find(|reason| reason.as_str() == word)
             .unwrap_or(Self::Refused(word))
@@ -60,7 +63,7 @@ pub struct Candidate {
     pub settling: bool,
     /// Whether it was past that once, and goes on.
     pub rounded: bool,
-    /// Whether there is overage that the plan has no price for.
+    /// Whether there is overage that the plan has no price for, or that costs more than can be counted.
     pub unpriced: bool,
 }
 

@@ -123,11 +123,15 @@ pub enum Kind {
     ItemTextDiffers,
     /// The item is on no invoice that is final, longer than is to be expected.
     ItemOnNoFinalisedInvoice,
+    /// Runs should have found out long ago whether Stripe has the charge.
+    ChargeInDoubt,
+    /// A period should have been settled long ago, and its charges are not what it owes.
+    SettlementOverdue,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::EventsCountersDiffer,
         Self::SegmentCountersDiffer,
         Self::CountersSummaryDiffer,
@@ -145,6 +149,8 @@ impl Kind {
         Self::ItemWrongCharge,
         Self::ItemTextDiffers,
         Self::ItemOnNoFinalisedInvoice,
+        Self::ChargeInDoubt,
+        Self::SettlementOverdue,
     ];
 
     /// As a word.
@@ -167,11 +173,13 @@ impl Kind {
             Self::ItemWrongCharge => "ITEM_WRONG_CHARGE",
             Self::ItemTextDiffers => "ITEM_TEXT_DIFFERS",
             Self::ItemOnNoFinalisedInvoice => "ITEM_ON_NO_FINALISED_INVOICE",
+            Self::ChargeInDoubt => "CHARGE_IN_DOUBT",
+            Self::SettlementOverdue => "SETTLEMENT_OVERDUE",
         }
     }
 
     /// Whether the ledger and Stripe disagree about which charges there are: then something could be charged
-    /// twice, or be taken for charged.
+    /// twice, or be taken for charged. What an item says of itself does not count: the ledger has it by its id.
     pub fn is_of_ledger_and_stripe(self) -> bool {
         match self {
             Self::EventsCountersDiffer
@@ -179,18 +187,20 @@ impl Kind {
             | Self::CountersSummaryDiffer
             | Self::LedgerSumDiffers
             | Self::SettledDiffers
+            | Self::ItemWrongAccount
+            | Self::ItemWrongPeriod
+            | Self::ItemWrongCharge
             | Self::ItemTextDiffers
-            | Self::ItemOnNoFinalisedInvoice => false,
+            | Self::ItemOnNoFinalisedInvoice
+            | Self::ChargeInDoubt
+            | Self::SettlementOverdue => false,
             Self::ItemMissing
             | Self::ItemExtra
             | Self::ItemDuplicated
             | Self::ItemIdDiffers
             | Self::ItemAmountDiffers
             | Self::ItemWrongCustomer
-            | Self::ItemWrongAccount
-            | Self::ItemWrongPeriod
-            | Self::ItemWrongCurrency
-            | Self::ItemWrongCharge => true,
+            | Self::ItemWrongCurrency => true,
         }
     }
 }

@@ -77,6 +77,8 @@ pub struct Invoice {
     pub subscription: Option<String>,
     /// Whether items can be added to it.
     pub is_draft: bool,
+    /// Whether it is finalised by itself: not where its subscription is unpaid, or is paused and keeps its drafts.
+    pub goes_on: bool,
     /// Whether it is of a billing period that has ended, rather than of a change or made by hand.
     pub is_of_cycle: bool,
     /// End of the time in which its pending items were made: of the period that ended where it is of a cycle.

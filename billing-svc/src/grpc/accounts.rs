@@ -193,7 +193,8 @@ pub(super) fn plan_version(version: PlanVersion) -> pb::PlanVersion {
     }
 }
 
-/// Micros of a price, and units it is for, at most: their products stay within range.
+/// Micros of a price, and units it is for, at most. What usage costs by it may be more than can be counted all the same:
+/// then its period is parked.
 const MAX_PRICE: i64 = 1_000_000_000_000;
 
 /// Reads a new version of a plan, and the request's id.

@@ -2,7 +2,7 @@
 
 use nexus_core::id::EcoId;
 use nexus_kit::{
-    convert::{plan_to_proto, timestamp},
+    convert::{datetime, plan_to_proto, timestamp},
     page,
     validate::Violations,
 };
@@ -92,9 +92,12 @@ pub(super) fn adjustment(request: pb::AdjustUsageRequest) -> Result<Adjustment, 
     v.require(is_plain, "reason", "must have no control characters");
     v.require(!request.request_id.is_empty(), "request_id", "is required");
     let request_id = v.optional_uuid("request_id", &request.request_id);
+    let period_time = request.period_time.as_ref().and_then(|at| v.take("period_time", datetime(at)));
+    let segment = request.segment.map(usize::try_from).transpose();
+    let segment = v.take("segment", segment.map_err(|_| "must be 0 or more")).flatten();
     let (Some(eco_id), Some(request_id)) = (eco_id, request_id) else { return Err(v) };
     v.finish()?;
-    Ok(Adjustment { eco_id, units, reason: request.reason, request_id })
+    Ok(Adjustment { eco_id, units, reason: request.reason, request_id, period_time, segment })
 }
 
 /// Which entries of the audit log are asked for.

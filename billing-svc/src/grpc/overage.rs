@@ -30,10 +30,10 @@ use crate::{
 /// Accounts that a run or a reconciliation may be limited to.
 pub(super) const MAX_ACCOUNTS: usize = 1_000;
 
-/// An account's overage for the wire. The current period is never settled: what is due is rounded down.
+/// An account's overage for the wire. What is due is rounded down, unless the period was settled before and goes on.
 pub(super) fn overage(facts: Facts, cap: Option<SpendCap>) -> Result<pb::GetOverageResponse, Error> {
     let overage = facts.overage()?;
-    let due = money::due(overage.exact, facts.currency.minor_unit(), false)?;
+    let due = facts.due()?;
     let billed = facts.ledger.billed;
     Ok(pb::GetOverageResponse {
         overage_count: overage.units,

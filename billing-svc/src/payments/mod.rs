@@ -9,6 +9,7 @@ pub mod subscriptions;
 
 use std::{collections::HashMap, time::Duration};
 
+use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use uuid::Uuid;
 
@@ -91,6 +92,8 @@ pub enum Place {
         goes_on: bool,
         /// Whether a settlement has made it.
         is_ours: bool,
+        /// When it was made.
+        created: DateTime<Utc>,
     },
     /// On an invoice that is final.
     Final,

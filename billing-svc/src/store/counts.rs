@@ -5,7 +5,7 @@ use futures::Stream;
 use nexus_core::period::MAX_EVENT_AGE;
 use sqlx::PgConnection;
 
-use crate::domain::{period::PeriodKey, reconciliation::Scope};
+use crate::domain::{books::RESOLVED_WITHIN, period::PeriodKey, reconciliation::Scope};
 
 /// A segment whose counts differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,12 +70,11 @@ pub fn events_counters<'a>(
 }
 
 /// Segments that a change of plan has closed, whose counters with their adjustments are not what they were closed with.
-#[tracing::instrument(name = "db.eco_usage_segments.differing", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn segments_counters(
-    db: &mut PgConnection,
-    scope: &Scope,
+pub fn segments_counters<'a>(
+    db: &'a mut PgConnection,
+    scope: &'a Scope,
     first_start: DateTime<Utc>,
-) -> sqlx::Result<Vec<SegmentCounts>> {
+) -> impl Stream<Item = sqlx::Result<SegmentCounts>> + 'a {
     sqlx::query_as!(
         SegmentCounts,
         r#"select g.eco_id, g.period_start, g.segment, g.recorded_units as "units!",
@@ -95,8 +94,7 @@ pub async fn segments_counters(
         scope.period_time,
         scope.accounts.as_deref() as Option<&[String]>,
     )
-    .fetch_all(db)
-    .await
+    .fetch(db)
 }
 
 /// What the summary says of a period.
@@ -112,6 +110,8 @@ pub struct Summary {
     pub settled: bool,
     /// Whether it is to be refreshed.
     pub queued: bool,
+    /// Whether its usage was corrected since the last daily run, perhaps.
+    pub just_adjusted: bool,
 }
 
 /// The periods in scope that have counters or a summary, in the order of their keys, after a key.
@@ -140,7 +140,10 @@ pub async fn summaries(
                order by 1, 2 limit $6)
            select k.eco_id as "eco_id!", k.period_start as "period_start!", r.api_calls as "api_calls?",
                   coalesce(r.billed_micros, 0) as "billed_micros!", r.settled_time is not null as "settled!",
-                  q.eco_id is not null as "queued!"
+                  q.eco_id is not null as "queued!",
+                  exists (select from eco_usage_adjustments a
+                          where a.eco_id = k.eco_id and a.period_start = k.period_start
+                            and a.created_time > now() - $7::interval) as "just_adjusted!"
            from keys k
            left join eco_usage_records r on r.eco_id = k.eco_id and r.period_start = k.period_start
            left join (select distinct eco_id, period_start from eco_usage_changes) q
@@ -152,6 +155,7 @@ pub async fn summaries(
         after.map(|key| key.eco_id.as_str()),
         after.map(|key| key.start),
         limit,
+        RESOLVED_WITHIN as _,
     )
     .fetch_all(db)
     .await?;
@@ -161,6 +165,7 @@ pub async fn summaries(
         billed_micros: row.billed_micros,
         settled: row.settled,
         queued: row.queued,
+        just_adjusted: row.just_adjusted,
     });
     Ok(rows.collect())
 }

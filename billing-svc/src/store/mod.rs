@@ -1,4 +1,4 @@
-//! The only SQL; one file a table, but four for the ledger. Every function takes a connection: the use case owns the transaction.
+//! The only SQL; one file a table, but five for the ledger. Every function takes a connection: the use case owns the transaction.
 
 pub mod account_figures;
 pub mod accounts;
@@ -14,11 +14,14 @@ pub mod ended_subscriptions;
 pub mod facts;
 pub mod identity;
 pub mod lease;
+pub mod ledger_repairs;
 pub mod mrr;
 pub mod notices;
 pub mod open_charges;
+pub mod parked;
 pub mod plan_requests;
 pub mod plans;
+pub mod rechecks;
 pub mod reconciliation_list;
 pub mod reconciliations;
 pub mod records;

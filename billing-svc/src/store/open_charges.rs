@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::domain::reconciliation::Scope;
 
-/// Customers on whom an account has such charges.
+/// Customers on whom an account has such charges: as many as it ever had, mostly one.
 #[tracing::instrument(name = "db.eco_overage_charges.open_customers", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn customers(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
@@ -93,16 +93,18 @@ pub async fn unlisted(db: &mut PgConnection, scope: &Scope, limit: i64) -> sqlx:
     .await
 }
 
-/// Invoices that items of the listing are on, and that it does not have itself.
+/// Invoices that items of the listing are on, and that it does not have itself, by their ids, after one of them.
 #[tracing::instrument(name = "db.eco_stripe_items.unlisted_invoices", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn unlisted_invoices(db: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+pub async fn unlisted_invoices(db: &mut PgConnection, after: &str, limit: i64) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
-        r#"select distinct i.invoice_id as "id!" from eco_stripe_items i
+        r#"select distinct i.invoice_id collate "C" as "id!" from eco_stripe_items i
            join eco_overage_charges h on h.stripe_invoice_item_id = i.item_id
                and h.status = 'succeeded' and h.invoiced_time is null
-           where i.invoice_id is not null
+           where i.invoice_id collate "C" > $1
              and not exists (select from eco_stripe_invoices v where v.invoice_id = i.invoice_id)
-           order by 1"#
+           order by 1 limit $2"#,
+        after,
+        limit,
     )
     .fetch_all(db)
     .await

@@ -1,11 +1,7 @@
 //! `eco_usage_records`: the summary per account and period.
 
 use chrono::{DateTime, Utc};
-use nexus_core::{
-    money::{Micros, OutOfRange},
-    period::SETTLEMENT_GRACE,
-    plan::Plan,
-};
+use nexus_core::{id::EcoId, money::Micros, period::SETTLEMENT_GRACE, plan::Plan};
 use sqlx::PgConnection;
 
 use super::unknown_word;
@@ -21,7 +17,7 @@ use crate::domain::{
 pub async fn upsert(db: &mut PgConnection, facts: &[Facts]) -> sqlx::Result<()> {
     let mut columns = Columns::default();
     for fact in facts {
-        columns.push(fact).map_err(unknown_word)?;
+        columns.push(fact);
     }
     sqlx::query!(
         "insert into eco_usage_records as r
@@ -74,8 +70,8 @@ struct Columns {
 }
 
 impl Columns {
-    fn push(&mut self, facts: &Facts) -> Result<(), OutOfRange> {
-        let overage = facts.overage()?;
+    fn push(&mut self, facts: &Facts) {
+        let overage = facts.overage_of_summary();
         self.eco_ids.push(facts.eco_id.clone());
         self.starts.push(facts.period.start);
         self.ends.push(facts.period.end);
@@ -86,7 +82,6 @@ impl Columns {
         self.overage_units.push(overage.units);
         self.overage_micros.push(overage.exact.0);
         self.last_event_times.push(facts.last_event_time);
-        Ok(())
     }
 }
 
@@ -118,8 +113,8 @@ fn columns_of(keys: &[PeriodKey]) -> (Vec<&str>, Vec<DateTime<Utc>>) {
 }
 
 /// Periods that are neither settled nor parked (a period parked for want of a customer comes back once
-/// there is one, for want of a price likewise), or that have a charge in doubt; by account and in order, after an
-/// account.
+/// there is one, for want of a price likewise, and one that cost too much once it can be counted), or that have a charge
+/// in doubt; by account and in order, after an account.
 #[tracing::instrument(name = "db.eco_usage_records.candidates", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn candidates(
     db: &mut PgConnection,
@@ -140,6 +135,7 @@ pub async fn candidates(
              and (r.parked_reason is null
                   or exists (select from eco_overage_charges h where h.eco_id = r.eco_id
                              and h.period_start = r.period_start and h.status = 'pending')
+                  or (r.parked_reason = $7 and (r.overage_micros > 0 or r.overage_units = 0))
                   or (r.parked_reason = $3 and i.stripe_customer_id is not null)
                   or (r.parked_reason = $4
                       and exists (select from eco_plan_prices p where p.plan = r.plan
@@ -152,6 +148,7 @@ pub async fn candidates(
         ParkReason::NoPriceInCurrency.as_str(),
         after,
         limit,
+        ParkReason::AmountOutOfRange.as_str(),
     )
     .fetch_all(db)
     .await?;
@@ -209,6 +206,24 @@ pub async fn settle_early(db: &mut PgConnection, eco_id: &str, ended: DateTime<U
     Ok(())
 }
 
+/// Start of an account's period that contains an instant, if anything was counted in it.
+#[tracing::instrument(name = "db.eco_usage_records.period_at", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn period_at(
+    db: &mut PgConnection,
+    eco_id: &EcoId,
+    at: DateTime<Utc>,
+) -> sqlx::Result<Option<DateTime<Utc>>> {
+    sqlx::query_scalar!(
+        "select period_start from eco_usage_records
+         where eco_id = $1 and period_start <= $2 and period_end > $2
+         order by period_start desc limit 1",
+        eco_id.as_str(),
+        at,
+    )
+    .fetch_optional(db)
+    .await
+}
+
 /// Marks a period as settled for good.
 #[tracing::instrument(name = "db.eco_usage_records.settle", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn settle(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<()> {
@@ -262,11 +277,12 @@ pub async fn park(
 pub async fn unpark_refused(db: &mut PgConnection, key: &PeriodKey) -> sqlx::Result<bool> {
     let done = sqlx::query!(
         "update eco_usage_records set parked_reason = null, parked_time = null, parked_message = null
-         where eco_id = $1 and period_start = $2 and parked_reason not in ($3, $4)",
+         where eco_id = $1 and period_start = $2 and parked_reason not in ($3, $4, $5)",
         key.eco_id,
         key.start,
         ParkReason::NoStripeCustomer.as_str(),
         ParkReason::NoPriceInCurrency.as_str(),
+        ParkReason::AmountOutOfRange.as_str(),
     )
     .execute(db)
     .await?;

@@ -1,10 +1,14 @@
-//! `eco_usage_segments`: the segments that changes of plan have ended. Rows are never altered.
+//! `eco_usage_segments`: the segments that changes of plan have ended. Only a correction of usage alters their counts.
 
 use chrono::{DateTime, Utc};
 use nexus_core::id::EcoId;
 use sqlx::PgConnection;
 
-use crate::domain::{of_a_day::OfADay, overage::Facts};
+use crate::domain::{
+    of_a_day::OfADay,
+    overage::{ClosedSegment, Facts},
+    period::PeriodKey,
+};
 
 /// Closes the open segment of a period with what the facts say of it.
 #[tracing::instrument(name = "db.eco_usage_segments.close", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
@@ -21,6 +25,38 @@ pub async fn close(db: &mut PgConnection, facts: &Facts, now: DateTime<Utc>) -> 
         now,
         facts.open_units,
         facts.open_overage(),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Gives the closed segments of a period other counts, and what has accrued in the period with them.
+#[tracing::instrument(name = "db.eco_usage_segments.correct", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn correct(db: &mut PgConnection, key: &PeriodKey, closed: &[ClosedSegment]) -> sqlx::Result<()> {
+    let units: Vec<i64> = closed.iter().map(|segment| segment.units).collect();
+    let overage_units: Vec<i64> = closed.iter().map(|segment| segment.overage_units).collect();
+    sqlx::query!(
+        "with corrected as (
+             select k.segment - 1 as segment, k.recorded_units, k.overage_units
+             from unnest($3::bigint[], $4::bigint[]) with ordinality as k (recorded_units, overage_units, segment)),
+         before as (
+             select coalesce(sum(overage_units), 0)::bigint as overage_units from eco_usage_segments
+             where eco_id = $1 and period_start = $2),
+         written as (
+             update eco_usage_segments g
+             set recorded_units = c.recorded_units, overage_units = c.overage_units
+             from corrected c
+             where g.eco_id = $1 and g.period_start = $2 and g.segment = c.segment)
+         update eco_usage_records r
+         set overage_units = greatest(r.overage_units - b.overage_units
+                                      + (select coalesce(sum(c.overage_units), 0)::bigint from corrected c), 0)
+         from before b
+         where r.eco_id = $1 and r.period_start = $2",
+        key.eco_id,
+        key.start,
+        &units,
+        &overage_units,
     )
     .execute(db)
     .await?;

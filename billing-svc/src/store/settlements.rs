@@ -84,8 +84,8 @@ pub async fn stranded(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Vec<S
     .await
 }
 
-/// Accounts with a subscription that is to be cleared, a settlement that is not finished, or charges that no invoice
-/// takes any more, by their ids, after one of them.
+/// Accounts with a subscription that is to be cleared, a settlement that is not finished, charges that no invoice takes
+/// any more, or that are being taken back, by their ids, after one of them.
 #[tracing::instrument(name = "db.eco_settlements.accounts", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn accounts(
     db: &mut PgConnection,
@@ -99,7 +99,10 @@ pub async fn accounts(
                union
                select x.eco_id from eco_settlements x where x.finished_time is null
                union
-               select h.eco_id from eco_stranded_charges h) u
+               select h.eco_id from eco_stranded_charges h
+               union
+               select h.eco_id from eco_overage_charges h
+               where h.take_back_time is not null and h.status = 'succeeded') u
            where ($1::text[] is null or u.eco_id = any ($1)) and u.eco_id collate "C" > $2
            order by u.eco_id collate "C"
            limit $3"#,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::unknown_word;
 use crate::domain::{
-    books::{BookInvoice, BookItem, LedgerRow, charge_of, period_of},
+    books::{BookInvoice, BookItem, LedgerRow, RESOLVED_WITHIN, charge_of, period_of},
     reconciliation::Scope,
 };
 
@@ -99,8 +99,9 @@ pub async fn last_written(db: &mut PgConnection) -> sqlx::Result<Option<DateTime
     sqlx::query_scalar!("select max(created_time) from eco_overage_charges").fetch_one(db).await
 }
 
-/// Charges of which ledger and listing do not say the same, in the order of their ids, after one. What the ledger
-/// had before `known_before` must be in a listing that began with items made at `listed_from`.
+/// Charges of which ledger and listing do not say the same, and those that runs should have resolved long ago, in the
+/// order of their ids. What the ledger had before `known_before` must be in a listing that began with items made at
+/// `listed_from`.
 #[tracing::instrument(name = "db.eco_stripe_items.suspects", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn suspects(
     db: &mut PgConnection,
@@ -108,6 +109,7 @@ pub async fn suspects(
     first_start: DateTime<Utc>,
     listed_from: Option<DateTime<Utc>>,
     known_before: DateTime<Utc>,
+    limit: i64,
 ) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
         r#"select charge_id as "charge_id!" from (
@@ -129,13 +131,26 @@ pub async fn suspects(
                  and h.period_start >= $1 and ($2::timestamptz is null or h.period_start <= $2 and h.period_end > $2)
                  and ($3::text[] is null or h.eco_id = any ($3))
                  and ($4::timestamptz is null or h.created_time >= $4)
-                 and not exists (select from eco_stripe_items i where i.item_id = h.stripe_invoice_item_id)) s
-           order by 1"#,
+                 and not exists (select from eco_stripe_items i where i.item_id = h.stripe_invoice_item_id)
+               union
+               select h.charge_id from eco_overage_charges h
+               where h.status = 'pending' and ($3::text[] is null or h.eco_id = any ($3))
+                 and ($2::timestamptz is null or h.period_start <= $2 and h.period_end > $2)
+                 and (select min(a.created_time) from eco_overage_charges a where a.charge_id = h.charge_id)
+                     <= $5 - $6::interval
+               union
+               select h.charge_id from eco_overage_charges h
+               where h.status = 'succeeded' and h.take_back_time <= $5 - $6::interval
+                 and ($3::text[] is null or h.eco_id = any ($3))
+                 and ($2::timestamptz is null or h.period_start <= $2 and h.period_end > $2)) s
+           order by 1 limit $7"#,
         first_start,
         scope.period_time,
         scope.accounts.as_deref() as Option<&[String]>,
         listed_from,
         known_before,
+        RESOLVED_WITHIN as _,
+        limit,
     )
     .fetch_all(db)
     .await
@@ -150,7 +165,8 @@ pub async fn attempts(
     let rows = sqlx::query!(
         r#"select charge_id, attempt, eco_id, period_start, period_end, amount_micros, amount_minor, currency_code,
                   payload ->> 'customer' as "customer!", payload ->> 'description' as "description!",
-                  payload -> 'metadata' ->> 'overage_calls' as calls, status, stripe_invoice_item_id, recheck_time
+                  payload -> 'metadata' ->> 'overage_calls' as calls, status, stripe_invoice_item_id, recheck_time,
+                  created_time, take_back_time, invoiced_time is not null as "is_invoiced!"
            from eco_overage_charges where charge_id = any ($1) order by charge_id, attempt"#,
         charges,
     )
@@ -171,6 +187,9 @@ pub async fn attempts(
             status: row.status.parse().map_err(unknown_word)?,
             item_id: row.stripe_invoice_item_id,
             recheck_time: row.recheck_time,
+            created: row.created_time,
+            take_back_time: row.take_back_time,
+            is_invoiced: row.is_invoiced,
         });
     }
     Ok(found)

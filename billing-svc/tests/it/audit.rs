@@ -77,6 +77,7 @@ async fn each_change_is_there_with_whoever_made_it() -> Result<()> {
         delta_count: 7,
         reason: "lost by a proxy".to_owned(),
         request_id: "00000000-0000-4000-8000-000000000001".to_owned(),
+        ..Default::default()
     };
     billing.client.clone().adjust_usage(user(settings::ADMIN)?.request(adjust)).await?;
     let [(actor, action, before, after)] = &of(&billing, "eco_a", "usage_adjustment").await?[..] else {

@@ -81,6 +81,11 @@ impl World {
     }
 
     async fn with(unreliable: Value, proration: Proration) -> Result<Self> {
+        Self::begun(TimeDelta::hours(1), unreliable, proration).await
+    }
+
+    /// Its subscription began a month and so long ago.
+    async fn begun(ago: TimeDelta, unreliable: Value, proration: Proration) -> Result<Self> {
         let (db, sim) = (TestDb::new().await?, Sim::start().await?);
         let mut config = config(&db, &sim.base);
         config.stripe.stripe_proration = proration;
@@ -88,8 +93,7 @@ impl World {
         let gateway = Gateway::start(&billing).await?;
         sim.admin("/webhooks", json!({ "url": gateway.url, "secret": WEBHOOK_SECRET })).await?;
         sim.admin("/webhooks/unreliable", unreliable).await?;
-        let start =
-            (Utc::now() - TimeDelta::hours(1) - Months::new(1)).duration_trunc(TimeDelta::seconds(1))?;
+        let start = (Utc::now() - ago - Months::new(1)).duration_trunc(TimeDelta::seconds(1))?;
         let clock =
             sim.create("test_helpers/test_clocks", &format!("frozen_time={}", start.timestamp())).await?;
         let customer = sim.create("customers", &format!("test_clock={clock}&metadata[eco_id]=eco_a")).await?;
@@ -253,6 +257,46 @@ async fn a_draft_that_goes_on_after_its_subscription_keeps_our_charges() -> Resu
     let items = world.sim.items().await?;
     let amounts: Vec<_> = items.iter().filter_map(|item| item["amount"].as_i64()).collect();
     assert_eq!((amounts, world.sim.made_invoices().await?.len()), (vec![100, 401], 0));
+    world.billing.stop().await
+}
+
+/// Nobody finalises the draft, also not when collection goes on: a subscription that is unpaid leaves its drafts so, too.
+#[tokio::test]
+async fn what_a_draft_of_a_paused_subscription_has_taken_is_on_the_next_invoice() -> Result<()> {
+    let world = World::begun(TimeDelta::days(3), json!({}), Proration::None).await?;
+    let subscribed = world.sim.get(&format!("subscriptions/{}", world.subscription)).await?;
+    let end = subscribed["items"]["data"][0]["current_period_end"].as_i64().context("an end")?;
+    record_at(&world.db, "eco_a", world.start, 101_000).await?;
+    assert_eq!(world.billing.run_all().await?.charged_count, 1);
+    record_at(&world.db, "eco_a", world.start, 4_010).await?;
+    let path = format!("subscriptions/{}", world.subscription);
+    world.sim.create(&path, "pause_collection[behavior]=keep_as_draft").await?;
+    world.advance(end).await?;
+    let draft = world.newest_invoice().await?;
+    assert_eq!((&draft["status"], &draft["auto_advance"]), (&json!("draft"), &json!(false)));
+    // Nothing more is put on it.
+    assert_eq!(lines(&draft)?, [(100, Some("1000".to_owned())), (4_900, None)]);
+    world.sim.create(&path, "pause_collection=").await?;
+    world.tell().await?;
+
+    // Rounded for good, for its grace is over; what was charged in it was charged then.
+    let then = "update eco_overage_charges set finished_time = finished_time - interval '1 month 3 days'";
+    sqlx::query(then).execute(&world.db.pool).await?;
+    let run = world.billing.run_all().await?;
+    assert_eq!(run.errors.len(), 0, "{run:?}");
+    let id = draft["id"].as_str().context("an id")?;
+    assert_eq!(lines(&world.sim.get(&format!("invoices/{id}")).await?)?, [(4_900, None)]);
+    let items = world.sim.items().await?;
+    let amounts: i64 = items.iter().filter_map(|item| item["amount"].as_i64()).sum();
+    assert_eq!((amounts, world.uncollected().await?), (501, items.len()));
+    assert_eq!(world.billing.run_all().await?.charged_count, 0);
+
+    let next = DateTime::from_timestamp(end, 0).context("a time")? + Months::new(1);
+    world.advance(next.timestamp()).await?;
+    world.advance(next.timestamp() + 3_601).await?;
+    let paid = world.newest_invoice().await?;
+    assert_eq!((&paid["status"], &paid["amount_paid"]), (&json!("paid"), &json!(5_401)));
+    assert_eq!(world.uncollected().await?, 0);
     world.billing.stop().await
 }
 

@@ -9,7 +9,7 @@ use nexus_testkit::{db::TestDb, seed};
 use serde_json::{Value, json};
 
 use crate::{
-    settlements::{end_subscription, period_before},
+    settlement_world::{end_subscription, period_before},
     support::{Billing, NONE_WAITS, Sim, anchor, event, manager, record, record_at, until},
 };
 
@@ -232,6 +232,8 @@ async fn a_period_that_was_rounded_and_goes_on_gives_no_cent_back() -> Result<()
     billing.run_all().await?;
     assert_eq!(sim.amounts().await?, [1, 1]);
     assert_eq!(sim.open_amounts().await?, [0; 0]);
+    let shown = billing.overage("eco_a").await?;
+    assert_eq!((shown.due_micros, shown.billed_micros, shown.invoiced), (20_000, 20_000, true));
     billing.stop().await
 }
 

@@ -1,8 +1,9 @@
 //! Corrections of usage, what charges follow from, and charges that are attempted again.
 
 use anyhow::{Context, Result, ensure};
+use chrono::{TimeDelta, Utc};
 use nexus_billing::store::lease;
-use nexus_kit::status;
+use nexus_kit::{convert::timestamp, status};
 use nexus_proto::{
     billing::v1::{
         AdjustUsageRequest, ChangePlanRequest, Charge, ChargeStatus, ExplainChargeRequest,
@@ -14,7 +15,10 @@ use nexus_testkit::{db::TestDb, settings};
 use serde_json::json;
 use tonic::{Code, Status};
 
-use crate::support::{Billing, Sim, fields, record, runner, user};
+use crate::{
+    settlement_world::{invoices, period_before},
+    support::{Billing, Sim, fields, meter, record, record_at, runner, user},
+};
 
 fn adjustment(delta: i64, request: u8) -> AdjustUsageRequest {
     AdjustUsageRequest {
@@ -22,6 +26,7 @@ fn adjustment(delta: i64, request: u8) -> AdjustUsageRequest {
         delta_count: delta,
         reason: "counted twice by the proxy".to_owned(),
         request_id: format!("00000000-0000-4000-8000-0000000000{request:02}"),
+        ..Default::default()
     }
 }
 
@@ -256,6 +261,114 @@ async fn a_refused_charge_is_attempted_again_once_it_is_told_to() -> Result<()> 
         let again = billing.client.clone().retry_charge(runner()?.request(retry(charge, ""))).await;
         let Err(refused) = again else { anyhow::bail!("not refused") };
         assert_eq!(status::reason(&refused), "CHARGE_NOT_PARKED");
+    }
+    Ok(())
+}
+
+/// Of a period that was settled and paid for.
+#[tokio::test]
+async fn a_charge_too_high_of_a_period_that_is_over_becomes_a_credit() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = Billing::start(&db, &sim.base).await?;
+    sim.pro(&db, "eco_a").await?;
+    sqlx::query("update eco_subscriptions set anchor_time = now() - interval '2 days'")
+        .execute(&db.pool)
+        .await?;
+    let before = period_before(&db).await?;
+    record_at(&db, "eco_a", before, 105_015).await?;
+    billing.run_all().await?;
+    assert_eq!(sim.amounts().await?, [502], "rounded for good");
+    assert_eq!(invoices(&sim).await?, [("open".to_owned(), vec![502])]);
+    let settled = "select count(*) from eco_usage_records where settled_time is not null";
+    assert_eq!(sqlx::query_scalar::<_, i64>(settled).fetch_one(&db.pool).await?, 1);
+
+    let period_time = Some(timestamp(before + TimeDelta::days(3)));
+    let of_before = |delta, request| AdjustUsageRequest { period_time, ..adjustment(delta, request) };
+    assert_eq!(adjust(&billing, of_before(-3_000, 1)).await??, 102_015);
+    assert_eq!(adjust(&billing, of_before(-3_000, 1)).await??, 102_015);
+    let Err(other) = adjust(
+        &billing,
+        AdjustUsageRequest { period_time: Some(timestamp(Utc::now())), ..adjustment(-3_000, 1) },
+    )
+    .await?
+    else {
+        anyhow::bail!("not refused")
+    };
+    assert_eq!(fields(&other), ["request_id"]);
+    ensure!(!billing.differences(false).await?.iter().any(|(_, kind)| kind == "SETTLEMENT_OVERDUE"));
+    assert_eq!(billing.run_all().await?.charged_count, 1);
+    assert_eq!(sim.amounts().await?, [502, -300]);
+    assert_eq!(sqlx::query_scalar::<_, i64>(settled).fetch_one(&db.pool).await?, 1);
+    assert_eq!(billing.overage("eco_a").await?.overage_count, 0, "of the current one nothing");
+
+    let Err(refused) = adjust(&billing, of_before(-102_016, 2)).await? else { anyhow::bail!("not refused") };
+    assert_eq!(status::reason(&refused), "USAGE_BELOW_ZERO");
+    let long_ago = Some(timestamp(Utc::now() - TimeDelta::days(900)));
+    let unknown = AdjustUsageRequest { period_time: long_ago, ..adjustment(-1, 3) };
+    let Err(refused) = adjust(&billing, unknown).await? else { anyhow::bail!("not refused") };
+    assert_eq!((refused.code(), fields(&refused)), (Code::InvalidArgument, vec!["period_time".to_owned()]));
+    billing.stop().await
+}
+
+#[tokio::test]
+async fn a_charge_too_high_of_a_closed_segment_becomes_a_credit_whether_or_not_the_plan_is_granted_now()
+-> Result<()> {
+    for lapsed in [false, true] {
+        let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+        let billing = Billing::start(&db, &sim.base).await?;
+        sim.pro(&db, "eco_a").await?;
+        meter(&db, "eco_a", 105_000).await?;
+        billing.run_all().await?;
+        for plan in [Plan::Enterprise, Plan::Pro] {
+            let change = ChangePlanRequest {
+                eco_id: "eco_a".to_owned(),
+                plan: plan.into(),
+                apply_now: true,
+                ..Default::default()
+            };
+            billing.change(change).await??;
+        }
+        sqlx::query("select increment_api_calls(array['eco_a'], array[period_start], array[2], 1::smallint, array[1000::bigint],
+                            array[1000::bigint], array[0::bigint], array[now()]) from eco_usage_records")
+            .execute(&db.pool)
+            .await?;
+        billing.run_all().await?;
+        assert_eq!(sim.amounts().await?, [500, 100]);
+        if lapsed {
+            sqlx::query("update eco_subscriptions set status = 'unpaid'").execute(&db.pool).await?;
+        }
+        let in_segment = |segment, delta, request| AdjustUsageRequest {
+            segment: Some(segment),
+            ..adjustment(delta, request)
+        };
+        // A thousand calls of the third segment are within what is included then, but for those that a lapsed plan keeps.
+        assert_eq!(adjust(&billing, in_segment(0, -5_500, 1)).await??, 100_500);
+        let counts: Vec<(i64, i64)> =
+            sqlx::query_as("select recorded_units, overage_units from eco_usage_segments order by segment")
+                .fetch_all(&db.pool)
+                .await?;
+        assert_eq!(counts, [(99_500, 0), (0, 0)]);
+        let owed = if lapsed { 1_000 } else { 500 };
+        assert_eq!(billing.overage("eco_a").await?.overage_count, owed);
+        assert_eq!(billing.run_all().await?.charged_count, 1);
+        assert_eq!(sim.amounts().await?, [500, 100, owed / 10 - 600]);
+        let found = billing.differences(false).await?;
+        ensure!(!found.iter().any(|(_, kind)| kind != "EVENTS_COUNTERS_DIFFER"), "{found:?}");
+
+        let Err(refused) = adjust(&billing, in_segment(0, -99_501, 2)).await? else {
+            anyhow::bail!("not refused")
+        };
+        assert_eq!(status::reason(&refused), "USAGE_BELOW_ZERO");
+        for segment in [3, -1] {
+            let Err(refused) = adjust(&billing, in_segment(segment, 1, 3)).await? else {
+                anyhow::bail!("not refused")
+            };
+            assert_eq!(
+                (refused.code(), fields(&refused)),
+                (Code::InvalidArgument, vec!["segment".to_owned()])
+            );
+        }
+        billing.stop().await?;
     }
     Ok(())
 }

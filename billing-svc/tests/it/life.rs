@@ -76,6 +76,7 @@ fn stand(memory: &MemorySubscriptions, now: DateTime<Utc>, happened: usize) {
         id: "in_1".to_owned(),
         subscription: Some("sub_1".to_owned()),
         is_draft: false,
+        goes_on: true,
         is_of_cycle: true,
         period_end: created,
     };
@@ -224,7 +225,7 @@ async fn orders_that_begin_with(first: usize) -> Result<()> {
     .await?;
     let memory = Arc::new(MemorySubscriptions::default());
     let pace = Arc::new(Pace::new(NonZeroU32::MAX));
-    let life = Life { context: Context { subscriptions: memory.clone(), pace }, memory, now, anchor };
+    let life = Life { context: Context::new(memory.clone(), pace, 4), memory, now, anchor };
     // As a superuser, who may count calls as well.
     let mut connection = db::acquire(&database.pool).await?;
     let mut transaction = connection.begin().await?;

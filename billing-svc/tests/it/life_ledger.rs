@@ -31,7 +31,7 @@ use nexus_kit::db;
 use nexus_testkit::{db::TestDb, seed};
 
 use crate::{
-    memory::Memory, memory_subscriptions::MemorySubscriptions, settlements::charging, support::record,
+    memory::Memory, memory_subscriptions::MemorySubscriptions, settlement_world::charging, support::record,
 };
 
 /// In the order in which they happen. The draft is of the first subscription, which is ended at once while it is one.
@@ -106,6 +106,7 @@ impl Life<'_> {
                     id: self.invoice_id.clone(),
                     subscription: Some(self.id(1)),
                     is_draft: true,
+                    goes_on: true,
                     is_of_cycle: true,
                     period_end: self.now,
                 };
@@ -250,7 +251,7 @@ async fn orders_that_begin_with(first: usize) -> Result<()> {
                 db: &database,
                 charging: charging.clone(),
                 memory: memory.clone(),
-                context: Context { subscriptions: subscriptions.clone(), pace },
+                context: Context::new(subscriptions.clone(), pace, 4),
                 subscriptions: subscriptions.clone(),
                 draft,
                 eco_id: format!("eco_{draft:?}_{number}"),

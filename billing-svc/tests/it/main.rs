@@ -2,6 +2,7 @@
 
 mod account_figures;
 mod accounts;
+mod altered;
 mod at_stripe;
 mod audit;
 mod books;
@@ -24,6 +25,7 @@ mod memory_subscriptions;
 mod operators;
 mod outgoing;
 mod overage;
+mod parked;
 mod payments;
 mod plans;
 mod process_overage;
@@ -39,6 +41,7 @@ mod sale_requests;
 mod sales;
 mod sales_world;
 mod selling;
+mod settlement_world;
 mod settlements;
 mod spend_cap;
 mod stranded;

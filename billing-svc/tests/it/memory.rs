@@ -8,6 +8,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::{FutureExt, future::BoxFuture};
 use nexus_billing::{
     domain::{
@@ -72,6 +73,7 @@ struct Invoice {
     is_draft: bool,
     /// Whether it is finalised by itself.
     goes_on: bool,
+    created: DateTime<Utc>,
 }
 
 /// What is asked for, to be compared with what a key was used for.
@@ -115,13 +117,26 @@ impl Memory {
             description: String::new(),
             metadata: BTreeMap::new(),
         };
-        state.invoices.push(Invoice { id: id.clone(), invoice, is_draft: true, goes_on });
+        state.invoices.push(Invoice {
+            id: id.clone(),
+            invoice,
+            is_draft: true,
+            goes_on,
+            created: Utc::now(),
+        });
         for item in &mut state.items {
             if item.item.customer == customer && item.invoice.is_none() {
                 item.invoice = Some(id.clone());
             }
         }
         id
+    }
+
+    /// Makes all invoices so much older.
+    pub(crate) fn age_invoices(&self, by: TimeDelta) {
+        for invoice in &mut self.state().invoices {
+            invoice.created -= by;
+        }
     }
 
     /// Lets the next call that changes something go wrong.
@@ -244,10 +259,11 @@ impl State {
     fn place(&self, invoice_id: Option<&str>) -> Place {
         let Some(id) = invoice_id else { return Place::Pending };
         match self.invoices.iter().find(|invoice| invoice.id == id) {
-            Some(Invoice { invoice, is_draft: true, goes_on, .. }) => Place::Draft {
+            Some(Invoice { invoice, is_draft: true, goes_on, created, .. }) => Place::Draft {
                 subscription: invoice.subscription.clone(),
                 goes_on: *goes_on,
                 is_ours: invoice.metadata.contains_key(SETTLEMENT_ID),
+                created: *created,
             },
             _ => Place::Final,
         }
@@ -279,7 +295,14 @@ impl State {
             Change::Invoice(invoice) => {
                 let id = self.next_id("in");
                 let invoice = invoice.clone();
-                self.invoices.push(Invoice { id: id.clone(), invoice, is_draft: true, goes_on: false });
+                let created = Utc::now();
+                self.invoices.push(Invoice {
+                    id: id.clone(),
+                    invoice,
+                    is_draft: true,
+                    goes_on: false,
+                    created,
+                });
                 id
             }
             Change::Add { invoice_id, item_ids } => {

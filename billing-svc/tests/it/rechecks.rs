@@ -267,3 +267,27 @@ async fn what_is_taken_back_while_it_is_listed_stays_out_of_the_ledger() -> Resu
     world.has_recheck(false).await?;
     world.billing.stop().await
 }
+
+/// While it is listed, somebody asks for it to be looked at again: what came since may not be in the list.
+#[tokio::test]
+async fn a_recheck_that_is_asked_for_while_one_is_under_way_is_not_lost() -> Result<()> {
+    let world = World::new().await?;
+    world.late().await?;
+    world.ten_minutes_later().await?;
+    world.billing.run_all().await?;
+    world.has_recheck(false).await?;
+    world.sql("update eco_overage_charges set recheck_time = now() where status = 'superseded'").await?;
+    let hold = json!({ "method": "GET", "path": "/v1/invoiceitems", "hold": true });
+    world.sim.admin("/faults", hold).await?;
+    let call = begin(&world.billing);
+    world.sim.read("/held").await?;
+    world.sql("update eco_overage_charges set recheck_time = now() where recheck_time is not null").await?;
+    world.release().await?;
+    let run = call.await??;
+    assert_eq!((run.processed_count, run.errors.len()), (1, 0));
+    world.has_recheck(true).await?;
+    assert_eq!(world.billing.run_all().await?.processed_count, 1);
+    world.has_recheck(false).await?;
+    world.agrees(10).await?;
+    world.billing.stop().await
+}

@@ -17,18 +17,18 @@ use tonic::Code;
 
 use crate::support::{Billing, Sim, anchor, fields, meter, record, runner, user};
 
-async fn sql(db: &TestDb, statement: &str) -> Result<()> {
+pub(crate) async fn sql(db: &TestDb, statement: &str) -> Result<()> {
     let done = sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&db.pool).await?;
     ensure!(done.rows_affected() > 0, "nothing changed: {statement}");
     Ok(())
 }
 
-fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+pub(crate) fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
     expected.iter().map(|(eco_id, kind)| ((*eco_id).to_owned(), (*kind).to_owned())).collect()
 }
 
 /// Accounts that used 100 units beyond what is included, and were charged for them.
-async fn charged(db: &TestDb, sim: &Sim, accounts: &[&str]) -> Result<Billing> {
+pub(crate) async fn charged(db: &TestDb, sim: &Sim, accounts: &[&str]) -> Result<Billing> {
     for eco_id in accounts {
         sim.pro(db, eco_id).await?;
         meter(db, eco_id, 100_100).await?;
@@ -164,6 +164,7 @@ async fn corrections_of_usage_raise_no_alarm_and_count_with_their_segment() -> R
         delta_count: -60,
         reason: "counted twice".to_owned(),
         request_id: "00000000-0000-4000-8000-000000000001".to_owned(),
+        ..Default::default()
     };
     billing.client.clone().adjust_usage(user(settings::ADMIN)?.request(adjust)).await?;
     ensure!(billing.run_all().await?.charged_count == 1);

@@ -53,7 +53,7 @@ impl World {
         seed::account(&db.pool, "eco_a", Plan::Free, anchor()).await?;
         let pace = Arc::new(Pace::new(NonZeroU32::new(10_000).context("not zero")?));
         let pool = db::pool(&db.args(), Role::Billing)?;
-        let events = stripe_events::Context { subscriptions: memory.clone(), pace };
+        let events = stripe_events::Context::new(memory.clone(), pace, 4);
         let sales = Sales::new(pool, memory.clone(), events, Pages::of("https://example.com/billing"));
         Ok(Self { db, memory, sales, eco_id: EcoId::parse("eco_a")? })
     }

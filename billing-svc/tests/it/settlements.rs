@@ -1,59 +1,28 @@
 //! Draft settlement, and what is owed after a subscription at Stripe has ended.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chrono::{DateTime, TimeDelta, Utc};
 use nexus_billing::{
     app::{
         clear_ended::{self, Standing},
         collect,
-        process_overage::{ChargeContext, Engine, charge_account},
         settle_draft::{self, Draft},
     },
-    domain::{charge::InvoiceItem, period::PeriodKey},
-    payments::{Payments, pace::Pace, stripe::Stripe},
+    domain::charge::InvoiceItem,
 };
 use nexus_core::plan::Plan;
-use nexus_kit::db::{self, Role};
 use nexus_testkit::{db::TestDb, seed};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
-    memory::{Fault, Memory},
-    support::{Billing, Sim, anchor, config, record, record_at},
+    memory::Fault,
+    settlement_world::{
+        Subscribed, charging, clear, end_subscription, invoices, owing_a_dollar, period_before, stripe,
+        subscribed,
+    },
+    support::{Billing, Sim, anchor, record, record_at},
 };
-
-pub(crate) fn charging(db: &TestDb, payments: Arc<dyn Payments>) -> Result<ChargeContext> {
-    let pool = db::pool(&db.args(), Role::Billing)?;
-    let rate = NonZeroU32::new(100_000).context("not zero")?;
-    Ok(Engine::new(pool, payments, Pace::new(rate), 2, CancellationToken::new()).outside_runs())
-}
-
-pub(crate) fn stripe(db: &TestDb, sim: &Sim) -> Result<ChargeContext> {
-    charging(db, Arc::new(Stripe::new(&config(db, &sim.base).stripe)?))
-}
-
-/// A pro account with a subscription at Stripe, whose period before the current one ended an hour ago.
-pub(crate) async fn subscribed(db: &TestDb, sim: &Sim) -> Result<(String, String, DateTime<Utc>)> {
-    let customer = sim.customer().await?;
-    let subscription = sim.subscription(&customer).await?;
-    // Four years ago every month had the days that it has now. An anchor in a shorter month, as is the one before on a
-    // 31st, would be cut to its last day, and the period would have ended more than a day ago: past its grace.
-    let first = Utc::now() - TimeDelta::hours(1) - chrono::Months::new(48);
-    seed::account(&db.pool, "eco_a", Plan::Pro, first).await?;
-    seed::stripe_ids(&db.pool, "eco_a", &customer, Some(&subscription)).await?;
-    let current = "select nexus_period_start(anchor_time, now()) from eco_subscriptions";
-    Ok((customer, subscription, sqlx::query_scalar(current).fetch_one(&db.pool).await?))
-}
-
-pub(crate) async fn period_before(db: &TestDb) -> Result<DateTime<Utc>> {
-    let start =
-        "select nexus_period_start(anchor_time, nexus_period_start(anchor_time, now()) - interval '1 second')
-        from eco_subscriptions";
-    Ok(sqlx::query_scalar(start).fetch_one(&db.pool).await?)
-}
 
 #[tokio::test]
 async fn a_draft_gets_what_its_period_owes_and_what_comes_later_is_on_the_next_invoice() -> Result<()> {
@@ -96,47 +65,6 @@ async fn a_draft_gets_what_its_period_owes_and_what_comes_later_is_on_the_next_i
             .await?;
     assert_eq!(attempts, [(1, "superseded".to_owned()), (2, "succeeded".to_owned())]);
     Ok(())
-}
-
-/// Clears what has ended of `eco_a`.
-pub(crate) async fn clear(context: &ChargeContext) -> Result<()> {
-    let (standing, result) = clear_ended::run(context, "eco_a").await?;
-    ensure!(standing == Standing::Clear && result.error.is_none(), "{standing:?} {result:?}");
-    Ok(())
-}
-
-/// Ends the subscription of `eco_a` in our tables, as its event does: its period is cut, and the account goes on for free.
-pub(crate) async fn end_subscription(db: &TestDb, overage_units: i64) -> Result<()> {
-    let mut transaction = db::begin(&db.pool).await?;
-    for statement in [
-        "insert into eco_usage_segments
-             (eco_id, period_start, segment, plan, plan_version, closed_time, recorded_units, overage_units)
-         select c.eco_id, c.period_start, 0, 'pro', 1, now(), sum(c.recorded_units), $1
-         from eco_usage_counters c group by 1, 2",
-        "update eco_usage_records set period_end = now() where $1 >= 0",
-        "update eco_subscriptions set ended_time = now(), status = 'canceled' where $1 >= 0",
-        "insert into eco_subscriptions (eco_id, plan, plan_version, status, anchor_time, plan_epoch)
-         select 'eco_a', 'free', 1, 'active', now() - interval '9 days', 1 where $1 >= 0",
-        "insert into eco_ended_subscriptions (subscription_id, eco_id, ended_time)
-         select subscription_id, eco_id, ended_time from eco_subscriptions where ended_time is not null and $1 >= 0",
-    ] {
-        sqlx::query(statement).bind(overage_units).execute(&mut *transaction).await?;
-    }
-    Ok(transaction.commit().await?)
-}
-
-/// Items of invoices that were made by request: amounts by invoice, with the invoice's status.
-pub(crate) async fn invoices(sim: &Sim) -> Result<Vec<(String, Vec<i64>)>> {
-    let made = sim.made_invoices().await?;
-    made.iter()
-        .map(|invoice| {
-            let status = invoice["status"].as_str().context("a status")?.to_owned();
-            let lines = invoice["lines"]["data"].as_array().context("lines")?;
-            let amounts: Result<Vec<i64>> =
-                lines.iter().map(|line| line["amount"].as_i64().context("an amount")).collect();
-            Ok((status, amounts?))
-        })
-        .collect()
 }
 
 #[tokio::test]
@@ -199,16 +127,7 @@ async fn a_run_collects_what_a_settlement_left_behind() -> Result<()> {
 /// Stripe may ask for a pause that is longer than a server is given to stop.
 #[tokio::test]
 async fn a_pause_that_stripe_asks_for_holds_up_no_shutdown() -> Result<()> {
-    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
-    let customer = sim.customer().await?;
-    let subscription = sim.subscription(&customer).await?;
-    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
-    seed::stripe_ids(&db.pool, "eco_a", &customer, Some(&subscription)).await?;
-    let billing = Billing::start(&db, &sim.base).await?;
-    record(&db, "eco_a", 101_000).await?;
-    assert_eq!(billing.run_all().await?.charged_count, 1);
-    billing.stop().await?;
-    end_subscription(&db, 1_000).await?;
+    let (db, sim) = owing_a_dollar().await?;
     let context = stripe(&db, &sim)?;
     context.pace.pause_all(Duration::from_secs(3_000));
     context.shutdown.cancel();
@@ -225,25 +144,17 @@ async fn a_pause_that_stripe_asks_for_holds_up_no_shutdown() -> Result<()> {
 async fn whatever_request_of_a_settlement_goes_wrong_there_is_one_invoice() -> Result<()> {
     for kind in [Fault::Lost, Fault::AnswerLost, Fault::StoredError, Fault::StoredErrorAfterEffect] {
         for nth in 0..4 {
-            let (db, memory) = (TestDb::new().await?, Arc::new(Memory::new()));
-            memory.add_customer("cus_1");
-            seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
-            seed::stripe_ids(&db.pool, "eco_a", "cus_1", Some("sub_1")).await?;
-            record(&db, "eco_a", 105_000).await?;
-            let context = charging(&db, memory.clone())?;
-            nexus_billing::app::refresh::drain(&context.pool).await?;
-            end_subscription(&db, 5_000).await?;
+            let ended = Subscribed::ended().await?;
             for _ in 0..nth {
-                memory.fail_next(Fault::None);
+                ended.memory.fail_next(Fault::None);
             }
-            memory.fail_next(kind);
-            clear(&context).await?;
-            let items = memory.items();
+            ended.memory.fail_next(kind);
+            clear(&ended.context).await?;
+            let items = ended.memory.items();
             let amounts: Vec<i64> =
                 items.iter().map(|(_, InvoiceItem { amount_minor, .. })| *amount_minor).collect();
             assert_eq!(amounts, [500], "{kind:?} {nth}");
-            let ids: Vec<String> = items.into_iter().map(|(id, _)| id).collect();
-            assert_eq!(memory.finalised(), [ids], "{kind:?} {nth}");
+            ended.is_collected().with_context(|| format!("{kind:?} {nth}"))?;
         }
     }
     Ok(())
@@ -253,85 +164,61 @@ async fn whatever_request_of_a_settlement_goes_wrong_there_is_one_invoice() -> R
 #[tokio::test]
 async fn a_settlement_that_is_killed_goes_on_where_it_was() -> Result<()> {
     for nth in 0..4 {
-        let (db, memory) = (TestDb::new().await?, Arc::new(Memory::new()));
-        memory.add_customer("cus_1");
-        seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
-        seed::stripe_ids(&db.pool, "eco_a", "cus_1", Some("sub_1")).await?;
-        record(&db, "eco_a", 105_000).await?;
-        let context = charging(&db, memory.clone())?;
-        nexus_billing::app::refresh::drain(&context.pool).await?;
-        end_subscription(&db, 5_000).await?;
-        for _ in 0..nth {
-            memory.fail_next(Fault::None);
-        }
-        memory.fail_next(Fault::NoAnswer);
-        tokio::select! {
-            cleared = clear(&context) => {
-                anyhow::bail!("{nth}: it ended: {cleared:?}");
-            }
-            () = memory.until_unanswered(1) => {}
-        }
-        clear(&context).await?;
-        let ids: Vec<String> = memory.items().into_iter().map(|(id, _)| id).collect();
-        assert_eq!(ids.len(), 1, "{nth}");
-        assert_eq!(memory.finalised(), [ids], "{nth}");
+        let ended = Subscribed::ended().await?;
+        ended.killed(nth, clear(&ended.context)).await?;
+        clear(&ended.context).await?;
+        ended.is_collected().with_context(|| format!("killed after {nth}"))?;
     }
     Ok(())
 }
 
 #[tokio::test]
 async fn two_that_meet_in_one_charge_both_end_well() -> Result<()> {
-    let (db, memory) = (TestDb::new().await?, Arc::new(Memory::new()));
-    memory.add_customer("cus_1");
-    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
-    seed::stripe_ids(&db.pool, "eco_a", "cus_1", Some("sub_1")).await?;
-    record(&db, "eco_a", 105_000).await?;
-    let (one, other) = (charging(&db, memory.clone())?, charging(&db, memory.clone())?);
-    nexus_billing::app::refresh::drain(&one.pool).await?;
-    end_subscription(&db, 5_000).await?;
-    memory.fail_next(Fault::LateAnswer);
-    let first = clear(&one);
+    let ended = Subscribed::ended().await?;
+    let other = charging(&ended.db, ended.memory.clone())?;
+    ended.memory.fail_next(Fault::LateAnswer);
+    let first = clear(&ended.context);
     let second = async {
-        memory.until_unanswered(1).await;
+        ended.memory.until_unanswered(1).await;
         let cleared = clear(&other).await;
-        memory.release();
+        ended.memory.release();
         cleared
     };
     let (first, second) = tokio::join!(first, second);
     first.and(second)?;
-    let ids: Vec<String> = memory.items().into_iter().map(|(id, _)| id).collect();
-    assert_eq!(ids.len(), 1);
-    assert_eq!(memory.finalised(), [ids]);
-    Ok(())
+    ended.is_collected()
+}
+
+/// What was charged may be in doubt when its subscription ends, and lie on a draft that nobody finalises.
+#[tokio::test]
+async fn a_doubt_that_is_resolved_on_a_dead_draft_is_taken_off_it_and_collected() -> Result<()> {
+    let subscribed = Subscribed::new().await?;
+    subscribed.record(105_000).await?;
+    subscribed.killed(0, subscribed.charge()).await?;
+    subscribed.memory.draft("cus_1", "sub_1");
+    subscribed.memory.end_subscription("sub_1");
+    end_subscription(&subscribed.db, 5_000).await?;
+    let (standing, result) = clear_ended::run(&subscribed.context, "eco_a").await?;
+    ensure!(standing == Standing::OnDrafts && result.charged, "{standing:?} {result:?}");
+    // It is looked at once more.
+    clear(&subscribed.context).await?;
+    subscribed.is_collected()
 }
 
 /// An invoice takes 250 items.
 #[tokio::test]
 async fn as_many_invoices_are_made_as_the_items_need() -> Result<()> {
-    let (db, memory) = (TestDb::new().await?, Arc::new(Memory::new()));
-    memory.add_customer("cus_1");
-    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
-    seed::stripe_ids(&db.pool, "eco_a", "cus_1", Some("sub_1")).await?;
-    let context = charging(&db, memory.clone())?;
-    record(&db, "eco_a", 100_000).await?;
+    let subscribed = Subscribed::new().await?;
+    subscribed.record(100_000).await?;
     for _ in 0..251 {
-        record(&db, "eco_a", 10).await?;
-        nexus_billing::app::refresh::drain(&context.pool).await?;
-        let periods = periods(&db).await?;
-        let charged = charge_account(&context, &periods).await;
-        ensure!(charged.charged && charged.error.is_none(), "{charged:?}");
+        subscribed.record(10).await?;
+        subscribed.charge().await?;
     }
-    end_subscription(&db, 2_510).await?;
-    clear(&context).await?;
+    end_subscription(&subscribed.db, 2_510).await?;
+    clear(&subscribed.context).await?;
     let items = |invoice: Vec<String>| invoice.len();
-    assert_eq!(memory.finalised().into_iter().map(items).collect::<Vec<_>>(), [250, 1]);
+    assert_eq!(subscribed.memory.finalised().into_iter().map(items).collect::<Vec<_>>(), [250, 1]);
     Ok(())
-}
-
-pub(crate) async fn periods(db: &TestDb) -> Result<Vec<PeriodKey>> {
-    let rows: Vec<(String, DateTime<Utc>)> =
-        sqlx::query_as("select eco_id, period_start from eco_usage_records").fetch_all(&db.pool).await?;
-    Ok(rows.into_iter().map(|(eco_id, start)| PeriodKey { eco_id, start }).collect())
 }
 
 #[tokio::test]

@@ -2,9 +2,9 @@
 
 use std::{num::NonZeroU32, sync::Arc};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
-use futures::future::try_join_all;
+use futures::{FutureExt, future::try_join_all};
 use nexus_billing::{
     app::{
         settle_draft::Draft,
@@ -191,17 +191,20 @@ async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
         memory.state().subscriptions.insert(subscription.id.clone(), subscription);
     }
     let pace = Arc::new(Pace::new(NonZeroU32::new(10_000).context("not zero")?));
-    let context = stripe_events::Context { subscriptions: memory.clone(), pace };
+    let context = stripe_events::Context::new(memory.clone(), pace, 4);
     let draft = Draft { eco_id: "eco_a".to_owned(), invoice_id: "in_1".to_owned(), period_end: now };
-    for (of, is_draft, is_of_cycle, outcome, settled) in [
-        ("sub_1", true, true, Outcome::Applied, Some(draft)),
-        ("sub_1", false, true, Outcome::Applied, None),
-        ("sub_1", true, false, Outcome::Applied, None),
-        ("sub_0", true, true, Outcome::Applied, None),
-        ("sub_x", true, true, Outcome::NotOurs, None),
+    for (of, is_draft, is_of_cycle, goes_on, outcome, settled) in [
+        ("sub_1", true, true, true, Outcome::Applied, Some(draft)),
+        ("sub_1", false, true, true, Outcome::Applied, None),
+        ("sub_1", true, false, true, Outcome::Applied, None),
+        // Nobody finalises it.
+        ("sub_1", true, true, false, Outcome::Applied, None),
+        ("sub_0", true, true, true, Outcome::Applied, None),
+        ("sub_x", true, true, true, Outcome::NotOurs, None),
     ] {
         let subscription = Some(of.to_owned());
-        let invoice = Invoice { id: "in_1".to_owned(), subscription, is_draft, is_of_cycle, period_end: now };
+        let invoice =
+            Invoice { id: "in_1".to_owned(), subscription, is_draft, goes_on, is_of_cycle, period_end: now };
         memory.state().invoices.insert(invoice.id.clone(), invoice);
         let job = Job {
             event_id: "evt_1".to_owned(),
@@ -213,7 +216,11 @@ async fn the_draft_of_a_cycle_is_settled_and_no_other() -> Result<()> {
         let mut transaction = db::begin(&pool).await?;
         let applied = apply(&mut transaction, &context, &job).await?;
         transaction.commit().await?;
-        assert_eq!(applied, Applied { outcome, draft: settled.clone() }, "{of} {is_draft} {is_of_cycle}");
+        assert_eq!(
+            applied,
+            Applied { outcome, draft: settled.clone() },
+            "{of} {is_draft} {is_of_cycle} {goes_on}"
+        );
     }
     Ok(())
 }
@@ -397,5 +404,17 @@ async fn two_replicas_apply_each_event_once() -> Result<()> {
     for replica in replicas {
         replica.stop().await?;
     }
+    Ok(())
+}
+
+/// However many callers wait for Stripe, the pool is not theirs.
+#[tokio::test]
+async fn who_waits_for_a_turn_to_bring_our_tables_up_has_no_connection() -> Result<()> {
+    let test = TestDb::new().await?;
+    let pool = db::pool(&test.args(), Role::Billing)?;
+    let pace = Arc::new(Pace::new(NonZeroU32::MAX));
+    let none = stripe_events::Context::new(Arc::new(MemorySubscriptions::default()), pace, 0);
+    ensure!(stripe_events::bring_up(&pool, &none, "sub_1", None).now_or_never().is_none());
+    assert_eq!(pool.size(), 0);
     Ok(())
 }

@@ -1,40 +1,20 @@
 //! Invoices of our own that go no further: what Stripe refuses for good, what a person does about it, and what a database
 //! that was restored knows nothing of.
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result, ensure};
 use hyper::Method;
 use nexus_billing::app::{
     clear_ended::{self, Standing},
-    process_overage::{ChargeContext, charge_account},
-    refresh,
+    process_overage::ChargeContext,
 };
-use nexus_core::plan::Plan;
-use nexus_testkit::{db::TestDb, seed};
+use nexus_proto::billing::v1::ReconcileRequest;
+use nexus_testkit::db::TestDb;
 use serde_json::{Value, json};
 
 use crate::{
-    memory::{Fault, Memory},
-    settlements::{charging, clear, end_subscription, invoices, periods, stripe},
-    support::{Billing, Sim, anchor, record},
+    settlement_world::{Subscribed, clear, end_subscription, invoices, owing_a_dollar, stripe},
+    support::{Billing, Sim, meter},
 };
-
-/// An account that owes a dollar, which is pending, when its subscription ends.
-async fn owing_a_dollar() -> Result<(TestDb, Sim)> {
-    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
-    let customer = sim.customer().await?;
-    let subscription = sim.subscription(&customer).await?;
-    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
-    seed::stripe_ids(&db.pool, "eco_a", &customer, Some(&subscription)).await?;
-    let billing = Billing::start(&db, &sim.base).await?;
-    record(&db, "eco_a", 101_000).await?;
-    assert_eq!(billing.run_all().await?.charged_count, 1);
-    billing.stop().await?;
-    sim.cancel(&subscription).await?;
-    end_subscription(&db, 1_000).await?;
-    Ok((db, sim))
-}
 
 /// What is told where an invoice goes no further.
 async fn stuck(context: &ChargeContext) -> Result<String> {
@@ -107,24 +87,33 @@ async fn who_finds_nothing_pending_finalises_what_another_has_filled() -> Result
 /// The draft has the items, and no settlement is there to finalise it.
 #[tokio::test]
 async fn a_draft_whose_settlement_a_failover_has_lost_gives_its_charges_back() -> Result<()> {
-    let (db, memory) = (TestDb::new().await?, Arc::new(Memory::new()));
-    memory.add_customer("cus_1");
-    seed::account(&db.pool, "eco_a", Plan::Pro, anchor()).await?;
-    seed::stripe_ids(&db.pool, "eco_a", "cus_1", Some("sub_1")).await?;
-    record(&db, "eco_a", 105_000).await?;
-    let context = charging(&db, memory.clone())?;
-    refresh::drain(&context.pool).await?;
-    ensure!(charge_account(&context, &periods(&db).await?).await.charged);
-    end_subscription(&db, 5_000).await?;
-    memory.fail_next(Fault::None);
-    memory.fail_next(Fault::NoAnswer);
-    tokio::select! {
-        cleared = clear(&context) => anyhow::bail!("it ended: {cleared:?}"),
-        () = memory.until_unanswered(1) => {}
+    let subscribed = Subscribed::new().await?;
+    subscribed.record(105_000).await?;
+    subscribed.charge().await?;
+    end_subscription(&subscribed.db, 5_000).await?;
+    subscribed.killed(1, clear(&subscribed.context)).await?;
+    sqlx::query("delete from eco_settlements").execute(&subscribed.db.pool).await?;
+    clear(&subscribed.context).await?;
+    subscribed.is_collected()
+}
+
+/// Listed before its item was deleted, it seems to have been made after all.
+#[tokio::test]
+async fn a_reconciliation_does_not_bring_back_what_was_taken_back() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    sim.pro(&db, "eco_a").await?;
+    meter(&db, "eco_a", 101_000).await?;
+    let billing = Billing::start(&db, &sim.base).await?;
+    assert_eq!(billing.run_all().await?.charged_count, 1);
+    for statement in [
+        "update eco_overage_charges set status = 'failed', stripe_invoice_item_id = null, failure_reason = 'TAKEN_BACK'",
+        "update eco_usage_records set billed_micros = 0",
+    ] {
+        sqlx::query(statement).execute(&db.pool).await?;
     }
-    sqlx::query("delete from eco_settlements").execute(&db.pool).await?;
-    clear(&context).await?;
-    let ids: Vec<String> = memory.items().into_iter().map(|(id, _)| id).collect();
-    assert_eq!((ids.len(), memory.finalised()), (1, vec![ids]));
-    Ok(())
+    let found = billing.reconciled(ReconcileRequest { repair: true, ..Default::default() }).await?;
+    let repaired: Vec<_> = found.differences.iter().map(|it| (it.kind.as_str(), it.repaired)).collect();
+    assert_eq!(repaired, [("ITEM_EXTRA", false)]);
+    assert_eq!(billing.overage("eco_a").await?.billed_micros, 0);
+    billing.stop().await
 }

@@ -63,6 +63,7 @@ async fn contract(port: &dyn Subscriptions, made: &Made) -> Result<()> {
         id: made.draft.clone(),
         subscription: Some(made.subscription.clone()),
         is_draft: true,
+        goes_on: false,
         is_of_cycle: false,
         ..draft
     };
@@ -123,6 +124,7 @@ async fn in_memory() -> Result<()> {
         id: made.draft.clone(),
         subscription: Some(made.subscription.clone()),
         is_draft: true,
+        goes_on: false,
         is_of_cycle: false,
         period_end: around,
     };

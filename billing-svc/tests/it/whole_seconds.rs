@@ -29,7 +29,7 @@ async fn a_period_keeps_its_plan_where_it_ended_before_its_beginning_was_heard_o
     seed::account(&db.pool, "eco_a", Plan::Free, anchor()).await?;
     let memory = Arc::new(MemorySubscriptions::default());
     let pace = Arc::new(Pace::new(NonZeroU32::new(10_000).context("not zero")?));
-    let context = stripe_events::Context { subscriptions: memory.clone(), pace };
+    let context = stripe_events::Context::new(memory.clone(), pace, 4);
     let created = Utc::now() - TimeDelta::seconds(5);
     let begun = Subscription {
         id: "sub_1".to_owned(),

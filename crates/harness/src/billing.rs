@@ -5,9 +5,10 @@ use std::{path::Path, process::Stdio, time::Duration};
 use anyhow::{Context, Result, bail};
 use nexus_client::CallOptions;
 use nexus_proto::billing::v1::{
-    AdjustUsageRequest, ChangePlanRequest, ListOverageRunErrorsRequest, ListOverageRunErrorsResponse,
-    ProcessOverageRequest, ProcessOverageResponse, ReconcileRequest, ReconcileResponse,
-    WatchOverageRunRequest, WatchOverageRunResponse, billing_service_client::BillingServiceClient,
+    AdjustUsageRequest, ChangePlanRequest, HandleStripeEventRequest, ListOverageRunErrorsRequest,
+    ListOverageRunErrorsResponse, ProcessOverageRequest, ProcessOverageResponse, ReconcileRequest,
+    ReconcileResponse, RetryChargeRequest, WatchOverageRunRequest, WatchOverageRunResponse,
+    billing_service_client::BillingServiceClient,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -96,6 +97,14 @@ impl Client {
 
     pub(crate) async fn adjust(&mut self, request: AdjustUsageRequest) -> Result<(), Status> {
         self.client.adjust_usage(self.admin.request(request)).await.map(drop)
+    }
+
+    pub(crate) async fn retry(&mut self, request: RetryChargeRequest) -> Result<(), Status> {
+        self.client.retry_charge(self.service.request(request)).await.map(drop)
+    }
+
+    pub(crate) async fn hear(&mut self, request: HandleStripeEventRequest) -> Result<(), Status> {
+        self.client.handle_stripe_event(self.service.request(request)).await.map(drop)
     }
 
     pub(crate) async fn change_plan(&mut self, request: ChangePlanRequest) -> Result<(), Status> {

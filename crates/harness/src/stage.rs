@@ -20,7 +20,7 @@ use tokio::io::AsyncWriteExt;
 /// The migrated database that those of the seeds are copied from.
 const TEMPLATE: &str = "nexus_template";
 /// What is written to a failed seed's folder.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 15] = [
     "eco_api_usage",
     "eco_usage_counters",
     "eco_usage_hourly",
@@ -33,6 +33,9 @@ const TABLES: [&str; 12] = [
     "eco_overage_runs",
     "eco_overage_run_accounts",
     "eco_settlements",
+    "eco_subscriptions",
+    "eco_ended_subscriptions",
+    "eco_stripe_events",
 ];
 /// Secrets of the replicas of one run, which listen on loopback.
 const JWT_SECRET: &str = "users-of-the-harness-0123456789abcdef";

@@ -1,6 +1,7 @@
 //! The stand-in Stripe of a seed, and what is asked of it.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -23,10 +24,17 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub(crate) const KEY: &str = "sk_test_harness";
 const CALLERS: u32 = 16;
 
+/// Rounds of webhooks before something is wrong.
+const MAX_TELLS: u32 = 20;
+
+/// A request that the faults do not strike: they are for billing-svc.
+const SPARED: (&str, &str) = ("Sim-Fault", "{}");
+
+#[derive(Clone)]
 pub(crate) struct Stripe {
     url: String,
     client: Client,
-    _stop: DropGuard,
+    _stop: Arc<DropGuard>,
 }
 
 /// An invoice item, as far as it matters here.
@@ -37,11 +45,20 @@ pub(crate) struct Item {
     pub(crate) amount: i64,
     pub(crate) currency: String,
     pub(crate) metadata: std::collections::HashMap<String, String>,
+    /// Absent: it is pending.
+    pub(crate) invoice: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Invoice {
+    id: String,
+    status: String,
 }
 
 #[derive(Deserialize)]
 struct State {
     invoiceitems: Vec<Item>,
+    invoices: Vec<Invoice>,
 }
 
 #[derive(Deserialize)]
@@ -95,7 +112,7 @@ impl Stripe {
         let url = format!("http://{}", listener.local_addr()?);
         let stop = CancellationToken::new();
         tokio::spawn(stripe_sim::serve(stripe_sim::Config::default(), listener, stop.clone()));
-        Ok(Self { url, client: Client::new(), _stop: stop.drop_guard() })
+        Ok(Self { url, client: Client::new(), _stop: Arc::new(stop.drop_guard()) })
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -132,7 +149,19 @@ impl Stripe {
     /// Creates an object and returns its id.
     pub(crate) async fn create(&self, path: &str, form: &[(&str, &str)]) -> Result<String> {
         let call = self.client.post(format!("{}/v1/{path}", self.url)).bearer_auth(KEY);
-        Ok(answer::<Made>(call.form(form)).await?.id)
+        Ok(answer::<Made>(call.header(SPARED.0, SPARED.1).form(form)).await?.id)
+    }
+
+    /// Ends a subscription at once.
+    pub(crate) async fn cancel(&self, subscription: &str) -> Result<()> {
+        let call = self.client.delete(format!("{}/v1/subscriptions/{subscription}", self.url));
+        answer::<Value>(call.bearer_auth(KEY).header(SPARED.0, SPARED.1)).await.map(drop)
+    }
+
+    /// Moves the time of a customer's own on.
+    pub(crate) async fn advance_clock(&self, clock: &str, to: i64) -> Result<()> {
+        let path = format!("test_helpers/test_clocks/{clock}/advance");
+        self.create(&path, &[("frozen_time", &to.to_string())]).await.map(drop)
     }
 
     /// Has a customer be one that cannot be charged.
@@ -143,6 +172,45 @@ impl Stripe {
             Poison::Currency => json!({ "currency": "eur" }),
         };
         self.admin(&format!("/customers/{customer}"), how).await.map(drop)
+    }
+
+    /// Has a customer be one that can be charged again.
+    pub(crate) async fn mend(&self, customer: &str, poison: Poison) -> Result<()> {
+        let how = match poison {
+            Poison::Declined => json!({ "declined": false }),
+            Poison::Deleted => anyhow::bail!("a customer that is deleted stays so"),
+            Poison::Currency => json!({ "currency": "usd" }),
+        };
+        self.admin(&format!("/customers/{customer}"), how).await.map(drop)
+    }
+
+    /// Has events of these types sent to a URL.
+    pub(crate) async fn tell(&self, url: &str, secret: &str, events: &[&str]) -> Result<()> {
+        let endpoint = json!({ "url": url, "secret": secret, "enabled_events": events });
+        self.admin("/webhooks", endpoint).await.map(drop)
+    }
+
+    /// Lets that share of events come twice, and late, by the seed.
+    pub(crate) async fn tell_badly(&self, seed: u32, share: f64) -> Result<()> {
+        let how = json!({ "seed": seed, "duplicate": share, "delay": share, "max_delay_seconds": 7_200 });
+        self.admin("/webhooks/unreliable", how).await.map(drop)
+    }
+
+    /// Sends all events that are still to be sent, the second time too.
+    pub(crate) async fn tell_all(&self) -> Result<()> {
+        for _ in 0..MAX_TELLS {
+            let sent = self.admin("/webhooks/send", json!({})).await?;
+            if sent["undelivered"] == 0 {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("an event is never taken")
+    }
+
+    /// Whether drafts of a subscription that was ended are finalised all the same.
+    pub(crate) async fn finalise_after_end(&self, is_so: bool) -> Result<()> {
+        let how = if is_so { "go_on" } else { "stop" };
+        self.admin("/settings", json!({ "drafts_after_cancel": how })).await.map(drop)
     }
 
     /// Faults strike by the seed, as the stand-in has them.
@@ -194,8 +262,20 @@ impl Stripe {
 
     /// All invoice items.
     pub(crate) async fn items(&self) -> Result<Vec<Item>> {
-        let state: State = answer(self.client.get(format!("{}/_sim/state", self.url))).await?;
-        Ok(state.invoiceitems)
+        Ok(self.state().await?.invoiceitems)
+    }
+
+    /// Those that are on no invoice, or on a draft.
+    pub(crate) async fn open_items(&self) -> Result<Vec<Item>> {
+        let State { invoiceitems, invoices } = self.state().await?;
+        let drafts = invoices.into_iter().filter(|invoice| invoice.status == "draft");
+        let drafts: HashSet<String> = drafts.map(|invoice| invoice.id).collect();
+        let is_open = |item: &Item| item.invoice.as_ref().is_none_or(|invoice| drafts.contains(invoice));
+        Ok(invoiceitems.into_iter().filter(is_open).collect())
+    }
+
+    async fn state(&self) -> Result<State> {
+        answer(self.client.get(format!("{}/_sim/state", self.url))).await
     }
 
     /// How many requests for items billing-svc has made, and in how many seconds of its clock.

@@ -16,7 +16,7 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use nexus_core::id::{ApiKeyText, EcoId};
 use tokio::sync::oneshot;
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, Status, body::Body, codegen::Bytes};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
@@ -318,7 +318,7 @@ impl Call {
                         Err(status) => Frame::trailers(trailers(&status)),
                     },
                     (Ok(data), None) => Frame::data(data),
-                    (Err(frame), _) => frame,
+                    (Err(frame), _) => with_reason(frame),
                 };
                 if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
                     self.finish(status.code(), status.message());
@@ -392,6 +392,16 @@ fn trailers(status: &Status) -> HeaderMap {
         trailers.clear();
     }
     trailers
+}
+
+/// Trailers of a status that the transport made, with a reason as every other has.
+fn with_reason(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.trailers_ref().and_then(grpc_status) {
+        Some(status) if status.code() != Code::Ok && status.details().is_empty() => {
+            Frame::trailers(trailers(&status::from_transport(&status)))
+        }
+        _ => frame,
+    }
 }
 
 fn grpc_status(headers: &HeaderMap) -> Option<Status> {

@@ -30,7 +30,8 @@ const MAX_FAILURES: u32 = 5;
 
 #[derive(Args)]
 pub(crate) struct ReconcileArgs {
-    /// Repair what can be repaired: summaries are computed anew, items that only Stripe has go into the ledger,
+    /// Repair what can be repaired: summaries are computed anew, items that only Stripe has, or has over another
+    /// amount, go into the ledger, charges whose items are gone are given up, to be made anew by the next run,
     /// second items of a charge that wait for an invoice are deleted
     #[arg(long)]
     repair: bool,

@@ -222,6 +222,7 @@ fn of_accounts() -> Vec<Rpc> {
                 delta_count: 1,
                 reason: "x".to_owned(),
                 request_id: Uuid::new_v4().to_string(),
+                ..Default::default()
             },
         ),
         open(rpc("BillingService/ListPlans", ADMINS, &billing::ListPlansRequest::default())),

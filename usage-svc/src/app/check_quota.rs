@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use moka::{future::Cache, policy::EvictionPolicy};
 use nexus_core::id::EcoId;
 use nexus_kit::validate::Violations;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -19,6 +20,14 @@ const MAX_REMEMBERED: u64 = 1_000_000;
 /// Answers of the last minute, by account and request.
 #[derive(Clone)]
 pub struct Memory(Cache<(EcoId, Uuid), Decision>);
+
+/// Why there is nothing to remember.
+#[derive(Debug, Clone)]
+enum Undecided {
+    /// The caller went away.
+    Left,
+    Failed(Arc<Error>),
+}
 
 impl Default for Memory {
     fn default() -> Self {
@@ -39,7 +48,8 @@ impl Memory {
         )
     }
 
-    /// Admits the units, once per request id; a repeat gets the first answer. Failures are not remembered.
+    /// Admits the units, once per request id; a repeat gets the first answer. Failures are not remembered, nor is it
+    /// decided for a caller who went away before.
     pub async fn run(
         &self,
         quota: &Quota,
@@ -47,13 +57,34 @@ impl Memory {
         units: i64,
         request_id: Uuid,
     ) -> Result<Decision, Arc<Error>> {
+        let left = CancellationToken::new();
+        let _here = left.clone().drop_guard();
         let key = (eco_id.clone(), request_id);
-        // A task of its own: what has begun is finished and remembered, though the caller goes away.
         let (quota, account, memory) = (quota.clone(), eco_id.clone(), self.0.clone());
-        let task = tokio::spawn(
-            async move { memory.try_get_with(key, quota.admit(&account, units)).await }.in_current_span(),
-        );
-        let decision = task.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
+        // A task of its own: what is decided is remembered, whenever the caller goes away.
+        let task = async move {
+            loop {
+                let decide = async {
+                    tokio::select! {
+                        biased;
+                        () = left.cancelled() => Err(Undecided::Left),
+                        decision = quota.admit(&account, units) => {
+                            decision.map_err(|error| Undecided::Failed(Arc::new(error)))
+                        }
+                    }
+                };
+                let decided = memory.try_get_with(key.clone(), decide).await;
+                match decided.map_err(Arc::unwrap_or_clone) {
+                    Ok(decision) => return Ok(decision),
+                    Err(Undecided::Failed(error)) => return Err(error),
+                    // Whoever asked first; who asks again asks for itself.
+                    Err(Undecided::Left) if !left.is_cancelled() => {}
+                    Err(Undecided::Left) => return Err(Arc::new(Error::Stopping)),
+                }
+            }
+        };
+        let decided = tokio::spawn(task.in_current_span()).await;
+        let decision = decided.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
         if decision.units != units {
             let message = "was used for another number of units";
             return Err(Arc::new(Error::Invalid(Violations::one("request_id", message))));

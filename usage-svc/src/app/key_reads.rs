@@ -1,6 +1,7 @@
 //! Reads of API keys that are not remembered here. A call with such a key waits for one, and whoever makes keys up needs
 //! no account for it. So a statement reads for all who wait, and while it does the next ones gather: however many come,
-//! they take one connection, and a key that is good waits for two statements at most.
+//! they take one connection, and a key that is good waits for few statements: the one under way, and those for all who came
+//! before it.
 
 use std::collections::HashMap;
 

@@ -38,6 +38,10 @@ const MAX_USES: usize = 10_000;
 const USES_AT_ONCE: usize = 1_000;
 /// Longest that a statement takes: longer than a lock is waited for.
 const READ_WITHIN: Duration = Duration::from_secs(10);
+/// What was read so long ago, and may have changed since, is read again: a revocation holds within a second.
+const HOLDS_FOR: Duration = Duration::from_secs(1);
+/// But not more often.
+const READS: usize = 3;
 /// Calls that wait to be read, of those whose texts were not seen to open a key: whoever makes keys up has not all the
 /// places of calls in flight.
 const MAX_STRANGERS: usize = 2048;
@@ -159,20 +163,24 @@ impl Keys {
             return Err(ReadError::Unavailable.into());
         }
         let reads = if inner.knew(text) { &inner.rereads } else { &inner.reads };
-        let Some(known) = reads.read(text.key_id()).await? else {
-            text.matches(&NO_SECRET);
-            return Err(Error::InvalidApiKey);
-        };
-        self.open(&known, text).ok_or(Error::InvalidApiKey)
+        for _ in 0..READS {
+            let Some(known) = reads.read(text.key_id()).await? else {
+                text.matches(&NO_SECRET);
+                return Err(Error::InvalidApiKey);
+            };
+            if inner.holds(&known) || BootTime::now().since(known.since) <= HOLDS_FOR {
+                return self.open(&known, text).ok_or(Error::InvalidApiKey);
+            }
+        }
+        tracing::warn!("API keys change while they are read, which takes long");
+        Err(ReadError::Unavailable.into())
     }
 
     /// The key, where it is remembered and the text opens it. That it does not proves nothing: it may have a
     /// new secret since.
     fn remembered(&self, text: &ApiKeyText) -> Option<ApiKey> {
         let known = self.0.known.get(text.key_id())?;
-        let current = known.state.load(Ordering::Acquire) == CURRENT
-            && known.epoch == self.0.epoch.load(Ordering::Acquire);
-        if current { self.open(&known, text) } else { None }
+        if self.0.is_current(&known) { self.open(&known, text) } else { None }
     }
 
     /// Asks the database from now on: what it says of the key has changed.
@@ -271,6 +279,16 @@ impl Inner {
     fn knew(&self, text: &ApiKeyText) -> bool {
         let known = self.known.get(text.key_id());
         known.is_some_and(|known| known.stored.opens_to(text, BootTime::now().since(known.since)))
+    }
+
+    /// Whether the database had it so when changes were last heard.
+    fn is_current(&self, known: &Known) -> bool {
+        known.state.load(Ordering::Acquire) == CURRENT && known.epoch == self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Whether the database has it so now, as far as changes are heard.
+    fn holds(&self, known: &Known) -> bool {
+        self.feed.is_heard() && self.is_current(known)
     }
 
     fn outdate(&self, key_id: &str) {

@@ -172,8 +172,12 @@ impl Stream {
                 Ok(wish) => ControlFlow::Continue(wish),
                 Err(status) => ControlFlow::Break(Some(status)),
             },
-            // The client ended it, or it broke; who should be told of it?
-            Ok(None) | Err(_) => ControlFlow::Break(None),
+            Ok(None) => ControlFlow::Break(None),
+            // It broke; who should be told of it?
+            Err(broken) if matches!(broken.code(), Code::Cancelled | Code::Unknown | Code::Unavailable) => {
+                ControlFlow::Break(None)
+            }
+            Err(malformed) => ControlFlow::Break(Some(status::from_transport(&malformed))),
         }
     }
 

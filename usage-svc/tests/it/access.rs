@@ -191,7 +191,7 @@ nexus_billing eco_usage_counters: select
 nexus_billing eco_usage_crossings: select insert update delete
 nexus_billing eco_usage_records: select insert update
 nexus_billing eco_usage_retention: select
-nexus_billing eco_usage_segments: select insert
+nexus_billing eco_usage_segments: select insert update
 nexus_billing eco_usage_thresholds: select insert update
 nexus_billing eco_webhook_attempts: select insert update delete
 nexus_billing eco_webhook_deliveries: select insert update delete

@@ -85,6 +85,7 @@ impl Billing {
             delta_count,
             reason: "test".to_owned(),
             request_id: Uuid::new_v4().to_string(),
+            ..Default::default()
         };
         let options = user(settings::ADMIN)?;
         self.client.clone().adjust_usage(options.request(request)).await?;

@@ -86,6 +86,29 @@ async fn a_revoked_key_takes_back_what_it_holds_at_another_replica() -> Result<(
 }
 
 #[tokio::test]
+async fn a_key_that_was_revoked_unheard_ends_its_stream_when_changes_are_heard_again() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    let proxy = Proxy::before(&db).await?;
+    let server = Server::start(proxy.args(&db)?).await?;
+    let made = make_key(&server, "eco_a", false).await?;
+    hear(&db, 1).await?;
+    let mut client = Leasing::by(&api_key(&made.key)?, &server).await?;
+    assert_eq!(client.ask(want(10)).await?.granted_count, 10);
+    proxy.cut();
+    sqlx::query("update eco_api_keys set status = 'revoked', revoked_time = now()").execute(&db.pool).await?;
+    proxy.mend();
+    let end = loop {
+        if let Err(status) = client.next().await {
+            break status.code();
+        }
+    };
+    // Where the key could not be read right then, the next stream is refused.
+    assert!(matches!(end, Code::Unauthenticated | Code::Unavailable), "{end:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn users_and_keys_in_test_mode_lease_nothing() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Free).await?;

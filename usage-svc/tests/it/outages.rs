@@ -213,6 +213,30 @@ async fn a_connection_that_goes_silent_in_a_flush_is_given_up_for_another() -> R
     Ok(())
 }
 
+/// An account's claims wait while it is read where it stands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_goes_silent_holds_up_no_claim_for_long() -> Result<()> {
+    let db = TestDb::new().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    let proxy = Proxy::before(&db).await?;
+    let patient = ServeArgs { request_timeout: 4 * TIMEOUT, ..settings::serve_args() };
+    let server = Server::start_with(Config { serve: patient, ..config(proxy.args(&db)?) }).await?;
+    check(&server, "eco_a", 1).await?;
+    let mut locked = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("lock table eco_quota_leases in access exclusive mode").execute(&mut *locked).await?;
+    let checked = async {
+        service_waits(&db).await?;
+        proxy.silence();
+        locked.rollback().await?;
+        proxy.mend();
+        eventually(async || Ok(check(&server, "eco_a", 999).await.is_ok())).await
+    };
+    tokio::select! {
+        read = async { current(&server, "eco_a").await.and(std::future::pending().await) } => read,
+        checked = checked => checked,
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_ends_though_its_flush_hears_nothing() -> Result<()> {
     let db = TestDb::new().await?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use chrono::{DateTime, Utc};
-use futures::{StreamExt, stream};
+use futures::{StreamExt, future::join_all, stream};
 use nexus_core::plan::Plan;
 use nexus_proto::{
     common::v1::Plan as PlanPb,
@@ -53,7 +53,7 @@ async fn exactly_the_limit_is_admitted_over_two_servers() -> Result<()> {
 
 /// The commit is under way when the caller goes away.
 #[tokio::test]
-async fn a_repeat_gets_the_answer_that_the_first_caller_did_not_wait_for() -> Result<()> {
+async fn a_call_that_was_not_waited_for_and_is_repeated_consumes_once() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Free).await?;
     sqlx::raw_sql(
@@ -79,6 +79,37 @@ async fn a_repeat_gets_the_answer_that_the_first_caller_did_not_wait_for() -> Re
     holder.commit().await?;
     let answer = server.client()?.check_quota(options.request(repeated())).await?.into_inner();
     assert_eq!((answer.consumed_count, current(&server, "eco_a").await?.consumed_count), (1, 1));
+    Ok(())
+}
+
+/// Who waits for the database, and who waits for these; some could repeat their requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_goes_away_before_it_is_decided_consumes_nothing() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    check(&server, "eco_a", 1).await?;
+    let mut locked = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("select from eco_quota_usage for update").execute(&mut *locked).await?;
+    let (client, options) = (server.client()?, service()?);
+    let calls = (0..8).map(|i| {
+        let mut client = client.clone();
+        let request_id = if i % 2 == 0 { String::new() } else { Uuid::from_u128(i).to_string() };
+        let request = CheckQuotaRequest { eco_id: "eco_a".to_owned(), units_count: 120, request_id };
+        let request = options.request(request);
+        async move { client.check_quota(request).await }
+    });
+    let all_wait = async {
+        service_waits(&db).await?;
+        eventually(async || Ok(server.metric("nexus_requests_in_flight").await? == 8)).await
+    };
+    tokio::select! {
+        answers = join_all(calls) => panic!("before the grant: {answers:?}"),
+        waited = all_wait => waited?,
+    }
+    eventually(async || Ok(server.metric("nexus_requests_in_flight").await? == 0)).await?;
+    locked.rollback().await?;
+    check(&server, "eco_a", 999).await?;
+    assert_eq!(current(&server, "eco_a").await?.consumed_count, 1000);
     Ok(())
 }
 

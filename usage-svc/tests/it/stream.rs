@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use futures::{
     FutureExt,
     future::{join_all, select_all},
+    stream,
 };
 use nexus_client::CallOptions;
 use nexus_core::plan::Plan;
@@ -12,7 +13,8 @@ use nexus_testkit::db::TestDb;
 use nexus_usage::Config;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status, Streaming, client::Grpc, codegen::http::uri::PathAndQuery};
+use tonic_prost::ProstCodec;
 
 use crate::{outages::has_retry_info, support::*};
 
@@ -233,5 +235,31 @@ async fn a_key_streams_for_its_own_account_until_it_is_revoked() -> Result<()> {
 
     let by_user = Open::by(&user("eco_a")?, &server).await.err().context("users may not stream")?;
     refused(Err::<(), _>(by_user.downcast()?), Code::PermissionDenied, "PERMISSION_DENIED");
+    Ok(())
+}
+
+/// How a stream of these messages ends.
+async fn ends<M: prost::Message + Default + 'static>(
+    server: &Server,
+    rpc: &str,
+    message: M,
+) -> Result<Status> {
+    let mut client = Grpc::new(server.channel()?);
+    client.ready().await?;
+    let path = PathAndQuery::try_from(format!("/nexus.usage.v1.UsageService/{rpc}"))?;
+    let messages = service()?.request(stream::iter([message]));
+    let answers = client.streaming(messages, path, ProstCodec::<M, ()>::default()).await?;
+    answers.into_inner().message().await.err().context("it ends well")
+}
+
+/// Each is the other's: a text where a number is to be, or a number for a text.
+#[tokio::test]
+async fn a_stream_ends_at_what_is_no_message_and_says_so() -> Result<()> {
+    let (_db, server) = server().await?;
+    let text = LeaseQuotaRequest { eco_id: "eco_a".to_owned(), ..LeaseQuotaRequest::default() };
+    let number = StreamUsageRequest { batch_id: 5, events: Vec::new() };
+    for status in [ends(&server, "StreamUsage", text).await?, ends(&server, "LeaseQuota", number).await?] {
+        refused(Err::<(), _>(status), Code::InvalidArgument, "MALFORMED_MESSAGE");
+    }
     Ok(())
 }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    send::{ChargeOutcome, MAX_TRIES, Sent, carry_out, in_doubt},
+    send::{ChargeOutcome, ITEM_DIFFERS, MAX_TRIES, Sent, carry_out, in_doubt},
     together::Together,
 };
 use crate::{
@@ -101,7 +101,8 @@ pub(super) enum Step {
     Parked(Option<AccountError>),
 }
 
-/// Charges what an account owes, period by period, and stops at the first failure.
+/// Charges what an account owes, period by period, and stops at the first failure; only what a person has to look at keeps
+/// no later period from being charged.
 pub async fn charge_account(context: &ChargeContext, periods: &[PeriodKey]) -> AccountResult {
     charge_account_from(context, periods, None).await
 }
@@ -114,6 +115,7 @@ pub(super) async fn charge_account_from(
     mut first: Option<Step>,
 ) -> AccountResult {
     let mut result = AccountResult::default();
+    let mut stuck = None;
     for period in periods {
         if let Err(error) = charge_period(context, period, first.take(), &mut result).await {
             tracing::error!(%error, eco_id = period.eco_id, "an account could not be charged");
@@ -128,10 +130,13 @@ pub(super) async fn charge_account_from(
                 ),
             });
         }
-        if result.error.is_some() {
-            break;
+        match result.error.take_if(|error| error.reason == ITEM_DIFFERS) {
+            Some(error) => stuck = stuck.or(Some(error)),
+            None if result.error.is_some() => break,
+            None => {}
         }
     }
+    result.error = result.error.or(stuck);
     result
 }
 

@@ -10,7 +10,7 @@ use sqlx::{PgConnection, PgPool};
 use crate::{
     domain::period::PeriodKey,
     error::Error,
-    store::{changes, charges, records},
+    store::{changes, rechecks, records},
 };
 
 /// Rows of a page.
@@ -64,7 +64,7 @@ impl<'a> Pages<'a> {
         let candidates = records::candidates(db, accounts, after, limit).await?;
         let (mut queued, mut rechecks) = (Vec::new(), Vec::new());
         match self.reader {
-            Reader::Run => rechecks = charges::accounts_to_recheck(db, accounts, after, limit).await?,
+            Reader::Run => rechecks = rechecks::accounts(db, accounts, after, limit).await?,
             Reader::DryRun => queued = changes::peek(db, accounts, after, limit).await?,
         }
         let ends = [

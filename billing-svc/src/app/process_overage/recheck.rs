@@ -29,7 +29,7 @@ use crate::{
     },
     error::Error,
     payments::{Advice, Doubt, FoundItem},
-    store::{charges, facts, identity, records},
+    store::{charges, facts, identity, rechecks, records},
 };
 
 /// What one look at a charge has led to.
@@ -69,7 +69,7 @@ async fn recheck_due(context: &ChargeContext, left: &mut HashMap<String, Instant
             if !identity::is_known(&mut connection).await? {
                 return Ok(());
             }
-            charges::accounts_to_recheck(&mut connection, None, &after, AT_ONCE).await?
+            rechecks::accounts(&mut connection, None, &after, AT_ONCE).await?
         };
         let Some(last) = page.last() else { return Ok(()) };
         after.clone_from(last);
@@ -113,7 +113,7 @@ pub(super) async fn recheck_account(
 ) -> Result<Option<AccountError>, Error> {
     let due = {
         let mut connection = db::acquire(&context.pool).await?;
-        charges::due_rechecks(&mut connection, eco_id).await?
+        rechecks::due(&mut connection, eco_id).await?
     };
     let mut first = None;
     for replaced in due {
@@ -164,7 +164,7 @@ async fn look_until_right(context: &ChargeContext, replaced: &Intent) -> Result<
 async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error> {
     let seen = {
         let mut connection = db::acquire(&context.pool).await?;
-        charges::seen(&mut connection, replaced.charge_id).await?
+        rechecks::seen(&mut connection, replaced.charge_id).await?
     };
     let listed =
         context.payments.find_items(&replaced.item.customer, replaced.charge_id, &context.pace).await;
@@ -183,7 +183,7 @@ async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error>
     }
     let extra: Vec<_> = listed.iter().filter(|item| !ours.contains(&item.item_id)).collect();
     if extra.is_empty() {
-        charges::clear_recheck(&mut connection, replaced.charge_id, &seen).await?;
+        rechecks::clear(&mut connection, replaced.charge_id, &seen).await?;
         return Ok(Look::Right);
     }
     drop(connection);

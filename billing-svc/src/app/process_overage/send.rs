@@ -18,12 +18,15 @@ use crate::{
     },
     store::{
         charges::{self, Made},
-        records,
+        rechecks, records,
     },
 };
 
 /// Sends and searches for one intent within a run; what is still in doubt then is the next run's.
 pub(in crate::app) const MAX_TRIES: u32 = 6;
+
+/// Why a charge stays in doubt that Stripe has with another amount, as a word.
+pub(super) const ITEM_DIFFERS: &str = "ITEM_DIFFERS";
 
 /// Whether an intent may be at Stripe.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -190,7 +193,7 @@ async fn succeeded(context: &ChargeContext, intent: &Intent, item_id: &str) -> R
         tracing::error!(charge_id = %intent.charge_id, item_id, "an attempt that was replaced has an item at Stripe");
         // Also if that was done before this item was made.
         let mut connection = db::acquire(&context.pool).await?;
-        charges::recheck(&mut connection, intent.charge_id, intent.attempt, TimeDelta::zero()).await?;
+        rechecks::ask(&mut connection, intent.charge_id, intent.attempt, TimeDelta::zero()).await?;
     }
     Ok(ChargeOutcome::Elsewhere)
 }
@@ -212,7 +215,7 @@ async fn refused(
         let reason = ParkReason::Refused(refusal.reason);
         records::park(&mut transaction, &period, Some(&reason), context.untold(Some(&error))).await?;
         if before == Sent::Perhaps {
-            charges::recheck(&mut transaction, intent.charge_id, intent.attempt, RECHECK_AFTER).await?;
+            rechecks::ask(&mut transaction, intent.charge_id, intent.attempt, RECHECK_AFTER).await?;
         }
         note_failure(&mut transaction, context, &error).await?;
     }
@@ -232,7 +235,7 @@ fn altered(intent: &Intent, item_id: &str) -> ChargeOutcome {
     tracing::error!(charge_id = %intent.charge_id, item_id, "Stripe has the charge with another amount");
     ChargeOutcome::Not(AccountError::new(
         &intent.eco_id,
-        "ITEM_DIFFERS",
+        ITEM_DIFFERS,
         format!("Stripe holds charge {} with another amount; it must be reconciled.", intent.charge_id),
     ))
 }

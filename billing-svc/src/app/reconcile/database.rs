@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use futures::TryStreamExt;
+use futures::{Stream, TryStreamExt};
 use nexus_core::{money::Micros, text::thousands};
 use nexus_kit::db;
 use sqlx::PgConnection;
@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use super::{repair, work::Context};
 use crate::{
     domain::{
-        books::text,
+        books::{RESOLVED_WITHIN, text},
         overage::Facts,
         period::PeriodKey,
         reconciliation::{Difference, Kind},
@@ -45,24 +45,13 @@ pub(super) async fn compare(context: &Context) -> Result<DateTime<Utc>, Error> {
             break;
         }
     }
-    for segment in counts::segments_counters(&mut snapshot, scope, first_start).await? {
-        report_counts(context, &mut snapshot, Kind::SegmentCountersDiffer, segment).await?;
-    }
-    let mut differing = Vec::new();
-    {
-        let mut events = std::pin::pin!(counts::events_counters(&mut snapshot, scope, first_start));
-        while let Some(segment) = events.try_next().await? {
-            // What is not told any more need not be kept.
-            if differing.len() < MAX_SEGMENTS {
-                differing.push(segment);
-            } else {
-                context.add(counts_difference(Kind::EventsCountersDiffer, &segment, "USD"));
-            }
-        }
-    }
-    for segment in differing {
-        report_counts(context, &mut snapshot, Kind::EventsCountersDiffer, segment).await?;
-    }
+    let kind = Kind::SegmentCountersDiffer;
+    let differing =
+        first(context, kind, counts::segments_counters(&mut snapshot, scope, first_start)).await?;
+    report_counts(context, &mut snapshot, kind, differing).await?;
+    let kind = Kind::EventsCountersDiffer;
+    let differing = first(context, kind, counts::events_counters(&mut snapshot, scope, first_start)).await?;
+    report_counts(context, &mut snapshot, kind, differing).await?;
     snapshot.rollback().await?;
     Ok(now)
 }
@@ -70,19 +59,39 @@ pub(super) async fn compare(context: &Context) -> Result<DateTime<Utc>, Error> {
 /// Segments that differ whose periods are looked up.
 const MAX_SEGMENTS: usize = 10_000;
 
-/// Tells of a segment, if its period is among those compared.
+/// The first segments that differ. The others are told at once: they need not be kept.
+async fn first(
+    context: &Context,
+    kind: Kind,
+    segments: impl Stream<Item = sqlx::Result<SegmentCounts>>,
+) -> Result<Vec<SegmentCounts>, Error> {
+    let mut segments = std::pin::pin!(segments);
+    let mut differing = Vec::new();
+    while let Some(segment) = segments.try_next().await? {
+        if differing.len() < MAX_SEGMENTS {
+            differing.push(segment);
+        } else {
+            context.add(counts_difference(kind, &segment, "USD"));
+        }
+    }
+    Ok(differing)
+}
+
+/// Tells of segments, if their periods are among those compared.
 async fn report_counts(
     context: &Context,
     db: &mut PgConnection,
     kind: Kind,
-    segment: SegmentCounts,
+    segments: Vec<SegmentCounts>,
 ) -> Result<(), Error> {
-    let key = PeriodKey { eco_id: segment.eco_id.clone(), start: segment.period_start };
-    let facts = facts::read(db, &[key]).await?.pop();
-    let currency = facts.as_ref().map_or_else(|| "USD".to_owned(), |facts| facts.currency.to_string());
-    let scope = &context.begun.scope;
-    if facts.is_none_or(|facts| scope.has_period(facts.period.start, facts.period.end)) {
-        context.add(counts_difference(kind, &segment, &currency));
+    for segment in segments {
+        let key = PeriodKey { eco_id: segment.eco_id.clone(), start: segment.period_start };
+        let facts = facts::read(db, &[key]).await?.pop();
+        let currency = facts.as_ref().map_or_else(|| "USD".to_owned(), |facts| facts.currency.to_string());
+        let scope = &context.begun.scope;
+        if facts.is_none_or(|facts| scope.has_period(facts.period.start, facts.period.end)) {
+            context.add(counts_difference(kind, &segment, &currency));
+        }
     }
     Ok(())
 }
@@ -144,7 +153,7 @@ impl Periods<'_> {
             if is_new {
                 self.last = Some(summary.key.eco_id.clone());
             }
-            for difference in differences(&summary, &facts)? {
+            for difference in differences(&summary, &facts) {
                 self.report(&summary.key, difference).await?;
             }
         }
@@ -163,7 +172,7 @@ impl Periods<'_> {
 }
 
 /// What the summary says otherwise than what it is made from.
-fn differences(summary: &Summary, facts: &Facts) -> Result<Vec<Difference>, Error> {
+fn differences(summary: &Summary, facts: &Facts) -> Vec<Difference> {
     let mut found = Vec::new();
     let currency = facts.currency.to_string();
     let mut add = |kind, message: String, amount: i64| {
@@ -179,7 +188,7 @@ fn differences(summary: &Summary, facts: &Facts) -> Result<Vec<Difference>, Erro
             repaired: false,
         });
     };
-    let overage = facts.overage()?;
+    let overage = facts.overage_of_summary();
     let kept = facts.summary.unwrap_or_default();
     let calls = facts.api_calls();
     // What is queued is not in the summary yet.
@@ -208,8 +217,25 @@ fn differences(summary: &Summary, facts: &Facts) -> Result<Vec<Difference>, Erro
         );
         add(Kind::LedgerSumDiffers, message, said.0.saturating_sub(billed.0));
     }
-    let due = facts.due()?;
-    if summary.settled && !summary.queued && !facts.ledger.pending && due != billed {
+    let due = facts.due();
+    let is_overdue = facts.now >= facts.settle_time + RESOLVED_WITHIN && !summary.just_adjusted;
+    if !summary.settled && is_overdue && !summary.queued && !facts.ledger.pending && due != Ok(billed) {
+        let since = facts.settle_time.to_rfc3339();
+        let why =
+            facts.parked.as_ref().map_or_else(String::new, |why| format!(" It is parked: {}.", why.as_str()));
+        let message = format!(
+            "The period was to be settled on {since}; it owes {}, the ledger's charges are {}.{why}",
+            due.map_or_else(|_| "more than can be counted".to_owned(), |due| text(due, &currency)),
+            text(billed, &currency)
+        );
+        add(Kind::SettlementOverdue, message, due.map_or(0, |due| billed.0.saturating_sub(due.0)));
+    }
+    if let Ok(due) = due
+        && summary.settled
+        && !summary.queued
+        && !facts.ledger.pending
+        && due != billed
+    {
         let message = format!(
             "The period was settled; it owes {}, the ledger's charges are {}.",
             text(due, &currency),
@@ -217,5 +243,5 @@ fn differences(summary: &Summary, facts: &Facts) -> Result<Vec<Difference>, Erro
         );
         add(Kind::SettledDiffers, message, billed.0.saturating_sub(due.0));
     }
-    Ok(found)
+    found
 }

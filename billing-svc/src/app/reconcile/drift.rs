@@ -1,7 +1,11 @@
-//! The metrics: what the last reconciliation over all accounts has left, and when that was. Every replica shows
-//! it, whoever did the work.
+//! The metrics: what the last reconciliation over all accounts has left, and when that was; and what is parked. Every
+//! replica shows it, whoever did the work.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use nexus_kit::db;
 use prometheus_client::{
@@ -13,7 +17,14 @@ use sqlx::PgPool;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::{domain::reconciliation::Kind, error::Error, store::reconciliations};
+use crate::{
+    domain::reconciliation::Kind,
+    error::Error,
+    store::{
+        parked::{self, Parked},
+        reconciliations,
+    },
+};
 
 const EVERY: Duration = Duration::from_secs(15);
 
@@ -22,13 +33,20 @@ struct KindLabel {
     kind: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: String,
+}
+
 /// The metrics.
 #[derive(Debug, Clone, Default)]
 pub struct Drift {
+    parked_periods: Family<ReasonLabel, Gauge>,
+    parked_accounts: Family<ReasonLabel, Gauge>,
     count: Family<KindLabel, Gauge>,
     finished: Gauge,
-    /// Held while they are read and shown: what is read later is shown later.
-    reading: Arc<Mutex<()>>,
+    /// Held while they are read and shown: what is read later is shown later. The reasons that were shown before.
+    reading: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Drift {
@@ -45,6 +63,16 @@ impl Drift {
             "When the last reconciliation of all accounts ended, in seconds since 1970; 0: never",
             drift.finished.clone(),
         );
+        registry.register(
+            "nexus_billing_parked_periods",
+            "Periods that take no charge until something is mended, by reason",
+            drift.parked_periods.clone(),
+        );
+        registry.register(
+            "nexus_billing_parked_accounts",
+            "Accounts with such periods, by reason",
+            drift.parked_accounts.clone(),
+        );
         drift.show(&BTreeMap::new(), 0);
         drift
     }
@@ -57,10 +85,29 @@ impl Drift {
         self.finished.set(finished);
     }
 
+    /// A reason that nothing is parked for any more is shown with 0.
+    fn show_parked(&self, parked: Vec<Parked>, shown: &mut BTreeSet<String>) {
+        let mut gone = std::mem::take(shown);
+        for Parked { reason, accounts, periods } in parked {
+            gone.remove(&reason);
+            shown.insert(reason.clone());
+            let label = ReasonLabel { reason };
+            self.parked_periods.get_or_create(&label).set(periods);
+            self.parked_accounts.get_or_create(&label).set(accounts);
+        }
+        for reason in gone {
+            shown.insert(reason.clone());
+            let label = ReasonLabel { reason };
+            self.parked_periods.get_or_create(&label).set(0);
+            self.parked_accounts.get_or_create(&label).set(0);
+        }
+    }
+
     /// Reads them anew.
     pub async fn refresh(&self, pool: &PgPool) -> Result<(), Error> {
-        let _reading = self.reading.lock().await;
+        let mut shown = self.reading.lock().await;
         let mut connection = db::acquire(pool).await?;
+        self.show_parked(parked::count(&mut connection).await?, &mut shown);
         if let Some((drift, finished)) = reconciliations::last_drift(&mut connection).await? {
             self.show(&drift, finished);
         }

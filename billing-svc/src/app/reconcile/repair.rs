@@ -1,5 +1,6 @@
 //! What can be repaired without a person: what is computed is computed anew, what Stripe is known to have goes into
-//! the ledger. Money moves only by taking away an item that nobody was invoiced for.
+//! the ledger, what it has no more leaves it. What is due then and not at Stripe a run charges, or credits; here money
+//! moves only by taking away an item that nobody was invoiced for.
 
 use nexus_kit::db;
 use sqlx::PgPool;
@@ -15,7 +16,7 @@ use crate::{
         reconciliation::Difference,
     },
     error::Error,
-    store::{charges, facts, lease, records},
+    store::{charges, facts, lease, ledger_repairs, records},
 };
 
 /// Numbers that are tried for a charge.
@@ -117,6 +118,53 @@ pub(super) async fn succeed(
     records::park(&mut transaction, &key, None, None).await?;
     records::reopen(&mut transaction, &key).await?;
     transaction.commit().await?;
+    Ok(true)
+}
+
+/// The attempt came to nothing, for its item is not there any more; false: it is another's by now.
+pub(super) async fn fail(pool: &PgPool, charge_id: Uuid, row: &LedgerRow) -> Result<bool, Error> {
+    let key = PeriodKey { eco_id: row.eco_id.clone(), start: row.period.start };
+    let mut transaction = db::begin(pool).await?;
+    records::lock(&mut transaction, &key).await?;
+    if !ledger_repairs::fail(&mut transaction, charge_id, row.attempt, row.item_id.as_deref()).await? {
+        return Ok(false);
+    }
+    records::set_billed(&mut transaction, &key).await?;
+    records::reopen(&mut transaction, &key).await?;
+    transaction.commit().await?;
+    tracing::warn!(eco_id = key.eco_id, %charge_id, item_id = row.item_id, "a charge is not at Stripe any more, and is made anew");
+    Ok(true)
+}
+
+/// The charge is from now on what Stripe has of it; false: the attempt is another's by now.
+pub(super) async fn accept(
+    pool: &PgPool,
+    charge_id: Uuid,
+    row: &LedgerRow,
+    item: &BookItem,
+) -> Result<bool, Error> {
+    let key = PeriodKey { eco_id: row.eco_id.clone(), start: row.period.start };
+    let mut transaction = db::begin(pool).await?;
+    records::lock(&mut transaction, &key).await?;
+    let item_id = row.item_id.as_deref();
+    let Some(mut intent) =
+        ledger_repairs::set_aside(&mut transaction, charge_id, row.attempt, item_id).await?
+    else {
+        return Ok(false);
+    };
+    intent.attempt = charges::last_attempt(&mut transaction, charge_id).await? + 1;
+    intent.difference = intent.difference.over(amount_of(item));
+    intent.item.customer.clone_from(&item.customer);
+    intent.item.amount_minor = item.amount_minor;
+    intent.item.description.clone_from(&item.description);
+    intent.item.metadata.clone_from(&item.metadata);
+    if !charges::adopt(&mut transaction, &intent, &item.item_id, item.created).await? {
+        return Ok(false);
+    }
+    records::set_billed(&mut transaction, &key).await?;
+    records::reopen(&mut transaction, &key).await?;
+    transaction.commit().await?;
+    tracing::warn!(eco_id = key.eco_id, %charge_id, item_id = item.item_id, "a charge was taken over as Stripe has it");
     Ok(true)
 }
 

@@ -35,6 +35,8 @@ const BATCH: usize = 100;
 /// Items that are looked up one by one at most, because the listing does not have them; the oldest first. What is found to
 /// be on a final invoice is not looked up again.
 const MOST_LOOK_UPS: i64 = 2_000;
+/// Charges that are looked at once more, at most: beyond that something else is wrong than single charges.
+const MOST_SUSPECTS: i64 = 100_000;
 /// How long a draft may have waited before an item was put on it.
 const OLDEST_DRAFT: TimeDelta = TimeDelta::days(35);
 
@@ -60,10 +62,13 @@ pub(super) async fn compare(
     let mut suspects = {
         let mut transaction = db::begin(&context.pool).await?;
         reconciliations::take_time(&mut transaction).await?;
-        let found = stripe_books::suspects(&mut transaction, scope, first_start, from, looked_at).await?;
+        let found =
+            stripe_books::suspects(&mut transaction, scope, first_start, from, looked_at, MOST_SUSPECTS + 1)
+                .await?;
         transaction.rollback().await?;
         found
     };
+    let are_all = suspects.len() as i64 <= MOST_SUSPECTS;
     suspects.extend(gone);
     suspects.sort_unstable();
     suspects.dedup();
@@ -79,7 +84,9 @@ pub(super) async fn compare(
     let mut connection = db::acquire(&context.pool).await?;
     open_charges::set_invoiced_by_books(&mut connection).await?;
     drop(connection);
-    waiting(context).await
+    waiting(context).await?;
+    // It is not to count as one that has compared everything.
+    if are_all { Ok(()) } else { Err(Error::TooManyDifferences(MOST_SUSPECTS)) }
 }
 
 /// Lists items and invoices into our tables.
@@ -122,12 +129,17 @@ async fn look_up(context: &Context, db: &mut PgConnection) -> Result<Vec<Uuid>, 
             None => gone.push(charge_id),
         }
     }
-    for invoice_id in open_charges::unlisted_invoices(db).await? {
-        if let Some(invoice) = ask(context, || context.books.invoice(&invoice_id)).await? {
-            stripe_books::insert_invoices(db, &[invoice]).await?;
+    let mut after = String::new();
+    loop {
+        let page = open_charges::unlisted_invoices(db, &after, BATCH as i64).await?;
+        let Some(last) = page.last() else { return Ok(gone) };
+        after.clone_from(last);
+        for invoice_id in &page {
+            if let Some(invoice) = ask(context, || context.books.invoice(invoice_id)).await? {
+                stripe_books::insert_invoices(db, &[invoice]).await?;
+            }
         }
     }
-    Ok(gone)
 }
 
 /// Looks at charges once more: the ledger first, then their items at Stripe, then the ledger again.
@@ -192,9 +204,18 @@ async fn report(
                 None => tracing::warn!(item_id = difference.item_id, "an item does not say whose it is"),
             },
             Repair::Succeed { attempt, item_id } => {
-                let row = rows.iter().find(|row| row.attempt == attempt);
-                if let (Some(row), Ok(charge_id)) = (row, difference.charge_id.parse()) {
+                if let (Some(row), Ok(charge_id)) = (of(rows, attempt), difference.charge_id.parse()) {
                     difference.repaired = repair::succeed(&context.pool, charge_id, row, &item_id).await?;
+                }
+            }
+            Repair::Fail { attempt } => {
+                if let (Some(row), Ok(charge_id)) = (of(rows, attempt), difference.charge_id.parse()) {
+                    difference.repaired = repair::fail(&context.pool, charge_id, row).await?;
+                }
+            }
+            Repair::Accept { attempt, item } => {
+                if let (Some(row), Ok(charge_id)) = (of(rows, attempt), difference.charge_id.parse()) {
+                    difference.repaired = repair::accept(&context.pool, charge_id, row, &item).await?;
                 }
             }
             Repair::Delete { item_id } => {
@@ -208,6 +229,10 @@ async fn report(
     }
     context.add(difference);
     Ok(())
+}
+
+fn of(rows: &[LedgerRow], attempt: i32) -> Option<&LedgerRow> {
+    rows.iter().find(|row| row.attempt == attempt)
 }
 
 /// Asks until there is an answer, within bounds.

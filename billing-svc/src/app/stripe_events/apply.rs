@@ -41,13 +41,15 @@ async fn checkout(db: &mut PgConnection, context: &Context, id: &str) -> Result<
 }
 
 /// That an invoice was paid or not shows in its subscription's state. A draft of a cycle of
-/// the subscription in force gets what its period owes.
+/// the subscription in force gets what its period owes, unless nobody finalises it: then the next invoice gets that.
 async fn invoice(db: &mut PgConnection, context: &Context, id: &str) -> Result<Applied, Failure> {
     context.pace.wait().await;
     let Some(invoice) = context.subscriptions.invoice(id).await? else { return Ok(Outcome::Gone.into()) };
     let Some(subscription) = invoice.subscription else { return Ok(Outcome::NotOurs.into()) };
     match sync(db, context, &subscription, None).await? {
-        Synced::Applied { eco_id, in_force: true } if invoice.is_draft && invoice.is_of_cycle => {
+        Synced::Applied { eco_id, in_force: true }
+            if invoice.is_draft && invoice.goes_on && invoice.is_of_cycle =>
+        {
             let draft =
                 Draft { eco_id: eco_id.to_string(), invoice_id: invoice.id, period_end: invoice.period_end };
             Ok(Applied { outcome: Outcome::Applied, draft: Some(draft) })

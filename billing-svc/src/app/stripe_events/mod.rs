@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use nexus_kit::db;
 use sqlx::PgPool;
+use tokio::sync::Semaphore;
 
 use crate::{
     domain::stripe_event::MAX_ATTEMPTS,
@@ -39,15 +40,30 @@ pub struct Context {
     pub subscriptions: Arc<dyn Subscriptions>,
     /// How fast.
     pub pace: Arc<Pace>,
+    /// Turns of those who bring our tables up without an event: each has a connection for as long as Stripe takes to answer.
+    turns: Arc<Semaphore>,
+}
+
+impl Context {
+    /// `at_once`: how many may bring our tables up at once, without an event.
+    pub fn new(subscriptions: Arc<dyn Subscriptions>, pace: Arc<Pace>, at_once: usize) -> Self {
+        Self { subscriptions, pace, turns: Arc::new(Semaphore::new(at_once)) }
+    }
 }
 
 /// Brings our tables to how a subscription stands at Stripe, without an event; `named`: the account that it is for.
+///
+/// Stripe is asked within the transaction that has the subscription alone: what is read is written before anybody else reads
+/// it. Nobody counts calls behind that, for the account is seized after the reading. But it takes a connection, for
+/// [`worker::WITHIN`] at most: only so many do it at once, and the others wait for their turn without one.
 pub async fn bring_up(
     pool: &PgPool,
     context: &Context,
     id: &str,
     named: Option<&str>,
 ) -> Result<(), Failure> {
+    let closed = |_| Failure::Broken("nobody may bring our tables up any more");
+    let _turn = context.turns.acquire().await.map_err(closed)?;
     let mut transaction = db::begin(pool).await?;
     lease::stripe_object(&mut transaction, id, worker::IDLE).await?;
     let syncing = sync::sync_alone(&mut transaction, context, id, named);

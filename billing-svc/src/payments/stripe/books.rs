@@ -163,7 +163,7 @@ fn book_invoice(invoice: StripeInvoice) -> Result<BookInvoice, RequestError> {
     Ok(BookInvoice { invoice_id: id.to_string(), status, created: time(invoice.created)? })
 }
 
-fn time(seconds: i64) -> Result<DateTime<Utc>, RequestError> {
+pub(super) fn time(seconds: i64) -> Result<DateTime<Utc>, RequestError> {
     let unreadable = || RequestError::Unreadable(format!("{seconds} is no time"));
     Utc.timestamp_opt(seconds, 0).single().ok_or_else(unreadable)
 }

@@ -11,7 +11,7 @@ use stripe_billing::{
 };
 
 use super::{
-    FoundInvoice, HttpClient, Pace, Place, RequestError, listing::look_through, parse_currency,
+    FoundInvoice, HttpClient, Pace, Place, RequestError, books::time, listing::look_through, parse_currency,
     reading::made, unordered,
 };
 use crate::domain::invoice::{NewInvoice, SETTLEMENT_ID};
@@ -102,6 +102,7 @@ fn place(invoice: &StripeInvoice) -> Result<Place, RequestError> {
                 subscription: details.map(|details| details.subscription.id().to_string()),
                 goes_on: invoice.auto_advance.unwrap_or_default(),
                 is_ours: metadata.is_some_and(|metadata| metadata.contains_key(SETTLEMENT_ID)),
+                created: time(invoice.created)?,
             })
         }
         ref other => Err(RequestError::Unreadable(format!("an invoice with the status {other:?}"))),

@@ -147,6 +147,7 @@ fn invoice(asked: &str, found: stripe_shared::Invoice) -> Result<Invoice, Reques
         id: asked.to_owned(),
         subscription: parent.map(|details| id(details.subscription)).or(found.subscription.map(id)),
         is_draft: found.status == Some(InvoiceStatus::Draft),
+        goes_on: found.auto_advance.unwrap_or_default(),
         is_of_cycle: found.billing_reason == Some(InvoiceBillingReason::SubscriptionCycle),
         period_end: time(found.period_end)?,
     })

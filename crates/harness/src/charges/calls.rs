@@ -81,9 +81,10 @@ impl Trial {
         self.left -= 1;
         let (aim, among) = match self.rng.random_range(0..100) {
             0..45 => (Aim::New, 130),
-            45..57 => (Aim::Commit, 8),
-            57..77 => (Aim::Stripe, 14),
-            77..90 => (Aim::Invoices, 9),
+            45..53 => (Aim::Commit, 8),
+            53..68 => (Aim::Stripe, 14),
+            68..80 => (Aim::Invoices, 9),
+            80..92 => (Aim::Events, 9),
             _ => (Aim::Any, 180),
         };
         self.strikes.aim(aim, self.rng.random_range(0..among));

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::world::Account;
 use crate::{
     billing::Client,
-    stripe::{Item, Stripe},
+    stripe::{Item, Poison, Stripe},
 };
 
 const CENT_MICROS: i64 = 10_000;
@@ -31,6 +31,7 @@ pub(super) async fn all(
     failures.extend(sums(db, &items, accounts).await?);
     failures.extend(doubts(db).await?);
     failures.extend(parked(db, accounts).await?);
+    failures.extend(uncollected(stripe, accounts).await?);
     let found = client.reconcile(ReconcileRequest::default()).await?;
     ensure!(!found.running && !found.already_running, "{found:?}");
     failures.extend(differences(&found));
@@ -44,11 +45,12 @@ pub(super) fn differences(found: &ReconcileResponse) -> impl Iterator<Item = Str
     })
 }
 
-/// Every intent has one item, the one that the ledger says; one that was refused for good has none.
+/// Every intent has one item, the one that the ledger says; one that was refused for good has none. A second one that an
+/// invoice had taken before it was found has a correction, which is an intent of its own.
 async fn of_intents(db: &mut PgConnection, items: &[Item]) -> Result<Vec<String>> {
-    let intents: Vec<(Uuid, Option<String>, i64)> = sqlx::query_as(
-        "select charge_id, max(stripe_invoice_item_id) filter (where status = 'succeeded'),
-                count(*) filter (where status = 'succeeded')
+    let intents: Vec<(Uuid, Vec<String>, i64)> = sqlx::query_as(
+        "select charge_id, coalesce(array_agg(stripe_invoice_item_id) filter (where status = 'succeeded'), '{}'),
+                count(*) filter (where status = 'succeeded' and basis ->> 'kind' is distinct from 'duplicate')
          from eco_overage_charges group by charge_id",
     )
     .fetch_all(db)
@@ -59,9 +61,11 @@ async fn of_intents(db: &mut PgConnection, items: &[Item]) -> Result<Vec<String>
         made.entry(charge_id).or_default().push(&item.id);
     }
     let mut failures = Vec::new();
-    for (charge_id, item, succeeded) in &intents {
-        let is = made.remove(charge_id.to_string().as_str()).unwrap_or_default();
-        let right: Vec<&str> = item.as_deref().into_iter().collect();
+    for (charge_id, of_ledger, succeeded) in &intents {
+        let mut is = made.remove(charge_id.to_string().as_str()).unwrap_or_default();
+        let mut right: Vec<&str> = of_ledger.iter().map(String::as_str).collect();
+        is.sort_unstable();
+        right.sort_unstable();
         if is != right || *succeeded > 1 {
             failures
                 .push(format!("intent {charge_id}: Stripe has {is:?}, the ledger {right:?} ({succeeded})"));
@@ -102,7 +106,7 @@ async fn sums(db: &mut PgConnection, items: &[Item], accounts: &[Account]) -> Re
                 ));
             }
             let owed = period.cents();
-            if account.is_sound() && cents != owed {
+            if account.lasting_poison().is_none() && cents != owed {
                 failures.push(format!("{what}: {cents} cents at Stripe, {owed} are owed"));
             }
         }
@@ -119,6 +123,8 @@ async fn doubts(db: &mut PgConnection) -> Result<Vec<String>> {
         ("intents in doubt", "select count(*) from eco_overage_charges where status = 'pending'"),
         ("rechecks to come", "select count(*) from eco_overage_charges where recheck_time is not null"),
         ("settlements not finished", "select count(*) from eco_settlements where finished_time is null"),
+        ("events not applied", "select count(*) from eco_stripe_events where processed_time is null"),
+        ("ends not cleared", "select count(*) from eco_ended_subscriptions where cleared_time is null"),
         ("runs at work", "select count(*) from eco_overage_runs where status = 'running'"),
     ] {
         let count: i64 = sqlx::query_scalar(query).fetch_one(&mut *db).await?;
@@ -139,9 +145,29 @@ async fn parked(db: &mut PgConnection, accounts: &[Account]) -> Result<Vec<Strin
     let mut failures = Vec::new();
     for account in accounts {
         let is = parked.remove(&account.eco_id);
-        let right = account.poison.map(|(_, poison)| poison.reason());
+        let right = account.lasting_poison().map(Poison::reason);
         if is.as_deref() != right {
             failures.push(format!("{} is parked for {is:?}, {right:?} is right", account.eco_id));
+        }
+    }
+    Ok(failures)
+}
+
+/// What was charged is on a final invoice, where one has come: by a renewal, after the end of a subscription, or after the
+/// settlement of a period that no subscription's invoice takes.
+async fn uncollected(stripe: &Stripe, accounts: &[Account]) -> Result<Vec<String>> {
+    let mut failures = Vec::new();
+    for item in stripe.open_items().await? {
+        let start: Option<DateTime<Utc>> =
+            item.metadata.get("billing_period_start").and_then(|start| start.parse().ok());
+        let account = accounts.iter().find(|account| account.customer == item.customer);
+        let is_collected = account.is_some_and(|account| {
+            let mut periods = account.periods.iter();
+            let is_settled = periods.any(|period| Some(period.start) == start && period.is_settled);
+            account.lasting_poison().is_none() && (account.subscription.is_some() || is_settled)
+        });
+        if is_collected {
+            failures.push(format!("on no final invoice: {item:?}"));
         }
     }
     Ok(failures)

@@ -45,6 +45,11 @@ pub(super) fn header(message: &[u8], name: &str) -> Option<String> {
     })
 }
 
+/// The body of a whole message.
+pub(super) fn body(message: &Bytes) -> Bytes {
+    find(message, END_OF_HEAD).map_or_else(Bytes::new, |head| message.slice(head + END_OF_HEAD.len()..))
+}
+
 fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
     bytes.windows(part.len()).position(|window| window == part)
 }
@@ -87,6 +92,7 @@ mod tests {
             }
             assert_eq!(end(&[message, b"more"].concat()), Some(message.len()));
         }
+        assert_eq!(&*body(&Bytes::from_static(b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\na=b")), b"a=b");
         assert_eq!(&*asked(b"GET /v1/invoiceitems?customer=cus_1 HTTP/1.1\r\n"), "GET /v1/invoiceitems");
         assert_eq!(
             &*asked(b"POST /v1/invoices/in_sOWJLrRxllAWTq/finalize HTTP/1.1\r\n"),

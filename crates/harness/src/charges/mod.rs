@@ -8,9 +8,12 @@
 //! | [`setting`] | brings them into the database and to Stripe |
 //! | [`trial`] | a seed: rounds, time that passes between them, calm in the end |
 //! | [`rounds`] | a round: usage grows, Stripe fails, a run is called for |
+//! | [`cycles`] | subscriptions that renew and end, their invoices and webhooks |
+//! | [`retries`] | customers who can be charged again |
 //! | [`calls`] | calls, during which billing-svc is struck and started again |
 //! | [`time`] | lets time pass for Stripe and for the database |
 //! | [`replica`], [`lines`] | a billing-svc, and its lines to PostgreSQL and to Stripe |
+//! | [`gateway`] | hands Stripe's webhooks on |
 //! | [`postgres`], [`http`] | as much of the protocols as the lines need |
 //! | [`strikes`], [`atlas`] | the points where it is struck; which of them were struck so far |
 //! | [`check`] | what must hold in the end |
@@ -18,10 +21,13 @@
 mod atlas;
 mod calls;
 mod check;
+mod cycles;
+mod gateway;
 mod http;
 mod lines;
 mod postgres;
 mod replica;
+mod retries;
 mod rounds;
 mod setting;
 mod strikes;

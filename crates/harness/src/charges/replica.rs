@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::lines::{Line, Watch};
+use super::{
+    gateway::{Replicas, SECRET},
+    lines::{Line, Watch},
+};
 use crate::{
     billing::{Billing, Client},
     process::Environment,
@@ -14,15 +17,19 @@ use crate::{
 
 pub(super) struct Replica {
     billing: Billing,
+    number: usize,
+    all: Replicas,
     log: PathBuf,
     settings: Environment,
     _lines: [Line; 2],
 }
 
 impl Replica {
-    pub(super) async fn start(seed: &Seed, stripe: &Stripe, watch: Watch) -> Result<Self> {
+    /// Starts one, which webhooks are handed to as well.
+    pub(super) async fn start(seed: &Seed, stripe: &Stripe, watch: Watch, all: Replicas) -> Result<Self> {
         let to: SocketAddr = stripe.url().strip_prefix("http://").context("a URL")?.parse()?;
-        let log = seed.folder.join(format!("billing-{}.log", watch.replica));
+        let number = watch.replica;
+        let log = seed.folder.join(format!("billing-{number}.log"));
         let database = Line::to_postgres(seed.socket()?, watch.clone()).await?;
         let payments = Line::to_stripe(to, watch).await?;
         let url = format!("postgres://postgres@{}/{}?sslmode=disable", database.address(), seed.name);
@@ -31,6 +38,8 @@ impl Replica {
             ("DATABASE_URL", url),
             ("STRIPE_API_BASE", format!("http://{}", payments.address())),
             set("STRIPE_SECRET_KEY", stripe::KEY),
+            set("STRIPE_WEBHOOK_SECRET", SECRET),
+            set("STRIPE_EVENTS_CONCURRENCY", "2"),
             set("STRIPE_RATE_PER_SECOND", "10000"),
             set("STRIPE_TIMEOUT", "600ms"),
             set("OVERAGE_CONCURRENCY", "4"),
@@ -40,7 +49,8 @@ impl Replica {
             set("NEXUS_LOG_FORMAT", "text"),
         ];
         let billing = Billing::start(&log, settings.clone()).await?;
-        Ok(Self { billing, log, settings, _lines: [database, payments] })
+        all.set(number, billing.client.clone());
+        Ok(Self { billing, number, all, log, settings, _lines: [database, payments] })
     }
 
     pub(super) fn client(&self) -> Client {
@@ -55,6 +65,7 @@ impl Replica {
     /// Another in the place of one that was killed.
     pub(super) async fn again(&mut self) -> Result<()> {
         self.billing = Billing::start(&self.log, self.settings.clone()).await?;
+        self.all.set(self.number, self.client());
         Ok(())
     }
 }

@@ -18,9 +18,10 @@ use super::{
 use crate::{billing::Client, report::Tally};
 
 impl Trial {
-    /// Usage, corrections, and a run, struck up to four times.
+    /// Usage, corrections, subscriptions that go on, and a run, struck up to four times.
     pub(super) async fn round(&mut self, round: u32, tally: &mut Tally) -> Result<()> {
         self.use_and_poison(round).await?;
+        self.mend(round, tally).await?;
         self.fail_by_seed().await?;
         (self.left, self.struck) = (self.rng.random_range(0..=4), false);
         self.aim();
@@ -30,6 +31,8 @@ impl Trial {
         if self.rng.random_bool(0.4) {
             self.change_plan(tally).await?;
         }
+        self.go_on(round, tally).await?;
+        self.retry(round, tally).await?;
         self.run_struck(tally).await?;
         if self.rng.random_bool(0.15) {
             self.reconcile(tally).await?;
@@ -49,10 +52,10 @@ impl Trial {
             self.accounts.iter_mut().flat_map(|account| account.grow(round, &mut self.rng)).collect();
         setting::count(&mut self.db, &used).await?;
         for account in &self.accounts {
-            if let Some((at, poison)) = account.poison
-                && at == round
+            if let Some(trouble) = account.trouble
+                && trouble.from == round
             {
-                self.stripe.poison(&account.customer, poison).await?;
+                self.stripe.poison(&account.customer, trouble.poison).await?;
             }
         }
         Ok(())
@@ -78,7 +81,7 @@ impl Trial {
     async fn correct(&mut self, tally: &mut Tally) -> Result<()> {
         let which = self.rng.random_range(0..self.accounts.len());
         let account = &mut self.accounts[which];
-        let Some(delta_count) = account.is_sound().then(|| account.correct(&mut self.rng)).flatten() else {
+        let Some(delta_count) = account.may_change().then(|| account.correct(&mut self.rng)).flatten() else {
             return Ok(());
         };
         let request = AdjustUsageRequest {
@@ -86,6 +89,7 @@ impl Trial {
             delta_count,
             reason: "metered twice".to_owned(),
             request_id: self.request_id(),
+            ..Default::default()
         };
         tally.add("corrections", 1);
         let ask = async |mut client: Client, request| client.adjust(request).await;
@@ -96,7 +100,7 @@ impl Trial {
     async fn change_plan(&mut self, tally: &mut Tally) -> Result<()> {
         let which = self.rng.random_range(0..self.accounts.len());
         let account = &mut self.accounts[which];
-        if !account.is_sound() || account.is_subscribed {
+        if !account.may_change() || account.subscription.is_some() {
             return Ok(());
         }
         let plan = if account.change_plan() { Plan::Pro } else { Plan::Enterprise };
@@ -124,7 +128,7 @@ impl Trial {
     }
 
     /// Asks until it is done, with the same request.
-    async fn insist<R: Clone>(
+    pub(super) async fn insist<R: Clone>(
         &mut self,
         request: R,
         ask: impl AsyncFn(Client, R) -> Result<(), Status>,

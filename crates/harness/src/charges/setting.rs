@@ -1,11 +1,11 @@
 //! Brings the accounts of a seed into the database and to Stripe, and their usage into the counters.
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Utc};
-use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
+use chrono::{DateTime, TimeDelta, Utc};
+use rand::{Rng, rngs::StdRng};
 use sqlx::PgConnection;
 
-use super::world::{Account, Period, Usage};
+use super::world::{Account, Ending, Period, Subscription, Trouble, Usage};
 use crate::{
     stage::Seed,
     stripe::{Poison, Stripe},
@@ -17,27 +17,44 @@ pub(super) const OVER_FOR_HOURS: i64 = 5;
 /// What an account of a seed is like.
 #[derive(Clone, Copy)]
 struct Kind {
-    is_subscribed: bool,
+    /// Its subscription: in which round that renews, and how it ends.
+    subscribed: Option<(u32, Option<Ending>)>,
     /// Its last period is over, and takes late usage still.
     was_over: bool,
-    poison: Option<(u32, Poison)>,
+    trouble: Option<Trouble>,
 }
 
-/// Which accounts a seed has: one or two of them poisoned in the course of it, others with a period that is over.
+/// Which accounts a seed has: one or two of them poisoned in the course of it, others with a subscription that renews,
+/// others with a period that is over.
 fn kinds(rounds: u32, rng: &mut StdRng) -> Vec<Kind> {
     let count = rng.random_range(4..=6);
     (0..count)
         .map(|n| {
-            let poisons = [Poison::Declined, Poison::Deleted, Poison::Currency];
-            let poisoned = n == 0 || (n == 1 && rng.random_bool(0.3));
-            let poison = poisons.choose(rng).filter(|_| poisoned);
-            Kind {
-                is_subscribed: rng.random_bool(0.4),
-                was_over: poison.is_none() && rng.random_bool(0.5),
-                poison: poison.map(|poison| (rng.random_range(0..rounds), *poison)),
-            }
+            let is_poisoned = n == 0 || (n == 1 && rng.random_bool(0.3));
+            let trouble = is_poisoned.then(|| trouble(rounds, rng));
+            let subscribed = (!is_poisoned && rng.random_bool(0.6)).then(|| subscribed(rounds, rng));
+            let was_over = !is_poisoned && (subscribed.is_some() || rng.random_bool(0.4));
+            Kind { subscribed, was_over, trouble }
         })
         .collect()
+}
+
+fn trouble(rounds: u32, rng: &mut StdRng) -> Trouble {
+    let poison = [Poison::Declined, Poison::Deleted, Poison::Currency][rng.random_range(0..3)];
+    let from = rng.random_range(0..rounds);
+    let can_be_mended = poison != Poison::Deleted && from + 1 < rounds;
+    let is_mended = can_be_mended && rng.random_bool(0.7);
+    Trouble { poison, from, until: is_mended.then(|| rng.random_range(from + 1..rounds)) }
+}
+
+fn subscribed(rounds: u32, rng: &mut StdRng) -> (u32, Option<Ending>) {
+    let renews_in = rng.random_range(0..rounds);
+    let ending = match rng.random_range(0..10) {
+        0..4 => None,
+        4..8 => Some(Ending::AtOnce(rng.random_range(renews_in..rounds))),
+        _ => Some(Ending::WithPeriod),
+    };
+    (renews_in, ending)
 }
 
 /// Makes the accounts of a seed.
@@ -53,6 +70,7 @@ pub(super) async fn accounts(
         ("unit_amount", "4900"),
         ("recurring[interval]", "month"),
         ("product_data[name]", "Pro"),
+        ("lookup_key", "pro"),
     ];
     let price = stripe.create("prices", &product).await?;
     let kinds = kinds(rounds, rng);
@@ -60,50 +78,80 @@ pub(super) async fn accounts(
     seed.accounts(&eco_ids.iter().map(String::as_str).collect::<Vec<_>>(), "pro").await?;
     let mut accounts = Vec::new();
     for (eco_id, kind) in eco_ids.into_iter().zip(kinds) {
-        let customer = stripe.create("customers", &[("email", "a@example.com")]).await?;
-        let subscription = if kind.is_subscribed {
-            let form = [("customer", customer.as_str()), ("items[0][price]", &price)];
-            Some(stripe.create("subscriptions", &form).await?)
-        } else {
-            None
+        let periods = write(db, &eco_id, kind.was_over).await?;
+        let renewal = periods.last().context("a period")?.start;
+        let (customer, subscription) = match kind.subscribed {
+            Some((renews_in, ending)) => {
+                let (customer, made) = subscribe(stripe, &price, renewal).await?;
+                link(db, &eco_id, &made).await?;
+                (customer, Some(Subscription { renews_in, ending, ..made }))
+            }
+            None => (stripe.create("customers", &[("email", "a@example.com")]).await?, None),
         };
-        let periods = write(db, &eco_id, &customer, subscription.as_deref(), kind.was_over).await?;
-        accounts.push(Account {
-            eco_id,
-            customer,
-            is_subscribed: kind.is_subscribed,
-            poison: kind.poison,
-            periods,
-        });
+        sqlx::query("update eco_identities set stripe_customer_id = $2 where eco_id = $1")
+            .bind(&eco_id)
+            .bind(&customer)
+            .execute(&mut *db)
+            .await?;
+        accounts.push(Account { eco_id, customer, subscription, trouble: kind.trouble, periods });
     }
     Ok(accounts)
 }
 
-/// Gives an account its ids at Stripe, and its periods.
-async fn write(
-    db: &mut PgConnection,
-    eco_id: &str,
-    customer: &str,
-    subscription: Option<&str>,
-    was_over: bool,
-) -> Result<Vec<Period>> {
-    sqlx::query("update eco_identities set stripe_customer_id = $2 where eco_id = $1")
-        .bind(eco_id)
-        .bind(customer)
-        .execute(&mut *db)
-        .await?;
-    // Four years ago every month had the days that it has now.
+/// Makes a customer with a subscription at Stripe whose first period is short, and ends when the account's current one
+/// began.
+async fn subscribe(stripe: &Stripe, price: &str, renewal: DateTime<Utc>) -> Result<(String, Subscription)> {
+    let time = renewal - TimeDelta::hours(1);
+    let frozen = [("frozen_time", &*time.timestamp().to_string())];
+    let clock = stripe.create("test_helpers/test_clocks", &frozen).await?;
+    let form = [("email", "a@example.com"), ("test_clock", &*clock)];
+    let customer = stripe.create("customers", &form).await?;
+    let form = [
+        ("customer", &*customer),
+        ("items[0][price]", price),
+        ("billing_cycle_anchor", &*renewal.timestamp().to_string()),
+        ("proration_behavior", "none"),
+    ];
+    let id = stripe.create("subscriptions", &form).await?;
+    let made = Subscription { id, clock, time, renewal, renews_in: 0, ending: None, has_ended: false };
+    Ok((customer, made))
+}
+
+/// Gives an account its subscription. Before, it was on the free plan, in periods of other days: it goes back to those.
+async fn link(db: &mut PgConnection, eco_id: &str, made: &Subscription) -> Result<()> {
+    sqlx::query(
+        "insert into eco_subscriptions (eco_id, plan, plan_version, status, anchor_time, started_time, ended_time)
+         values ($1, 'free', 1, 'active', $2 - interval '9 days', $2 - interval '9 days', $2)",
+    )
+    .bind(eco_id)
+    .bind(made.time)
+    .execute(&mut *db)
+    .await?;
+    sqlx::query(
+        "update eco_subscriptions set stripe_subscription_id = $2, stripe_created_time = $3
+         where eco_id = $1 and ended_time is null",
+    )
+    .bind(eco_id)
+    .bind(&made.id)
+    .bind(made.time)
+    .execute(&mut *db)
+    .await?;
+    Ok(())
+}
+
+/// Gives an account its periods.
+async fn write(db: &mut PgConnection, eco_id: &str, was_over: bool) -> Result<Vec<Period>> {
+    // Four years ago every month had the days that it has now. Stripe's times are whole seconds.
     let (before, current): (DateTime<Utc>, DateTime<Utc>) = sqlx::query_as(
         "with s as (
              update eco_subscriptions
-             set stripe_subscription_id = $2,
-                 anchor_time = case when $3 then now() - make_interval(months => 48, hours => $4) else anchor_time end
+             set anchor_time = case when $2 then date_trunc('second', now() - make_interval(months => 48, hours => $3))
+                                    else anchor_time end
              where eco_id = $1 returning anchor_time)
          select nexus_period_start(anchor_time, nexus_period_start(anchor_time, now()) - interval '1 second'),
                 nexus_period_start(anchor_time, now()) from s",
     )
     .bind(eco_id)
-    .bind(subscription)
     .bind(was_over)
     .bind(i32::try_from(OVER_FOR_HOURS)?)
     .fetch_one(&mut *db)

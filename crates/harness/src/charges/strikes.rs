@@ -65,6 +65,22 @@ pub(super) enum Aim {
     Stripe,
     /// Requests to Stripe about invoices: those of settlements.
     Invoices,
+    /// What is done about webhooks and about subscriptions that have ended.
+    Events,
+}
+
+/// Whether this is done about an event, or about a subscription that has ended; to look for some is not.
+fn is_of_events(place: &Place) -> bool {
+    match place {
+        Place::Stripe(request) => {
+            request.contains("/v1/subscriptions/{id}") || &**request == "GET /v1/invoices/{id}"
+        }
+        Place::InTransaction(text) | Place::Own(text) => {
+            let table = text.contains("eco_stripe_events") || text.contains("eco_ended_subscriptions");
+            table && (text.starts_with("update") || text.starts_with("insert"))
+        }
+        Place::Commit => false,
+    }
 }
 
 /// What happens to what is held.
@@ -147,6 +163,7 @@ impl Strikes {
             Aim::Invoices => {
                 matches!(&point.place, Place::Stripe(request) if request.contains("/v1/invoices"))
             }
+            Aim::Events => is_of_events(&point.place),
         };
         if !counts {
             return false;
@@ -199,6 +216,9 @@ mod tests {
         strikes.aim(Aim::Commit, 0);
         assert!(!strikes.strikes(&a));
         assert!(strikes.strikes(&Point { place: Place::Commit, side: Side::After }));
+        strikes.aim(Aim::Events, 0);
+        assert!(!strikes.strikes(&point("select 1 from eco_stripe_events", Side::Before)), "a look");
+        assert!(strikes.strikes(&point("update eco_stripe_events set due_time = $1", Side::Before)));
         strikes.aim(Aim::Any, 2);
         assert!(!strikes.strikes(&a) && !strikes.strikes(&a));
         assert!(strikes.clear() && !strikes.clear());

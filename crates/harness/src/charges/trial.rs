@@ -14,7 +14,9 @@ use tokio::{sync::mpsc, time::sleep};
 use super::{
     atlas::Atlas,
     calls::{LEASE_PAUSE, MAX_CALLS},
-    check, http,
+    check,
+    gateway::{Gateway, Replicas, SECRET},
+    http,
     lines::Watch,
     replica::Replica,
     setting,
@@ -30,6 +32,13 @@ const CALM_CALLS: u32 = 30;
 const DAY: TimeDelta = TimeDelta::hours(25);
 /// Longer than what was replaced waits to be looked at again.
 const RECHECK: TimeDelta = TimeDelta::minutes(11);
+/// What Stripe tells of.
+const EVENTS: [&str; 4] = [
+    "customer.subscription.updated",
+    "customer.subscription.deleted",
+    "invoice.created",
+    "invoice.payment_succeeded",
+];
 
 /// A seed on its way.
 pub(super) struct Trial {
@@ -37,6 +46,7 @@ pub(super) struct Trial {
     pub(super) stripe: Stripe,
     pub(super) accounts: Vec<Account>,
     pub(super) replicas: Vec<Replica>,
+    gateway: Gateway,
     pub(super) strikes: Arc<Strikes>,
     pub(super) dues: mpsc::UnboundedReceiver<Due>,
     pub(super) rng: StdRng,
@@ -57,15 +67,19 @@ impl Trial {
         let accounts = setting::accounts(seed, &mut db, &stripe, rounds, &mut rng).await?;
         let (strikes, dues) = Strikes::new(atlas);
         let mut replicas = Vec::new();
+        let reached = Replicas::default();
         for replica in 0..rng.random_range(1..=2) {
             let watch = Watch { replica, strikes: strikes.clone() };
-            replicas.push(Replica::start(seed, &stripe, watch).await?);
+            replicas.push(Replica::start(seed, &stripe, watch, reached.clone()).await?);
         }
+        let gateway = Gateway::start(reached).await?;
+        stripe.tell(gateway.url(), SECRET, &EVENTS).await?;
         Ok(Self {
             db,
             stripe,
             accounts,
             replicas,
+            gateway,
             strikes,
             dues,
             rng,
@@ -79,6 +93,7 @@ impl Trial {
 
     /// Returns what was done, and what does not hold.
     pub(super) async fn run(&mut self, tally: &mut Tally) -> Result<(String, Vec<String>)> {
+        self.choose_manners().await?;
         let mut late = Vec::new();
         for round in 0..self.rounds {
             let before = std::mem::take(&mut late);
@@ -98,6 +113,7 @@ impl Trial {
             }
         }
         self.calm_down(late, tally).await?;
+        self.count(tally).await?;
         let mut client = self.replicas[0].client();
         let mut failures = std::mem::take(&mut self.failures);
         failures.extend(check::all(&mut self.db, &self.stripe, &mut client, &self.accounts).await?);
@@ -137,10 +153,28 @@ impl Trial {
         Ok(())
     }
 
+    /// Whoever may be at work on what webhooks led to is killed before, and goes on after it.
     async fn pass(&mut self, time: TimeDelta, tally: &mut Tally) -> Result<()> {
+        let closed = self.gateway.close().await;
+        let kills = time::is_anything_left(&mut self.db).await?;
+        if kills {
+            for replica in &mut self.replicas {
+                replica.kill().await?;
+                tally.add("killed before time passed, with events to be applied", 1);
+            }
+            time::until_alone(&mut self.db).await?;
+        }
         time::pass(&mut self.db, &self.stripe, time).await?;
+        if kills {
+            for replica in &mut self.replicas {
+                replica.again().await?;
+            }
+        }
+        drop(closed);
         if time > TimeDelta::hours(24) {
             tally.add("more than 24 h passed", 1);
+            // After three days they would be given up.
+            self.tell_all(tally).await?;
         }
         self.passed += time;
         if self.passed >= TimeDelta::hours(24 - setting::OVER_FOR_HOURS) {
@@ -150,20 +184,34 @@ impl Trial {
         Ok(())
     }
 
-    /// Nothing goes wrong any more: runs follow each other until one finds nothing to do.
-    async fn calm_down(&mut self, mut late: Vec<Bytes>, tally: &mut Tally) -> Result<()> {
+    /// Nothing goes wrong any more, until nothing is left to do, and all that can be is on a final invoice.
+    async fn calm_down(&mut self, late: Vec<Bytes>, tally: &mut Tally) -> Result<()> {
         self.stripe.calm().await?;
         self.pass(DAY, tally).await?;
         self.struck = false;
+        self.an_hour_later(tally).await?;
+        self.undisturbed(tally).await?;
+        self.deliver(late, tally).await?;
+        // What was cut by the end of a subscription is past its settlement, too.
+        self.pass(DAY, tally).await?;
+        self.rest(2, tally).await?;
+        self.renew_once_more(tally).await?;
+        self.rest(1, tally).await
+    }
+
+    /// Runs follow each other until so many in a row have found nothing to do.
+    async fn rest(&mut self, idle_runs: u32, tally: &mut Tally) -> Result<()> {
         let (mut idle, mut errors) = (0, Vec::new());
         for _ in 0..CALM_CALLS {
+            self.hear_all(tally).await?;
+            self.retry(self.rounds, tally).await?;
             let run = self.undisturbed(tally).await?;
-            self.deliver(std::mem::take(&mut late), tally).await?;
-            idle = if run.processed_count == 0 { idle + 1 } else { 0 };
-            // Once more after what it replaced would be looked at again.
-            if idle == 2 {
+            let is_idle = run.processed_count == 0 && !time::is_anything_left(&mut self.db).await?;
+            idle = if is_idle { idle + 1 } else { 0 };
+            if idle == idle_runs {
                 return Ok(());
             }
+            // Once more after what it replaced would be looked at again.
             if idle == 1 || self.rng.random_bool(0.5) {
                 self.pass(RECHECK, tally).await?;
             }

@@ -46,13 +46,47 @@ impl Period {
     }
 }
 
+/// What becomes wrong with a customer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Trouble {
+    pub(super) poison: Poison,
+    /// In which round.
+    pub(super) from: u32,
+    /// From which round on it is right again; `None`: never.
+    pub(super) until: Option<u32>,
+}
+
+/// How a subscription ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// At once, in a round that is not before its renewal.
+    AtOnce(u32),
+    /// With its first period.
+    WithPeriod,
+}
+
+/// A subscription at Stripe, in a time of its own there.
+#[derive(Debug)]
+pub(super) struct Subscription {
+    pub(super) id: String,
+    pub(super) clock: String,
+    /// What that clock says.
+    pub(super) time: DateTime<Utc>,
+    /// When its first period ends: the current one of ours began then.
+    pub(super) renewal: DateTime<Utc>,
+    /// In which round that comes.
+    pub(super) renews_in: u32,
+    /// `None`: it goes on.
+    pub(super) ending: Option<Ending>,
+    pub(super) has_ended: bool,
+}
+
 /// An account, and what it is for.
 pub(super) struct Account {
     pub(super) eco_id: String,
     pub(super) customer: String,
-    pub(super) is_subscribed: bool,
-    /// What becomes wrong with its customer, and in which round.
-    pub(super) poison: Option<(u32, Poison)>,
+    pub(super) subscription: Option<Subscription>,
+    pub(super) trouble: Option<Trouble>,
     /// The current one is the last.
     pub(super) periods: Vec<Period>,
 }
@@ -70,8 +104,32 @@ impl Account {
         self.periods.last_mut().expect("an account has a period")
     }
 
+    /// Whether its customer can be charged from beginning to end.
     pub(super) fn is_sound(&self) -> bool {
-        self.poison.is_none()
+        self.trouble.is_none()
+    }
+
+    /// Why it cannot be charged in the end.
+    pub(super) fn lasting_poison(&self) -> Option<Poison> {
+        self.trouble.filter(|trouble| trouble.until.is_none()).map(|trouble| trouble.poison)
+    }
+
+    /// Whether its customer can be charged again since some round.
+    pub(super) fn is_mended(&self, round: u32) -> bool {
+        self.trouble.and_then(|trouble| trouble.until).is_some_and(|until| until <= round)
+    }
+
+    /// Whether it is as it was made: nothing is at work on its periods but what is counted.
+    pub(super) fn may_change(&self) -> bool {
+        self.is_sound() && self.subscription.as_ref().is_none_or(|subscription| !subscription.has_ended)
+    }
+
+    /// Its subscription is over: nothing more is counted by it, and what was is rounded for good.
+    pub(super) fn end(&mut self) {
+        if let Some(subscription) = &mut self.subscription {
+            subscription.has_ended = true;
+        }
+        self.periods.iter_mut().for_each(|period| period.is_settled = true);
     }
 
     /// What is used until a round; most in the first one.

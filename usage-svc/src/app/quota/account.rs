@@ -35,6 +35,19 @@ pub(super) enum Step {
     },
 }
 
+impl Step {
+    /// The caller has it: what was reserved for it stays admitted.
+    pub(super) fn keep(self) -> Self {
+        match self {
+            Self::Decided(decision, Some(reservation)) => {
+                reservation.keep();
+                Self::Decided(decision, None)
+            }
+            other => other,
+        }
+    }
+}
+
 /// What claims of an account share.
 #[derive(Debug, Default)]
 pub(super) struct Account {

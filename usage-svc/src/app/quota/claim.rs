@@ -8,13 +8,16 @@ use std::{
 use nexus_core::{id::EcoId, period::Period};
 use nexus_kit::db;
 use sqlx::{Postgres, pool::PoolConnection};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::{MutexGuard, oneshot},
+    time::timeout,
+};
 use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
     Holder,
-    account::{Account, Short, Slot, Step, View},
+    account::{Account, Pace, Short, Slot, Step, View, Waiting},
     held::{Held, Reservation},
     metrics::count_units,
     settle::{Due, Settlement},
@@ -29,8 +32,8 @@ use crate::{
     store,
 };
 
-/// Longest time a statement of a claim may take before its connection is given up.
-const BOUND: Duration = Duration::from_secs(8);
+/// Longest time a statement may take, while an account's claims wait for it, before its connection is given up.
+pub(in crate::app) const BOUND: Duration = Duration::from_secs(8);
 
 /// What a caller asks for.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +79,22 @@ impl For {
     }
 }
 
+/// An account's turn: nobody else asks the database for units of it meanwhile.
+struct Turn<'a> {
+    pace: MutexGuard<'a, Pace>,
+    /// Units that waited for a turn, those of this one among them.
+    need: i64,
+}
+
+impl<'a> Turn<'a> {
+    async fn take(account: &'a Account, waits: Waiting<'_>) -> Self {
+        let pace = account.turn.lock().await;
+        let need = account.waiting();
+        drop(waits);
+        Self { pace, need }
+    }
+}
+
 /// Whether a lease with this id exists.
 pub(super) fn is_taken_id(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.is_unique_violation())
@@ -85,23 +104,32 @@ pub(super) fn is_taken_id(error: &sqlx::Error) -> bool {
 pub(super) type Epoch = (u64, u64);
 
 impl Holder {
-    /// Takes its turn, in a task of its own: what is granted arrives also when the caller went away.
+    /// Takes its turn, in a task of its own: a grant arrives also when the caller goes away. Then nothing of it is the
+    /// caller's: who waits leaves, and what was decided goes back.
     pub(super) async fn claim(
         self: &Arc<Self>,
         eco_id: &EcoId,
         account: &Arc<Account>,
         ask: Ask,
     ) -> Result<Step, Error> {
-        let (answer, answered) = oneshot::channel();
+        let (mut answer, answered) = oneshot::channel();
         let (holder, eco_id, account) = (self.clone(), eco_id.clone(), account.clone());
         let task = async move {
-            let step = holder.take_turn(&eco_id, &account, ask, || answer.is_closed()).await;
+            let waits = account.wait(ask.units);
+            let turn = tokio::select! {
+                biased;
+                () = answer.closed() => return,
+                turn = Turn::take(&account, waits) => turn,
+            };
+            let until_taken = Ask { reserved: true, ..ask };
+            let step = holder.take_turn(&eco_id, &account, until_taken, turn).await;
             if answer.send(step).is_err() {
                 tracing::debug!("a caller went away before it was decided");
             }
         };
         self.claims.spawn(task.in_current_span());
-        answered.await.map_err(|_| Error::Stopping)?
+        let step = answered.await.map_err(|_| Error::Stopping)??;
+        Ok(if ask.reserved { step } else { step.keep() })
     }
 
     /// Claims ahead of need, unless that is being done.
@@ -111,8 +139,8 @@ impl Holder {
         }
         let (holder, eco_id) = (self.clone(), eco_id.clone());
         self.claims.spawn(async move {
-            let ask = Ask::of(0).at_last();
-            if let Err(error) = holder.take_turn(&eco_id, &account, ask, || true).await {
+            let turn = Turn::take(&account, account.wait(0)).await;
+            if let Err(error) = holder.take_turn(&eco_id, &account, Ask::of(0).at_last(), turn).await {
                 tracing::debug!(%error, "a claim ahead of need failed");
             }
             account.refilling.store(false, Ordering::Release);
@@ -125,12 +153,8 @@ impl Holder {
         eco_id: &EcoId,
         account: &Arc<Account>,
         ask: Ask,
-        is_gone: impl Fn() -> bool,
+        Turn { mut pace, need }: Turn<'_>,
     ) -> Result<Step, Error> {
-        let waits = account.wait(ask.units);
-        let mut pace = account.turn.lock().await;
-        let need = account.waiting();
-        drop(waits);
         if self.closing.is_cancelled() {
             return Err(Error::Stopping);
         }
@@ -158,7 +182,7 @@ impl Holder {
             match self.grant(lease_id, For::Holder(claim), eco_id, &view).await? {
                 Grant::Granted { units, consumed } => {
                     count_units(&self.metrics.granted, units);
-                    let own = if is_gone() { 0 } else { ask.units };
+                    let own = ask.units;
                     let view = View { consumed, ..view };
                     let held = self.held(lease_id, units - own);
                     let reservation = (ask.reserved && own > 0).then(|| Reservation::new(&held, own));

@@ -74,9 +74,14 @@ impl Clients {
         }
     }
 
-    /// Tells all clients to give back.
+    /// Tells all clients to give back: anything may have changed, their keys too.
     pub(super) fn tell_all(&self) {
-        self.lines.iter().for_each(|lines| lines.iter().for_each(|line| line.told.notify_one()));
+        for lines in &self.lines {
+            for line in lines.iter() {
+                line.key_changed.store(true, Ordering::Release);
+                line.told.notify_one();
+            }
+        }
     }
 
     /// Tells the clients that came with this API key: it may be revoked.

@@ -62,6 +62,7 @@ use crate::{
     error::Error,
 };
 
+pub(super) use claim::BOUND;
 pub use held::Reservation;
 pub use keeper::start;
 pub use lend::{Client, Lending, Position};

@@ -1,5 +1,5 @@
 use chrono::TimeZone;
-use nexus_core::money::MICROS;
+use nexus_core::{money::MICROS, period::Period};
 
 use super::*;
 
@@ -28,6 +28,9 @@ fn row(status: ChargeStatus, item_id: Option<&str>) -> LedgerRow {
         status,
         item_id: item_id.map(str::to_owned),
         recheck_time: None,
+        created: period().start,
+        take_back_time: None,
+        is_invoiced: false,
     }
 }
 
@@ -96,10 +99,42 @@ fn each_way_of_being_altered_has_its_name() {
 
 #[test]
 fn an_item_that_is_not_there_is_missing_unless_another_stands_for_it() {
-    assert_eq!(kinds(&[made("ii_1")], &[]), [(Kind::ItemMissing, -5 * MICROS, None)]);
-    assert_eq!(kinds(&[made("ii_1")], &[item("ii_2")]), [(Kind::ItemIdDiffers, 0, None)]);
+    let fail = Some(Repair::Fail { attempt: 1 });
+    assert_eq!(kinds(&[made("ii_1")], &[]), [(Kind::ItemMissing, -5 * MICROS, fail)]);
+    // Somebody was invoiced for it.
+    let invoiced = LedgerRow { is_invoiced: true, ..made("ii_1") };
+    assert_eq!(kinds(&[invoiced], &[]), [(Kind::ItemMissing, -5 * MICROS, None)]);
+    let accept = Some(Repair::Accept { attempt: 1, item: item("ii_2") });
+    assert_eq!(kinds(&[made("ii_1")], &[item("ii_2")]), [(Kind::ItemIdDiffers, 0, accept)]);
+    // Also where it says something else of itself, which alone would hold up nothing.
+    let mut labelled = item("ii_2");
+    labelled.metadata.insert("eco_id".to_owned(), "eco_b".to_owned());
+    let found = kinds(&[made("ii_1")], &[labelled]).into_iter().map(|(kind, ..)| kind);
+    assert_eq!(found.collect::<Vec<_>>(), [Kind::ItemWrongAccount, Kind::ItemIdDiffers]);
     let moved = BookItem { customer: "cus_b".to_owned(), ..item("ii_2") };
-    assert_eq!(kinds(&[made("ii_1")], &[moved]), [(Kind::ItemWrongCustomer, 5 * MICROS, None)]);
+    let delete = Some(Repair::Delete { item_id: "ii_2".to_owned() });
+    assert_eq!(kinds(&[made("ii_1")], &[moved]), [(Kind::ItemWrongCustomer, 5 * MICROS, delete)]);
+}
+
+#[test]
+fn another_amount_is_taken_over_unless_it_is_none_or_in_another_currency() {
+    let with = |alter: fn(&mut BookItem)| {
+        let mut item = item("ii_1");
+        alter(&mut item);
+        let found = kinds(&[made("ii_1")], std::slice::from_ref(&item));
+        assert_eq!(found.len(), 1, "{found:?}");
+        (found[0].2.clone(), item)
+    };
+    let (repair, item) = with(|item| item.amount_minor = 300);
+    assert_eq!(repair, Some(Repair::Accept { attempt: 1, item }));
+    assert_eq!(with(|item| item.amount_minor = 0).0, Some(Repair::Fail { attempt: 1 }));
+    let delete = Some(Repair::Delete { item_id: "ii_1".to_owned() });
+    assert_eq!(with(|item| item.currency = "EUR".to_owned()).0, delete);
+    let on_an_invoice = |item: &mut BookItem| {
+        item.currency = "EUR".to_owned();
+        item.invoice_id = Some("in_1".to_owned());
+    };
+    assert_eq!(with(on_an_invoice).0, None);
 }
 
 #[test]
@@ -125,15 +160,31 @@ fn an_item_that_the_ledger_does_not_know_is_extra_and_goes_into_it_once() {
     let succeed = Repair::Succeed { attempt: 1, item_id: "ii_1".to_owned() };
     let failed = [row(ChargeStatus::Failed, None)];
     assert_eq!(kinds(&failed, &[item("ii_1")]), [(Kind::ItemExtra, 5 * MICROS, Some(succeed))]);
-    // Not as another amount than was written down.
+    // With another amount than was written down it is taken over as it is.
     let other = BookItem { amount_minor: 700, ..item("ii_1") };
-    assert_eq!(kinds(&failed, &[other]), [(Kind::ItemExtra, 7 * MICROS, None)]);
+    let accept = Repair::Accept { attempt: 1, item: other.clone() };
+    assert_eq!(kinds(&failed, &[other]), [(Kind::ItemExtra, 7 * MICROS, Some(accept))]);
+    // Over nothing it holds nothing.
+    assert_eq!(kinds(&failed, &[BookItem { amount_minor: 0, ..item("ii_1") }]), []);
 }
 
 #[test]
 fn what_a_run_has_in_hand_is_no_difference_unless_it_is_left_lying() {
-    assert_eq!(kinds(&[row(ChargeStatus::Pending, None)], &[item("ii_1")]), []);
-    assert_eq!(kinds(&[row(ChargeStatus::Pending, None)], &[]), []);
+    let pending =
+        |hours| LedgerRow { created: now() - TimeDelta::hours(hours), ..row(ChargeStatus::Pending, None) };
+    assert_eq!(kinds(&[pending(25)], &[item("ii_1")]), []);
+    assert_eq!(kinds(&[pending(25)], &[]), []);
+    assert_eq!(kinds(&[pending(26)], &[item("ii_1")]), [(Kind::ChargeInDoubt, 0, None)]);
+    // Replaced day by day it is in doubt since its first attempt.
+    let replaced = LedgerRow { status: ChargeStatus::Superseded, recheck_time: Some(now()), ..pending(27) };
+    let next = LedgerRow { attempt: 2, ..pending(3) };
+    assert_eq!(kinds(&[replaced, next], &[]), [(Kind::ChargeInDoubt, 0, None)]);
+    let other = BookItem { amount_minor: 400, ..item("ii_1") };
+    let accept = Repair::Accept { attempt: 1, item: other.clone() };
+    assert_eq!(kinds(&[pending(26)], &[other]), [(Kind::ChargeInDoubt, -MICROS, Some(accept))]);
+    let begun = |hours| LedgerRow { take_back_time: Some(now() - TimeDelta::hours(hours)), ..made("ii_1") };
+    assert_eq!(kinds(&[begun(25)], &[]), []);
+    assert_eq!(kinds(&[begun(26)], &[]), [(Kind::ChargeInDoubt, 0, None)]);
     let replaced = |hours| {
         let recheck_time = Some(now() - TimeDelta::hours(hours));
         let old = LedgerRow { recheck_time, ..row(ChargeStatus::Superseded, None) };
