@@ -2,7 +2,10 @@
 //! client.
 
 use chrono::{DateTime, Utc};
-use nexus_core::plan::Plan;
+use nexus_core::{
+    money::Currency,
+    plan::{Plan, SubscriptionStatus},
+};
 use nexus_kit::convert;
 use nexus_proto::{
     billing::v1::{AccountStatus, ChargeStatus},
@@ -37,13 +40,23 @@ pub fn plan_word(value: i32) -> Result<&'static str, Error> {
     plan(value).map(Plan::as_str)
 }
 
-/// The word of a subscription's status.
-pub fn status_word(value: i32) -> Result<&'static str, Error> {
+/// A subscription's status.
+pub fn subscription_status(value: i32) -> Result<SubscriptionStatus, Error> {
     convert::status_from_proto(value)
         .ok()
         .flatten()
-        .map(|status| status.as_str())
         .ok_or_else(|| Error::Internal(format!("the service sent no known status: {value}")))
+}
+
+/// The word of a subscription's status.
+pub fn status_word(value: i32) -> Result<&'static str, Error> {
+    subscription_status(value).map(SubscriptionStatus::as_str)
+}
+
+/// A currency; empty is that of the United States.
+pub fn currency(code: &str) -> Result<Currency, Error> {
+    let unknown = |_| Error::Internal(format!("the service sent no known currency: {code}"));
+    if code.is_empty() { Ok(Currency::USD) } else { code.parse().map_err(unknown) }
 }
 
 /// The word of an API key's status.

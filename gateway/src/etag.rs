@@ -1,5 +1,7 @@
 //! Reads whose answer a client has already: `ETag` over the body, and 304 where `If-None-Match` names it.
 
+use std::collections::BTreeMap;
+
 use axum::{
     body::{Body, to_bytes},
     extract::Request,
@@ -10,12 +12,16 @@ use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY},
 };
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 
 /// A tag is of one representation: one that is compressed has another, which ends so.
 const ENCODINGS: [&str; 2] = ["gzip", "zstd"];
+
+/// The member of a body that says when it was made.
+const TIME: &str = "timestamp";
 
 /// Around routes that read. Their answers are whole in memory, and belong to who asked.
 pub async fn conditional(request: Request, next: Next) -> Response {
@@ -30,7 +36,7 @@ pub async fn conditional(request: Request, next: Next) -> Response {
         Ok(body) => body,
         Err(error) => return Error::Internal(format!("reading an answer: {error}")).into_response(),
     };
-    let tag = format!("{:x}", Sha256::digest(&body))[..32].to_owned();
+    let tag = Tag::of(&body);
     parts.headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     parts.headers.insert(VARY, HeaderValue::from_static("authorization, accept"));
     if let Some(held) = held(&known, &tag) {
@@ -40,8 +46,34 @@ pub async fn conditional(request: Request, next: Next) -> Response {
         parts.headers.remove(CONTENT_LENGTH);
         return Response::from_parts(parts, Body::empty());
     }
-    parts.headers.insert(ETAG, quoted(&tag));
+    parts.headers.insert(ETAG, tag.quoted());
     Response::from_parts(parts, Body::from(body))
+}
+
+/// The name of a body. One that says when it was made is named without that: it says the same as the one before, and is
+/// not the same byte for byte, so its tag is a weak one.
+struct Tag {
+    opaque: String,
+    weak: bool,
+}
+
+impl Tag {
+    fn of(body: &[u8]) -> Self {
+        let timeless = without_time(body);
+        let digest = Sha256::digest(timeless.as_deref().unwrap_or(body));
+        Self { opaque: format!("{digest:x}")[..32].to_owned(), weak: timeless.is_some() }
+    }
+
+    fn quoted(&self) -> HeaderValue {
+        quoted(&self.opaque, self.weak)
+    }
+}
+
+/// The object without its `timestamp`; `None`: it has none.
+fn without_time(body: &[u8]) -> Option<Vec<u8>> {
+    let mut members: BTreeMap<String, &RawValue> = serde_json::from_slice(body).ok()?;
+    members.remove(TIME)?;
+    serde_json::to_vec(&members).ok()
 }
 
 /// Names the representation that is sent: compressed, it is another one.
@@ -50,31 +82,33 @@ pub async fn name_encoded(mut response: Response) -> Response {
     let encoding = headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
     let tag = headers.get(ETAG).and_then(|value| value.to_str().ok());
     if let (Some(encoding), Some(tag)) = (encoding, tag) {
-        let tag = quoted(&format!("{}-{encoding}", tag.trim_matches('"')));
+        let (weak, opaque) = tag.strip_prefix("W/").map_or((false, tag), |opaque| (true, opaque));
+        let tag = quoted(&format!("{}-{encoding}", opaque.trim_matches('"')), weak);
         headers.insert(ETAG, tag);
     }
     response
 }
 
 /// The tag that the client has of this body, in whichever encoding, as it is to be told again.
-fn held(headers: &HeaderMap, tag: &str) -> Option<HeaderValue> {
+fn held(headers: &HeaderMap, tag: &Tag) -> Option<HeaderValue> {
     let lists = headers.get_all(IF_NONE_MATCH).iter().filter_map(|list| list.to_str().ok());
     lists.flat_map(|list| list.split(',')).find_map(|item| {
         let item = item.trim();
         if item == "*" {
-            return Some(quoted(tag));
+            return Some(tag.quoted());
         }
         let opaque = item.strip_prefix("W/").unwrap_or(item).strip_prefix('"')?.strip_suffix('"')?;
         let same = match opaque.split_once('-') {
-            None => opaque == tag,
-            Some((of, encoding)) => of == tag && ENCODINGS.contains(&encoding),
+            None => opaque == tag.opaque,
+            Some((of, encoding)) => of == tag.opaque && ENCODINGS.contains(&encoding),
         };
-        same.then(|| quoted(opaque))
+        same.then(|| quoted(opaque, tag.weak))
     })
 }
 
-fn quoted(tag: &str) -> HeaderValue {
-    HeaderValue::try_from(format!("\"{tag}\"")).expect("hex digits and a word")
+fn quoted(opaque: &str, weak: bool) -> HeaderValue {
+    let weak = if weak { "W/" } else { "" };
+    HeaderValue::try_from(format!("{weak}\"{opaque}\"")).expect("hex digits and a word")
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -89,7 +123,8 @@ mod tests {
     fn a_tag_is_held_in_each_encoding_and_nothing_else_is() {
         let held = |list: &str| {
             let headers = HeaderMap::from_iter([(IF_NONE_MATCH, list.parse().expect("a value"))]);
-            held(&headers, "ab").and_then(|tag| tag.to_str().map(str::to_owned).ok())
+            let tag = Tag { opaque: "ab".to_owned(), weak: false };
+            held(&headers, &tag).and_then(|tag| tag.to_str().map(str::to_owned).ok())
         };
         for (list, told) in [
             ("\"ab\"", "\"ab\""),
@@ -103,5 +138,16 @@ mod tests {
         for other in ["", "ab", "\"abc\"", "\"ab-br\"", "\"AB\"", "\"ab", "\"\""] {
             assert_eq!(held(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn when_a_body_was_made_is_no_part_of_its_name() {
+        let tag = |body: &str| Tag::of(body.as_bytes()).quoted();
+        let made = |at: &str| tag(&format!(r#"{{"calls":1,"timestamp":"{at}"}}"#));
+        assert_eq!(made("2026-12-01T00:00:00Z"), made("2026-12-01T00:00:01Z"));
+        assert!(made("2026-12-01T00:00:00Z").as_bytes().starts_with(b"W/\""));
+        assert_ne!(made("2026-12-01T00:00:00Z"), tag(r#"{"calls":2,"timestamp":"2026-12-01T00:00:00Z"}"#));
+        assert!(!tag(r#"{"calls":1}"#).as_bytes().starts_with(b"W/"));
+        assert_ne!(tag(r#"[{"timestamp":1}]"#), tag(r#"[{"timestamp":2}]"#), "of a member of it, it is");
     }
 }

@@ -12,16 +12,36 @@ use serde_json::{Number, Value};
 
 use crate::error::Error;
 
-/// Micros of a cent.
-pub const MICROS_PER_CENT: i64 = MICROS / 100;
-
 /// RFC 3339 in UTC, with as many decimals as the time has.
 pub fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }
 
+/// An amount in its currency, with the currency's decimals and thousands separators: `$1,234.50`, `1,234.50 EUR`.
+pub fn money(amount: Micros, currency: Currency) -> Result<String, Error> {
+    signed_money(amount, currency, "-")
+}
+
+/// The same with another sign before what is below zero.
+pub fn signed_money(amount: Micros, currency: Currency, minus: &str) -> Result<String, Error> {
+    let unit = currency.minor_unit();
+    let whole = unit.round_half_up(amount).map_err(|e| Error::Internal(e.to_string()))?;
+    let minor = unit.to_minor(whole);
+    let per_unit = unit.to_minor(Micros(MICROS)).unsigned_abs();
+    let sign = if minor < 0 { minus } else { "" };
+    let (major, rest) = (minor.unsigned_abs() / per_unit, minor.unsigned_abs() % per_unit);
+    let digits = per_unit.ilog10() as usize;
+    let rest = if digits == 0 { String::new() } else { format!(".{rest:0digits$}") };
+    let number = format!("{}{rest}", thousands(major));
+    Ok(if currency == Currency::USD {
+        format!("{sign}${number}")
+    } else {
+        format!("{sign}{number} {currency}")
+    })
+}
+
 /// Whole cents, half a cent up.
-pub fn cents(amount: Micros) -> Result<i64, Error> {
+fn cents(amount: Micros) -> Result<i64, Error> {
     let unit = Currency::USD.minor_unit();
     let whole = unit.round_half_up(amount).map_err(|e| Error::Internal(e.to_string()))?;
     Ok(unit.to_minor(whole))
@@ -37,9 +57,7 @@ pub fn plain(amount: Micros) -> Result<String, Error> {
 
 /// Dollars with thousands separators and two decimals: `$1,234.50`.
 pub fn dollars(amount: Micros) -> Result<String, Error> {
-    let cents = cents(amount)?;
-    let sign = if cents < 0 { "-" } else { "" };
-    Ok(format!("{sign}${}.{:02}", thousands((cents / 100).abs()), cents.unsigned_abs() % 100))
+    money(amount, Currency::USD)
 }
 
 /// The same without decimals when the amount is whole: `$4,705`.
@@ -95,6 +113,14 @@ mod tests {
         assert_eq!(number(usd(49_000_000)).to_string(), "49");
         assert_eq!(number(usd(49_500_000)).to_string(), "49.5");
         assert_eq!(decimal(usd(5_000_000)).to_string(), "5");
+    }
+
+    #[test]
+    fn each_currency_has_its_own_decimals() {
+        let shown = |micros, code: &str| money(usd(micros), code.parse().ok()?).ok();
+        assert_eq!(shown(1_234_500_000, "EUR").as_deref(), Some("1,234.50 EUR"));
+        assert_eq!(shown(1_234_000_000, "JPY").as_deref(), Some("1,234 JPY"));
+        assert_eq!(shown(-2_500_000, "EUR").as_deref(), Some("-2.50 EUR"));
     }
 
     #[test]

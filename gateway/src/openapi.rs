@@ -199,6 +199,9 @@ fn complete(operation: &mut Value) {
                 add_forms(answer, &["Failure"]);
             }
             add_headers(status, answer);
+            if tag == "tracked" && ["200", "429"].contains(&status.as_str()) {
+                add_quota_headers(answer);
+            }
             if is_read && ["200", "304"].contains(&status.as_str()) {
                 answer["headers"]["etag"] = text("Names the body");
             }
@@ -233,6 +236,22 @@ fn add_headers(status: &str, answer: &mut Value) {
     if status == "401" {
         headers["www-authenticate"] = text("The scheme that the route takes");
     }
+}
+
+/// Where the account stands with its plan. A refusal for the rate has none.
+fn add_quota_headers(answer: &mut Value) {
+    let whole = |description: &str| json!({ "description": description, "schema": { "type": "integer", "minimum": -1 } });
+    let headers = &mut answer["headers"];
+    headers["x-ratelimit-limit"] = whole("Calls of the period; -1: unlimited");
+    headers["x-ratelimit-remaining"] = whole("Calls left of them; -1: unlimited");
+    headers["x-ratelimit-reset"] = json!({
+        "description": "End of the period",
+        "schema": { "type": "string", "format": "date-time" },
+    });
+    headers["ratelimit-policy"] =
+        text("The plan's quota as the IETF's draft has it: `\"free-monthly\";q=1000;w=2592000`");
+    headers["ratelimit"] =
+        text("What is left of it: `\"free-monthly\";r=12;t=86400`; not where it is unlimited");
 }
 
 fn members(value: &mut Value) -> impl Iterator<Item = (&String, &mut Value)> {

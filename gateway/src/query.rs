@@ -3,7 +3,7 @@
 
 use std::{convert::Infallible, str::FromStr};
 
-use axum::extract::{FromRequestParts, Path};
+use axum::extract::{FromRequestParts, Path, path::ErrorKind, rejection::PathRejection};
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use http::request::Parts;
 use nexus_kit::validate::Violations;
@@ -42,8 +42,19 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
         let named = Path::<String>::from_request_parts(parts, state).await;
-        let Path(name) = named.map_err(|_| Violations::one("path", "must be UTF-8 text"))?;
-        Ok(Self(name))
+        named.map(|Path(name)| Self(name)).map_err(|rejection| malformed(&rejection))
+    }
+}
+
+/// What is wrong with a path, by the name that the route has for the part at fault.
+fn malformed(rejection: &PathRejection) -> Error {
+    let kind = match rejection {
+        PathRejection::FailedToDeserializePathParams(failed) => failed.kind(),
+        other => return Error::Internal(other.body_text()),
+    };
+    match kind {
+        ErrorKind::InvalidUtf8InPathParam { key } => Violations::one(key, "must be UTF-8 text").into(),
+        other => Error::Internal(other.to_string()),
     }
 }
 
@@ -83,7 +94,12 @@ impl Params {
     pub fn instant(&mut self, name: &str) -> DateTime<Utc> {
         let text = self.text(name).unwrap_or_default();
         let instant = DateTime::parse_from_rfc3339(&text).ok().map(|at| at.to_utc());
-        let day = || text.parse::<NaiveDate>().ok().map(|day| day.and_time(NaiveTime::MIN).and_utc());
+        // Of parsers of dates, some take one digit for two.
+        let form = |(at, c): (usize, u8)| if matches!(at, 4 | 7) { c == b'-' } else { c.is_ascii_digit() };
+        let whole = text.len() == 10 && text.bytes().enumerate().all(form);
+        let day = || {
+            text.parse::<NaiveDate>().ok().filter(|_| whole).map(|day| day.and_time(NaiveTime::MIN).and_utc())
+        };
         instant.or_else(day).unwrap_or_else(|| {
             self.violations.add(name, "must be a time as RFC 3339 has it, or a date such as 2026-11-30");
             DateTime::UNIX_EPOCH
@@ -192,8 +208,15 @@ mod tests {
         ] {
             assert_eq!(instant(query).as_deref(), Ok(at), "{query}");
         }
-        for bad in ["", "start=", "start=2026-11-31", "start=1764504000", "start=2026-11-30&start=2026-11-30"]
-        {
+        for bad in [
+            "",
+            "start=",
+            "start=2026-11-31",
+            "start=2026-1-1",
+            "start=%202026-1-01",
+            "start=1764504000",
+            "start=2026-11-30&start=2026-11-30",
+        ] {
             assert!(instant(bad).is_err_and(|e| e.contains("start: ")), "{bad}");
         }
     }

@@ -43,8 +43,7 @@ const FIELDS: [(&str, &str); 11] = [
     ("skip_count", "page"),
     ("query", "q"),
     ("spend_cap_micros", "spend_cap_usd"),
-    // Revenue's is read here.
-    ("currency_code", "spend_cap_usd"),
+    ("currency_code", "currency"),
     ("payload", "body"),
 ];
 

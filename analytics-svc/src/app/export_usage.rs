@@ -1,5 +1,6 @@
+use chrono::NaiveDate;
 use nexus_core::id::EcoId;
-use nexus_kit::{db, turn::Turns};
+use nexus_kit::{db, turn::Turns, validate::Violations};
 use sqlx::PgPool;
 
 use super::require_account;
@@ -24,12 +25,16 @@ pub struct Export {
 }
 
 impl Export {
-    /// Begins an export of an account that exists. Its end is now at the latest, by the database's clock.
+    /// Begins an export of an account that exists. Its end is now at the latest, by the database's clock. What can only be
+    /// told in part is refused: nobody should take it for the whole.
     pub async fn begin(pool: &PgPool, turns: &Turns, range: ExportRange) -> Result<Self, Error> {
         let now = {
             let _turn = turns.take(&range.eco_id).await.ok_or(Error::TooManyWait)?;
             let mut connection = db::acquire(pool).await?;
             require_account(&mut connection, &range.eco_id).await?;
+            if let Some(day) = store::usage_hourly::last_day_without(&mut connection, &range).await? {
+                return Err(gone(day).into());
+            }
             store::accounts_now::time(&mut connection).await?
         };
         Ok(Self {
@@ -62,4 +67,13 @@ impl Export {
         }
         Ok(rows)
     }
+}
+
+/// The hours of a day with usage are not kept any more.
+fn gone(day: NaiveDate) -> Violations {
+    let kept = day.succ_opt().unwrap_or(day);
+    Violations::one(
+        "start_time",
+        format!("must be {kept} or later: the hours of {day} are not kept any more"),
+    )
 }

@@ -69,7 +69,11 @@ pub(super) fn endpoint_stats(
     let days = violations.take("days_count", page::size(request.days_count, ENDPOINT_DAYS, MAX_DAYS));
     let size =
         violations.take("page_size", page::size(request.page_size, ENDPOINTS_A_PAGE, ENDPOINTS_A_PAGE));
+    // A token belongs to a filter. Where that is at fault, no token can be good, and none but the empty one is passed over.
     let filter = eco_id.zip(days).map(|(eco_id, days)| EndpointFilter { eco_id, days });
+    if filter.is_none() {
+        violations.require(request.page_token.is_empty(), "page_token", BadToken);
+    }
     let after = filter.as_ref().and_then(|f| {
         let token = page::decode::<EndpointCursor>(f, &request.page_token);
         let possible = token.and_then(|cursor| match cursor {

@@ -1,5 +1,6 @@
 //! `eco_usage_hourly`: the rollup that usage-svc keeps, read only.
 
+use chrono::{NaiveDate, TimeDelta};
 use nexus_core::id::EcoId;
 use sqlx::PgConnection;
 
@@ -50,5 +51,37 @@ pub async fn page(
         latency: Latency { sum_ms: row.latency_sum_ms, events: row.event_count },
     })
     .fetch_all(connection)
+    .await
+}
+
+/// The last day of a range of which there is usage and no hours: they are kept as long as the raw log, days for longer.
+#[tracing::instrument(
+    name = "db.eco_usage_hourly.last_day_without",
+    skip_all,
+    err(level = "debug"),
+    fields(otel.kind = "client", db.system.name = "postgresql")
+)]
+pub async fn last_day_without(
+    connection: &mut PgConnection,
+    range: &ExportRange,
+) -> sqlx::Result<Option<NaiveDate>> {
+    let last = (range.end - TimeDelta::microseconds(1)).date_naive();
+    sqlx::query_scalar!(
+        r#"
+        select d.day as "day!"
+        from (select ($3::date - back) as day from generate_series(0, $3::date - $2::date) back) d
+        where exists (select from eco_usage_daily u where u.eco_id = $1 and u.day = d.day)
+          and not exists (select from eco_usage_hourly h
+                          where h.eco_id = $1
+                            and h.hour >= d.day::timestamp at time zone 'UTC'
+                            and h.hour < (d.day + 1)::timestamp at time zone 'UTC')
+        order by d.day desc
+        limit 1
+        "#,
+        range.eco_id.as_str(),
+        range.start.date_naive(),
+        last,
+    )
+    .fetch_optional(connection)
     .await
 }

@@ -221,3 +221,35 @@ async fn a_user_exports_the_own_account_and_an_admin_any() -> Result<()> {
     assert_refused(unknown, Code::NotFound, "ACCOUNT_NOT_FOUND")?;
     Ok(())
 }
+
+/// Hours go with the raw log, days stay: a range of which hours are gone is refused, and one without usage is not.
+#[tokio::test]
+async fn what_can_only_be_told_in_part_is_refused() -> Result<()> {
+    let app = App::start().await?;
+    let pool = app.pool();
+    accounts(pool, Plan::Pro, &[ANA, BOB]).await?;
+    let hour = this_hour(pool).await?;
+    seed(pool, ANA, hour, 0..60, 1).await?;
+    let days = "insert into eco_usage_daily (eco_id, day, route, method, status_class, units_count, event_count, latency_sum_ms)
+                select $1, current_date - back, '/v1/x', 'GET', 2, 1, 1, 1 from unnest(array[0, 1, 50, 60]) as back";
+    sqlx::query(days).bind(ANA).execute(pool).await?;
+    let today = hour.date_naive();
+    let midnight = |back: i64| (today - TimeDelta::days(back)).and_time(chrono::NaiveTime::MIN).and_utc();
+    let of = async |eco_id: &str, back: i64| {
+        let request =
+            ExportUsageRequest { eco_id: eco_id.to_owned(), ..request(midnight(back), midnight(-1)) };
+        export(&app, &user(eco_id)?, request).await.map_err(anyhow::Error::from)
+    };
+    for back in [50, 55, 60, 100] {
+        let refused = of(ANA, back).await.err().context("a refusal")?;
+        let refused: Status = refused.downcast()?;
+        let kept = (today - TimeDelta::days(49)).to_string();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains("start_time") && refused.message().contains(&kept), "{refused:?}");
+    }
+    assert!(!rest(of(ANA, 49).await?.into_inner()).await?.is_empty());
+    assert_eq!(rest(of(BOB, 100).await?.into_inner()).await?, [], "there was none");
+    // The middle of a day whose hours are there.
+    assert!(!all(&app, hour - TimeDelta::hours(3), hour).await?.is_empty());
+    Ok(())
+}

@@ -1,13 +1,15 @@
 //! The runs of ProcessOverage, newest first, and the accounts that failed in one.
 
+use std::collections::HashMap;
+
 use nexus_kit::{db, page};
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
-    domain::run::{AccountError, Run},
+    domain::run::{AccountError, Run, Totals},
     error::Error,
-    store::{run_accounts, runs},
+    store::{run_accounts, run_totals, runs},
 };
 
 /// A page of runs, and the place after it where there is more.
@@ -16,6 +18,12 @@ pub async fn run(pool: &PgPool, after: Option<Uuid>, size: i64) -> Result<(Vec<R
     let mut page = runs::list(&mut connection, after, size + 1).await?;
     let next = page::cut(&mut page, size, |last| last.run_id);
     Ok((page, next))
+}
+
+/// What these runs charged in each currency.
+pub async fn totals(pool: &PgPool, run_ids: &[Uuid]) -> Result<HashMap<Uuid, Totals>, Error> {
+    let mut connection = db::acquire(pool).await?;
+    Ok(run_totals::of(&mut connection, run_ids).await?)
 }
 
 /// A run.

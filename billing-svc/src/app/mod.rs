@@ -23,6 +23,8 @@
 //! | [`webhooks`] | customers' webhooks: their endpoints, and the delivery of messages to them |
 //! | [`notify_operators`] | tells operators of runs that failed or are overdue, and of drift |
 //! | [`process_overage`] | charges what is owed: the run, and one account in it |
+//! | [`list_invoices`] | an account's invoices, as Stripe told of them |
+//! | [`list_reconciliations`] | the reconciliations there were |
 //! | [`list_runs`] | the runs there were, and whom they could not charge |
 
 pub mod adjust_usage;
@@ -39,7 +41,9 @@ pub mod handle_stripe_event;
 pub mod list_accounts;
 pub mod list_audit_log;
 pub mod list_charges;
+pub mod list_invoices;
 pub mod list_plans;
+pub mod list_reconciliations;
 pub mod list_runs;
 pub mod notify_operators;
 pub mod process_overage;

@@ -24,6 +24,7 @@
 //! | [`stripe_objects`], [`stripe_subscription`] | what is read at Stripe; what a subscription there means for ours |
 //! | [`threshold`] | which percentages of its limit an account's usage has reached |
 //! | [`webhook`] | customers' webhooks: what is sent, where to, when, and how it is signed |
+//! | [`told_invoice`] | an invoice as an event of Stripe's told of it |
 //! | [`notice`] | what operators are told |
 
 pub mod account;
@@ -50,4 +51,5 @@ pub mod stripe_objects;
 pub mod stripe_signature;
 pub mod stripe_subscription;
 pub mod threshold;
+pub mod told_invoice;
 pub mod webhook;

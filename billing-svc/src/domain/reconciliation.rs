@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, str::FromStr};
 use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::money::Micros;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// Differences that are kept and told.
 pub const MAX_DIFFERENCES: usize = 1_000;
@@ -278,6 +279,35 @@ impl Findings {
     pub fn ledger_is_whole(&self) -> bool {
         !self.drift.keys().any(|kind| kind.is_of_ledger_and_stripe())
     }
+}
+
+/// A reconciliation in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Id.
+    pub reconciliation_id: Uuid,
+    /// How it is.
+    pub status: Status,
+    /// Whether it was limited to some accounts or periods.
+    pub limited: bool,
+    /// Whether what could be repaired was.
+    pub repair: bool,
+    /// Accounts compared.
+    pub accounts: i64,
+    /// Periods compared.
+    pub periods: i64,
+    /// Items of ours that Stripe has.
+    pub items: i64,
+    /// Differences, repaired ones included.
+    pub differences: i64,
+    /// Those repaired.
+    pub repaired: i64,
+    /// Those that are left, by kind.
+    pub left: BTreeMap<Kind, i64>,
+    /// When it was last begun.
+    pub started_time: DateTime<Utc>,
+    /// When it ended.
+    pub finished_time: Option<DateTime<Utc>>,
 }
 
 #[cfg(test)]

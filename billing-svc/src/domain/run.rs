@@ -1,6 +1,6 @@
 //! The figures of a run of ProcessOverage.
 
-use std::str::FromStr;
+use std::{collections::BTreeMap, str::FromStr};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::money::Micros;
@@ -100,6 +100,9 @@ impl AccountError {
         Self { eco_id: eco_id.to_owned(), reason: reason.into(), message: message.into() }
     }
 }
+
+/// Sums by currency: currencies are not added up.
+pub type Totals = BTreeMap<String, Micros>;
 
 /// What a run has done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -2,9 +2,11 @@
 
 mod accounts;
 mod deadline;
+mod invoices;
 mod ledger;
 mod overage;
 mod reconcile;
+mod reconciliations;
 mod runs;
 mod subscriptions;
 mod webhooks;
@@ -80,7 +82,12 @@ impl BillingService for Service {
             return Ok(Response::new(overage::planned(dry_run, started.elapsed())));
         }
         let answer = self.engine.process(asked.run, Uuid::now_v7(), wait_until).await?;
-        Ok(Response::new(overage::processed(answer)))
+        let mut response = overage::processed(answer);
+        if let Ok(run_id) = response.run_id.parse() {
+            let mut totals = app::list_runs::totals(&self.pool, &[run_id]).await?;
+            response.totals = overage::totals(totals.remove(&run_id).unwrap_or_default());
+        }
+        Ok(Response::new(response))
     }
 
     async fn get_overage(
@@ -326,6 +333,20 @@ impl BillingService for Service {
         request: Request<ListOverageRunErrorsRequest>,
     ) -> Result<Response<ListOverageRunErrorsResponse>, Status> {
         runs::list_errors(self, &request).await
+    }
+
+    async fn list_reconciliations(
+        &self,
+        request: Request<ListReconciliationsRequest>,
+    ) -> Result<Response<ListReconciliationsResponse>, Status> {
+        reconciliations::list(self, &request).await
+    }
+
+    async fn list_invoices(
+        &self,
+        request: Request<ListInvoicesRequest>,
+    ) -> Result<Response<ListInvoicesResponse>, Status> {
+        invoices::list(self, &request).await
     }
 
     async fn create_webhook_endpoint(

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use nexus_core::{id::EcoId, money, quota};
+use nexus_core::{
+    id::EcoId,
+    money::{self, Micros},
+    quota,
+};
 use nexus_kit::{
     auth::{Caller, Scope},
     convert::timestamp,
@@ -17,7 +21,7 @@ use crate::{
     domain::{
         charge::{Charge, ChargeStatus},
         overage::Facts,
-        run::{AccountError, Figures, RunStatus},
+        run::{AccountError, Figures, RunStatus, Totals},
         spend_cap::SpendCap,
     },
     error::Error,
@@ -138,8 +142,16 @@ pub(super) fn planned(dry_run: app::DryRun, took: Duration) -> pb::ProcessOverag
         duration_ms: i64::try_from(took.as_millis()).unwrap_or(i64::MAX),
         planned_charges: dry_run.charges.into_iter().map(planned_charge).collect(),
         planned_charges_count: dry_run.charges_count,
+        totals: totals(dry_run.totals),
         ..figures(&dry_run.figures, dry_run.errors)
     }
+}
+
+/// Sums by currency, for the wire.
+pub(super) fn totals(totals: Totals) -> Vec<pb::CurrencyTotal> {
+    let total =
+        |(currency_code, total): (String, Micros)| pb::CurrencyTotal { currency_code, total_micros: total.0 };
+    totals.into_iter().map(total).collect()
 }
 
 fn figures(figures: &Figures, errors: Vec<AccountError>) -> pb::ProcessOverageResponse {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{Service, overage};
 use crate::{
     app::{list_runs, process_overage::Snapshot},
-    domain::run::{Run, RunStatus},
+    domain::run::{Run, RunStatus, Totals},
     error::Error,
 };
 
@@ -30,7 +30,9 @@ pub(super) async fn get(
     Caller::of(request)?.require_admin_or(&[Scope::BillingRun])?;
     let run_id = run_id(&request.get_ref().run_id).map_err(Error::from)?;
     let found = list_runs::get(&service.pool, run_id).await?;
-    Ok(Response::new(pb::GetOverageRunResponse { run: Some(run(&found)) }))
+    let mut totals = list_runs::totals(&service.pool, &[run_id]).await?;
+    let totals = totals.remove(&run_id).unwrap_or_default();
+    Ok(Response::new(pb::GetOverageRunResponse { run: Some(run(&found, totals)) }))
 }
 
 pub(super) async fn list(
@@ -40,8 +42,10 @@ pub(super) async fn list(
     Caller::of(request)?.require_admin_or(&[Scope::BillingRun])?;
     let (size, after) = page(request.get_ref()).map_err(Error::from)?;
     let (found, next) = list_runs::run(&service.pool, after, size).await?;
+    let run_ids: Vec<_> = found.iter().map(|run| run.run_id).collect();
+    let mut totals = list_runs::totals(&service.pool, &run_ids).await?;
     Ok(Response::new(pb::ListOverageRunsResponse {
-        runs: found.iter().map(run).collect(),
+        runs: found.iter().map(|it| run(it, totals.remove(&it.run_id).unwrap_or_default())).collect(),
         next_page_token: next.map(|run_id| page::encode(&LIST, &run_id)).unwrap_or_default(),
     }))
 }
@@ -102,7 +106,7 @@ fn errors_page(request: &pb::ListOverageRunErrorsRequest) -> Result<ErrorsPage, 
 }
 
 /// A run for the wire.
-fn run(run: &Run) -> pb::OverageRun {
+fn run(run: &Run, totals: Totals) -> pb::OverageRun {
     pb::OverageRun {
         run_id: run.run_id.to_string(),
         status: status(run.status, run.is_cut_off()).into(),
@@ -117,6 +121,7 @@ fn run(run: &Run) -> pb::OverageRun {
         heartbeat_time: Some(timestamp(run.heartbeat_time)),
         end_time: run.finished_time.map(timestamp),
         duration_ms: run.duration_ms(),
+        totals: overage::totals(totals),
     }
 }
 

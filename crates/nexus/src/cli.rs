@@ -71,21 +71,25 @@ pub(crate) enum Command {
         whose: token::Whose,
     },
     /// List accounts, create one, change a plan
+    #[command(after_help = accounts::HELP)]
     Accounts {
         #[command(subcommand)]
         action: accounts::Action,
     },
     /// Create, list, rotate and revoke API keys
+    #[command(after_help = keys::HELP)]
     Keys {
         #[command(subcommand)]
         action: keys::Action,
     },
     /// List an account's charges, and tell why each is what it is
+    #[command(after_help = charges::HELP)]
     Charges {
         #[command(subcommand)]
         action: charges::Action,
     },
     /// Charge overage; follow and list the runs that did
+    #[command(after_help = overage::HELP)]
     Overage {
         #[command(subcommand)]
         action: overage::Action,

@@ -21,12 +21,15 @@ pub(crate) struct Paging {
     /// All, however many there are
     #[arg(long, conflicts_with = "limit")]
     all: bool,
+    /// Whether the command has these options, or a limit alone.
+    #[arg(skip = true)]
+    has_all: bool,
 }
 
 impl Paging {
     /// As many as this at most.
     pub(crate) fn first(limit: u32) -> Self {
-        Self { limit, all: false }
+        Self { limit, all: false, has_all: false }
     }
 }
 
@@ -99,7 +102,7 @@ pub(crate) async fn list<R: Row>(
             wanted = wanted.saturating_sub(page.rows.len().try_into()?);
         }
         if page.next.is_empty() || wanted == 0 {
-            return form.end::<R>(printed, !page.next.is_empty(), page.total);
+            return form.end::<R>(printed, !page.next.is_empty(), page.total, paging.has_all);
         }
         token = page.next;
     }
@@ -136,7 +139,7 @@ impl Form {
     }
 
     /// What follows the last row. Beside a table it goes to standard error, so that what is piped on is rows.
-    fn end<R: Row>(self, printed: u64, more: bool, total: Option<i64>) -> Result<()> {
+    fn end<R: Row>(self, printed: u64, more: bool, total: Option<i64>, has_all: bool) -> Result<()> {
         let table = match self {
             Self::Json { .. } => {
                 let total = total.map(|total| format!(", \"total\": {total}")).unwrap_or_default();
@@ -144,23 +147,14 @@ impl Form {
             }
             Self::Table(table) => table,
         };
+        let help =
+            if has_all { "--all or a higher --limit lists more" } else { "a higher --limit lists more" };
         match (printed, more, total) {
             (0, ..) => eprintln!("No {}.", R::NAME),
             (_, true, Some(total)) => {
-                eprintln!(
-                    "{} of {} {}; --all or a higher --limit lists more.",
-                    thousands(printed),
-                    thousands(total),
-                    R::NAME
-                );
+                eprintln!("{} of {} {}; {help}.", thousands(printed), thousands(total), R::NAME);
             }
-            (_, true, None) => {
-                eprintln!(
-                    "The first {} {}; --all or a higher --limit lists more.",
-                    thousands(printed),
-                    R::NAME
-                );
-            }
+            (_, true, None) => eprintln!("The first {} {}; {help}.", thousands(printed), R::NAME),
             _ => {}
         }
         let left_out = table.left_out();

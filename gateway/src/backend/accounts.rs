@@ -49,6 +49,19 @@ impl Backend {
         answer.map_err(refused(NO_ACCOUNT))
     }
 
+    /// Its newest invoices at Stripe, as Stripe told of them.
+    pub async fn invoices(&self, user: &User, eco_id: &str) -> Result<Vec<billing::Invoice>, Error> {
+        let mut client = self.users.billing.clone();
+        let request = billing::ListInvoicesRequest {
+            eco_id: eco_id.to_owned(),
+            page_size: 12,
+            page_token: String::new(),
+        };
+        let send = |r| async move { client.list_invoices(r).await };
+        let answer = self.ask("BillingService.ListInvoices", user, self.timeout, request, send).await;
+        Ok(answer.map_err(refused(NO_ACCOUNT))?.invoices)
+    }
+
     /// A page of its charges, newest first.
     pub async fn charges(
         &self,

@@ -74,6 +74,17 @@ impl Backend {
     }
 }
 
+impl Backend {
+    /// The newest reconciliations.
+    pub async fn reconciliations(&self, admin: &User) -> Result<Vec<billing::Reconciliation>, Error> {
+        let mut client = self.users.billing.clone();
+        let request = billing::ListReconciliationsRequest { page_size: 5, page_token: String::new() };
+        let send = |r| async move { client.list_reconciliations(r).await };
+        let answer = self.ask("BillingService.ListReconciliations", admin, self.timeout, request, send).await;
+        Ok(answer.map_err(refused("Not found"))?.reconciliations)
+    }
+}
+
 /// What is no id of a run is one that does not exist.
 fn no_such_run(status: Status) -> Error {
     if status.code() == Code::InvalidArgument { Error::NotFound(NO_RUN) } else { refused(NO_RUN)(status) }

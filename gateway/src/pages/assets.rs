@@ -3,14 +3,12 @@
 
 use std::sync::LazyLock;
 
-use axum::{
-    extract::Path,
-    response::{IntoResponse, Response},
-};
+use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use sha2::{Digest, Sha256};
 
-use crate::error::Error;
+use super::session::Anybody;
+use crate::{error::Error, query::Named};
 
 /// A file.
 pub struct Asset {
@@ -43,7 +41,7 @@ pub static ICON: LazyLock<Asset> =
     LazyLock::new(|| Asset::new("icon", "svg", "image/svg+xml", include_str!("assets/icon.svg")));
 
 /// Serves a file. One of another version is not there: its name would say what it is not.
-pub async fn serve(Path(file): Path<String>) -> Result<Response, Error> {
+pub async fn serve(_: Anybody, Named(file): Named) -> Result<Response, Error> {
     let all: [&'static Asset; 3] = [&STYLE, &SCRIPT, &ICON];
     let asset = all.into_iter().find(|asset| asset.name == file).ok_or(Error::NotFound("Not found"))?;
     let headers = [(CONTENT_TYPE, asset.kind), (CACHE_CONTROL, "public, max-age=31536000, immutable")];

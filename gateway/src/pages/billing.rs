@@ -10,6 +10,7 @@ use nexus_proto::{billing::v1 as billing, common::v1 as common};
 
 use super::{
     charges::ledger,
+    invoices,
     layout::{Page, Place},
     part, plan,
     session::Session,
@@ -34,28 +35,34 @@ pub async fn page(State(app): State<App>, session: Session, mut params: Params) 
     };
     let user = &session.user;
     let charges = billing::ListChargesRequest { eco_id: String::new(), page_size: 20, page_token };
-    let (subscription, plans, overage, charges) = tokio::try_join!(
+    let (account, subscription, plans, overage, charges, invoices) = tokio::try_join!(
+        app.backend.account(user, ""),
         app.backend.subscription(user, ""),
         app.backend.plans(user),
         app.backend.overage(user, ""),
         app.backend.charges(user, charges),
+        app.backend.invoices(user, ""),
     )?;
+    let closed = account.status() == billing::AccountStatus::Closed;
     let main = html! {
         div class="head" {
             h1 { "Billing" }
             p class="sub" { "Period " (show::period(subscription.period_start_time.as_ref(), subscription.period_end_time.as_ref())?) }
         }
-        (standing(&session, &subscription)?)
+        @if closed { (part::closed()) }
+        (invoices::to_pay(subscription.status(), &invoices)?)
+        (standing(&session, &subscription, closed)?)
         (money(&overage)?)
-        (plan::list(&subscription, &plans)?)
+        @if !closed { (plan::list(&subscription, &plans)?) }
         (ledger(&charges, "/dashboard/billing")?)
+        (invoices::list(&invoices)?)
     };
     let page = Page { session: &session, place: Place::Billing, title: "Billing", notice, live: None, main };
     Ok(page.into_response())
 }
 
 /// The plan, and what waits.
-fn standing(session: &Session, subscription: &billing::Subscription) -> Result<Markup, Error> {
+fn standing(session: &Session, subscription: &billing::Subscription, closed: bool) -> Result<Markup, Error> {
     let price = match subscription.monthly_micros {
         Some(micros) => format!("{} a month", show::money(micros, &subscription.currency_code)?),
         None => "No price in this currency".to_owned(),
@@ -74,7 +81,7 @@ fn standing(session: &Session, subscription: &billing::Subscription) -> Result<M
                 (part::badge(show::status(subscription.status()), if good { "good" } else { "bad" }))
                 span { @if subscription.stripe_subscription_id.is_empty() { "Without a subscription at Stripe" } @else { "Paid by a subscription at Stripe" } }
             }
-            @if next.is_some() || ends.is_some() {
+            @if !closed && (next.is_some() || ends.is_some()) {
                 div class="notice" {
                     p {
                         @if let Some((plan, at)) = &next { "From " (show::date(*at)) " on the plan is " strong { (plan) } "." }

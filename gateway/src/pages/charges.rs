@@ -1,7 +1,7 @@
 //! An account's charges, and why each is what it is.
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use maud::{Markup, html};
@@ -14,7 +14,7 @@ use super::{
     session::Session,
     show,
 };
-use crate::{App, convert, error::Error};
+use crate::{App, convert, error::Error, query::Named};
 
 /// Charges, newest first.
 pub fn ledger(listed: &billing::ListChargesResponse, path: &str) -> Result<Markup, Error> {
@@ -66,7 +66,7 @@ fn charge_state(charge: &billing::Charge) -> Markup {
 pub async fn one(
     State(app): State<App>,
     session: Session,
-    Path(charge_id): Path<String>,
+    Named(charge_id): Named,
 ) -> Result<Response, Error> {
     let main = match app.backend.explain_charge(&session.user, &charge_id).await {
         Ok(explained) => explanation(&explained)?,

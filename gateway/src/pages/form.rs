@@ -68,7 +68,7 @@ impl FromRequest<App> for Posted {
         let (parts, body) = request.into_parts();
         let session = match Session::of(app, &parts.headers).map_err(IntoResponse::into_response)? {
             Some(session) => session,
-            None => return Err(session::to_sign_in(&parts).into_response()),
+            None => return Err(session::led_to_sign_in(&parts, app)),
         };
         let fields =
             ours(app, Request::from_parts(parts, body)).await.map_err(IntoResponse::into_response)?;
@@ -86,8 +86,9 @@ impl FromRequest<App> for AdminPosted {
     type Rejection = Response;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Response> {
-        let posted = Posted::from_request(request, app).await?;
-        if posted.session.admin { Ok(Self(posted)) } else { Err(Error::Forbidden.into_response()) }
+        let Posted { session, fields } = Posted::from_request(request, app).await?;
+        let session = session.of_admin(app).await.map_err(IntoResponse::into_response)?;
+        Ok(Self(Posted { session, fields }))
     }
 }
 
@@ -103,6 +104,7 @@ impl FromRequest<App> for Visitor {
     type Rejection = Error;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
+        app.rates.stranger(request.extensions())?;
         let visit =
             session::cookie(request.headers(), app.pages.visit_cookie()).unwrap_or_default().to_owned();
         let fields = ours(app, request).await?;

@@ -1,13 +1,16 @@
 //! `/dashboard/keys`: an account's API keys: made, given new secrets, revoked.
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Redirect, Response},
 };
 use http::StatusCode;
 use maud::{Markup, html};
 use nexus_kit::{convert::datetime, validate::Violations};
-use nexus_proto::usage::v1::{self as usage, ApiKeyStatus};
+use nexus_proto::{
+    billing::v1::AccountStatus,
+    usage::v1::{self as usage, ApiKeyStatus},
+};
 
 use super::{
     form::{Fields, Posted},
@@ -16,7 +19,11 @@ use super::{
     session::Session,
     show,
 };
-use crate::{App, convert, error::Error, query::Params};
+use crate::{
+    App, convert,
+    error::Error,
+    query::{Named, Params},
+};
 
 const PAGE_SIZE: i32 = 100;
 /// A key is looked for on so many pages: an account makes at most 1,000 a day.
@@ -51,7 +58,11 @@ async fn render(
     wrong: Option<(&Violations, &Fields)>,
 ) -> Result<Response, Error> {
     let request = usage::ListApiKeysRequest { eco_id: String::new(), page_size: PAGE_SIZE, page_token };
-    let listed = app.backend.api_keys(&session.user, request).await?;
+    let (listed, account) = tokio::try_join!(
+        app.backend.api_keys(&session.user, request),
+        app.backend.account(&session.user, "")
+    )?;
+    let closed = account.status() == AccountStatus::Closed;
     let main = html! {
         div class="head" {
             h1 { "API keys" }
@@ -60,18 +71,19 @@ async fn render(
         section aria-labelledby="all-keys" {
             h2 id="all-keys" class="unseen" { "All keys" }
             @if listed.api_keys.is_empty() {
-                (part::empty("There is no key yet. Create the first below."))
+                (part::empty(if closed { "There is no key." } else { "There is no key yet. Create the first below." }))
             } @else {
-                (part::page_of("API keys", &table(&listed.api_keys)?, "/dashboard/keys", &listed.next_page_token, "Older keys"))
+                (part::page_of("API keys", &table(&listed.api_keys, Some("/dashboard/keys/"))?, "/dashboard/keys", &listed.next_page_token, "Older keys"))
             }
         }
-        (create_form(session, wrong))
+        @if closed { (part::closed()) } @else { (create_form(session, wrong)) }
     };
     let page = Page { session, place: Place::Keys, title: "API keys", notice, live: None, main };
     Ok(page.into_response())
 }
 
-fn table(keys: &[usage::ApiKey]) -> Result<Markup, Error> {
+/// Keys, newest first; each leads to its own page, where there is one.
+pub fn table(keys: &[usage::ApiKey], path: Option<&str>) -> Result<Markup, Error> {
     Ok(part::table(
         "API keys, newest first",
         &[
@@ -85,7 +97,7 @@ fn table(keys: &[usage::ApiKey]) -> Result<Markup, Error> {
             @for key in keys {
                 tr {
                     th scope="row" {
-                        a href={ "/dashboard/keys/" (key.key_id) } { (key.name) }
+                        @match path { Some(path) => a href={ (path) (key.key_id) } { (key.name) }, None => (key.name) }
                         span class="id" { (key.key_id) }
                     }
                     td { (state(key)?) }
@@ -209,13 +221,15 @@ fn secret_page(session: &Session, title: &str, secret: &str, about: &Markup) -> 
 pub async fn one(
     State(app): State<App>,
     session: Session,
-    Path(key_id): Path<String>,
+    Named(key_id): Named,
     mut params: Params,
 ) -> Result<Response, Error> {
     let confirm = params.short_text("confirm") == "revoke";
     params.finish()?;
-    let key = find(&app, &session, &key_id).await?;
-    let active = key.status() == ApiKeyStatus::Active;
+    let (key, account) =
+        tokio::try_join!(find(&app, &session, &key_id), app.backend.account(&session.user, ""))?;
+    let closed = account.status() == AccountStatus::Closed;
+    let active = key.status() == ApiKeyStatus::Active && !closed;
     let main = html! {
         p class="crumb" { a href="/dashboard/keys" { "API keys" } }
         div class="head" { h1 { (key.name) } p class="sub id" { (key.key_id) } }
@@ -225,6 +239,7 @@ pub async fn one(
             div { dt { "Last used" } dd { (last_used(&key)?) } }
             div { dt { "Created" } dd { (show::moment(convert::required_time("create_time", key.create_time.as_ref())?)) } }
         }
+        @if closed { (part::closed()) }
         @if active && confirm { (revoke_form(&session, &key)) }
         @else if active {
             (rotate_form(&session, &key))
@@ -292,7 +307,7 @@ fn revoke_form(session: &Session, key: &usage::ApiKey) -> Markup {
 /// Gives a key a new secret, and shows it.
 pub async fn rotate(
     State(app): State<App>,
-    Path(key_id): Path<String>,
+    Named(key_id): Named,
     Posted { session, fields }: Posted,
 ) -> Result<Response, Error> {
     let grace = fields.text("grace_period_ms");
@@ -318,7 +333,7 @@ pub async fn rotate(
 /// Revokes a key.
 pub async fn revoke(
     State(app): State<App>,
-    Path(key_id): Path<String>,
+    Named(key_id): Named,
     Posted { session, .. }: Posted,
 ) -> Result<Response, Error> {
     app.backend.revoke_api_key(&session.user, usage::RevokeApiKeyRequest { key_id }).await?;

@@ -83,7 +83,7 @@ impl IntoResponse for Page<'_> {
             header class="top" {
                 div class="bar" {
                     a class="brand" href="/" { "Nexus" }
-                    (self.navigation("Account", &OWN))
+                    @if self.session.has_account { (self.navigation("Account", &OWN)) }
                     @if self.session.admin { (self.navigation("Administration", &ADMIN)) }
                     div class="who" {
                         span class="account" { (self.session.eco_id) }

@@ -42,6 +42,7 @@ pub struct Figures {
 struct Meter {
     percent: f64,
     text: String,
+    alarming: bool,
 }
 
 impl Figures {
@@ -56,8 +57,8 @@ impl Figures {
     }
 
     /// Sets the meter.
-    pub fn set_meter(&mut self, percent: f64, text: String) {
-        self.meter = Some(Meter { percent, text });
+    pub fn set_meter(&mut self, percent: f64, text: String, alarming: bool) {
+        self.meter = Some(Meter { percent, text, alarming });
     }
 }
 

@@ -12,7 +12,7 @@
 //! | [`assets`] | style sheet, script and icon |
 //! | [`usage`], [`standing`] | where an account stands, its calls |
 //! | [`keys`] | its API keys |
-//! | [`billing`], [`plan`], [`charges`] | its plan, and what it is charged |
+//! | [`billing`], [`plan`], [`charges`], [`invoices`] | its plan, and what it is charged |
 //! | [`admin`] | the business |
 //! | [`live`] | figures that a page keeps up to date |
 //!
@@ -38,6 +38,7 @@ pub mod chart;
 pub mod config;
 pub mod failure;
 pub mod form;
+pub mod invoices;
 pub mod keys;
 pub mod layout;
 pub mod live;

@@ -32,7 +32,8 @@ use tokio::time::timeout;
 use super::{
     config::{OidcArgs, Origin},
     layout::Bare,
-    part, session,
+    part,
+    session::{self, Anybody},
 };
 use crate::{App, StartError, error::Error, query::Params};
 
@@ -161,7 +162,7 @@ fn provider(app: &App) -> Result<&Oidc, Error> {
 }
 
 /// Leads to the provider.
-pub async fn leave(State(app): State<App>, mut params: Params) -> Result<Response, Error> {
+pub async fn leave(State(app): State<App>, _: Anybody, mut params: Params) -> Result<Response, Error> {
     let oidc = provider(&app)?;
     let next = params.short_text("next");
     params.finish()?;
@@ -184,6 +185,7 @@ pub async fn leave(State(app): State<App>, mut params: Params) -> Result<Respons
 /// Where the provider leads back to.
 pub async fn come_back(
     State(app): State<App>,
+    _: Anybody,
     headers: HeaderMap,
     mut params: Params,
 ) -> Result<Response, Error> {

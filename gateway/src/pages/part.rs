@@ -140,6 +140,11 @@ pub fn empty(text: &str) -> Markup {
     html! { p class="empty" { (text) } }
 }
 
+/// Said where an open account has what changes it.
+pub fn closed() -> Markup {
+    html! { p class="notice" { "The account is closed: it can be looked at, and not be changed." } }
+}
+
 /// A text that is to be copied; the button is for browsers with scripts.
 pub fn copyable(label: &str, text: &str) -> Markup {
     html! {

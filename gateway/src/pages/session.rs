@@ -38,6 +38,8 @@ pub struct Session {
     pub eco_id: String,
     /// Whether it is listed as an admin's.
     pub admin: bool,
+    /// Whether there is such an account: who administers may have none.
+    pub has_account: bool,
     /// When the token ends.
     pub expires: DateTime<Utc>,
     /// What the forms of this session carry.
@@ -53,7 +55,23 @@ impl Session {
         };
         let user = User::enter(app, &format!("Bearer {token}"))?;
         let csrf = app.pages.seal.of("session", token);
-        Ok(Some(Self { user, eco_id: eco_id.to_string(), admin, expires, csrf }))
+        Ok(Some(Self { user, eco_id: eco_id.to_string(), admin, has_account: true, expires, csrf }))
+    }
+}
+
+impl Session {
+    /// The same, of an admin, with whether there is an account beside.
+    pub async fn of_admin(mut self, app: &App) -> Result<Self, Error> {
+        if !self.admin {
+            return Err(Error::Forbidden);
+        }
+        match app.backend.account(&self.user, "").await {
+            Ok(_) => {}
+            Err(Error::NotFound(_)) => self.has_account = false,
+            // What the page is for may be there all the same.
+            Err(error) => tracing::warn!(%error, "whether the admin has an account is not known"),
+        }
+        Ok(self)
     }
 }
 
@@ -63,9 +81,26 @@ impl FromRequestParts<App> for Session {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Response> {
         match Session::of(app, &parts.headers) {
             Ok(Some(session)) => Ok(session),
-            Ok(None) => Err(to_sign_in(parts).into_response()),
+            Ok(None) => Err(led_to_sign_in(parts, app)),
             Err(error) => Err(error.into_response()),
         }
+    }
+}
+
+/// Whoever asks for what everybody may see: one more request of the account whose session it is, or else of where it came
+/// from.
+pub struct Anybody;
+
+impl FromRequestParts<App> for Anybody {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        let token = cookie(&parts.headers, app.pages.session_cookie());
+        match token.map(|token| app.auth.session(token)) {
+            Some(Ok((Caller::User { eco_id, .. }, _))) => app.rates.account(&eco_id)?,
+            _ => app.rates.stranger(&parts.extensions)?,
+        }
+        Ok(Self)
     }
 }
 
@@ -77,12 +112,20 @@ impl FromRequestParts<App> for AdminSession {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Response> {
         let session = Session::from_request_parts(parts, app).await?;
-        if session.admin { Ok(Self(session)) } else { Err(Error::Forbidden.into_response()) }
+        session.of_admin(app).await.map(Self).map_err(IntoResponse::into_response)
+    }
+}
+
+/// One more request of a stranger, who is led to the sign-in.
+pub fn led_to_sign_in(parts: &Parts, app: &App) -> Response {
+    match app.rates.stranger(&parts.extensions) {
+        Ok(()) => to_sign_in(parts).into_response(),
+        Err(error) => error.into_response(),
     }
 }
 
 /// Leads to the sign-in, and from there back to a page that was asked for.
-pub fn to_sign_in(parts: &Parts) -> Redirect {
+fn to_sign_in(parts: &Parts) -> Redirect {
     let asked = parts.uri.path_and_query().map(|path| path.as_str()).filter(|path| is_page(path));
     match asked.filter(|_| parts.method == Method::GET) {
         None => Redirect::to("/sign-in"),
@@ -167,7 +210,12 @@ pub async fn home(session: Session) -> Redirect {
 }
 
 /// The sign-in.
-pub async fn form(State(app): State<App>, headers: HeaderMap, mut params: Params) -> Result<Response, Error> {
+pub async fn form(
+    State(app): State<App>,
+    _: Anybody,
+    headers: HeaderMap,
+    mut params: Params,
+) -> Result<Response, Error> {
     let next = params.short_text("next");
     let signed_out = params.short_text("done") == "signed-out";
     params.finish()?;

@@ -2,14 +2,11 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use maud::{Markup, html};
-use nexus_core::{
-    money::{Currency, Micros},
-    text::thousands,
-};
+use nexus_core::{money::Micros, text::thousands};
 use nexus_proto::common::v1 as common;
 use prost_types::Timestamp;
 
-use crate::{convert, error::Error};
+use crate::{convert, error::Error, format};
 
 /// A count; a negative one is no limit.
 pub fn limit(count: i64) -> String {
@@ -18,27 +15,7 @@ pub fn limit(count: i64) -> String {
 
 /// An amount in its currency, with the currency's decimals: `$1,234.50`, `1,235 JPY`.
 pub fn money(micros: i64, currency: &str) -> Result<String, Error> {
-    let failed = |e: String| Error::Internal(format!("the service sent a bad amount: {e}"));
-    let code: Currency = if currency.is_empty() {
-        Currency::USD
-    } else {
-        currency.parse().map_err(|_| failed(currency.to_owned()))?
-    };
-    let unit = code.minor_unit();
-    let whole = unit.round_half_up(Micros(micros)).map_err(|e| failed(e.to_string()))?;
-    let minor = unit.to_minor(whole);
-    let per_unit = unit.to_minor(Micros(nexus_core::money::MICROS));
-    let sign = if minor < 0 { "−" } else { "" };
-    let (major, rest) =
-        (minor.unsigned_abs() / per_unit.unsigned_abs(), minor.unsigned_abs() % per_unit.unsigned_abs());
-    let digits = per_unit.ilog10() as usize;
-    let rest = if digits == 0 { String::new() } else { format!(".{rest:0digits$}") };
-    let number = format!("{}{rest}", thousands(major));
-    Ok(if code == Currency::USD {
-        format!("{sign}${number}")
-    } else {
-        format!("{sign}{number} {}", code.as_str())
-    })
+    format::signed_money(Micros(micros), convert::currency(currency)?, "−")
 }
 
 /// The price of so many units, as exactly as it is: `$1.00 per 1,000 calls`.
@@ -100,7 +77,7 @@ pub fn date(at: DateTime<Utc>) -> Markup {
 
 /// A moment as a machine-readable element: `5 Dec 2026, 14:05`.
 pub fn moment(at: DateTime<Utc>) -> Markup {
-    html! { time datetime=(crate::format::time(at)) { (at.format("%-d %b %Y, %H:%M")) } }
+    html! { time datetime=(format::time(at)) { (at.format("%-d %b %Y, %H:%M")) } }
 }
 
 /// How long it is until a time: `11 days`, `5 hours`.

@@ -14,6 +14,7 @@ pub struct Standing {
     pub usage: usage::GetCurrentUsageResponse,
     /// Its overage.
     pub overage: billing::GetOverageResponse,
+    subscription: billing::Subscription,
     /// Of a closed account there is none.
     forecast: Option<analytics::ForecastUsageResponse>,
     end: DateTime<Utc>,
@@ -24,14 +25,20 @@ pub struct Standing {
 impl Standing {
     /// Of an account; empty: the user's own.
     pub async fn of(app: &App, user: &User, eco_id: &str) -> Result<Self, Error> {
-        let (usage, overage, forecast) = tokio::try_join!(
+        let (usage, overage, subscription, forecast) = tokio::try_join!(
             app.backend.current_usage(user, eco_id),
             app.backend.overage(user, eco_id),
+            app.backend.subscription(user, eco_id),
             forecast(app, user, eco_id),
         )?;
         let end = convert::required_time("period_end", usage.period_end_time.as_ref())?;
         let now = convert::optional_time("server_time", usage.server_time.as_ref())?.unwrap_or_else(Utc::now);
-        Ok(Self { usage, overage, forecast, end, now })
+        Ok(Self { usage, overage, subscription, forecast, end, now })
+    }
+
+    /// Whether it is closed: nothing is to come of it, and nothing can be changed.
+    pub fn is_closed(&self) -> bool {
+        self.forecast.is_none()
     }
 
     /// Of its money.
@@ -46,7 +53,11 @@ impl Standing {
             return format!("{used} calls in this period, without a limit");
         }
         let limit = thousands(self.usage.limit_count);
-        format!("{used} of {limit} calls are used, {:.1} %", self.usage.usage_percentage)
+        let share = match self.usage.limit_count {
+            0 => self.usage.usage_percentage / 100.0,
+            limit => self.usage.api_calls_count as f64 / limit as f64,
+        };
+        format!("{used} of {limit} calls are used, {}", show::percent(share))
     }
 
     fn left(&self) -> String {
@@ -57,6 +68,37 @@ impl Standing {
         }
     }
 
+    /// Why calls are refused now, by what the services go by; empty: they are not.
+    fn refusal(&self) -> Result<String, Error> {
+        let until = show::day(self.end);
+        if self.is_closed() {
+            return Ok("The account is closed: calls are refused.".to_owned());
+        }
+        let limit = self.usage.hard_limit_count;
+        if limit < 0 || self.usage.consumed_count < limit {
+            return Ok(String::new());
+        }
+        let (plan, calls) = (show::plan(self.usage.plan)?, thousands(limit));
+        let granted = convert::subscription_status(self.subscription.status)?.grants_plan();
+        Ok(if !granted {
+            let status = show::status(self.subscription.status()).to_lowercase();
+            format!(
+                "The subscription is {status}, so the Free plan's limit of {calls} calls holds, and it is reached: calls \
+                 are refused until {until}, or until the subscription is in order."
+            )
+        } else if self.overage.spend_cap_limit_count >= 0 {
+            format!(
+                "The spend cap is reached: all {calls} calls that it allows are used. Calls are refused until {until}, or \
+                 until the cap is raised or removed."
+            )
+        } else {
+            format!(
+                "The limit of the {plan} plan is reached: calls are refused until {until}, or until the plan is a larger \
+                 one."
+            )
+        })
+    }
+
     /// The figures that are kept up to date, as the page shows them.
     pub fn figures(&self) -> Result<Figures, Error> {
         let mut figures = Figures::new();
@@ -64,8 +106,9 @@ impl Standing {
         figures.set("left", self.left());
         figures.set("overage", show::money(self.overage.overage_micros, self.currency())?);
         figures.set("overage-calls", thousands(self.usage.overage_count));
+        figures.set("refusal", self.refusal()?);
         if self.usage.limit_count >= 0 {
-            figures.set_meter(self.usage.usage_percentage, self.sentence());
+            figures.set_meter(self.usage.usage_percentage, self.sentence(), !self.refusal()?.is_empty());
         }
         Ok(figures)
     }
@@ -92,9 +135,7 @@ impl Standing {
 
     /// Where the account stands.
     pub fn panel(&self) -> Result<Markup, Error> {
-        let plan = show::plan(self.usage.plan)?;
-        let hard =
-            self.usage.limit_count >= 0 && self.usage.remaining_count == 0 && self.overage.overage_count == 0;
+        let refusal = self.refusal()?;
         Ok(html! {
             section class="panel standing" aria-labelledby="standing" {
                 h2 id="standing" { "This period" }
@@ -104,15 +145,14 @@ impl Standing {
                     @else { span class="of" { " calls, no limit" } }
                 }
                 @if self.usage.limit_count >= 0 {
-                    (part::meter("Included calls used", self.usage.usage_percentage, &self.sentence(), hard))
+                    (part::meter("Included calls used", self.usage.usage_percentage, &self.sentence(), !refusal.is_empty()))
                 }
                 p class="under" {
                     span data-figure="left" { (self.left()) }
                     span { (show::until(self.end, self.now)) " left, until " (show::date(self.end)) " (UTC)" }
                 }
-                @if hard {
-                    p class="notice alert" { "The limit of the " (plan) " plan is reached: calls are refused until " (show::date(self.end)) ", or until the plan is a larger one." }
-                }
+                // Empty where nothing is refused: then it is not seen.
+                p class="notice alert" role="status" data-figure="refusal" { (refusal) }
                 p class="outlook" { (self.outlook()?) }
             }
         })

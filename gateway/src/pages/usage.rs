@@ -65,7 +65,7 @@ async fn render(
         (standing.money()?)
         (calls(&history.days, history.days_count, standing.now, Some("/dashboard"))?)
         (self::endpoints(&endpoints, days))
-        (cap_form(session, &standing, wrong)?)
+        @if !standing.is_closed() { (cap_form(session, &standing, wrong)?) }
     };
     let live = Some("/dashboard/live");
     let page = Page { session, place: Place::Usage, title: "Usage", notice, live, main };

@@ -23,6 +23,7 @@ use crate::{
     routes::usage::{DayTotal, HistoryParams},
 };
 
+/// Money is of the accounts in US dollars; other currencies are not added up, see `/api/admin/revenue`.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Overview {
     total_users: i64,
@@ -139,10 +140,13 @@ struct User {
     status: &'static str,
     api_calls: i64,
     overage_calls: i64,
+    /// In `currency`, as the revenue.
     overage_cost_usd: f64,
     #[schema(value_type = f64)]
     subscription_revenue: Value,
     total_revenue: f64,
+    /// ISO 4217: the account's.
+    currency: String,
     #[schema(format = DateTime)]
     created_at: String,
     #[schema(format = DateTime)]
@@ -249,5 +253,6 @@ fn user(user: pb::User) -> Result<User, Error> {
         overage_cost_usd: format::decimal(Micros(user.overage_cost_micros)),
         subscription_revenue: format::number(Micros(user.subscription_revenue_micros)),
         total_revenue: format::decimal(Micros(user.total_revenue_micros)),
+        currency: user.currency_code,
     })
 }

@@ -8,7 +8,7 @@ use axum::{
 use chrono::Utc;
 use nexus_core::money::Micros;
 use nexus_kit::validate::Violations;
-use nexus_proto::billing::v1::{OverageError, ProcessOverageResponse};
+use nexus_proto::billing::v1::{CurrencyTotal, OverageError, ProcessOverageResponse};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -33,9 +33,18 @@ pub(super) struct Run {
 struct Results {
     processed: i32,
     charged: i32,
-    /// Always with two decimals: `12.50`.
+    /// What was charged in US dollars, always with two decimals: `12.50`.
     total_usd: String,
+    /// What was charged in each currency, US dollars among them: currencies are not added up.
+    totals: Vec<Total>,
     errors: Vec<Failed>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Total {
+    /// ISO 4217.
+    currency: String,
+    total: f64,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -86,10 +95,15 @@ fn results(run: &ProcessOverageResponse) -> Result<Results, Error> {
         error: e.message.clone(),
         reason: e.reason.clone(),
     };
+    let total = |total: &CurrencyTotal| Total {
+        currency: total.currency_code.clone(),
+        total: format::decimal(Micros(total.total_micros)),
+    };
     Ok(Results {
         processed: run.processed_count,
         charged: run.charged_count,
         total_usd: format::plain(Micros(run.total_micros))?,
+        totals: run.totals.iter().map(total).collect(),
         errors: run.errors.iter().map(failed).collect(),
     })
 }

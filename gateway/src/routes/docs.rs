@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::{Path, Request, State},
     http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::get,
 };
 use utoipa_swagger_ui::{Config, serve};
 
-use crate::{App, error::Error};
+use crate::{App, error::Error, pages::session::Anybody, query::Named};
 
 /// Scripts, styles and calls of this server; images that the style has in itself.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -45,12 +44,11 @@ pub(super) fn router() -> Router<App> {
     Router::new().route("/docs", get(page)).route("/docs/{file}", get(file))
 }
 
-async fn page(State(app): State<App>, request: Request) -> Result<Response, Error> {
-    app.rates.stranger(request.extensions())?;
+async fn page(_: Anybody) -> Result<Response, Error> {
     Ok(answer("text/html; charset=utf-8", PAGE))
 }
 
-async fn file(Path(name): Path<String>) -> Result<Response, Error> {
+async fn file(_: Anybody, Named(name): Named) -> Result<Response, Error> {
     if name == "start.js" {
         return Ok(answer("text/javascript; charset=utf-8", START));
     }

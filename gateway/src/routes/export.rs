@@ -97,11 +97,18 @@ pub(super) struct Row {
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "it describes what `Params` reads")]
 pub(super) struct ExportParams {
-    /// First instant; a date is its beginning (UTC).
-    #[param(pattern = "^[0-9]{4}-[0-9]{2}-[0-9]{2}(T.+)?$", example = "2026-11-01")]
+    /// First instant; a date is its beginning (UTC). Hours are kept for `RAW_RETENTION_DAYS` (45 by default): a start before
+    /// usage whose hours are gone is refused.
+    #[param(
+        pattern = r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])(T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-](0[0-9]|1[0-3]):[0-5][0-9]))?$",
+        example = "2026-11-01"
+    )]
     start: String,
     /// End, exclusive: at most 366 days later.
-    #[param(pattern = "^[0-9]{4}-[0-9]{2}-[0-9]{2}(T.+)?$", example = "2026-12-01")]
+    #[param(
+        pattern = r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])(T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-](0[0-9]|1[0-3]):[0-5][0-9]))?$",
+        example = "2026-12-01"
+    )]
     end: String,
     #[param(pattern = "^(csv|ndjson)$", default = "csv")]
     format: Option<String>,
@@ -110,7 +117,8 @@ pub(super) struct ExportParams {
 /// Usage as a file
 ///
 /// Rows by hour, endpoint, method and status class. In CSV, a text that a spreadsheet would take for a formula has a `'`
-/// in front. A body that breaks off is not complete, and its connection ends without the end of the body.
+/// in front. A range is told whole or refused: where hours with usage are not kept any more, it is 400, and `message` says from
+/// when on they are; `/api/usage/history` has the days before. A body that breaks off is not complete, and its connection ends without the end of the body.
 #[utoipa::path(get, path = "/api/usage/export", tag = "usage", params(ExportParams), responses(
     (status = 200, description = "The rows, by time", content(
         (String = "text/csv"),

@@ -12,7 +12,12 @@ use utoipa_axum::{
     routes,
 };
 
-use crate::{App, edge, error::Error, etag, layer, openapi, pages};
+use crate::{
+    App, edge,
+    error::Error,
+    etag, layer, openapi,
+    pages::{self, session::Anybody},
+};
 
 mod accounts;
 mod admin;
@@ -38,8 +43,8 @@ pub fn router(app: App) -> Router {
         .merge(docs::router())
         .merge(grpc_web::router())
         .merge(pages::router())
-        .fallback(|| async { Error::NotFound("Not found") })
-        .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
+        .fallback(|_: Anybody| async { Error::NotFound("Not found") })
+        .method_not_allowed_fallback(|_: Anybody| async { Error::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(from_fn_with_state(app.clone(), layer::around));
     let origins = app.origins.clone();

@@ -1,7 +1,7 @@
 //! `/api/usage/spend-cap`: what a user's overage may cost in a period.
 
 use axum::{Json, extract::State};
-use nexus_core::money::{Currency, Micros};
+use nexus_core::money::Micros;
 use nexus_proto::billing::v1 as billing;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -10,10 +10,12 @@ use crate::{App, auth::User, body::Body, convert, error::Error, format};
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct SpendCap {
-    /// What the overage of a period may cost; null: there is no cap.
+    /// What the overage of a period may cost, in `currency`, as all amounts here; null: there is no cap.
     spend_cap_usd: Option<f64>,
     spent_usd: f64,
     left_usd: Option<f64>,
+    /// ISO 4217: the account's.
+    currency: String,
     /// Calls of the period that the cap allows; -1: it refuses none.
     limit: i64,
     #[schema(format = DateTime)]
@@ -23,9 +25,12 @@ pub(super) struct SpendCap {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it describes what `Body` reads")]
 struct NewSpendCap {
-    /// Whole cents; null: no cap any more.
+    /// In `currency`, in whole cents (the smallest amount that is charged in it); null: no cap any more.
     #[schema(required, minimum = 0, multiple_of = 0.01)]
     spend_cap_usd: Option<f64>,
+    /// ISO 4217: another one than the account's is refused, so that nobody caps in another than was meant.
+    #[schema(pattern = "^[A-Za-z]{3}$", default = "USD")]
+    currency: Option<String>,
     /// A repeat returns the first answer.
     #[schema(format = Uuid)]
     request_id: Option<String>,
@@ -50,10 +55,13 @@ pub(super) async fn show(State(app): State<App>, user: User) -> Result<Json<Spen
     (status = 404, description = "The account does not exist"),
 ))]
 pub(super) async fn set(State(app): State<App>, user: User, mut body: Body) -> Result<Json<SpendCap>, Error> {
+    let spend_cap_micros = body.amount("spend_cap_usd").map(|cap| cap.0);
+    let currency = Some(body.text("currency")).filter(|code| !code.is_empty());
     let request = billing::SetSpendCapRequest {
         eco_id: String::new(),
-        spend_cap_micros: body.amount("spend_cap_usd").map(|cap| cap.0),
-        currency_code: Currency::USD.to_string(),
+        spend_cap_micros,
+        // No cap is the same in every currency.
+        currency_code: currency.unwrap_or_else(|| spend_cap_micros.map_or("", |_| "USD").to_owned()),
         request_id: body.request_id(),
     };
     body.finish()?;
@@ -69,6 +77,7 @@ impl SpendCap {
             spend_cap_usd: overage.spend_cap_micros.map(amount),
             spent_usd: amount(overage.overage_micros),
             left_usd: overage.spend_cap_left_micros.map(amount),
+            currency: convert::currency(&overage.currency_code)?.to_string(),
             limit: overage.spend_cap_limit_count,
             period_end: format::time(convert::required_time("period_end", overage.period_end_time.as_ref())?),
         })

@@ -217,7 +217,10 @@ impl From<analytics::EndpointStats> for Endpoint {
 pub(super) struct Overage {
     has_overage: bool,
     overage_calls: i64,
+    /// In `currency`.
     overage_cost_usd: f64,
+    /// ISO 4217: the account's.
+    currency: String,
     /// Whether something was charged and nothing more is due.
     invoiced: bool,
     #[schema(format = DateTime)]
@@ -233,6 +236,7 @@ impl Overage {
             has_overage: overage.overage_count > 0,
             overage_calls: overage.overage_count,
             overage_cost_usd: format::decimal(Micros(overage.overage_micros)),
+            currency: convert::currency(&overage.currency_code)?.to_string(),
             invoiced: overage.invoiced,
             period_end: period_end.map(format::time),
             message: message(overage)?,
@@ -251,30 +255,32 @@ pub(super) async fn overage(State(app): State<App>, user: User) -> Result<Json<O
 }
 
 /// What an account's owner should expect on the next invoice. What is still to come is what the period
-/// will be settled at, half a cent rounded up, less what was charged.
+/// will be settled at, half a cent (half of the smallest amount of its currency) rounded up, less what was charged.
 fn message(overage: &billing::GetOverageResponse) -> Result<String, Error> {
     let calls = thousands(overage.overage_count);
     let billed = Micros(overage.billed_micros);
     if overage.overage_count == 0 && billed.0 == 0 {
         return Ok("No overage this period.".to_owned());
     }
-    let settled = Micros(format::cents(Micros(overage.overage_micros))? * format::MICROS_PER_CENT);
+    let currency = convert::currency(&overage.currency_code)?;
+    let settled = currency.minor_unit().round_half_up(Micros(overage.overage_micros));
+    let settled = settled.map_err(|e| Error::Internal(e.to_string()))?;
     if billed.0 == 0 {
-        let cost = format::dollars(settled)?;
+        let cost = format::money(settled, currency)?;
         return Ok(format!(
             "You will be charged {cost} for {calls} overage calls at the end of your billing period."
         ));
     }
-    let charged = format::dollars(billed)?;
+    let charged = format::money(billed, currency)?;
     if overage.invoiced || settled == billed {
         return Ok(format!("You have been charged {charged} for {calls} overage calls this period."));
     }
     let difference = Micros(settled.0 - billed.0);
     if difference.0 < 0 {
-        let credit = format::dollars(Micros(-difference.0))?;
+        let credit = format::money(Micros(-difference.0), currency)?;
         return Ok(format!("You have been charged {charged}; {credit} of it will be credited."));
     }
-    let more = format::dollars(difference)?;
+    let more = format::money(difference, currency)?;
     Ok(format!("You have been charged {charged}; {more} more will follow at the end of your billing period."))
 }
 
@@ -283,13 +289,19 @@ mod tests {
     use super::*;
 
     fn shown(calls: i64, micros: i64, billed_micros: i64) -> Option<String> {
-        let due_micros = micros / format::MICROS_PER_CENT * format::MICROS_PER_CENT;
+        shown_in("USD", calls, micros, billed_micros)
+    }
+
+    fn shown_in(currency: &str, calls: i64, micros: i64, billed_micros: i64) -> Option<String> {
+        let due_micros =
+            currency.parse::<nexus_core::money::Currency>().ok()?.minor_unit().floor(Micros(micros)).0;
         message(&billing::GetOverageResponse {
             overage_count: calls,
             overage_micros: micros,
             due_micros,
             billed_micros,
             invoiced: billed_micros > 0 && billed_micros == due_micros,
+            currency_code: currency.to_owned(),
             ..Default::default()
         })
         .ok()
@@ -324,5 +336,14 @@ mod tests {
         for ((calls, micros, billed), expected) in cases {
             assert_eq!(shown(calls, micros, billed).as_deref(), Some(expected));
         }
+    }
+
+    #[test]
+    fn the_message_is_in_the_accounts_currency() {
+        let charged =
+            "You have been charged 5.00 EUR; 2.50 EUR more will follow at the end of your billing period.";
+        assert_eq!(shown_in("EUR", 7_500, 7_500_000, 5_000_000).as_deref(), Some(charged));
+        let yen = "You will be charged 8 JPY for 7,500 overage calls at the end of your billing period.";
+        assert_eq!(shown_in("JPY", 7_500, 7_500_000, 0).as_deref(), Some(yen));
     }
 }

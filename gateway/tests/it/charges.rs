@@ -66,7 +66,7 @@ async fn a_charge_is_explained_to_its_account_and_to_admins_alone() -> Result<()
     }
     assert_answer!(suite.get_as_admin(&format!("/api/admin/charges/{NO_CHARGE}")).await?);
     assert_answer!(suite.get_as("eco_owes", &format!("{CHARGES}/x")).await?);
-    assert_eq!(suite.get_as("eco_owes", &format!("{CHARGES}/%FF")).await?.body["field"], "path");
+    assert_eq!(suite.get_as("eco_owes", &format!("{CHARGES}/%FF")).await?.body["field"], "charge_id");
     Ok(())
 }
 

@@ -54,7 +54,7 @@ async fn a_run_that_takes_longer_goes_on_and_says_so() -> Result<()> {
     assert_eq!((second.status.as_u16(), &second.body["already_running"]), (200, &json!(true)));
     assert_eq!(
         second.body["results"],
-        json!({ "processed": 0, "charged": 0, "total_usd": "0.00", "errors": [] }),
+        json!({ "processed": 0, "charged": 0, "total_usd": "0.00", "totals": [], "errors": [] }),
         "{}",
         second.body
     );

@@ -175,3 +175,32 @@ async fn the_docs_page_takes_everything_from_this_server() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_tracked_answer_says_where_the_account_stands_by_headers_of_the_document() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_a", Plan::Free).await?;
+    let key = suite.api_key("eco_a", false).await?;
+    let document = document(&suite).await?;
+    let answers = &document["paths"]["/api/secure/ping"]["get"]["responses"];
+    let pong = suite.get("/api/secure/ping", &key).await?;
+    suite.record(vec![crate::suite::event("eco_a", "/v1/x", 200, 1_000)]).await?;
+    let refused = suite
+        .until(async |suite| suite.get("/api/secure/ping", &key).await, |answer| answer.status == 429)
+        .await?;
+    for (answer, status) in [(&pong, "200"), (&refused, "429")] {
+        assert_eq!(answer.status.as_str(), status);
+        let described = answers[status]["headers"].as_object().context("headers")?;
+        for name in [
+            "x-ratelimit-limit",
+            "x-ratelimit-remaining",
+            "x-ratelimit-reset",
+            "ratelimit-policy",
+            "ratelimit",
+        ] {
+            assert!(answer.header(name).is_some() && described.contains_key(name), "{name} of {status}");
+        }
+        assert_eq!(answer.header("retry-after").is_some(), described.contains_key("retry-after"), "{status}");
+    }
+    Ok(())
+}

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use nexus_core::plan::Plan;
-use nexus_testkit::settings::user_token;
+use nexus_testkit::settings::{ADMIN, user_token};
 use reqwest::Response;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -53,6 +53,34 @@ async fn who_has_a_body_is_told_so_until_it_changes() -> Result<()> {
     assert_ne!(header(&changed, "etag"), Some(tag.as_str()));
     let head = suite.request("HEAD", CURRENT)?.bearer_auth(user_token("eco_a")?).send().await?;
     assert_eq!(header(&head, "etag"), header(&changed, "etag"));
+    Ok(())
+}
+
+/// The overview and a forecast say when they were made, which is another time with each answer.
+#[tokio::test]
+async fn a_body_that_says_when_it_was_made_is_known_again_until_it_says_something_else() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    for (who, path) in [(ADMIN, "/api/admin/analytics/overview"), ("eco_a", "/api/usage/forecast")] {
+        let ask = async |known: &str| {
+            let request = suite.request("GET", path)?.bearer_auth(user_token(who)?);
+            Ok::<_, anyhow::Error>(request.header("if-none-match", known).send().await?)
+        };
+        let first = ask("").await?;
+        let tag = header(&first, "etag").context("a tag")?.to_owned();
+        assert!(tag.starts_with("W/\""), "not the same byte for byte: {tag}");
+        let first: serde_json::Value = first.json().await?;
+        let again: serde_json::Value = ask("").await?.json().await?;
+        assert_ne!(first["timestamp"], again["timestamp"], "{path}");
+        let kept = ask(&tag).await?;
+        assert_eq!((kept.status().as_u16(), header(&kept, "etag")), (304, Some(tag.as_str())), "{path}");
+        suite.record(vec![event("eco_a", "/v1/x", 200, 1)]).await?;
+        let changed = async {
+            while ask(&tag).await?.status() != 200 {}
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), changed).await.context(path)??;
+    }
     Ok(())
 }
 

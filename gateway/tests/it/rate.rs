@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::{
     answer::{Answer, assert_answer},
     suite::{CRON_SECRET, Suite},
+    visitor::Visitor,
 };
 
 const CURRENT: &str = "/api/usage/current";
@@ -105,6 +106,54 @@ async fn who_shows_nothing_good_counts_by_address() -> Result<()> {
         assert_eq!(from(&address, PING, &key).await?.status, 200);
     }
     assert_eq!(from("203.0.113.1", CURRENT, "").await?.status, 401, "from another address");
+    Ok(())
+}
+
+#[tokio::test]
+async fn pages_and_paths_that_are_none_count_by_address_until_a_session_holds() -> Result<()> {
+    let suite = slow(0, 1).await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    let (nobody, user) = (Visitor::new(&suite)?, Visitor::of(&suite, "eco_a")?);
+    let ask = async |visitor: &Visitor<'_>, method: &str, path: &str, address: &str| {
+        let request = visitor.request(method, path)?.header("x-forwarded-for", address);
+        anyhow::Ok(request.send().await?.status().as_u16())
+    };
+    let paths = [
+        ("GET", "/dashboard", 303),
+        ("GET", "/admin", 303),
+        ("POST", "/dashboard/keys", 303),
+        ("GET", "/sign-in", 200),
+        ("POST", "/sign-in", 400),
+        ("GET", "/sign-in/oidc", 404),
+        ("GET", "/assets/none.css", 404),
+        ("GET", "/docs/none.js", 404),
+        ("GET", "/nowhere", 404),
+        ("DELETE", "/api/usage/current", 405),
+    ];
+    for (number, (method, path, otherwise)) in paths.into_iter().enumerate() {
+        let address = format!("198.51.100.{number}");
+        // The third at once is one too many.
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            seen.push(ask(&nobody, method, path, &address).await?);
+        }
+        assert_eq!(seen, [otherwise, otherwise, 429], "{method} {path}");
+        assert_eq!(ask(&user, "GET", "/dashboard", &address).await?, 200, "a session at the same address");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_session_counts_for_its_account() -> Result<()> {
+    let suite = slow(1, 0).await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    let user = Visitor::of(&suite, "eco_a")?;
+    let mut seen = Vec::new();
+    for path in ["/nowhere", "/assets/none.css", "/dashboard"] {
+        seen.push(user.get(path).await?.status.as_u16());
+    }
+    assert_eq!(seen, [404, 404, 429]);
+    assert_eq!(Visitor::new(&suite)?.get("/nowhere").await?.status, 404);
     Ok(())
 }
 

@@ -68,8 +68,16 @@ async fn what_is_no_cap_is_named() -> Result<()> {
     // Dollars are no yen.
     sqlx::query("update eco_identities set currency_code = 'JPY'").execute(&suite.db.pool).await?;
     let yen = suite.put_as("eco_pro", r#"{"spend_cap_usd": 12}"#).await?;
-    assert_eq!((yen.status.as_u16(), &yen.body["field"]), (400, &json!("spend_cap_usd")));
+    assert_eq!((yen.status.as_u16(), &yen.body["field"]), (400, &json!("currency")));
     assert_eq!(yen.body["message"], "must be the account's currency, JPY");
+    let named = suite.put_as("eco_pro", r#"{"spend_cap_usd": 12, "currency": "jpy"}"#).await?;
+    assert_eq!(
+        (&named.body["spend_cap_usd"], &named.body["currency"]),
+        (&json!(12.0), &json!("JPY")),
+        "{named:?}"
+    );
+    let none = suite.put_as("eco_pro", r#"{"spend_cap_usd": null}"#).await?;
+    assert_eq!(none.body["spend_cap_usd"], json!(null), "{none:?}");
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
+use chrono::{TimeDelta, Utc};
 use nexus_core::plan::Plan;
 use nexus_kit::auth::Scope;
 use nexus_testkit::settings::{service_token, user_token};
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     answer::Answer,
     suite::{Suite, event},
+    visitor::Visitor,
 };
 
 pub(crate) const VICTIM: &str = "eco_victim";
@@ -165,6 +167,13 @@ fn routes(victim: &Victim) -> Vec<Route> {
     ]
 }
 
+/// The victim wherever a parameter might name an account, and a range that the victim's usage lies in.
+fn named_in_the_query() -> String {
+    let today = Utc::now().date_naive();
+    let (start, end) = (today - TimeDelta::days(1), today + TimeDelta::days(1));
+    format!("eco_id={VICTIM}&ecoId={VICTIM}&account={VICTIM}&user={VICTIM}&q=eco&start={start}&end={end}")
+}
+
 impl Route {
     fn name(&self) -> String {
         format!("{} {}", self.method, self.template)
@@ -177,9 +186,7 @@ impl Route {
             path = path.replace(&format!("{{{name}}}"), id.as_str().unwrap_or_default());
         }
         assert!(!path.contains('{'), "{path}: an id that the table does not fill in");
-        let query = format!(
-            "eco_id={VICTIM}&ecoId={VICTIM}&account={VICTIM}&user={VICTIM}&start=2026-01-01&end=2026-02-01"
-        );
+        let query = named_in_the_query();
         let request = suite.request(self.method.as_str(), &format!("{path}?{query}"))?;
         let mut request = request.header("x-eco-id", VICTIM).header("grpc-metadata-eco-id", VICTIM);
         if let Some(authorization) = authorization {
@@ -190,6 +197,101 @@ impl Route {
         }
         Answer::of(request).await
     }
+}
+
+/// Pages that are asked for, and how somebody is answered who is not the victim and no admin.
+fn pages(victim: &Victim) -> Vec<(&'static str, String, Other)> {
+    let (key, charge) = (victim.key_id.as_str(), victim.charge_id.as_str());
+    let page = |template: &'static str, other| {
+        let path =
+            template.replace("{key_id}", key).replace("{charge_id}", charge).replace("{eco_id}", VICTIM);
+        (template, path.replace("{run_id}", &uuid::Uuid::nil().to_string()).replace("{file}", "x.css"), other)
+    };
+    vec![
+        page("/", Other::Own),
+        page("/assets/{file}", Other::Missing),
+        page("/sign-in", Other::Own),
+        page("/sign-in/oidc", Other::Missing),
+        page("/sign-in/oidc/callback", Other::Missing),
+        page("/dashboard", Other::Own),
+        page("/dashboard/usage", Other::Own),
+        page("/dashboard/live", Other::Own),
+        page("/dashboard/keys", Other::Own),
+        page("/dashboard/keys/{key_id}", Other::Missing),
+        page("/dashboard/billing", Other::Own),
+        page("/dashboard/billing/plan", Other::Own),
+        page("/dashboard/billing/charges/{charge_id}", Other::Missing),
+        page("/admin", Other::Forbidden),
+        page("/admin/live", Other::Forbidden),
+        page("/admin/users", Other::Forbidden),
+        page("/admin/accounts/{eco_id}", Other::Forbidden),
+        page("/admin/billing", Other::Forbidden),
+        page("/admin/billing/runs/{run_id}", Other::Forbidden),
+        page("/admin/billing/runs/{run_id}/live", Other::Forbidden),
+    ]
+}
+
+/// What only takes forms: which of them are taken is tested with the pages.
+const POSTED_TO: [&str; 8] = [
+    "/sign-out",
+    "/dashboard/spend-cap",
+    "/dashboard/keys/{key_id}/rotate",
+    "/dashboard/keys/{key_id}/revoke",
+    "/admin/accounts/{eco_id}/plan",
+    "/admin/accounts/{eco_id}/spend-cap",
+    "/admin/billing/dry-run",
+    "/admin/billing/compare",
+];
+
+/// The paths that a router knows; its `Debug` form is the only way to see them.
+fn page_paths() -> BTreeMap<String, ()> {
+    let router = format!("{:?}", nexus_gateway::pages::router());
+    let (_, routes) = router.split_once("paths: {").unwrap_or_default();
+    let (routes, _) = routes.split_once("fallback_router").unwrap_or_default();
+    let quoted = routes.split('"').skip(1).step_by(2);
+    quoted.filter(|text| text.starts_with('/')).map(|path| (path.to_owned(), ())).collect()
+}
+
+#[tokio::test]
+async fn nobody_reaches_anothers_data_by_any_page() -> Result<()> {
+    let suite = Suite::start().await?;
+    let victim = Victim::new(&suite).await?.settled(&suite).await?;
+    let mut unswept = page_paths();
+    assert!(unswept.len() > 20, "axum tells its routes in another form: {unswept:?}");
+    for path in POSTED_TO {
+        assert!(unswept.remove(path).is_some(), "{path} is no page");
+    }
+    let (other, nobody) = (Visitor::of(&suite, OTHER)?, Visitor::new(&suite)?);
+    let query = format!("{}&plan=pro&page_token=", named_in_the_query());
+    for (template, path, expected) in pages(&victim) {
+        assert!(unswept.remove(template).is_some(), "{template} is no page");
+        for (who, visitor) in [("another user", &other), ("nobody", &nobody)] {
+            let request = visitor.request("GET", &format!("{path}?{query}"))?;
+            let mut response = request.header("x-eco-id", VICTIM).send().await?;
+            let status = response.status().as_u16();
+            // A stream of figures has no end: its first event has all of them.
+            let body = match template.ends_with("/live") && status == 200 {
+                true => response.chunk().await?.context("an event")?.to_vec(),
+                false => response.bytes().await?.to_vec(),
+            };
+            let body = String::from_utf8(body)?.replace(&path, "");
+            let told = format!("{template} for {who}: {status} {body}");
+            match (who, expected) {
+                ("nobody", Other::Missing) if !path.starts_with("/dashboard") => {
+                    assert_eq!(status, 404, "{told}")
+                }
+                ("nobody", _) if template.starts_with("/sign-in") => assert_eq!(status, 200, "{told}"),
+                ("nobody", _) => assert_eq!(status, 303, "{told}"),
+                (_, Other::Own) => assert!([200, 303].contains(&status), "{told}"),
+                (_, Other::Missing) => assert_eq!(status, 404, "{told}"),
+                (_, Other::Forbidden) => assert_eq!(status, 403, "{told}"),
+                (_, Other::NoCredential | Other::Open) => unreachable!("no page is"),
+            }
+            assert!(!victim.is_told_by(&body), "{told}");
+        }
+    }
+    assert!(unswept.is_empty(), "pages that the sweep leaves out: {:?}", unswept.keys());
+    victim.is_unchanged(&suite).await
 }
 
 #[tokio::test]

@@ -266,6 +266,12 @@ fn of_charges(victim: &Victim) -> Vec<Rpc> {
             BILLING,
             &billing::GetOverageRunRequest { run_id: run_id.clone() },
         ),
+        rpc("BillingService/ListReconciliations", BILLING, &billing::ListReconciliationsRequest::default()),
+        rpc(
+            "BillingService/ListInvoices",
+            BILLING,
+            &billing::ListInvoicesRequest { eco_id: eco_id(), ..Default::default() },
+        ),
         rpc("BillingService/ListOverageRuns", BILLING, &billing::ListOverageRunsRequest::default()),
         rpc(
             "BillingService/ListOverageRunErrors",

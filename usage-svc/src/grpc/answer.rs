@@ -208,5 +208,6 @@ pub(super) fn current_usage(eco_id: &EcoId, standing: &Standing) -> GetCurrentUs
         consumed_count: standing.consumption.consumed(),
         forfeited_count: standing.forfeited,
         server_time: Some(timestamp(standing.now)),
+        hard_limit_count: quota::shown_limit(standing.terms.hard_limit()),
     }
 }

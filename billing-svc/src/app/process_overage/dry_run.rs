@@ -11,7 +11,7 @@ use super::{
 use crate::{
     domain::{
         overage::{Difference, Facts, Next, Price},
-        run::{AccountError, AccountResult, Figures, MAX_ERRORS},
+        run::{AccountError, AccountResult, Figures, MAX_ERRORS, Totals},
     },
     error::Error,
     store::facts,
@@ -31,6 +31,8 @@ pub struct DryRun {
     pub charges_count: i32,
     /// The first of its errors.
     pub errors: Vec<AccountError>,
+    /// The sums of all charges.
+    pub totals: Totals,
 }
 
 /// A charge that a run would make, with what it follows from.
@@ -107,6 +109,8 @@ impl Planner {
         if facts.currency == Currency::USD {
             account.total.0 = account.total.0.checked_add(difference.amount.0).ok_or(OutOfRange)?;
         }
+        let total = self.planned.totals.entry(facts.currency.to_string()).or_default();
+        total.0 = total.0.checked_add(difference.amount.0).ok_or(OutOfRange)?;
         self.planned.charges_count += 1;
         if self.planned.charges.len() < MAX_PLANNED {
             let due = facts.due()?;

@@ -23,6 +23,12 @@ use serde_json::{Value, json};
 
 use crate::text::{known, plan as plan_word, rfc3339, subscription_status};
 
+pub(crate) const HELP: &str = "\
+Examples:
+  nexus accounts list --sort revenue                  all accounts, with usage and revenue
+  nexus accounts create --account eco_acme --email ops@acme.example --plan pro
+  nexus accounts plan enterprise --account eco_acme   at once; a smaller plan comes with the end of the period";
+
 #[derive(Subcommand)]
 pub(crate) enum Action {
     /// List accounts with usage and revenue of their current period; for admins

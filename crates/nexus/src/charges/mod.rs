@@ -17,6 +17,12 @@ use serde_json::{Value, json};
 
 use crate::text::{known, rfc3339};
 
+pub(crate) const HELP: &str = "\
+Examples:
+  nexus charges list
+  nexus charges list --account eco_demo_pro --json
+  nexus charges explain 0b9c0bd4-55a6-4a2e-8a3f-9d1d4c1a7f00";
+
 #[derive(Subcommand)]
 pub(crate) enum Action {
     /// List an account's charges, newest first

@@ -17,6 +17,13 @@ use serde_json::{Value, json};
 
 use crate::text::rfc3339;
 
+pub(crate) const HELP: &str = "\
+Examples:
+  nexus keys create --name ci              the secret is shown this once
+  nexus keys list
+  nexus keys rotate eco_api_4kQ0pX6mN2aVbT8sZr1cYd
+  nexus keys revoke eco_api_4kQ0pX6mN2aVbT8sZr1cYd";
+
 #[derive(Subcommand)]
 pub(crate) enum Action {
     /// Create an API key; prints it with its secret, this once

@@ -22,6 +22,12 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// Calls in a row that may fail, the first included.
 const MAX_FAILURES: u32 = 5;
 
+pub(crate) const HELP: &str = "\
+Examples:
+  nexus overage process --dry-run          what would be charged now, and why
+  nexus overage process
+  nexus overage runs                       the runs that were made";
+
 #[derive(Subcommand)]
 pub(crate) enum Action {
     /// Charge every account the overage it owes and was not charged for yet

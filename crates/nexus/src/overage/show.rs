@@ -1,7 +1,7 @@
 //! What is printed of runs: for people, and as JSON.
 
 use nexus_proto::billing::v1::{
-    OverageError, OverageRun, OverageRunStatus, PlannedCharge, ProcessOverageResponse,
+    CurrencyTotal, OverageError, OverageRun, OverageRunStatus, PlannedCharge, ProcessOverageResponse,
     WatchOverageRunResponse,
 };
 use serde_json::{Value, json};
@@ -43,6 +43,7 @@ pub(super) fn response_json(r: &ProcessOverageResponse, dry_run: bool) -> Value 
         "failed": r.failed_count,
         "total_micros": r.total_micros,
         "currency_code": r.currency_code,
+        "totals": r.totals.iter().map(total_json).collect::<Vec<_>>(),
         "errors": r.errors.iter().map(error_json).collect::<Vec<_>>(),
         "running": r.running,
         "already_running": r.already_running,
@@ -89,6 +90,7 @@ pub(super) fn run_json(run: &OverageRun) -> Value {
         "failed": run.failed_count,
         "total_micros": run.total_micros,
         "currency_code": run.currency_code,
+        "totals": run.totals.iter().map(total_json).collect::<Vec<_>>(),
         "limited": run.limited,
         "start_time": rfc3339(run.start_time.as_ref()),
         "heartbeat_time": rfc3339(run.heartbeat_time.as_ref()),
@@ -123,7 +125,7 @@ pub(super) fn response_text(r: &ProcessOverageResponse, dry_run: bool) -> String
     if dry_run && !r.planned_charges.is_empty() {
         text.push_str(&planned_table(r));
     }
-    let total = money(r.total_micros, &r.currency_code);
+    let total = sums(&r.totals, r.total_micros, &r.currency_code);
     let [processed, charged] = [r.processed_count, r.charged_count].map(thousands);
     text.push_str(&if dry_run {
         format!("Dry run: {processed} accounts looked at, {charged} would be charged {total} in all; nothing was touched.\n")
@@ -198,7 +200,7 @@ pub(super) fn look_message(look: &WatchOverageRunResponse) -> String {
 pub(super) fn run_text(run: &OverageRun) -> String {
     let [processed, all, charged, failed] =
         [run.processed_count, run.accounts_count, run.charged_count, run.failed_count].map(thousands);
-    let total = money(run.total_micros, &run.currency_code);
+    let total = sums(&run.totals, run.total_micros, &run.currency_code);
     format!(
         "Run {} {}: {processed} of {all} accounts done in {}, {charged} charged, {failed} failed, {total} in all.\n",
         run.run_id,
@@ -217,10 +219,23 @@ pub(super) fn runs_text(runs: &[OverageRun]) -> String {
             thousands(run.accounts_count),
             thousands(run.charged_count),
             thousands(run.failed_count),
-            money(run.total_micros, &run.currency_code),
+            sums(&run.totals, run.total_micros, &run.currency_code),
             seconds(run.duration_ms),
         ]
     }))
+}
+
+fn total_json(total: &CurrencyTotal) -> Value {
+    json!({ "currency_code": total.currency_code, "total_micros": total.total_micros })
+}
+
+/// Currencies are not added up; of one alone it is that, and of none nothing in the usual one.
+fn sums(totals: &[CurrencyTotal], micros: i64, currency_code: &str) -> String {
+    if totals.is_empty() {
+        return money(micros, currency_code);
+    }
+    let sums = totals.iter().map(|total| money(total.total_micros, &total.currency_code));
+    sums.collect::<Vec<_>>().join(" + ")
 }
 
 #[cfg(test)]

@@ -205,9 +205,11 @@ fn forecast_text(f: &ForecastUsageResponse) -> String {
     text
 }
 
-/// A share in thousandths; none of nothing.
+/// A share in thousandths, half of one rounded up, but never up to all of it; none of nothing. The pages round so, too.
 fn permille(part: i64, whole: i64) -> Option<i128> {
-    i128::from(part).checked_mul(1_000)?.checked_div(whole.into())
+    let (part, whole) = (i128::from(part), i128::from(whole));
+    let rounded = (2_000 * part + whole).checked_div(2 * whole)?;
+    Some(if part < whole { rounded.min(999) } else { rounded })
 }
 
 fn meter(share: i128) -> String {
@@ -228,4 +230,24 @@ fn day_row(day: &DailyUsage) -> Vec<String> {
         format!("{:.1}", day.avg_response_time_ms),
         busiest.unwrap_or_default(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_rounded_as_the_pages_round_them_and_nearly_all_is_not_all() {
+        for (part, whole, rounded) in [
+            (62_480, 100_000, Some(625)),
+            (62_449, 100_000, Some(624)),
+            (99_999, 100_000, Some(999)),
+            (100_000, 100_000, Some(1_000)),
+            (100_200, 100_000, Some(1_002)),
+            (0, 100, Some(0)),
+            (1, 0, None),
+        ] {
+            assert_eq!(permille(part, whole), rounded, "{part} of {whole}");
+        }
+    }
 }

@@ -67,3 +67,27 @@ async fn other_shells_are_told_of_every_command() -> Result<()> {
     assert!(text(&unknown.stderr).contains("[possible values: bash, "), "{}", text(&unknown.stderr));
     Ok(())
 }
+
+/// Each example of a group of commands is one that the command line takes.
+#[tokio::test]
+async fn the_help_of_each_group_of_commands_has_examples_that_hold() -> Result<()> {
+    for group in ["accounts", "keys", "charges", "overage"] {
+        let output = run(&[group, "--help"]).await?;
+        let help = text(&output.stdout);
+        let (_, examples) = help.split_once("Examples:").context(help.clone())?;
+        let examples: Vec<&str> = examples.lines().filter(|line| line.starts_with("  nexus ")).collect();
+        assert!(examples.len() >= 3, "{group}: {help}");
+        for example in examples {
+            let command = example.trim().split("   ").next().unwrap_or_default();
+            // `--help` comes after what is before it was read.
+            let words: Vec<&str> = command.split_whitespace().skip(1).collect();
+            let unknown = run(&[&words[..2], &["--help"]].concat()).await?;
+            assert!(unknown.status.success(), "{command}: {}", text(&unknown.stderr));
+            let flags = text(&unknown.stdout);
+            for flag in words.iter().filter(|word| word.starts_with("--")) {
+                assert!(flags.contains(flag), "{command}: {flag}");
+            }
+        }
+    }
+    Ok(())
+}

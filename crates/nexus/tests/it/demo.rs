@@ -26,6 +26,8 @@ async fn demo_data_is_whole_after_an_interrupted_first_run_and_agrees_with_itsel
     assert_eq!(overview["users_by_plan"], json!({"free": 100, "pro": 45, "enterprise": 5}));
     assert_eq!((&overview["mrr"], &overview["mrr_usd"]), (&json!(4705), &json!("$4,705")));
 
+    revenue_follows_the_dates(&dev, admin).await?;
+
     let current = |who| dev.text(who);
     let free = dev.get("/gateway_url", "/api/usage/current", current("/tokens/free/token")?).await?;
     assert_eq!((&free["plan"], &free["remaining"]), (&json!("free"), &json!(50)));
@@ -63,6 +65,20 @@ async fn demo_data_is_whole_after_an_interrupted_first_run_and_agrees_with_itsel
         nexus().arg("dev").args(&arguments).env("STRIPE_SECRET_KEY", "sk_test_theirs").output().await?;
     let said = text(&theirs.stderr);
     assert!(!theirs.status.success() && said.contains("demo data") && said.contains("--data-dir"), "{said}");
+    Ok(())
+}
+
+/// Accounts signed up over a year, and each is new in the month it did.
+async fn revenue_follows_the_dates(dev: &Dev, admin: &str) -> Result<()> {
+    let revenue = dev.get("/gateway_url", "/api/admin/revenue?months=15", admin).await?;
+    assert_eq!(revenue["history_start"], Value::Null);
+    let months = revenue["months"].as_array().context("months")?;
+    let amount = |month: &Value, name: &str| month[name].as_f64().unwrap_or_default();
+    assert!(months.iter().filter(|month| amount(month, "new") > 0.0).count() > 6, "{revenue}");
+    let moved: f64 = months.iter().map(|month| amount(month, "new")).sum();
+    let last = months.last().context("this month")?;
+    assert_eq!((moved, amount(last, "mrr")), (4_705.0, 4_705.0), "{revenue}");
+    assert!(amount(last, "new") < 2_500.0, "{revenue}");
     Ok(())
 }
 

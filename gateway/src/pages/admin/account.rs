@@ -1,13 +1,16 @@
 //! `/admin/accounts/{id}`: one account in depth.
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Redirect, Response},
 };
 use maud::{Markup, html};
 use nexus_core::plan::Plan;
 use nexus_kit::{convert::plan_to_proto, validate::Violations};
-use nexus_proto::billing::v1 as billing;
+use nexus_proto::{
+    billing::v1 as billing,
+    usage::v1::{ListApiKeysRequest as KeysRequest, ListApiKeysResponse},
+};
 
 use crate::{
     App, convert,
@@ -15,6 +18,7 @@ use crate::{
     pages::{
         charges::ledger,
         form::{AdminPosted, Posted},
+        invoices, keys,
         layout::{Page, Place},
         part::{self, Column},
         session::{AdminSession, Session},
@@ -22,16 +26,18 @@ use crate::{
         standing::Standing,
         usage,
     },
-    query::Params,
+    query::{Named, Params},
 };
 
 const DAYS: i32 = 30;
+/// Of its keys, as many of the newest.
+const KEYS: i32 = 25;
 
 /// The page.
 pub(super) async fn page(
     State(app): State<App>,
     AdminSession(session): AdminSession,
-    Path(eco_id): Path<String>,
+    Named(eco_id): Named,
     mut params: Params,
 ) -> Result<Response, Error> {
     let page_token = params.page_token();
@@ -46,12 +52,15 @@ pub(super) async fn page(
     let (user, id) = (&session.user, eco_id.as_str());
     let account = app.backend.account(user, id).await?;
     let charges = billing::ListChargesRequest { eco_id: eco_id.clone(), page_size: 10, page_token };
-    let (standing, subscription, history, endpoints, charges, log) = tokio::try_join!(
+    let keys = KeysRequest { eco_id: eco_id.clone(), page_size: KEYS, page_token: String::new() };
+    let (standing, subscription, history, endpoints, keys, charges, invoices, log) = tokio::try_join!(
         Standing::of(&app, user, id),
         app.backend.subscription(user, id),
         app.backend.history(user, id, DAYS),
         app.backend.endpoints(user, usage::busiest(id, DAYS)),
+        app.backend.api_keys(user, keys),
         app.backend.charges(user, charges),
+        app.backend.invoices(user, id),
         app.backend.audit_log(user, id),
     )?;
     let path = format!("/admin/accounts/{eco_id}");
@@ -61,18 +70,35 @@ pub(super) async fn page(
             h1 { (account.eco_id) }
             p class="sub" { @if account.email.is_empty() { "Without an email" } @else { (account.email) } }
         }
+        (invoices::to_pay(subscription.status(), &invoices)?)
         (facts(&account, &subscription)?)
         (standing.panel()?)
         (standing.money()?)
         @if account.status() == billing::AccountStatus::Active { (forms(&session, &account, &standing, &path)?) }
         (usage::calls(&history.days, history.days_count, standing.now, None)?)
         (usage::endpoints(&endpoints, DAYS))
+        (self::keys(&keys)?)
         (ledger(&charges, &path)?)
+        (invoices::list(&invoices)?)
         (audit(&log)?)
     };
     let page =
         Page { session: &session, place: Place::Users, title: &account.eco_id, notice, live: None, main };
     Ok(page.into_response())
+}
+
+/// The account's API keys, without their secrets.
+fn keys(listed: &ListApiKeysResponse) -> Result<Markup, Error> {
+    Ok(html! {
+        section aria-labelledby="keys" {
+            h2 id="keys" { "API keys" }
+            @if listed.api_keys.is_empty() { (part::empty("The account has no key.")) }
+            @else {
+                (part::scroll("API keys", &keys::table(&listed.api_keys, None)?))
+                @if !listed.next_page_token.is_empty() { p class="hint" { "The " (listed.api_keys.len()) " newest; it has more." } }
+            }
+        }
+    })
 }
 
 fn facts(account: &billing::Account, subscription: &billing::Subscription) -> Result<Markup, Error> {
@@ -167,7 +193,7 @@ fn audit(entries: &[billing::AuditEntry]) -> Result<Markup, Error> {
 /// Moves the account to another plan.
 pub(super) async fn change_plan(
     State(app): State<App>,
-    Path(eco_id): Path<String>,
+    Named(eco_id): Named,
     AdminPosted(Posted { session, fields }): AdminPosted,
 ) -> Result<Response, Error> {
     let plan: Plan = fields
@@ -189,7 +215,7 @@ pub(super) async fn change_plan(
 /// Sets or removes the account's cap.
 pub(super) async fn set_spend_cap(
     State(app): State<App>,
-    Path(eco_id): Path<String>,
+    Named(eco_id): Named,
     AdminPosted(Posted { session, fields }): AdminPosted,
 ) -> Result<Response, Error> {
     let none = fields.trimmed("spend_cap").is_empty();

@@ -9,6 +9,7 @@ use crate::App;
 
 mod account;
 mod overview;
+mod reconciliations;
 mod runs;
 mod users;
 

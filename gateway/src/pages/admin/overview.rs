@@ -5,7 +5,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use maud::{Markup, html};
-use nexus_core::text::thousands;
+use nexus_core::{money::Currency, text::thousands};
 use nexus_proto::analytics::v1 as analytics;
 
 use crate::{
@@ -31,9 +31,12 @@ pub(super) async fn page(
     mut params: Params,
 ) -> Result<Response, Error> {
     let days = params.days(30);
+    let currency =
+        params.choice::<Currency>("currency", "the currencies of ISO 4217").unwrap_or(Currency::USD);
     params.finish()?;
     let admin = &session.user;
-    let months = analytics::GetRevenueHistoryRequest { months_count: MONTHS, currency_code: String::new() };
+    let months =
+        analytics::GetRevenueHistoryRequest { months_count: MONTHS, currency_code: currency.to_string() };
     let (overview, revenue, history) = tokio::try_join!(
         app.backend.overview(admin),
         app.backend.revenue(admin, months),
@@ -46,7 +49,8 @@ pub(super) async fn page(
             p class="sub" { "Each account's current period, as of " (show::moment(as_of)) " (UTC)" }
         }
         (figures(&overview)?)
-        (movements(&revenue.months)?)
+        (left_out(&overview, &revenue.currency_codes))
+        (movements(&revenue, currency)?)
         (usage::calls(&history.days, history.days_count, as_of, Some("/admin"))?)
         div class="columns" {
             (by_plan(&overview)?)
@@ -139,9 +143,23 @@ fn top_users(overview: &analytics::GetOverviewResponse) -> Result<Markup, Error>
     })
 }
 
+/// Currencies are not added up: whose revenue is not in the figures.
+fn left_out(overview: &analytics::GetOverviewResponse, codes: &[String]) -> Markup {
+    let others: Vec<&str> =
+        codes.iter().map(String::as_str).filter(|code| *code != overview.currency_code).collect();
+    html! {
+        @if !others.is_empty() {
+            p class="hint" {
+                "Revenue is that of accounts in " (overview.currency_code) "; accounts in " (others.join(", "))
+                " are not in it. Their recurring revenue is below, each currency by itself."
+            }
+        }
+    }
+}
+
 /// The recurring revenue by month, and why it has changed.
-fn movements(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error> {
-    let currency = months.first().map(|month| month.currency_code.clone()).unwrap_or_default();
+fn movements(revenue: &analytics::GetRevenueHistoryResponse, currency: Currency) -> Result<Markup, Error> {
+    let months = &revenue.months;
     let bars = months.iter().map(|month| {
         let label = month.month.clone();
         let mrr = show::money(month.mrr_micros, &month.currency_code)?;
@@ -154,19 +172,33 @@ fn movements(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error> {
         })
     });
     let bars = bars.collect::<Result<Vec<_>, Error>>()?;
-    let about = format!(
-        "Recurring revenue and overage of {} months, in {}",
-        months.len(),
-        if currency.is_empty() { "USD" } else { &currency }
-    );
+    let about = format!("Recurring revenue and overage of {} months, in {currency}", months.len());
+    let begins = convert::optional_time("history_start_time", revenue.history_start_time.as_ref())?;
+    let sign = if currency == Currency::USD { "$" } else { "" };
     Ok(html! {
         section aria-labelledby="revenue" {
-            h2 id="revenue" { "Revenue by month" }
-            (chart::bars("Revenue by month", &about, &bars, |units| format!("${}", chart::compact(units)))?)
+            div class="section-head" {
+                h2 id="revenue" { "Revenue by month" @if currency != Currency::USD { ", " (currency) } }
+                @if revenue.currency_codes.len() > 1 { (currencies(&revenue.currency_codes, currency)) }
+            }
+            (chart::bars("Revenue by month", &about, &bars, |units| format!("{sign}{}", chart::compact(units)))?)
             p class="legend" { span class="key first" { "Recurring revenue at the month's end" } span class="key second" { "Overage charged" } }
             (part::scroll("Revenue by month", &movement_table(months)?))
+            @if let Some(at) = begins {
+                p class="hint" { "What moved the revenue is known since " (show::date(at)) ". What was paid by then is that month's opening; of the months before, only the overage is known." }
+            }
         }
     })
+}
+
+fn currencies(codes: &[String], shown: Currency) -> Markup {
+    html! {
+        nav class="spans" aria-label="Currency that is shown" {
+            @for code in codes {
+                a href={ "/admin?currency=" (code) } aria-current=[(code == shown.as_str()).then_some("true")] { (code) }
+            }
+        }
+    }
 }
 
 fn movement_table(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error> {
@@ -174,6 +206,7 @@ fn movement_table(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error>
         "Revenue by month, newest first",
         &[
             Column::Text("Month"),
+            Column::Number("Opening"),
             Column::Number("New"),
             Column::Number("Back again"),
             Column::Number("Expansion"),
@@ -187,6 +220,7 @@ fn movement_table(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error>
                 @let money = |micros: i64| show::money(micros, &month.currency_code);
                 tr {
                     th scope="row" { (month.month) }
+                    td class="number" { (money(month.opening_micros)?) }
                     td class="number" { (money(month.new_micros)?) }
                     td class="number" { (money(month.reactivation_micros)?) }
                     td class="number" { (money(month.expansion_micros)?) }

@@ -1,13 +1,14 @@
 //! `/admin/billing`: the runs of billing, what the next would charge, and whether the records agree.
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use maud::{Markup, html};
 use nexus_core::text::thousands;
 use nexus_proto::billing::v1::{self as billing, OverageRunStatus};
 
+use super::reconciliations;
 use crate::{
     App, convert,
     error::Error,
@@ -19,7 +20,7 @@ use crate::{
         session::{AdminSession, Session},
         show,
     },
-    query::Params,
+    query::{Named, Params},
 };
 
 const FAILED: &str = "Accounts that could not be charged";
@@ -36,7 +37,10 @@ pub(super) async fn page(
 }
 
 async fn render(app: &App, session: &Session, page_token: &str, found: &Markup) -> Result<Response, Error> {
-    let listed = app.backend.runs(&session.user, page_token).await?;
+    let (listed, reconciliations) = tokio::try_join!(
+        app.backend.runs(&session.user, page_token),
+        app.backend.reconciliations(&session.user),
+    )?;
     let main = html! {
         div class="head" {
             h1 { "Billing runs" }
@@ -44,6 +48,7 @@ async fn render(app: &App, session: &Session, page_token: &str, found: &Markup) 
         }
         (found)
         (checks(session))
+        (reconciliations::list(&reconciliations)?)
         section aria-labelledby="runs" {
             h2 id="runs" { "Runs" }
             @if listed.runs.is_empty() { (part::empty("No run was made yet.")) }
@@ -95,7 +100,7 @@ fn table(runs: &[billing::OverageRun]) -> Result<Markup, Error> {
                     td class="number" { (thousands(run.processed_count)) }
                     td class="number" { (thousands(run.charged_count)) }
                     td class="number" { (thousands(run.failed_count)) }
-                    td class="number" { (show::money(run.total_micros, &run.currency_code)?) }
+                    td class="number" { (sums(&run.totals, &run.currency_code)?) }
                     td class="number" { (show::duration(run.duration_ms)) }
                 }
             }
@@ -122,7 +127,7 @@ fn words(status: OverageRunStatus) -> (&'static str, &'static str) {
 pub(super) async fn run(
     State(app): State<App>,
     AdminSession(session): AdminSession,
-    Path(run_id): Path<String>,
+    Named(run_id): Named,
     mut params: Params,
 ) -> Result<Response, Error> {
     let page_token = params.page_token();
@@ -170,9 +175,18 @@ fn figures(run: &billing::OverageRun) -> Result<[(&'static str, &'static str, St
     Ok([
         ("charged", "Accounts charged", thousands(run.charged_count)),
         ("failed", "Accounts that failed", thousands(run.failed_count)),
-        ("sum", "Sum charged", show::money(run.total_micros, &run.currency_code)?),
+        ("sum", "Sum charged", sums(&run.totals, &run.currency_code)?),
         ("took", "Took", show::duration(run.duration_ms)),
     ])
+}
+
+/// What was charged in each currency: currencies are not added up.
+fn sums(totals: &[billing::CurrencyTotal], otherwise: &str) -> Result<String, Error> {
+    if totals.is_empty() {
+        return show::money(0, otherwise);
+    }
+    let sums = totals.iter().map(|total| show::money(total.total_micros, &total.currency_code));
+    Ok(sums.collect::<Result<Vec<_>, _>>()?.join(" + "))
 }
 
 fn error_table(errors: &[billing::OverageError]) -> Markup {
@@ -195,7 +209,7 @@ fn error_table(errors: &[billing::OverageError]) -> Markup {
 pub(super) async fn live(
     State(app): State<App>,
     AdminSession(session): AdminSession,
-    Path(run_id): Path<String>,
+    Named(run_id): Named,
 ) -> Result<Response, Error> {
     live::stream(app, session, move |app, session| {
         let run_id = run_id.clone();
@@ -205,7 +219,7 @@ pub(super) async fn live(
             let (percent, text) = progress(&run);
             texts.set("progress", text.clone());
             texts.set("state", words(run.status()).0.to_owned());
-            texts.set_meter(percent, text);
+            texts.set_meter(percent, text, false);
             for (key, _, text) in figures(&run)? {
                 texts.set(key, text);
             }
@@ -227,7 +241,7 @@ pub(super) async fn dry_run(
                 (part::empty("Nothing: no account owes a difference."))
             } @else {
                 p class="lead" {
-                    (show::money(planned.total_micros, &planned.currency_code)?) " from " (thousands(planned.charged_count)) " accounts. Nothing was charged."
+                    (sums(&planned.totals, &planned.currency_code)?) " from " (thousands(planned.charged_count)) " accounts. Nothing was charged."
                 }
                 @if !planned.planned_charges.is_empty() { (part::scroll("Charges that would be made", &planned_table(&planned.planned_charges)?)) }
                 @if i64::from(planned.planned_charges_count) > planned.planned_charges.len() as i64 {

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use axum::{
     extract::State,
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Redirect, Response},
 };
 use maud::{Markup, html};
 use nexus_core::{
@@ -152,6 +152,9 @@ pub(super) async fn page(
     let asked = Asked::of(params)?;
     let listed = app.backend.users(&session.user, asked.request()).await?;
     let pages = pages(listed.total_size);
+    if asked.page > pages {
+        return Ok(Redirect::to(&asked.path(pages, asked.sort)).into_response());
+    }
     let main = html! {
         div class="head" {
             h1 { "Accounts" }
@@ -249,7 +252,7 @@ fn row(user: &analytics::User) -> Result<Markup, Error> {
 fn pager(asked: &Asked, pages: i32) -> Markup {
     html! {
         nav class="pager" aria-label="Pages" {
-            @if asked.page > 1 { a class="button" rel="prev" href=(asked.path((asked.page - 1).min(pages), asked.sort)) { "Back" } }
+            @if asked.page > 1 { a class="button" rel="prev" href=(asked.path(asked.page - 1, asked.sort)) { "Back" } }
             span { "Page " (asked.page) " of " (thousands(pages)) }
             @if asked.page < pages { a class="button" rel="next" href=(asked.path(asked.page + 1, asked.sort)) { "Next" } }
         }

@@ -33,6 +33,7 @@ if (main && "EventSource" in window) {
       bar.setAttribute("aria-valuenow", percent.toFixed(1));
       bar.setAttribute("aria-valuetext", meter.text);
       bar.querySelector(".fill").setAttribute("width", `${percent.toFixed(2)}%`);
+      bar.classList.toggle("full", meter.alarming);
     }
   };
 

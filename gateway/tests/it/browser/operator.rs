@@ -129,7 +129,7 @@ async fn a_dry_run_lists_what_a_run_charges_then() -> Result<()> {
     let events = [("eco_a", 105_000), ("eco_b", 100_500), ("eco_none", 101_000)];
     suite.record(events.iter().map(|(eco_id, units)| event(eco_id, "/v1/x", 200, *units)).collect()).await?;
     browser.sign_in(ADMIN, "/admin/billing").await?;
-    assert_eq!(browser.text(".empty").await?, "No run was made yet.");
+    assert_eq!(browser.text("section[aria-labelledby=runs] .empty").await?, "No run was made yet.");
     browser.press("Make a dry run").await?;
     assert_eq!(browser.text(".lead").await?, "$5.50 from 2 accounts. Nothing was charged.");
     let planned = browser.texts("section[aria-labelledby=planned] tbody tr").await?;

@@ -144,7 +144,7 @@ fn account(who: Who, plan: Plan, now: DateTime<Utc>, rng: &mut StdRng) -> Accoun
     let second_of_day = TimeDelta::seconds(rng.random_range(0..86_400));
     let midnight = now.date_naive().and_time(chrono::NaiveTime::MIN).and_utc();
     let began = midnight - TimeDelta::days(rng.random_range(PERIOD_BEGAN_DAYS_AGO)) - second_of_day;
-    // A third has signed up in this period, the others up to a year earlier.
+    // A quarter has signed up in this period, the others up to a year earlier.
     let months = if rng.random_ratio(1, 4) { 0 } else { rng.random_range(1..=12) };
     let anchor = began - Months::new(months);
     Account {

@@ -30,6 +30,7 @@ pub(super) async fn all(
 ) -> Result<()> {
     let mut transaction = connection.begin().await?;
     copy_accounts(&mut transaction, accounts, at_stripe).await?;
+    note_revenue(&mut transaction).await?;
 
     let mut events = Vec::new();
     let mut rollups = Vec::new();
@@ -81,6 +82,31 @@ async fn copy_accounts(
             .await?;
     }
     subscriptions.end().await
+}
+
+/// The history of the revenue, from when each account signed up. What notes it by itself, at the end of the transaction,
+/// takes it for of now; it finds it noted already, and nothing that has moved since.
+async fn note_revenue(connection: &mut PgConnection) -> Result<()> {
+    connection
+        .execute(
+            "with signed_up as (
+                 insert into eco_account_mrr (eco_id, currency_code, plan, plan_version, counts, mrr_micros, has_paid,
+                                              noted_time)
+                 select i.eco_id, i.currency_code, s.plan, s.plan_version, s.status in ('active', 'past_due'),
+                        p.monthly_micros, p.monthly_micros > 0, s.started_time
+                 from eco_identities i
+                 join eco_subscriptions s on s.eco_id = i.eco_id and s.ended_time is null
+                 join eco_plan_prices p on p.plan = s.plan and p.version = s.plan_version
+                                       and p.currency_code = i.currency_code
+                 where not exists (select from eco_account_mrr m where m.eco_id = i.eco_id)
+                 returning *)
+             insert into eco_mrr_movements (eco_id, movement_time, kind, currency_code, from_micros, to_plan,
+                                            to_plan_version, to_micros, delta_micros)
+             select eco_id, noted_time, 'new', currency_code, 0, plan, plan_version, mrr_micros, mrr_micros
+             from signed_up where mrr_micros > 0 order by noted_time",
+        )
+        .await?;
+    Ok(())
 }
 
 async fn copy_keys(

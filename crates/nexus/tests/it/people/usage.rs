@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::servers::{Servers, blotted, service};
+use crate::support::text;
 
 fn event(endpoint: &str, status_code: i32, response_time_ms: i32, units_count: i64) -> UsageEvent {
     UsageEvent {
@@ -138,6 +139,9 @@ async fn the_accounts_with_the_most_usage_come_first() -> Result<()> {
         servers.json(&admin, &["usage", "top", "--limit", "1"]).await?,
         json!({ "accounts": [{ "eco_id": "eco_a", "plan": "pro", "api_calls": 100_200 }], "more": true })
     );
+    // It advises what it takes.
+    let first = servers.run(&admin, &["usage", "top", "--limit", "1"]).await?;
+    assert_eq!(text(&first.stderr), "The first 1 accounts; a higher --limit lists more.\n");
     let user = servers.refuses(&user_token("eco_a")?, &["usage", "top"]).await?;
     assert!(user.contains("ListTopUsers") && user.contains("PERMISSION_DENIED"), "{user}");
     Ok(())
