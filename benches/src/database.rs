@@ -172,6 +172,7 @@ impl Database {
              select eco_id, (hour at time zone 'UTC')::date, route, method, status_class, sum(units_count),
                     sum(event_count), sum(latency_sum_ms), nexus_sketch_compact(nexus_sketch_all(sketch))
              from eco_usage_hourly group by 1, 2, 3, 4, 5",
+            "select nexus_rebuild_usage_totals()",
             "insert into eco_usage_records (eco_id, period_start, period_end, plan, plan_version, currency_code, api_calls,
                                             overage_units, overage_micros, last_event_time)
              select s.eco_id, nexus_period_start(s.anchor_time, now()), nexus_period_end(s.anchor_time, now()),
@@ -211,7 +212,7 @@ impl Database {
         self.connection
             .execute(
                 "truncate eco_api_usage, eco_usage_counters, eco_usage_changes, eco_usage_hourly, eco_usage_daily,
-                          eco_quota_usage, eco_quota_leases",
+                          eco_usage_totals, eco_quota_usage, eco_quota_leases",
             )
             .await?;
         for statement in ["vacuum analyze", "checkpoint"] {
@@ -220,20 +221,21 @@ impl Database {
         Ok(())
     }
 
-    /// Fails unless exactly so many units are in the raw log, in the counters and in both rollups: a figure of
+    /// Fails unless exactly so many units are in the raw log, in the counters, in both rollups and in the totals: a figure of
     /// lost or doubled events would be worth nothing.
     pub(crate) async fn ensure_counted(&mut self, units: u64) -> Result<()> {
-        let counted: (i64, i64, i64, i64) = sqlx::query_as(
+        let counted: (i64, i64, i64, i64, i64) = sqlx::query_as(
             "select (select coalesce(sum(units_count), 0)::bigint from eco_api_usage),
                     (select coalesce(sum(recorded_units), 0)::bigint from eco_usage_counters),
                     (select coalesce(sum(units_count), 0)::bigint from eco_usage_hourly),
-                    (select coalesce(sum(units_count), 0)::bigint from eco_usage_daily)",
+                    (select coalesce(sum(units_count), 0)::bigint from eco_usage_daily),
+                    (select coalesce(sum(units_count), 0)::bigint from eco_usage_totals)",
         )
         .fetch_one(&mut self.connection)
         .await?;
         let units = i64::try_from(units)?;
         ensure!(
-            counted == (units, units, units, units),
+            counted == (units, units, units, units, units),
             "{units} were acknowledged, counted are {counted:?}"
         );
         Ok(())

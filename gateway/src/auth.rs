@@ -2,18 +2,19 @@
 //! [`Scheduler`].
 
 use axum::extract::FromRequestParts;
-use http::{HeaderMap, header::AUTHORIZATION, request::Parts};
+use http::{Extensions, HeaderMap, header::AUTHORIZATION, request::Parts};
 use nexus_core::id::{ApiKeyText, EcoId};
 use nexus_kit::{
     auth::{AuthError, Caller},
     share::Share,
 };
+use nexus_proto::usage::v1::VerifyApiKeyResponse;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tracing::Span;
 
-use crate::{App, error::Error};
+use crate::{App, Gateway, error::Error};
 
 /// A person with a valid JWT, who has a place of its account while this lives. The services verify it again: what a user may see is theirs to decide.
 pub struct User {
@@ -72,6 +73,25 @@ impl FromRequestParts<App> for Admin {
         let user = User::from_request_parts(parts, app).await?;
         if user.admin { Ok(Admin(user)) } else { Err(Error::Forbidden) }
     }
+}
+
+/// Whose key this is, and one more request of that account; with a key that is not good, of where it came from.
+pub async fn verified(
+    app: &Gateway,
+    key: &ApiKeyText,
+    extensions: &Extensions,
+) -> Result<VerifyApiKeyResponse, Error> {
+    let caller = match app.backend.verify_api_key(key).await {
+        Err(Error::InvalidApiKey) => {
+            app.rates.stranger(extensions)?;
+            return Err(Error::InvalidApiKey);
+        }
+        verified => verified?,
+    };
+    let eco_id = EcoId::parse(&caller.eco_id);
+    app.rates
+        .account(&eco_id.map_err(|e| Error::Internal(format!("the service sent a bad eco_id: {e}")))?)?;
+    Ok(caller)
 }
 
 /// A well-formed API key; whether it is good, usage-svc knows. Before that it is a stranger's.

@@ -1,21 +1,32 @@
 //! The three services behind the gateway: one method an RPC, each with credentials, a deadline and the
 //! trace context. What their statuses mean over REST is in [`status`].
+//!
+//! | module | calls |
+//! |---|---|
+//! | `accounts` | in a user's name, about an account: its usage, overage, charges, subscription |
+//! | `analytics` | in a user's name, of analytics-svc |
+//! | `keys` | in a user's name, about API keys |
+//! | `own` | in the gateway's own name |
+//! | `runs` | in an admin's name, about billing runs and reconciliations |
+//!
+//! Where a call in a user's name takes an account, an empty one is the user's own; another one is for admins, which the
+//! services judge.
 
 mod accounts;
-mod figures;
-mod pages;
+mod analytics;
+mod keys;
+mod own;
+mod runs;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use axum::body::Bytes;
 use chrono::Utc;
 use nexus_client::CallOptions;
-use nexus_core::id::ApiKeyText;
 use nexus_kit::telemetry;
 use nexus_proto::{
-    analytics::v1::{self as analytics, analytics_service_client::AnalyticsServiceClient},
-    billing::v1::{self as billing, billing_service_client::BillingServiceClient},
-    usage::v1::{self as usage, usage_service_client::UsageServiceClient},
+    analytics::v1::analytics_service_client::AnalyticsServiceClient,
+    billing::v1::billing_service_client::BillingServiceClient,
+    usage::v1::usage_service_client::UsageServiceClient,
 };
 use tonic::{Code, Request, Response, Status, transport::Channel};
 use tracing::{Instrument, Span};
@@ -28,11 +39,10 @@ use crate::{
     token::ServiceTokens,
 };
 
-/// Between the run's answer and the scheduler's.
-const CRON_MARGIN: Duration = Duration::from_secs(1);
-
 /// A call that makes some requests at Stripe.
 const STRIPE_TIMEOUT: Duration = Duration::from_secs(20);
+
+const NO_ACCOUNT: &str = "Account not found";
 
 /// Clients of the three services, over connections of their own.
 struct Clients {
@@ -125,251 +135,34 @@ impl Backend {
         CallOptions::bearer(&token, timeout).map_err(|e| Error::Internal(e.to_string()))
     }
 
-    /// What a call in a user's name carries: the header the user sent.
-    fn user(&self, user: &User) -> Result<CallOptions, Error> {
-        self.user_within(user, self.timeout)
-    }
-
-    fn user_within(&self, user: &User, timeout: Duration) -> Result<CallOptions, Error> {
-        CallOptions::new(user.authorization(), timeout).map_err(|_| Error::Unauthorized)
-    }
-
-    /// A user's usage of the current period.
-    pub async fn current_usage(&self, user: &User) -> Result<usage::GetCurrentUsageResponse, Error> {
-        let mut client = self.users.usage.clone();
-        let request = usage::GetCurrentUsageRequest { eco_id: String::new() };
-        let send = |r| async move { client.get_current_usage(r).await };
-        call("UsageService.GetCurrentUsage", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "No usage record found"))
-    }
-
-    /// A user's usage by day.
-    pub async fn history(
+    /// A call in a user's name, with the header the user sent.
+    async fn ask<M, T, F>(
         &self,
+        rpc: &'static str,
         user: &User,
-        days_count: i32,
-    ) -> Result<analytics::GetUsageHistoryResponse, Error> {
-        let mut client = self.users.analytics.clone();
-        let request = analytics::GetUsageHistoryRequest { eco_id: String::new(), days_count };
-        let send = |r| async move { client.get_usage_history(r).await };
-        call("AnalyticsService.GetUsageHistory", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+        timeout: Duration,
+        message: M,
+        send: impl FnOnce(Request<M>) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        call(rpc, of_user(user, timeout)?, timeout, message, send).await
     }
+}
 
-    /// A user's busiest endpoints.
-    pub async fn endpoints(
-        &self,
-        user: &User,
-        days_count: i32,
-    ) -> Result<analytics::ListEndpointStatsResponse, Error> {
-        let mut client = self.users.analytics.clone();
-        let request = analytics::ListEndpointStatsRequest { days_count, ..Default::default() };
-        let send = |r| async move { client.list_endpoint_stats(r).await };
-        call("AnalyticsService.ListEndpointStats", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
-    }
+fn of_user(user: &User, timeout: Duration) -> Result<CallOptions, Status> {
+    let options = CallOptions::new(user.authorization(), timeout);
+    options.map_err(|_| Status::unauthenticated("the token is no header"))
+}
 
-    /// A user's overage.
-    pub async fn overage(&self, user: &User) -> Result<billing::GetOverageResponse, Error> {
-        let mut client = self.users.billing.clone();
-        let request = billing::GetOverageRequest { eco_id: String::new() };
-        let send = |r| async move { client.get_overage(r).await };
-        call("BillingService.GetOverage", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
-    }
+/// What a refusal of a call in a user's name means; `not_found` is the text for an unknown thing.
+fn refused(not_found: &'static str) -> impl Fn(Status) -> Error + Copy {
+    move |status| status::rest(&status, Credentials::User, not_found)
+}
 
-    /// Sets what a user's overage may cost in a period.
-    pub async fn set_spend_cap(
-        &self,
-        user: &User,
-        request: billing::SetSpendCapRequest,
-    ) -> Result<billing::SetSpendCapResponse, Error> {
-        let mut client = self.users.billing.clone();
-        let send = |r| async move { client.set_spend_cap(r).await };
-        call("BillingService.SetSpendCap", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
-    }
-
-    /// A user's subscription.
-    pub async fn subscription(&self, user: &User) -> Result<Option<billing::Subscription>, Error> {
-        let mut client = self.users.billing.clone();
-        let request = billing::GetSubscriptionRequest { eco_id: String::new() };
-        let send = |r| async move { client.get_subscription(r).await };
-        call("BillingService.GetSubscription", self.user(user)?, self.timeout, request, send)
-            .await
-            .map(|answer| answer.subscription)
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
-    }
-
-    /// Opens a checkout for a user.
-    pub async fn create_checkout_session(
-        &self,
-        user: &User,
-        request: billing::CreateCheckoutSessionRequest,
-    ) -> Result<billing::CreateCheckoutSessionResponse, Error> {
-        let mut client = self.users.billing.clone();
-        let send = |r| async move { client.create_checkout_session(r).await };
-        let options = self.user_within(user, STRIPE_TIMEOUT)?;
-        call("BillingService.CreateCheckoutSession", options, STRIPE_TIMEOUT, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
-    }
-
-    /// Has a user's subscription end.
-    pub async fn cancel_subscription(
-        &self,
-        user: &User,
-        request: billing::CancelSubscriptionRequest,
-    ) -> Result<Option<billing::Subscription>, Error> {
-        let mut client = self.users.billing.clone();
-        let send = |r| async move { client.cancel_subscription(r).await };
-        let options = self.user_within(user, STRIPE_TIMEOUT)?;
-        call("BillingService.CancelSubscription", options, STRIPE_TIMEOUT, request, send)
-            .await
-            .map(|answer| answer.subscription)
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
-    }
-
-    /// Has a user's subscription go on that was to end.
-    pub async fn reactivate_subscription(
-        &self,
-        user: &User,
-        request: billing::ReactivateSubscriptionRequest,
-    ) -> Result<Option<billing::Subscription>, Error> {
-        let mut client = self.users.billing.clone();
-        let send = |r| async move { client.reactivate_subscription(r).await };
-        let options = self.user_within(user, STRIPE_TIMEOUT)?;
-        call("BillingService.ReactivateSubscription", options, STRIPE_TIMEOUT, request, send)
-            .await
-            .map(|answer| answer.subscription)
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
-    }
-
-    /// Makes a key for the user's account.
-    pub async fn create_api_key(
-        &self,
-        user: &User,
-        request: usage::CreateApiKeyRequest,
-    ) -> Result<usage::CreateApiKeyResponse, Error> {
-        let mut client = self.users.usage.clone();
-        let send = |r| async move { client.create_api_key(r).await };
-        call("UsageService.CreateApiKey", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
-    }
-
-    /// A page of the user's keys.
-    pub async fn api_keys(
-        &self,
-        user: &User,
-        request: usage::ListApiKeysRequest,
-    ) -> Result<usage::ListApiKeysResponse, Error> {
-        let mut client = self.users.usage.clone();
-        let send = |r| async move { client.list_api_keys(r).await };
-        call("UsageService.ListApiKeys", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
-    }
-
-    /// Revokes one of the user's keys.
-    pub async fn revoke_api_key(
-        &self,
-        user: &User,
-        request: usage::RevokeApiKeyRequest,
-    ) -> Result<usage::RevokeApiKeyResponse, Error> {
-        let mut client = self.users.usage.clone();
-        let send = |r| async move { client.revoke_api_key(r).await };
-        call("UsageService.RevokeApiKey", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "API key not found"))
-    }
-
-    /// Gives one of the user's keys a new secret.
-    pub async fn rotate_api_key(
-        &self,
-        user: &User,
-        request: usage::RotateApiKeyRequest,
-    ) -> Result<usage::RotateApiKeyResponse, Error> {
-        let mut client = self.users.usage.clone();
-        let send = |r| async move { client.rotate_api_key(r).await };
-        call("UsageService.RotateApiKey", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "API key not found"))
-    }
-
-    /// The business at a glance, for an admin.
-    pub async fn overview(&self, admin: &User) -> Result<analytics::GetOverviewResponse, Error> {
-        let mut client = self.users.analytics.clone();
-        let send = |r| async move { client.get_overview(r).await };
-        let request = analytics::GetOverviewRequest {};
-        call("AnalyticsService.GetOverview", self.user(admin)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Not found"))
-    }
-
-    /// A page of accounts, for an admin.
-    pub async fn users(
-        &self,
-        admin: &User,
-        request: analytics::ListUsersRequest,
-    ) -> Result<analytics::ListUsersResponse, Error> {
-        let mut client = self.users.analytics.clone();
-        let send = |r| async move { client.list_users(r).await };
-        call("AnalyticsService.ListUsers", self.user(admin)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Not found"))
-    }
-
-    /// Runs billing for all accounts.
-    pub async fn process_overage(&self) -> Result<billing::ProcessOverageResponse, Error> {
-        let mut client = self.own.billing.clone();
-        let send = |r| async move { client.process_overage(r).await };
-        let request = billing::ProcessOverageRequest::default();
-        let timeout = self.cron_timeout.saturating_sub(CRON_MARGIN);
-        call("BillingService.ProcessOverage", self.own(timeout)?, timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::Gateway, "Not found"))
-    }
-
-    /// Hands an event of Stripe's on, and returns once it is stored.
-    pub async fn handle_stripe_event(
-        &self,
-        payload: Bytes,
-        signature: &str,
-    ) -> Result<billing::HandleStripeEventResponse, Error> {
-        let mut client = self.own.billing.clone();
-        let send = |r| async move { client.handle_stripe_event(r).await };
-        let request =
-            billing::HandleStripeEventRequest { payload: payload.into(), signature: signature.to_owned() };
-        call("BillingService.HandleStripeEvent", self.own(self.timeout)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::of_webhook(&s))
-    }
-
-    /// Whose API key this is.
-    pub async fn verify_api_key(&self, key: &ApiKeyText) -> Result<usage::VerifyApiKeyResponse, Error> {
-        let mut client = self.own.usage.clone();
-        let send = |r| async move { client.verify_api_key(r).await };
-        let request = usage::VerifyApiKeyRequest { key: key.expose() };
-        call("UsageService.VerifyApiKey", self.own(self.timeout)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::of_api_key(&s))
-    }
-
-    /// An account's usage of the current period, whoever asks.
-    pub async fn usage_of(&self, eco_id: &str) -> Result<usage::GetCurrentUsageResponse, Error> {
-        let mut client = self.own.usage.clone();
-        let send = |r| async move { client.get_current_usage(r).await };
-        let request = usage::GetCurrentUsageRequest { eco_id: eco_id.to_owned() };
-        call("UsageService.GetCurrentUsage", self.own(self.timeout)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::Gateway, "Account not found"))
-    }
+fn left_out(what: &'static str) -> impl Fn() -> Error {
+    move || Error::Internal(format!("the service left out {what}"))
 }
 
 /// One call: with credentials and a deadline.

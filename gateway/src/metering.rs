@@ -24,7 +24,7 @@ use nexus_client::{
     headers::Quota,
     tracker::{Delivery, Place},
 };
-use nexus_core::id::{ApiKeyText, EcoId};
+use nexus_core::id::ApiKeyText;
 use nexus_kit::{convert::timestamp, telemetry};
 use nexus_proto::usage::v1::{EventOutcome, UsageEvent, VerifyApiKeyResponse};
 use tokio::time::timeout;
@@ -33,7 +33,7 @@ use tracing::Span;
 use uuid::Uuid;
 
 use crate::{
-    Gateway,
+    Gateway, auth,
     backend::Backend,
     config::Config,
     convert::required_time,
@@ -202,16 +202,7 @@ impl Admitted {
     /// Verifies the key and takes a unit of its account's quota.
     pub async fn new(app: &Gateway, key: &ApiKeyText, call: Call) -> Result<Self, Error> {
         // First: who has no key takes nothing that those lack who have one.
-        let caller = match app.backend.verify_api_key(key).await {
-            Err(Error::InvalidApiKey) => {
-                app.rates.stranger(&call.extensions)?;
-                return Err(Error::InvalidApiKey);
-            }
-            verified => verified?,
-        };
-        let eco_id = EcoId::parse(&caller.eco_id);
-        app.rates
-            .account(&eco_id.map_err(|e| Error::Internal(format!("the service sent a bad eco_id: {e}")))?)?;
+        let caller = auth::verified(app, key, &call.extensions).await?;
         let place = app.meter.tracker.reserve();
         let place = place.map_err(|_| Error::unavailable("too many events are under way"))?;
         let unit = if caller.test_mode {

@@ -4,6 +4,7 @@ pub mod export_usage;
 pub mod forecast_usage;
 pub mod get_overview;
 pub mod get_revenue_history;
+pub mod get_total_usage_history;
 pub mod get_usage_history;
 pub mod list_endpoint_stats;
 pub mod list_top_users;

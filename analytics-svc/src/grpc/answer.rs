@@ -21,6 +21,16 @@ pub(super) fn usage_history(days: Vec<DailyUsage>, days_count: i64) -> pb::GetUs
     }
 }
 
+pub(super) fn total_usage_history(
+    days: Vec<DailyUsage>,
+    days_count: i64,
+) -> pb::GetTotalUsageHistoryResponse {
+    pb::GetTotalUsageHistoryResponse {
+        days: days.into_iter().map(daily_usage).collect(),
+        days_count: small(days_count),
+    }
+}
+
 fn daily_usage(day: DailyUsage) -> pb::DailyUsage {
     pb::DailyUsage {
         date: day.day.to_string(),

@@ -21,8 +21,8 @@ use tonic::{Request, Response, Status, codec::CompressionEncoding};
 
 use crate::{
     app::{
-        export_usage::Export, forecast_usage, get_overview, get_revenue_history, get_usage_history,
-        list_endpoint_stats, list_top_users, list_users,
+        export_usage::Export, forecast_usage, get_overview, get_revenue_history, get_total_usage_history,
+        get_usage_history, list_endpoint_stats, list_top_users, list_users,
     },
     error::Error,
 };
@@ -76,6 +76,16 @@ impl AnalyticsService for Service {
         Caller::of(&request)?.require_admin_or(&[])?;
         let overview = get_overview::run(&self.pool).await?;
         Ok(Response::new(answer::overview(overview)))
+    }
+
+    async fn get_total_usage_history(
+        &self,
+        request: Request<GetTotalUsageHistoryRequest>,
+    ) -> Result<Response<GetTotalUsageHistoryResponse>, Status> {
+        Caller::of(&request)?.require_admin_or(&[])?;
+        let days = parse::total_usage_history(request.get_ref()).map_err(Error::Invalid)?;
+        let history = get_total_usage_history::run(&self.pool, days).await?;
+        Ok(Response::new(answer::total_usage_history(history, days)))
     }
 
     async fn list_users(

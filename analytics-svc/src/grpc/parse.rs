@@ -9,8 +9,8 @@ use nexus_kit::{
     validate::Violations,
 };
 use nexus_proto::analytics::v1::{
-    ExportUsageRequest, GetRevenueHistoryRequest, GetUsageHistoryRequest, ListEndpointStatsRequest,
-    ListTopUsersRequest, ListUsersRequest, UserSort as PbUserSort,
+    ExportUsageRequest, GetRevenueHistoryRequest, GetTotalUsageHistoryRequest, GetUsageHistoryRequest,
+    ListEndpointStatsRequest, ListTopUsersRequest, ListUsersRequest, UserSort as PbUserSort,
 };
 use tonic::Status;
 
@@ -50,6 +50,13 @@ pub(super) fn usage_history(
     let eco_id = caller.account_among(&request.eco_id, &[], &mut violations)?;
     let days = violations.take("days_count", page::size(request.days_count, HISTORY_DAYS, MAX_DAYS));
     complete(violations, eco_id.zip(days)).map_err(|v| Error::Invalid(v).into())
+}
+
+/// Days.
+pub(super) fn total_usage_history(request: &GetTotalUsageHistoryRequest) -> Result<i64, Violations> {
+    let mut violations = Violations::new();
+    let days = violations.take("days_count", page::size(request.days_count, HISTORY_DAYS, MAX_DAYS));
+    complete(violations, days)
 }
 
 /// Filter, where the page begins, and its size.

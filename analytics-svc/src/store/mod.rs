@@ -8,6 +8,7 @@ pub mod plan_prices;
 pub mod standing;
 pub mod usage_daily;
 pub mod usage_hourly;
+pub mod usage_totals;
 
 use std::str::FromStr;
 

@@ -8,5 +8,6 @@ mod plans;
 mod revenue;
 mod support;
 mod top_users;
+mod total_usage_history;
 mod usage_history;
 mod users;

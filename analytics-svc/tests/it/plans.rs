@@ -20,7 +20,7 @@ use nexus_testkit::db::TestDb;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 /// Tables that grow with accounts or with time. A statement names those that it reads whole on purpose.
-const BIG: [&str; 11] = [
+const BIG: [&str; 12] = [
     "eco_account_figures",
     "eco_account_mrr",
     "eco_identities",
@@ -32,6 +32,7 @@ const BIG: [&str; 11] = [
     "eco_usage_daily",
     "eco_usage_records",
     "eco_usage_segments",
+    "eco_usage_totals",
 ];
 
 const ACCOUNTS: i32 = 20_000;
@@ -68,6 +69,8 @@ async fn seed(db: &TestDb) -> Result<()> {
          insert into eco_usage_daily (eco_id, day, route, method, status_class, units_count, event_count, latency_sum_ms)
          select 'eco_7', (now() at time zone 'UTC')::date - d, '/v1/' || n, 'GET', 2, 1, 1, 1
          from generate_series(0, 90) d, generate_series(1, 20) n;
+         insert into eco_usage_totals
+         select (now() at time zone 'UTC')::date - d, slot, 1, 1, 0, 1, 1 from generate_series(0, 2000) d, generate_series(0, 15) slot;
          insert into eco_usage_hourly (eco_id, hour, route, method, status_class, units_count, event_count, latency_sum_ms, sketch)
          select eco_id, date_trunc('hour', now(), 'UTC') - make_interval(hours => h), '/v1/x', 'GET', 2, 1, 1, 1, '{{}}'
          from eco_identities, generate_series(0, 40, 20) h;
@@ -189,6 +192,9 @@ async fn no_statement_reads_the_raw_log_and_each_has_its_index() -> Result<()> {
 
     store::usage_daily::units(&mut session.connection, &ana, 28).await?;
     check("units", &session.plan("'eco_7', 28").await?, &[], &["eco_usage_daily_pkey"])?;
+
+    store::usage_totals::days(&mut session.connection, 365).await?;
+    check("totals of days", &session.plan("365").await?, &[], &["eco_usage_totals_pkey"])?;
 
     let filter = EndpointFilter { eco_id: ana.clone(), days: 30 };
     let after = EndpointCursor { units: 9, route: "/".to_owned(), method: "GET".to_owned() };

@@ -86,7 +86,10 @@ pub(crate) async fn run(args: Args) -> Result<()> {
 /// Each read by a name, and the arguments that the load generator takes for it.
 fn reads(accounts: u32) -> Vec<(String, Vec<String>)> {
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let mut reads = vec![("GetOverview".to_owned(), words("overview"))];
+    let mut reads = vec![
+        ("GetOverview".to_owned(), words("overview")),
+        ("GetTotalUsageHistory, 90 days".to_owned(), words("total-history")),
+    ];
     for (order, name) in ORDERS {
         // The first page, one in the middle, which is the farthest from both ends, and the last one.
         for skip in [0, accounts / 2, accounts - 100] {

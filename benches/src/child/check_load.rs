@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use envoy_types::pb::envoy::{
     extensions::common::ratelimit::v3::{RateLimitDescriptor, rate_limit_descriptor::Entry},
     service::ratelimit::v3::{
@@ -17,17 +17,18 @@ use nexus_client::CallOptions;
 use nexus_proto::usage::v1::{
     CheckQuotaRequest, GetCurrentUsageRequest, usage_service_client::UsageServiceClient,
 };
-use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use super::{answered, connect};
+use super::{
+    answered,
+    callers::{Caller, at_work, joined, measured, on_connections},
+};
 use crate::{
-    measure::{Latencies, Report},
+    measure::Report,
     process::{self, TOKEN_VARIABLE},
     workload,
 };
 
-const WARM_UP: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args)]
@@ -71,29 +72,20 @@ impl Rpc {
 pub(super) async fn run(args: Args) -> Result<()> {
     let options = CallOptions::bearer(&args.token, DEADLINE)?;
     let turn = Arc::new(AtomicU32::new(0));
-    let mut callers = Vec::new();
-    for _ in 0..args.connections {
-        let channel = connect(&args.url).await?;
-        callers.extend((0..args.in_flight).map(|_| Caller {
-            client: Client::new(args.rpc, channel.clone()),
-            options: options.clone(),
-            turn: turn.clone(),
-            accounts: args.accounts,
-        }));
-    }
-    let started = Instant::now();
-    let from = started + args.seconds.map_or(Duration::ZERO, |_| WARM_UP);
-    let until = args.seconds.map(|seconds| from + Duration::from_secs(seconds));
-    let calls: JoinSet<Result<(u64, Latencies)>> =
-        callers.into_iter().map(|caller| caller.call(from, until)).collect();
-    let (mut done, mut latencies) = (0, Latencies::new()?);
-    for called in calls.join_all().await {
-        let (calls, times) = called?;
-        done += calls;
-        latencies.merge(&times)?;
-    }
-    let took = until.map_or(started.elapsed(), |until| until - from);
-    process::report(&Report::new(done, took, &latencies))
+    let callers = on_connections(&args.url, args.connections, args.in_flight, |channel| Checker {
+        client: Client::new(args.rpc, channel),
+        options: options.clone(),
+        turn: turn.clone(),
+        accounts: args.accounts,
+        once: args.seconds.is_none(),
+    });
+    let callers = callers.await?;
+    let Some(seconds) = args.seconds else {
+        let started = Instant::now();
+        let (done, latencies) = joined(at_work(callers, started, None)).await?;
+        return process::report(&Report::new(done, started.elapsed(), &latencies));
+    };
+    process::report(&measured(callers, Duration::from_secs(seconds)).await?)
 }
 
 /// A client of either service.
@@ -147,45 +139,37 @@ pub(crate) fn about(account: String) -> RateLimitRequest {
     RateLimitRequest { domain: "nexus".to_owned(), descriptors: vec![descriptor], hits_addend: 0 }
 }
 
-pub(super) struct Caller {
+pub(super) struct Checker {
     client: Client,
     options: CallOptions,
     /// Whose turn it is, over all callers.
     turn: Arc<AtomicU32>,
     accounts: u32,
+    /// Whether each account has one turn.
+    once: bool,
 }
 
-impl Caller {
-    /// Of CheckQuota.
+impl Checker {
+    /// Of CheckQuota, again and again.
     pub(super) fn of_checks(
         channel: Channel,
         options: CallOptions,
         turn: Arc<AtomicU32>,
         accounts: u32,
     ) -> Self {
-        Self { client: Client::new(Rpc::CheckQuota, channel), options, turn, accounts }
+        Self { client: Client::new(Rpc::CheckQuota, channel), options, turn, accounts, once: false }
+    }
+}
+
+impl Caller for Checker {
+    type Asked = String;
+
+    fn next(&mut self) -> Option<String> {
+        let number = self.turn.fetch_add(1, Ordering::Relaxed);
+        (!self.once || number < self.accounts).then(|| workload::account(number % self.accounts))
     }
 
-    /// Calls one after the other; what ended in the measured time counts. Without an end, until every account
-    /// has had its turn.
-    pub(super) async fn call(mut self, from: Instant, until: Option<Instant>) -> Result<(u64, Latencies)> {
-        let (mut done, mut latencies) = (0, Latencies::new()?);
-        loop {
-            let number = self.turn.fetch_add(1, Ordering::Relaxed);
-            if until.is_none() && number >= self.accounts {
-                return Ok((done, latencies));
-            }
-            let account = workload::account(number % self.accounts);
-            let started = Instant::now();
-            self.client.ask(&self.options, account).await.context("a call")?;
-            let ended = Instant::now();
-            if until.is_some_and(|until| ended >= until) {
-                return Ok((done, latencies));
-            }
-            if ended >= from {
-                done += 1;
-                latencies.record(ended - started)?;
-            }
-        }
+    async fn call(&mut self, account: String) -> Result<()> {
+        self.client.ask(&self.options, account).await
     }
 }

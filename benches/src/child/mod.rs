@@ -2,6 +2,7 @@
 
 mod batch_load;
 mod batches;
+mod callers;
 mod check_load;
 mod classic_load;
 mod copy_load;

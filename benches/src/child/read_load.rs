@@ -3,27 +3,27 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use nexus_client::CallOptions;
 use nexus_proto::analytics::v1::{
-    ForecastUsageRequest, GetOverviewRequest, GetRevenueHistoryRequest, GetUsageHistoryRequest,
-    ListEndpointStatsRequest, ListTopUsersRequest, ListUsersRequest, UserSort,
+    ForecastUsageRequest, GetOverviewRequest, GetRevenueHistoryRequest, GetTotalUsageHistoryRequest,
+    GetUsageHistoryRequest, ListEndpointStatsRequest, ListTopUsersRequest, ListUsersRequest, UserSort,
     analytics_service_client::AnalyticsServiceClient,
 };
-use tokio::task::JoinSet;
 use tonic::{Response, Status, transport::Channel};
 
-use super::{answered, connect};
+use super::{
+    answered,
+    callers::{Caller, measured, on_connections},
+};
 use crate::{
-    measure::{Latencies, Report},
     process::{self, TOKEN_VARIABLE},
     workload,
 };
 
-const WARM_UP: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args)]
@@ -48,6 +48,7 @@ pub(crate) struct Args {
 #[derive(Clone, clap::Subcommand)]
 enum Read {
     Overview,
+    TotalHistory,
     Revenue,
     TopUsers,
     /// A page of the list of accounts
@@ -73,30 +74,14 @@ fn sort(name: &str) -> Result<UserSort, String> {
 pub(super) async fn run(args: Args) -> Result<()> {
     let options = CallOptions::bearer(&args.token, DEADLINE)?;
     let turn = Arc::new(AtomicU32::new(0));
-    let from = Instant::now() + WARM_UP;
-    let until = from + Duration::from_secs(args.seconds);
-    let mut calls = JoinSet::<Result<(u64, Latencies)>>::new();
-    for _ in 0..args.connections {
-        let channel = connect(&args.url).await?;
-        for _ in 0..args.in_flight {
-            let (client, options) = (nexus_client::analytics(channel.clone()), options.clone());
-            let reader = Reader {
-                client,
-                options,
-                read: args.read.clone(),
-                turn: turn.clone(),
-                accounts: args.accounts,
-            };
-            calls.spawn(reader.call(from, until));
-        }
-    }
-    let (mut done, mut latencies) = (0, Latencies::new()?);
-    for called in calls.join_all().await {
-        let (calls, times) = called?;
-        done += calls;
-        latencies.merge(&times)?;
-    }
-    process::report(&Report::new(done, until - from, &latencies))
+    let callers = on_connections(&args.url, args.connections, args.in_flight, |channel| Reader {
+        client: nexus_client::analytics(channel),
+        options: options.clone(),
+        read: args.read.clone(),
+        turn: turn.clone(),
+        accounts: args.accounts,
+    });
+    process::report(&measured(callers.await?, Duration::from_secs(args.seconds)).await?)
 }
 
 struct Reader {
@@ -108,33 +93,33 @@ struct Reader {
     accounts: u32,
 }
 
-impl Reader {
-    /// Calls one after the other; what ended in the measured time counts.
-    async fn call(self, from: Instant, until: Instant) -> Result<(u64, Latencies)> {
-        let (mut done, mut latencies) = (0, Latencies::new()?);
-        loop {
-            let started = Instant::now();
-            let rows = self.ask().await.context("a call")?;
-            ensure!(rows > 0, "an empty answer is no answer to measure");
-            let ended = Instant::now();
-            if ended >= until {
-                return Ok((done, latencies));
-            }
-            if ended >= from {
-                done += 1;
-                latencies.record(ended - started)?;
-            }
-        }
+impl Caller for Reader {
+    type Asked = String;
+
+    fn next(&mut self) -> Option<String> {
+        Some(workload::account(self.turn.fetch_add(1, Ordering::Relaxed) % self.accounts))
     }
 
+    async fn call(&mut self, eco_id: String) -> Result<()> {
+        let rows = self.ask(eco_id).await?;
+        ensure!(rows > 0, "an empty answer is no answer to measure");
+        Ok(())
+    }
+}
+
+impl Reader {
     /// Returns how many rows, days or figures there were.
-    async fn ask(&self) -> Result<usize> {
-        let eco_id = workload::account(self.turn.fetch_add(1, Ordering::Relaxed) % self.accounts);
+    async fn ask(&self, eco_id: String) -> Result<usize> {
         Ok(match &self.read {
             Read::Overview => {
                 let answer =
                     self.one(GetOverviewRequest {}, |mut c, r| async move { c.get_overview(r).await });
                 usize::try_from(answer.await?.total_users_count)?
+            }
+            Read::TotalHistory => {
+                let request = GetTotalUsageHistoryRequest { days_count: 90 };
+                let answer = self.one(request, |mut c, r| async move { c.get_total_usage_history(r).await });
+                answer.await?.days.len()
             }
             Read::Revenue => {
                 let request = GetRevenueHistoryRequest::default();

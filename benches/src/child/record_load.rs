@@ -1,21 +1,21 @@
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use nexus_client::CallOptions;
 use nexus_proto::usage::v1::{
     EventOutcome, RecordUsageRequest, UsageEvent, usage_service_client::UsageServiceClient,
 };
-use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use super::{answered, connect};
+use super::{
+    answered,
+    callers::{Caller, measured, on_connections},
+};
 use crate::{
-    measure::{Latencies, Report},
     process::{self, TOKEN_VARIABLE},
     workload::{Event, Shape, Workload},
 };
 
-const WARM_UP: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args)]
@@ -36,25 +36,13 @@ pub(crate) struct Args {
 
 pub(super) async fn run(args: Args) -> Result<()> {
     let options = CallOptions::bearer(&args.token, DEADLINE)?;
-    let mut callers = Vec::new();
-    for _ in 0..args.connections {
-        let channel = connect(&args.url).await?;
-        for _ in 0..args.in_flight {
-            let workload = Workload::seeded(args.shape, 20, callers.len() as u64);
-            callers.push(Caller::new(channel.clone(), options.clone(), workload));
-        }
-    }
-    let from = Instant::now() + WARM_UP;
-    let until = from + Duration::from_secs(args.seconds);
-    let calls: JoinSet<Result<(u64, Latencies)>> =
-        callers.into_iter().map(|caller| caller.call(from, until)).collect();
-    let (mut done, mut latencies) = (0, Latencies::new()?);
-    for called in calls.join_all().await {
-        let (calls, times) = called?;
-        done += calls;
-        latencies.merge(&times)?;
-    }
-    process::report(&Report::new(done, until - from, &latencies))
+    let mut number = 0;
+    let callers = on_connections(&args.url, args.connections, args.in_flight, |channel| {
+        let workload = Workload::seeded(args.shape, 20, number);
+        number += 1;
+        Recorder::new(channel, options.clone(), workload)
+    });
+    process::report(&measured(callers.await?, Duration::from_secs(args.seconds)).await?)
 }
 
 /// An event as a client sends it.
@@ -71,39 +59,34 @@ pub(super) fn usage_event(event: Event) -> UsageEvent {
     }
 }
 
-pub(super) struct Caller {
+pub(super) struct Recorder {
     client: UsageServiceClient<Channel>,
     options: CallOptions,
     workload: Workload,
 }
 
-impl Caller {
+impl Recorder {
     pub(super) fn new(channel: Channel, options: CallOptions, workload: Workload) -> Self {
         Self { client: nexus_client::usage(channel), options, workload }
     }
+}
 
-    /// Calls one after the other; what ended in the measured time counts.
-    pub(super) async fn call(mut self, from: Instant, until: Instant) -> Result<(u64, Latencies)> {
-        let (mut done, mut latencies) = (0, Latencies::new()?);
-        loop {
-            let message = RecordUsageRequest { event: Some(usage_event(self.workload.event())) };
-            let started = Instant::now();
-            let answer = answered(|| {
-                let (mut client, request) = (self.client.clone(), self.options.request(message.clone()));
-                async move { client.record_usage(request).await }
-            })
-            .await?;
-            // A repeat, where the call was made again.
-            let is_counted = matches!(answer.outcome(), EventOutcome::Accepted | EventOutcome::Duplicate);
-            ensure!(is_counted, "an event was not counted: {answer:?}");
-            let ended = Instant::now();
-            if ended >= until {
-                return Ok((done, latencies));
-            }
-            if ended >= from {
-                done += 1;
-                latencies.record(ended - started)?;
-            }
-        }
+impl Caller for Recorder {
+    type Asked = RecordUsageRequest;
+
+    fn next(&mut self) -> Option<RecordUsageRequest> {
+        Some(RecordUsageRequest { event: Some(usage_event(self.workload.event())) })
+    }
+
+    async fn call(&mut self, message: RecordUsageRequest) -> Result<()> {
+        let answer = answered(|| {
+            let (mut client, request) = (self.client.clone(), self.options.request(message.clone()));
+            async move { client.record_usage(request).await }
+        })
+        .await?;
+        // A repeat, where the call was made again.
+        let is_counted = matches!(answer.outcome(), EventOutcome::Accepted | EventOutcome::Duplicate);
+        ensure!(is_counted, "an event was not counted: {answer:?}");
+        Ok(())
     }
 }

@@ -7,12 +7,14 @@ use anyhow::{Result, ensure};
 use nexus_client::CallOptions;
 use nexus_proto::usage::v1::BatchRecordUsageRequest;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use super::{
-    answered, check_load, connect,
-    record_load::{self, usage_event},
+    answered,
+    callers::{Calls, at_work, joined},
+    check_load::Checker,
+    connect,
+    record_load::{Recorder, usage_event},
 };
 use crate::{
     measure::{Latencies, Report},
@@ -57,8 +59,6 @@ pub(crate) struct Soaked {
     pub(crate) all_events: u64,
 }
 
-type Calls = JoinSet<Result<(u64, Latencies)>>;
-
 pub(super) async fn run(args: Args) -> Result<()> {
     let options = CallOptions::bearer(&args.token, DEADLINE)?;
     let (from, took) = (Instant::now(), Duration::from_secs(args.seconds));
@@ -69,34 +69,25 @@ pub(super) async fn run(args: Args) -> Result<()> {
         batches.spawn(send_batches(connect(&args.url).await?, options.clone(), workload, until));
     }
     let channel = connect(&args.url).await?;
-    let records: Calls = (0..args.records)
-        .map(|n| {
-            let workload = Workload::seeded(args.shape, ROUTES, u64::from(args.batches + n));
-            record_load::Caller::new(channel.clone(), options.clone(), workload).call(from, until)
-        })
-        .collect();
+    let records = (0..args.records).map(|n| {
+        let workload = Workload::seeded(args.shape, ROUTES, u64::from(args.batches + n));
+        Recorder::new(channel.clone(), options.clone(), workload)
+    });
+    let records = at_work(records, from, Some(until));
     let (channel, turn) = (connect(&args.url).await?, Arc::new(AtomicU32::new(0)));
-    let checks: Calls = (0..args.checks)
-        .map(|_| {
-            let (channel, options, turn) = (channel.clone(), options.clone(), turn.clone());
-            check_load::Caller::of_checks(channel, options, turn, args.shape.accounts).call(from, Some(until))
-        })
-        .collect();
-    let (batches, batched) = joined(batches, took).await?;
-    let (records, recorded) = joined(records, took).await?;
-    let (checks, _) = joined(checks, took).await?;
+    let checks = (0..args.checks)
+        .map(|_| Checker::of_checks(channel.clone(), options.clone(), turn.clone(), args.shape.accounts));
+    let checks = at_work(checks, from, Some(until));
+    let (batches, batched) = reported(batches, took).await?;
+    let (records, recorded) = reported(records, took).await?;
+    let (checks, _) = reported(checks, took).await?;
     // The call in which each of them saw the end was acknowledged as well.
     let last = u64::from(args.records);
     process::report(&Soaked { batches, records, checks, all_events: batched + recorded + last })
 }
 
-async fn joined(calls: Calls, took: Duration) -> Result<(Report, u64)> {
-    let (mut done, mut latencies) = (0, Latencies::new()?);
-    for called in calls.join_all().await {
-        let (calls, times) = called?;
-        done += calls;
-        latencies.merge(&times)?;
-    }
+async fn reported(calls: Calls, took: Duration) -> Result<(Report, u64)> {
+    let (done, latencies) = joined(calls).await?;
     Ok((Report::new(done, took, &latencies), done))
 }
 

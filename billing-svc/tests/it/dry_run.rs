@@ -3,11 +3,12 @@
 use anyhow::{Result, ensure};
 use chrono::{TimeDelta, Utc};
 use nexus_core::plan::Plan;
-use nexus_proto::billing::v1::{ProcessOverageRequest, ProcessOverageResponse};
-use nexus_testkit::{db::TestDb, seed};
+use nexus_proto::billing::v1::{ProcessOverageRequest, ProcessOverageResponse, ReconcileRequest};
+use nexus_testkit::{db::TestDb, seed, settings::ADMIN};
 use serde_json::json;
+use tonic::{Code, Response};
 
-use crate::support::{Billing, Sim, record, record_at, until};
+use crate::support::{Billing, Sim, record, record_at, until, user};
 
 async fn dry(billing: &Billing) -> Result<ProcessOverageResponse> {
     billing.run(ProcessOverageRequest { dry_run: true, ..Default::default() }).await
@@ -55,6 +56,45 @@ async fn contents(db: &TestDb) -> Result<String> {
     )
     .fetch_one(&db.pool)
     .await?)
+}
+
+/// An admin may look at all that a run and a comparison tell, and cause neither a charge nor a repair; a user may not
+/// even look.
+#[tokio::test]
+async fn admins_may_look_and_users_may_not() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = Billing::start(&db, &sim.base).await?;
+    sim.pro(&db, "eco_a").await?;
+    record(&db, "eco_a", 100_100).await?;
+    let run = async |caller: &str, dry_run| {
+        let request = ProcessOverageRequest { dry_run, ..Default::default() };
+        let answer = billing.client.clone().process_overage(user(caller)?.request(request)).await;
+        anyhow::Ok(answer.map(Response::into_inner).map_err(|refused| refused.code()))
+    };
+    let compare = async |caller: &str, repair| {
+        let request = ReconcileRequest { repair, ..Default::default() };
+        let answer = billing.client.clone().reconcile(user(caller)?.request(request)).await;
+        anyhow::Ok(answer.map(Response::into_inner).map_err(|refused| refused.code()))
+    };
+    let denied = Code::PermissionDenied;
+    let before = contents(&db).await?;
+    let planned = run(ADMIN, true).await?.map(|planned| planned.total_micros);
+    assert_eq!(planned, Ok(100_000));
+    let compared = compare(ADMIN, false).await?.map(|compared| (compared.running, compared.accounts_count));
+    assert_eq!(compared, Ok((false, 1)));
+    assert_eq!(run(ADMIN, false).await?.err(), Some(denied), "an admin's run");
+    assert_eq!(compare(ADMIN, true).await?.err(), Some(denied), "an admin's repair");
+    for (dry_run, repair) in [(true, false), (false, true)] {
+        assert_eq!(run("eco_a", dry_run).await?.err(), Some(denied), "a user's run, dry: {dry_run}");
+        assert_eq!(
+            compare("eco_a", repair).await?.err(),
+            Some(denied),
+            "a user's comparison, repair: {repair}"
+        );
+    }
+    assert_eq!(contents(&db).await?, before);
+    assert_eq!(sim.read("/requests?path=/v1/invoiceitems&method=POST").await?["requests"], json!([]));
+    billing.stop().await
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ pub(crate) struct Checked {
 }
 
 /// Statements that return a line for each difference.
-const DIFFERENCES: [&str; 8] = [
+const DIFFERENCES: [&str; 9] = [
     "select format('%s, period of %s, segment %s: %s units recorded, %s in the raw log', eco_id, period_start, segment,
                    coalesce(c.units, 0), coalesce(r.units, 0))
      from (select eco_id, period_start, segment, sum(recorded_units) as units from eco_usage_counters group by 1, 2, 3) c
@@ -36,6 +36,16 @@ const DIFFERENCES: [&str; 8] = [
           full join (select eco_id, event_day as day, array[sum(units_count), count(*), sum(response_time_ms)] as sums
                      from eco_api_usage where not test_mode group by 1, 2) r using (eco_id, day)
      where d.sums is distinct from r.sums",
+    "select format('%s: the totals have %s, the daily rollup %s (units, 2xx, errors, events, ms)', day,
+                   coalesce(t.sums, '{}'), coalesce(d.sums, '{}'))
+     from (select day, array[sum(units_count), sum(successful_units), sum(failed_units), sum(event_count),
+                             sum(latency_sum_ms)] as sums
+           from eco_usage_totals group by 1) t
+          full join (select day, array[sum(units_count), coalesce(sum(units_count) filter (where status_class = 2), 0),
+                                       coalesce(sum(units_count) filter (where status_class >= 4), 0),
+                                       sum(event_count), sum(latency_sum_ms)] as sums
+                     from eco_usage_daily group by 1) d using (day)
+     where t.sums is distinct from d.sums",
     "select format('%s, %s: hourly rollup has %s, the raw log %s (units, events, ms)', eco_id, hour,
                    coalesce(h.sums, '{}'), coalesce(r.sums, '{}'))
      from (select eco_id, hour, array[sum(units_count), sum(event_count), sum(latency_sum_ms)] as sums

@@ -20,11 +20,12 @@ use tokio::io::AsyncWriteExt;
 /// The migrated database that those of the seeds are copied from.
 const TEMPLATE: &str = "nexus_template";
 /// What is written to a failed seed's folder.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 12] = [
     "eco_api_usage",
     "eco_usage_counters",
     "eco_usage_hourly",
     "eco_usage_daily",
+    "eco_usage_totals",
     "eco_quota_usage",
     "eco_quota_leases",
     "eco_usage_records",

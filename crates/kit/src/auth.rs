@@ -5,217 +5,30 @@
 //! * A *service* shows a JWT of type `nexus-service+jwt` under a secret of its own, with scopes.
 //! * An *API client* shows an API key, which usage-svc looks up; here it is only read.
 
-use std::{collections::HashSet, fmt, fs, str::FromStr, sync::Arc};
+mod caller;
+mod key;
+mod token;
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use std::{collections::HashSet, fmt};
+
 use chrono::{DateTime, Utc};
-use futures::future::BoxFuture;
-use jsonwebtoken::{
-    Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
-    get_current_timestamp,
-    jwk::{AlgorithmParameters, EllipticCurve, JwkSet, KeyAlgorithm},
-};
+use jsonwebtoken::{Algorithm, DecodingKey, decode, decode_header, get_current_timestamp};
 use nexus_core::id::{ApiKeyText, EcoId};
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
-use tonic::{Request, Status};
+use secrecy::ExposeSecret;
 
-use crate::{config::AuthArgs, good_tokens::GoodTokens, status, validate::Violations};
-
-const SERVICE_TOKEN_TYPE: &str = "nexus-service+jwt";
-const SERVICE_TOKEN_ISSUER: &str = "nexus-service";
-/// RFC 7518, section 3.2: a key of the hash's size or larger.
-const MIN_SECRET_BYTES: usize = 32;
-
-/// What a service token may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// Record usage.
-    UsageWrite,
-    /// Check and lease quota, verify API keys.
-    UsageCheck,
-    /// Manage accounts and API keys.
-    AccountsWrite,
-    /// Run billing.
-    BillingRun,
-    /// Everything.
-    Admin,
-}
-
-impl Scope {
-    /// All of them.
-    pub const ALL: [Scope; 5] =
-        [Scope::UsageWrite, Scope::UsageCheck, Scope::AccountsWrite, Scope::BillingRun, Scope::Admin];
-
-    /// The word in a token.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Scope::UsageWrite => "usage.write",
-            Scope::UsageCheck => "usage.check",
-            Scope::AccountsWrite => "accounts.write",
-            Scope::BillingRun => "billing.run",
-            Scope::Admin => "admin",
-        }
-    }
-
-    /// Whether an API key with these scopes has this one; none at all: everything a key may.
-    pub fn is_in(self, key_scopes: &[String]) -> bool {
-        key_scopes.is_empty() || key_scopes.iter().any(|scope| scope == self.as_str())
-    }
-}
-
-impl FromStr for Scope {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| {
-            format!("unknown scope `{text}`, expected one of usage.write, usage.check, accounts.write, billing.run, admin")
-        })
-    }
-}
-
-/// Who is calling.
-#[derive(Debug, Clone)]
-pub enum Caller {
-    /// A person, by JWT.
-    User {
-        /// Own account.
-        eco_id: EcoId,
-        /// Email, if the token says it.
-        email: Option<String>,
-        /// Whether the account is listed as an admin's.
-        admin: bool,
+pub use self::{
+    caller::{Caller, KeyVerifier, Scope, VerifiedKey},
+    key::check_secret,
+    token::{service_token, user_token},
+};
+use self::{
+    key::{UserKey, check_length, inline_or_file, jwks, pem},
+    token::{
+        SERVICE_TOKEN_ISSUER, SERVICE_TOKEN_TYPE, ServiceClaims, UserClaims, names_critical_extensions,
+        validation,
     },
-    /// A program of ours, by service token.
-    Service {
-        /// Its name.
-        name: String,
-        /// What it may do.
-        scopes: Vec<Scope>,
-    },
-    /// A customer's program, by API key. Read only: where a server takes keys, its layer verifies them
-    /// ([`KeyVerifier`]).
-    ApiKey(ApiKeyText),
-}
-
-/// An API key that opens its account.
-#[derive(Debug, Clone)]
-pub struct VerifiedKey {
-    /// Its public id.
-    pub key_id: String,
-    /// Account it belongs to.
-    pub eco_id: EcoId,
-    /// What it may do; empty: everything a key may.
-    pub scopes: Vec<String>,
-    /// Metered apart.
-    pub test_mode: bool,
-}
-
-/// Verifies API keys before a call's message is read: what somebody made up must not have the server build what
-/// comes with it.
-pub type KeyVerifier =
-    Arc<dyn Fn(ApiKeyText) -> BoxFuture<'static, Result<VerifiedKey, Status>> + Send + Sync>;
-
-impl VerifiedKey {
-    /// The key a call was made with, where it was made with one.
-    pub fn of<T>(request: &Request<T>) -> Option<&Self> {
-        request.extensions().get()
-    }
-
-    /// The account a call is about: the key's own, named or not.
-    pub fn account(&self, requested: &str) -> Result<EcoId, Status> {
-        if requested.is_empty() || requested == self.eco_id.as_str() {
-            Ok(self.eco_id.clone())
-        } else {
-            Err(status::permission_denied("an API key is for its own account only"))
-        }
-    }
-
-    /// Demands that the key may do this.
-    pub fn require_scope(&self, scope: Scope) -> Result<(), Status> {
-        if scope.is_in(&self.scopes) {
-            return Ok(());
-        }
-        Err(status::permission_denied(format!("the API key lacks the scope {}", scope.as_str())))
-    }
-}
-
-impl Caller {
-    /// The caller that the layer found; the layer refuses RPCs without one.
-    pub fn of<T>(request: &Request<T>) -> Result<Caller, Status> {
-        request
-            .extensions()
-            .get::<Caller>()
-            .cloned()
-            .ok_or_else(|| status::unauthenticated("credentials are missing"))
-    }
-
-    /// Who it is, for the audit log.
-    pub fn subject(&self) -> String {
-        match self {
-            Caller::User { eco_id, .. } => format!("user:{eco_id}"),
-            Caller::Service { name, .. } => format!("service:{name}"),
-            Caller::ApiKey(text) => format!("api_key:{}", text.key_id()),
-        }
-    }
-
-    /// Whether the caller sees every account: an admin, or a service with the scope `admin`.
-    pub fn is_admin(&self) -> bool {
-        match self {
-            Caller::User { admin, .. } => *admin,
-            Caller::Service { scopes, .. } => scopes.contains(&Scope::Admin),
-            Caller::ApiKey(_) => false,
-        }
-    }
-
-    /// Whether the caller is a service with this scope (or `admin`).
-    pub fn has_scope(&self, scope: Scope) -> bool {
-        matches!(self, Caller::Service { scopes, .. } if scopes.contains(&scope) || scopes.contains(&Scope::Admin))
-    }
-
-    /// Demands a scope of a service.
-    pub fn require_scope(&self, scope: Scope) -> Result<(), Status> {
-        if self.has_scope(scope) {
-            return Ok(());
-        }
-        Err(status::permission_denied(format!(
-            "this call needs a service token with the scope {}",
-            scope.as_str()
-        )))
-    }
-
-    /// Demands an admin, or a service with one of the scopes.
-    pub fn require_admin_or(&self, scopes: &[Scope]) -> Result<(), Status> {
-        if self.is_admin() || scopes.iter().any(|s| self.has_scope(*s)) {
-            return Ok(());
-        }
-        Err(status::permission_denied("this call is for admins"))
-    }
-
-    /// The account a call is about: a user's own, whatever admins and services with one of the scopes ask
-    /// for. `requested` is empty where the request names none.
-    pub fn account(&self, requested: &str, scopes: &[Scope]) -> Result<EcoId, Status> {
-        let mut violations = Violations::new();
-        let eco_id = self.account_among(requested, scopes, &mut violations)?;
-        eco_id.ok_or_else(|| status::invalid(&violations))
-    }
-
-    /// The same for a request with more fields: a malformed id is one violation among others.
-    pub fn account_among(
-        &self,
-        requested: &str,
-        scopes: &[Scope],
-        violations: &mut Violations,
-    ) -> Result<Option<EcoId>, Status> {
-        let any_account = self.is_admin() || scopes.iter().any(|s| self.has_scope(*s));
-        match self {
-            Caller::User { eco_id, .. } if requested.is_empty() || requested == eco_id.as_str() => {
-                Ok(Some(eco_id.clone()))
-            }
-            _ if any_account => Ok(violations.eco_id("eco_id", requested)),
-            _ => Err(status::permission_denied("this call is for the own account only")),
-        }
-    }
-}
+};
+use crate::{config::AuthArgs, good_tokens::GoodTokens};
 
 /// Why credentials do not hold; never says more to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -255,12 +68,6 @@ pub enum AuthConfigError {
     BadAdmin(String),
 }
 
-struct UserKey {
-    id: Option<String>,
-    algorithm: Algorithm,
-    key: DecodingKey,
-}
-
 /// Verifies credentials.
 pub struct Authenticator {
     user_keys: Vec<UserKey>,
@@ -276,24 +83,6 @@ impl fmt::Debug for Authenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authenticator").field("issuer", &self.issuer).finish_non_exhaustive()
     }
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct UserClaims {
-    eco_id: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    email: Option<String>,
-    iss: String,
-    exp: i64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ServiceClaims {
-    sub: String,
-    scope: String,
-    iss: String,
-    exp: i64,
 }
 
 impl Authenticator {
@@ -396,109 +185,4 @@ impl Authenticator {
         let scopes = scopes.map_err(|_| AuthError::Invalid)?;
         Ok((Caller::Service { name: claims.sub, scopes }, claims.exp))
     }
-}
-
-/// A user's token, as an identity provider would issue it.
-pub fn user_token(
-    secret: &SecretString,
-    issuer: &str,
-    eco_id: &EcoId,
-    email: Option<&str>,
-    expires: DateTime<Utc>,
-) -> Result<String, jsonwebtoken::errors::Error> {
-    let claims = UserClaims {
-        eco_id: eco_id.as_str().to_owned(),
-        email: email.map(str::to_owned),
-        iss: issuer.to_owned(),
-        exp: expires.timestamp(),
-    };
-    encode(
-        &Header::new(Algorithm::HS256),
-        &claims,
-        &EncodingKey::from_secret(secret.expose_secret().as_bytes()),
-    )
-}
-
-/// A service token.
-pub fn service_token(
-    secret: &SecretString,
-    name: &str,
-    scopes: &[Scope],
-    expires: DateTime<Utc>,
-) -> Result<String, jsonwebtoken::errors::Error> {
-    let claims = ServiceClaims {
-        sub: name.to_owned(),
-        scope: scopes.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(" "),
-        iss: SERVICE_TOKEN_ISSUER.to_owned(),
-        exp: expires.timestamp(),
-    };
-    let header = Header { typ: Some(SERVICE_TOKEN_TYPE.to_owned()), ..Header::new(Algorithm::HS256) };
-    encode(&header, &claims, &EncodingKey::from_secret(secret.expose_secret().as_bytes()))
-}
-
-/// RFC 7515, section 4.1.11: a token that names extensions which must be understood is refused by whoever
-/// does not understand them. We know none.
-fn names_critical_extensions(token: &str) -> bool {
-    let header = token.split('.').next().and_then(|part| BASE64.decode(part).ok());
-    header
-        .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok())
-        .is_none_or(|header| header.get("crit").is_some())
-}
-
-fn validation(algorithm: Algorithm, issuer: &str) -> Validation {
-    let mut rules = Validation::new(algorithm);
-    rules.set_issuer(&[issuer]);
-    rules.set_required_spec_claims(&["exp", "iss"]);
-    rules.leeway = 0;
-    rules.validate_nbf = true;
-    rules.validate_aud = false;
-    rules
-}
-
-/// Checks that a secret is long enough to sign tokens with; `name` is the setting at fault if not.
-pub fn check_secret(name: &'static str, secret: &SecretString) -> Result<(), AuthConfigError> {
-    check_length(name, secret.expose_secret())
-}
-
-fn check_length(name: &'static str, secret: &str) -> Result<(), AuthConfigError> {
-    if secret.len() < MIN_SECRET_BYTES { Err(AuthConfigError::ShortSecret(name)) } else { Ok(()) }
-}
-
-fn inline_or_file(name: &'static str, source: &str, inline_start: char) -> Result<String, AuthConfigError> {
-    if source.trim_start().starts_with(inline_start) {
-        return Ok(source.to_owned());
-    }
-    fs::read_to_string(source)
-        .map_err(|e| AuthConfigError::BadKey { name, message: format!("{source}: {e}") })
-}
-
-fn jwks(name: &'static str, json: &str) -> Result<Vec<UserKey>, AuthConfigError> {
-    let bad = |message: String| AuthConfigError::BadKey { name, message };
-    let set: JwkSet = serde_json::from_str(json).map_err(|e| bad(format!("not a JWK set: {e}")))?;
-    let keys = set.keys.iter().map(|jwk| {
-        let algorithm = match (&jwk.algorithm, jwk.common.key_algorithm) {
-            (AlgorithmParameters::RSA(_), None | Some(KeyAlgorithm::RS256)) => Algorithm::RS256,
-            (AlgorithmParameters::EllipticCurve(p), _) if p.curve == EllipticCurve::P256 => Algorithm::ES256,
-            (AlgorithmParameters::OctetKeyPair(p), _) if p.curve == EllipticCurve::Ed25519 => {
-                Algorithm::EdDSA
-            }
-            _ => return Err(bad("only RS256, ES256 and EdDSA (Ed25519) keys are taken".to_owned())),
-        };
-        let key = DecodingKey::from_jwk(jwk).map_err(|e| bad(e.to_string()))?;
-        Ok(UserKey { id: jwk.common.key_id.clone(), algorithm, key })
-    });
-    keys.collect()
-}
-
-fn pem(name: &'static str, text: &str) -> Result<UserKey, AuthConfigError> {
-    let bytes = text.as_bytes();
-    let (algorithm, key) = DecodingKey::from_rsa_pem(bytes)
-        .map(|k| (Algorithm::RS256, k))
-        .or_else(|_| DecodingKey::from_ec_pem(bytes).map(|k| (Algorithm::ES256, k)))
-        .or_else(|_| DecodingKey::from_ed_pem(bytes).map(|k| (Algorithm::EdDSA, k)))
-        .map_err(|_| AuthConfigError::BadKey {
-            name,
-            message: "not an RSA, P-256 or Ed25519 public key in PEM".into(),
-        })?;
-    Ok(UserKey { id: None, algorithm, key })
 }

@@ -9,6 +9,9 @@ use crate::{
     text::{print, thousands},
 };
 
+/// Rows a page at most, where the service takes so many.
+pub(crate) const PAGE: u32 = 100;
+
 /// How much of a list.
 #[derive(Args)]
 pub(crate) struct Paging {
@@ -24,6 +27,34 @@ impl Paging {
     /// As many as this at most.
     pub(crate) fn first(limit: u32) -> Self {
         Self { limit, all: false }
+    }
+}
+
+/// What of an account is listed, and by which service.
+#[derive(Args)]
+pub(crate) struct OfAccount<S: Args> {
+    /// Account; default: that of the user whose token it is
+    #[arg(long, value_name = "ID")]
+    account: Option<String>,
+    #[command(flatten)]
+    paging: Paging,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pub(crate) server: S,
+}
+
+impl<S: Args> OfAccount<S> {
+    /// Asks for page after page; `ask` also takes the account.
+    pub(crate) async fn list<R: Row>(
+        &self,
+        mut ask: impl AsyncFnMut(String, i32, String) -> Result<Page<R>>,
+    ) -> Result<()> {
+        list(&self.paging, self.json, PAGE, async |page_size, page_token| {
+            ask(self.account.clone().unwrap_or_default(), page_size, page_token).await
+        })
+        .await
     }
 }
 

@@ -1,89 +1,157 @@
-//! What is known of an account: an admin's any, a user's own. An empty id means the caller's own.
+//! What is known of an account, and what changes it.
 
 use nexus_proto::{billing::v1 as billing, usage::v1 as usage};
 
-use super::{Backend, call};
-use crate::{
-    auth::User,
-    error::Error,
-    status::{self, Credentials},
-};
+use super::{Backend, NO_ACCOUNT, STRIPE_TIMEOUT, left_out, refused};
+use crate::{auth::User, error::Error};
 
 impl Backend {
     /// An account.
-    pub async fn account_of(&self, user: &User, eco_id: &str) -> Result<billing::Account, Error> {
+    pub async fn account(&self, user: &User, eco_id: &str) -> Result<billing::Account, Error> {
         let mut client = self.users.billing.clone();
-        let send = |r| async move { client.get_account(r).await };
         let request = billing::GetAccountRequest { eco_id: eco_id.to_owned() };
-        let answer = call("BillingService.GetAccount", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))?;
-        answer.account.ok_or_else(|| Error::Internal("the service left out account".to_owned()))
+        let send = |r| async move { client.get_account(r).await };
+        let answer = self.ask("BillingService.GetAccount", user, self.timeout, request, send).await;
+        answer.map_err(refused(NO_ACCOUNT))?.account.ok_or_else(left_out("account"))
     }
 
-    /// An account's subscription.
-    pub async fn subscription_of(
-        &self,
-        user: &User,
-        eco_id: &str,
-    ) -> Result<Option<billing::Subscription>, Error> {
-        let mut client = self.users.billing.clone();
-        let send = |r| async move { client.get_subscription(r).await };
-        let request = billing::GetSubscriptionRequest { eco_id: eco_id.to_owned() };
-        call("BillingService.GetSubscription", self.user(user)?, self.timeout, request, send)
-            .await
-            .map(|answer| answer.subscription)
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
-    }
-
-    /// An account's usage of its current period, as a user may see it.
-    pub async fn current_usage_of(
+    /// Its usage of the current period.
+    pub async fn current_usage(
         &self,
         user: &User,
         eco_id: &str,
     ) -> Result<usage::GetCurrentUsageResponse, Error> {
         let mut client = self.users.usage.clone();
-        let send = |r| async move { client.get_current_usage(r).await };
         let request = usage::GetCurrentUsageRequest { eco_id: eco_id.to_owned() };
-        call("UsageService.GetCurrentUsage", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+        let send = |r| async move { client.get_current_usage(r).await };
+        let answer = self.ask("UsageService.GetCurrentUsage", user, self.timeout, request, send).await;
+        answer.map_err(refused(NO_ACCOUNT))
     }
 
-    /// An account's overage.
-    pub async fn overage_of(&self, user: &User, eco_id: &str) -> Result<billing::GetOverageResponse, Error> {
+    /// Its overage.
+    pub async fn overage(&self, user: &User, eco_id: &str) -> Result<billing::GetOverageResponse, Error> {
         let mut client = self.users.billing.clone();
-        let send = |r| async move { client.get_overage(r).await };
         let request = billing::GetOverageRequest { eco_id: eco_id.to_owned() };
-        call("BillingService.GetOverage", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+        let send = |r| async move { client.get_overage(r).await };
+        let answer = self.ask("BillingService.GetOverage", user, self.timeout, request, send).await;
+        answer.map_err(refused(NO_ACCOUNT))
     }
 
-    /// A page of an account's charges, newest first.
-    pub async fn charges_of(
+    /// Sets what its overage may cost in a period.
+    pub async fn set_spend_cap(
+        &self,
+        user: &User,
+        request: billing::SetSpendCapRequest,
+    ) -> Result<billing::SetSpendCapResponse, Error> {
+        let mut client = self.users.billing.clone();
+        let send = |r| async move { client.set_spend_cap(r).await };
+        let answer = self.ask("BillingService.SetSpendCap", user, self.timeout, request, send).await;
+        answer.map_err(refused(NO_ACCOUNT))
+    }
+
+    /// A page of its charges, newest first.
+    pub async fn charges(
         &self,
         user: &User,
         request: billing::ListChargesRequest,
     ) -> Result<billing::ListChargesResponse, Error> {
         let mut client = self.users.billing.clone();
         let send = |r| async move { client.list_charges(r).await };
-        call("BillingService.ListCharges", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Account not found"))
+        let answer = self.ask("BillingService.ListCharges", user, self.timeout, request, send).await;
+        answer.map_err(refused(NO_ACCOUNT))
     }
 
-    /// How a charge came about; another account's is not there.
-    pub async fn explanation_of(
+    /// Why a charge is what it is; another account's is not there.
+    pub async fn explain_charge(
         &self,
         user: &User,
         charge_id: &str,
     ) -> Result<billing::ExplainChargeResponse, Error> {
         let mut client = self.users.billing.clone();
-        let send = |r| async move { client.explain_charge(r).await };
         let request = billing::ExplainChargeRequest { charge_id: charge_id.to_owned() };
-        call("BillingService.ExplainCharge", self.user(user)?, self.timeout, request, send)
-            .await
-            .map_err(|s| status::rest(&s, Credentials::User, "Charge not found"))
+        let send = |r| async move { client.explain_charge(r).await };
+        let answer = self.ask("BillingService.ExplainCharge", user, self.timeout, request, send).await;
+        answer.map_err(refused("Charge not found"))
+    }
+
+    /// Who changed what of it, newest first, for an admin.
+    pub async fn audit_log(&self, admin: &User, eco_id: &str) -> Result<Vec<billing::AuditEntry>, Error> {
+        let mut client = self.users.billing.clone();
+        let request = billing::ListAuditLogRequest {
+            eco_id: eco_id.to_owned(),
+            page_size: 20,
+            page_token: String::new(),
+        };
+        let send = |r| async move { client.list_audit_log(r).await };
+        let answer = self.ask("BillingService.ListAuditLog", admin, self.timeout, request, send).await;
+        answer.map(|log| log.entries).map_err(refused(NO_ACCOUNT))
+    }
+
+    /// The plans that there are.
+    pub async fn plans(&self, user: &User) -> Result<Vec<billing::PlanVersion>, Error> {
+        let mut client = self.users.billing.clone();
+        let request = billing::ListPlansRequest::default();
+        let send = |r| async move { client.list_plans(r).await };
+        let answer = self.ask("BillingService.ListPlans", user, self.timeout, request, send).await;
+        answer.map(|listed| listed.plans).map_err(refused("Plans not found"))
+    }
+
+    /// Its subscription.
+    pub async fn subscription(&self, user: &User, eco_id: &str) -> Result<billing::Subscription, Error> {
+        let mut client = self.users.billing.clone();
+        let request = billing::GetSubscriptionRequest { eco_id: eco_id.to_owned() };
+        let send = |r| async move { client.get_subscription(r).await };
+        let answer = self.ask("BillingService.GetSubscription", user, self.timeout, request, send).await;
+        answer.map_err(refused(NO_ACCOUNT))?.subscription.ok_or_else(left_out("subscription"))
+    }
+
+    /// Moves it to another plan.
+    pub async fn change_plan(
+        &self,
+        user: &User,
+        request: billing::ChangePlanRequest,
+    ) -> Result<billing::ChangePlanResponse, Error> {
+        let mut client = self.users.billing.clone();
+        let send = |r| async move { client.change_plan(r).await };
+        let answer = self.ask("BillingService.ChangePlan", user, STRIPE_TIMEOUT, request, send).await;
+        answer.map_err(refused(NO_ACCOUNT))
+    }
+
+    /// Opens a checkout.
+    pub async fn create_checkout_session(
+        &self,
+        user: &User,
+        request: billing::CreateCheckoutSessionRequest,
+    ) -> Result<billing::CreateCheckoutSessionResponse, Error> {
+        let mut client = self.users.billing.clone();
+        let send = |r| async move { client.create_checkout_session(r).await };
+        let answer =
+            self.ask("BillingService.CreateCheckoutSession", user, STRIPE_TIMEOUT, request, send).await;
+        answer.map_err(refused(NO_ACCOUNT))
+    }
+
+    /// Has its subscription end.
+    pub async fn cancel_subscription(
+        &self,
+        user: &User,
+        request: billing::CancelSubscriptionRequest,
+    ) -> Result<billing::Subscription, Error> {
+        let mut client = self.users.billing.clone();
+        let send = |r| async move { client.cancel_subscription(r).await };
+        let answer = self.ask("BillingService.CancelSubscription", user, STRIPE_TIMEOUT, request, send).await;
+        answer.map_err(refused(NO_ACCOUNT))?.subscription.ok_or_else(left_out("subscription"))
+    }
+
+    /// Has its subscription go on that was to end.
+    pub async fn reactivate_subscription(
+        &self,
+        user: &User,
+        request: billing::ReactivateSubscriptionRequest,
+    ) -> Result<billing::Subscription, Error> {
+        let mut client = self.users.billing.clone();
+        let send = |r| async move { client.reactivate_subscription(r).await };
+        let answer =
+            self.ask("BillingService.ReactivateSubscription", user, STRIPE_TIMEOUT, request, send).await;
+        answer.map_err(refused(NO_ACCOUNT))?.subscription.ok_or_else(left_out("subscription"))
     }
 }

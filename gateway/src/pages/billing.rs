@@ -35,9 +35,9 @@ pub async fn page(State(app): State<App>, session: Session, mut params: Params) 
     let user = &session.user;
     let charges = billing::ListChargesRequest { eco_id: String::new(), page_size: 20, page_token };
     let (subscription, plans, overage, charges) = tokio::try_join!(
-        app.backend.subscription_of_account(user, ""),
+        app.backend.subscription(user, ""),
         app.backend.plans(user),
-        app.backend.overage_of_account(user, ""),
+        app.backend.overage(user, ""),
         app.backend.charges(user, charges),
     )?;
     let main = html! {

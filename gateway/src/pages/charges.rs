@@ -9,9 +9,8 @@ use nexus_core::text::thousands;
 use nexus_proto::billing::v1 as billing;
 
 use super::{
-    keys::query,
     layout::{Page, Place},
-    part,
+    part::{self, Column},
     session::Session,
     show,
 };
@@ -19,40 +18,35 @@ use crate::{App, convert, error::Error};
 
 /// Charges, newest first.
 pub fn ledger(listed: &billing::ListChargesResponse, path: &str) -> Result<Markup, Error> {
-    let table = html! {
-        table {
-            caption class="unseen" { "Charges, newest first" }
-            thead { tr {
-                th scope="col" { "Date" }
-                th scope="col" { "Period" }
-                th scope="col" class="number" { "Overage calls" }
-                th scope="col" class="number" { "Amount" }
-                th scope="col" { "State" }
-                th scope="col" { span class="unseen" { "Explanation" } }
-            } }
-            tbody {
-                @for charge in &listed.charges {
-                    tr {
-                        th scope="row" { (show::date(convert::required_time("create_time", charge.create_time.as_ref())?)) }
-                        td { (show::period(charge.period_start_time.as_ref(), charge.period_end_time.as_ref())?) }
-                        td class="number" { (thousands(charge.from_count)) " – " (thousands(charge.to_count)) }
-                        td class="number" { (show::money(charge.amount_micros, &charge.currency_code)?) }
-                        td { (charge_state(charge)) }
-                        td { a href={ "/dashboard/billing/charges/" (charge.charge_id) } { "Why" span class="unseen" { " " (show::money(charge.amount_micros, &charge.currency_code)?) } } }
-                    }
+    let table = part::table(
+        "Charges, newest first",
+        &[
+            Column::Text("Date"),
+            Column::Text("Period"),
+            Column::Number("Overage calls"),
+            Column::Number("Amount"),
+            Column::Text("State"),
+            Column::Unseen("Explanation"),
+        ],
+        &html! {
+            @for charge in &listed.charges {
+                tr {
+                    th scope="row" { (show::date(convert::required_time("create_time", charge.create_time.as_ref())?)) }
+                    td { (show::period(charge.period_start_time.as_ref(), charge.period_end_time.as_ref())?) }
+                    td class="number" { (thousands(charge.from_count)) " – " (thousands(charge.to_count)) }
+                    td class="number" { (show::money(charge.amount_micros, &charge.currency_code)?) }
+                    td { (charge_state(charge)) }
+                    td { a href={ "/dashboard/billing/charges/" (charge.charge_id) } { "Why" span class="unseen" { " " (show::money(charge.amount_micros, &charge.currency_code)?) } } }
                 }
             }
-        }
-    };
+        },
+    );
     Ok(html! {
         section aria-labelledby="charges" {
             h2 id="charges" { "Overage charges" }
             @if listed.charges.is_empty() { (part::empty("Nothing was charged for overage.")) }
             @else {
-                (part::scroll("Overage charges", &table))
-                @if !listed.next_page_token.is_empty() {
-                    p { a href={ (path) "?" (query("page_token", &listed.next_page_token)) } { "Older charges" } }
-                }
+                (part::page_of("Overage charges", &table, path, &listed.next_page_token, "Older charges"))
             }
         }
     })
@@ -74,14 +68,16 @@ pub async fn one(
     session: Session,
     Path(charge_id): Path<String>,
 ) -> Result<Response, Error> {
-    let explained = app.backend.explain_charge(&session.user, &charge_id).await?;
-    let main = match &explained {
-        None => html! {
+    let main = match app.backend.explain_charge(&session.user, &charge_id).await {
+        Ok(explained) => explanation(&explained)?,
+        Err(Error::ExplanationNotKept) => html! {
             p class="crumb" { a href="/dashboard/billing" { "Billing" } }
             h1 { "Charge" }
             p { "This charge was made by a version that kept no explanation with it." }
         },
-        Some(explained) => explanation(explained)?,
+        // What is no id of a charge is one that does not exist.
+        Err(Error::BadRequest(_)) => return Err(Error::NotFound("Charge not found")),
+        Err(error) => return Err(error),
     };
     let page = Page {
         session: &session,
@@ -129,29 +125,27 @@ fn explanation(explained: &billing::ExplainChargeResponse) -> Result<Markup, Err
 }
 
 fn segments(explained: &billing::ExplainChargeResponse) -> Result<Markup, Error> {
-    Ok(html! {
-        table {
-            caption class="unseen" { "Stretches of the period, each under one plan" }
-            thead { tr {
-                th scope="col" { "Plan" }
-                th scope="col" class="number" { "Calls counted" }
-                th scope="col" class="number" { "Included" }
-                th scope="col" class="number" { "Overage calls" }
-                th scope="col" { "Price" }
-                th scope="col" class="number" { "Cost" }
-            } }
-            tbody {
-                @for segment in &explained.segments {
-                    tr {
-                        th scope="row" { (show::plan(segment.plan)?) " " span class="dim" { "version " (segment.plan_version) } }
-                        td class="number" { (thousands(segment.start_count)) " – " (thousands(segment.end_count)) }
-                        td class="number" { (show::limit(segment.included_count)) }
-                        td class="number" { (thousands(segment.overage_count)) }
-                        td { @if segment.price_micros == 0 { "–" } @else { (show::price(segment.price_micros, segment.price_per_count, &segment.currency_code)?) } }
-                        td class="number" { (show::exact(segment.overage_micros, &segment.currency_code)) }
-                    }
+    Ok(part::table(
+        "Stretches of the period, each under one plan",
+        &[
+            Column::Text("Plan"),
+            Column::Number("Calls counted"),
+            Column::Number("Included"),
+            Column::Number("Overage calls"),
+            Column::Text("Price"),
+            Column::Number("Cost"),
+        ],
+        &html! {
+            @for segment in &explained.segments {
+                tr {
+                    th scope="row" { (show::plan(segment.plan)?) " " span class="dim" { "version " (segment.plan_version) } }
+                    td class="number" { (thousands(segment.start_count)) " – " (thousands(segment.end_count)) }
+                    td class="number" { (show::limit(segment.included_count)) }
+                    td class="number" { (thousands(segment.overage_count)) }
+                    td { @if segment.price_micros == 0 { "–" } @else { (show::price(segment.price_micros, segment.price_per_count, &segment.currency_code)?) } }
+                    td class="number" { (show::exact(segment.overage_micros, &segment.currency_code)) }
                 }
             }
-        }
-    })
+        },
+    ))
 }

@@ -12,7 +12,7 @@ use nexus_proto::usage::v1::{self as usage, ApiKeyStatus};
 use super::{
     form::{Fields, Posted},
     layout::{Page, Place},
-    part,
+    part::{self, Column},
     session::Session,
     show,
 };
@@ -62,10 +62,7 @@ async fn render(
             @if listed.api_keys.is_empty() {
                 (part::empty("There is no key yet. Create the first below."))
             } @else {
-                (part::scroll("API keys", &table(&listed.api_keys)?))
-                @if !listed.next_page_token.is_empty() {
-                    p { a href={ "/dashboard/keys?" (query("page_token", &listed.next_page_token)) } { "Older keys" } }
-                }
+                (part::page_of("API keys", &table(&listed.api_keys)?, "/dashboard/keys", &listed.next_page_token, "Older keys"))
             }
         }
         (create_form(session, wrong))
@@ -74,38 +71,31 @@ async fn render(
     Ok(page.into_response())
 }
 
-/// One parameter of a query.
-pub(super) fn query(name: &str, value: &str) -> String {
-    form_urlencoded::Serializer::new(String::new()).append_pair(name, value).finish()
-}
-
 fn table(keys: &[usage::ApiKey]) -> Result<Markup, Error> {
-    Ok(html! {
-        table {
-            caption class="unseen" { "API keys, newest first" }
-            thead { tr {
-                th scope="col" { "Name" }
-                th scope="col" { "State" }
-                th scope="col" { "Scopes" }
-                th scope="col" { "Last used" }
-                th scope="col" { "Created" }
-            } }
-            tbody {
-                @for key in keys {
-                    tr {
-                        th scope="row" {
-                            a href={ "/dashboard/keys/" (key.key_id) } { (key.name) }
-                            span class="id" { (key.key_id) }
-                        }
-                        td { (state(key)?) }
-                        td { (scopes(key)) }
-                        td { (last_used(key)?) }
-                        td { (show::date(convert::required_time("create_time", key.create_time.as_ref())?)) }
+    Ok(part::table(
+        "API keys, newest first",
+        &[
+            Column::Text("Name"),
+            Column::Text("State"),
+            Column::Text("Scopes"),
+            Column::Text("Last used"),
+            Column::Text("Created"),
+        ],
+        &html! {
+            @for key in keys {
+                tr {
+                    th scope="row" {
+                        a href={ "/dashboard/keys/" (key.key_id) } { (key.name) }
+                        span class="id" { (key.key_id) }
                     }
+                    td { (state(key)?) }
+                    td { (scopes(key)) }
+                    td { (last_used(key)?) }
+                    td { (show::date(convert::required_time("create_time", key.create_time.as_ref())?)) }
                 }
             }
-        }
-    })
+        },
+    ))
 }
 
 fn state(key: &usage::ApiKey) -> Result<Markup, Error> {

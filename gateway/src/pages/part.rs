@@ -78,6 +78,53 @@ pub fn bar(of: i64, largest: i64) -> Markup {
     }
 }
 
+/// A column's head.
+pub enum Column<'a> {
+    /// Of texts.
+    Text(&'a str),
+    /// Of numbers, which stand below each other.
+    Number(&'a str),
+    /// Whose head is only read out.
+    Unseen(&'a str),
+    /// The same, where there is room for the column.
+    WideOnly(&'a str),
+}
+
+/// A table: what it is for who does not see it, its columns, and its rows.
+pub fn table(caption: &str, columns: &[Column<'_>], rows: &Markup) -> Markup {
+    html! {
+        table {
+            caption class="unseen" { (caption) }
+            thead { tr {
+                @for column in columns {
+                    @match column {
+                        Column::Text(name) => th scope="col" { (name) },
+                        Column::Number(name) => th scope="col" class="number" { (name) },
+                        Column::Unseen(name) => th scope="col" { span class="unseen" { (name) } },
+                        Column::WideOnly(name) => th scope="col" class="wide-only" { span class="unseen" { (name) } },
+                    }
+                }
+            } }
+            tbody { (rows) }
+        }
+    }
+}
+
+/// A page of a table, and the way to the next one where there is one.
+pub fn page_of(label: &str, table: &Markup, path: &str, next_page_token: &str, more: &str) -> Markup {
+    html! {
+        (scroll(label, table))
+        @if !next_page_token.is_empty() {
+            p { a href={ (path) "?" (query("page_token", next_page_token)) } { (more) } }
+        }
+    }
+}
+
+/// One parameter of a query.
+fn query(name: &str, value: &str) -> String {
+    form_urlencoded::Serializer::new(String::new()).append_pair(name, value).finish()
+}
+
 /// Around a table, which may be wider than a phone; it can be scrolled by keys.
 pub fn scroll(label: &str, table: &Markup) -> Markup {
     html! { div class="scroll" role="region" aria-label={ "Table: " (label) } tabindex="0" { (table) } }

@@ -101,7 +101,7 @@ pub async fn confirm(
     let plan = params.word::<Plan>("plan", "free, pro, enterprise");
     params.finish()?;
     let plan = plan.ok_or_else(|| Violations::one("plan", "must be free, pro or enterprise"))?;
-    let subscription = app.backend.subscription_of_account(&session.user, "").await?;
+    let subscription = app.backend.subscription(&session.user, "").await?;
     let proto = plan_to_proto(plan);
     let (name, current) = (show::plan(proto.into())?, show::plan(subscription.plan)?);
     let end = convert::required_time("period_end", subscription.period_end_time.as_ref())?;
@@ -189,7 +189,7 @@ pub async fn change(State(app): State<App>, Posted { session, fields }: Posted) 
 
 /// What waits does not come.
 async fn keep(app: &App, session: &Session, request_id: String) -> Result<(), Error> {
-    let subscription = app.backend.subscription_of_account(&session.user, "").await?;
+    let subscription = app.backend.subscription(&session.user, "").await?;
     let eco_id = String::new();
     if subscription.stripe_subscription_id.is_empty() {
         let plan = subscription.plan;

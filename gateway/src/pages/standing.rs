@@ -14,6 +14,7 @@ pub struct Standing {
     pub usage: usage::GetCurrentUsageResponse,
     /// Its overage.
     pub overage: billing::GetOverageResponse,
+    /// Of a closed account there is none.
     forecast: Option<analytics::ForecastUsageResponse>,
     end: DateTime<Utc>,
     /// By the database's clock.
@@ -24,9 +25,9 @@ impl Standing {
     /// Of an account; empty: the user's own.
     pub async fn of(app: &App, user: &User, eco_id: &str) -> Result<Self, Error> {
         let (usage, overage, forecast) = tokio::try_join!(
-            app.backend.usage_of_account(user, eco_id),
-            app.backend.overage_of_account(user, eco_id),
-            app.backend.forecast_of_account(user, eco_id),
+            app.backend.current_usage(user, eco_id),
+            app.backend.overage(user, eco_id),
+            forecast(app, user, eco_id),
         )?;
         let end = convert::required_time("period_end", usage.period_end_time.as_ref())?;
         let now = convert::optional_time("server_time", usage.server_time.as_ref())?.unwrap_or_else(Utc::now);
@@ -71,7 +72,9 @@ impl Standing {
 
     /// What is expected of the period's end.
     fn outlook(&self) -> Result<Markup, Error> {
-        let Some(forecast) = &self.forecast else { return Ok(html! { "A forecast is not available." }) };
+        let Some(forecast) = &self.forecast else {
+            return Ok(html! { "The account is closed: nothing is to come." });
+        };
         let expected = thousands(forecast.expected_count);
         let (low, high) = (thousands(forecast.low_count), thousands(forecast.high_count));
         let reached = convert::optional_time("limit_reached_time", forecast.limit_reached_time.as_ref())?;
@@ -144,5 +147,17 @@ impl Standing {
                 }))
             }
         })
+    }
+}
+
+async fn forecast(
+    app: &App,
+    user: &User,
+    eco_id: &str,
+) -> Result<Option<analytics::ForecastUsageResponse>, Error> {
+    match app.backend.forecast(user, eco_id).await {
+        Ok(forecast) => Ok(Some(forecast)),
+        Err(Error::AccountClosed) => Ok(None),
+        Err(error) => Err(error),
     }
 }

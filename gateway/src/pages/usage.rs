@@ -15,7 +15,8 @@ use super::{
     chart::{self, Bar},
     form::Posted,
     layout::{Page, Place},
-    live, part,
+    live,
+    part::{self, Column},
     session::Session,
     show,
     standing::Standing,
@@ -48,8 +49,8 @@ async fn render(
     let user = &session.user;
     let (standing, history, endpoints) = tokio::try_join!(
         Standing::of(app, user, ""),
-        app.backend.history_of_account(user, "", days),
-        app.backend.endpoints_of_account(user, "", days),
+        app.backend.history(user, "", days),
+        app.backend.endpoints(user, busiest("", days)),
     )?;
     let plan = show::plan(standing.usage.plan)?;
     let main = html! {
@@ -62,7 +63,7 @@ async fn render(
         }
         (standing.panel()?)
         (standing.money()?)
-        (calls(&history, standing.now, Some("/dashboard"))?)
+        (calls(&history.days, history.days_count, standing.now, Some("/dashboard"))?)
         (self::endpoints(&endpoints, days))
         (cap_form(session, &standing, wrong)?)
     };
@@ -73,25 +74,22 @@ async fn render(
 
 /// Calls by day, drawn and as a table.
 pub fn calls(
-    history: &analytics::GetUsageHistoryResponse,
+    known: &[analytics::DailyUsage],
+    days_count: i32,
     now: DateTime<Utc>,
     path: Option<&str>,
 ) -> Result<Markup, Error> {
-    let days = every_day(history, now.date_naive())?;
-    let total: i64 = history.days.iter().map(|day| day.total_count).sum();
-    let failed: i64 = history.days.iter().map(|day| day.failed_count).sum();
+    let days = every_day(known, days_count, now.date_naive())?;
+    let total: i64 = known.iter().map(|day| day.total_count).sum();
+    let failed: i64 = known.iter().map(|day| day.failed_count).sum();
     let bars: Vec<_> = days.iter().map(|(date, day)| bar(*date, day)).collect();
-    let about = format!(
-        "{} calls in {} days, {} of them failed",
-        thousands(total),
-        history.days_count,
-        thousands(failed)
-    );
+    let about =
+        format!("{} calls in {} days, {} of them failed", thousands(total), days_count, thousands(failed));
     Ok(html! {
         section aria-labelledby="calls" {
             div class="section-head" {
                 h2 id="calls" { "Calls per day" }
-                @if let Some(path) = path { (spans(path, history.days_count)) }
+                @if let Some(path) = path { (spans(path, days_count)) }
             }
             (chart::bars("Calls per day", &about, &bars, chart::compact)?)
             p class="legend" {
@@ -101,7 +99,7 @@ pub fn calls(
             }
             details {
                 summary { "Calls per day as a table" }
-                (part::scroll("Calls per day", &table(history)))
+                (part::scroll("Calls per day", &table(known)))
             }
         }
     })
@@ -119,19 +117,20 @@ fn spans(path: &str, shown: i32) -> Markup {
 
 /// All days of the span, those without usage among them.
 fn every_day(
-    history: &analytics::GetUsageHistoryResponse,
+    known: &[analytics::DailyUsage],
+    days_count: i32,
     today: NaiveDate,
 ) -> Result<Vec<(NaiveDate, analytics::DailyUsage)>, Error> {
-    let mut known = std::collections::HashMap::new();
-    for day in &history.days {
+    let mut by_date = std::collections::HashMap::new();
+    for day in known {
         let date: NaiveDate = day
             .date
             .parse()
             .map_err(|_| Error::Internal(format!("the service sent a bad day: {}", day.date)))?;
-        known.insert(date, day.clone());
+        by_date.insert(date, day.clone());
     }
-    let back = (0..history.days_count.max(1)).rev().map(|back| today - TimeDelta::days(back.into()));
-    Ok(back.map(|date| (date, known.remove(&date).unwrap_or_default())).collect())
+    let back = (0..days_count.max(1)).rev().map(|back| today - TimeDelta::days(back.into()));
+    Ok(back.map(|date| (date, by_date.remove(&date).unwrap_or_default())).collect())
 }
 
 fn bar(date: NaiveDate, day: &analytics::DailyUsage) -> Bar {
@@ -142,59 +141,71 @@ fn bar(date: NaiveDate, day: &analytics::DailyUsage) -> Bar {
     Bar { label, title, parts: [day.total_count - failed, failed] }
 }
 
-fn table(history: &analytics::GetUsageHistoryResponse) -> Markup {
-    html! {
-        table {
-            caption class="unseen" { "Calls per day" }
-            thead { tr { th scope="col" { "Day" } th scope="col" class="number" { "Calls" } th scope="col" class="number" { "Successful" } th scope="col" class="number" { "Failed" } th scope="col" class="number" { "Mean time" } } }
-            tbody {
-                @for day in history.days.iter().rev() {
-                    tr {
-                        th scope="row" { (day.date) }
-                        td class="number" { (thousands(day.total_count)) }
-                        td class="number" { (thousands(day.successful_count)) }
-                        td class="number" { (thousands(day.failed_count)) }
-                        td class="number" { (show::millis(day.avg_response_time_ms)) }
-                    }
+fn table(known: &[analytics::DailyUsage]) -> Markup {
+    part::table(
+        "Calls per day",
+        &[
+            Column::Text("Day"),
+            Column::Number("Calls"),
+            Column::Number("Successful"),
+            Column::Number("Failed"),
+            Column::Number("Mean time"),
+        ],
+        &html! {
+            @for day in known.iter().rev() {
+                tr {
+                    th scope="row" { (day.date) }
+                    td class="number" { (thousands(day.total_count)) }
+                    td class="number" { (thousands(day.successful_count)) }
+                    td class="number" { (thousands(day.failed_count)) }
+                    td class="number" { (show::millis(day.avg_response_time_ms)) }
                 }
-                @if history.days.is_empty() { tr { td colspan="5" { "No calls in these days." } } }
             }
-        }
+            @if known.is_empty() { tr { td colspan="5" { "No calls in these days." } } }
+        },
+    )
+}
+
+/// What asks for an account's busiest endpoints, as many as a page shows.
+pub fn busiest(eco_id: &str, days_count: i32) -> analytics::ListEndpointStatsRequest {
+    analytics::ListEndpointStatsRequest {
+        eco_id: eco_id.to_owned(),
+        days_count,
+        page_size: 20,
+        page_token: String::new(),
     }
 }
 
 /// The busiest endpoints.
 pub fn endpoints(stats: &analytics::ListEndpointStatsResponse, days: i32) -> Markup {
     let largest = stats.endpoints.iter().map(|e| e.total_count).max().unwrap_or(0);
-    let table = html! {
-        table {
-            caption class="unseen" { "Busiest endpoints" }
-            thead { tr {
-                th scope="col" { "Endpoint" }
-                th scope="col" class="number" { "Calls" }
-                th scope="col" class="wide-only" { span class="unseen" { "Share" } }
-                th scope="col" class="number" { "Successful" }
-                th scope="col" class="number" { "Other" }
-                th scope="col" class="number" { "p50" }
-                th scope="col" class="number" { "p95" }
-                th scope="col" class="number" { "p99" }
-            } }
-            tbody {
-                @for endpoint in &stats.endpoints {
-                    tr {
-                        th scope="row" class="code" { span class="method" { (endpoint.method) } " " (endpoint.endpoint) }
-                        td class="number" { (thousands(endpoint.total_count)) }
-                        td class="wide-only" { (part::bar(endpoint.total_count, largest)) }
-                        td class="number" { (show::percent(endpoint.success_rate)) }
-                        td class="number" { (thousands(unsuccessful(endpoint))) }
-                        td class="number" { (show::millis(endpoint.p50_response_time_ms)) }
-                        td class="number" { (show::millis(endpoint.p95_response_time_ms)) }
-                        td class="number" { (show::millis(endpoint.p99_response_time_ms)) }
-                    }
+    let table = part::table(
+        "Busiest endpoints",
+        &[
+            Column::Text("Endpoint"),
+            Column::Number("Calls"),
+            Column::WideOnly("Share"),
+            Column::Number("Successful"),
+            Column::Number("Other"),
+            Column::Number("p50"),
+            Column::Number("p95"),
+            Column::Number("p99"),
+        ],
+        &html! {
+            @for endpoint in &stats.endpoints {
+                tr {
+                    th scope="row" class="code" { span class="method" { (endpoint.method) } " " (endpoint.endpoint) }
+                    td class="number" { (thousands(endpoint.total_count)) }
+                    td class="wide-only" { (part::bar(endpoint.total_count, largest)) }
+                    td class="number" { (show::percent(endpoint.success_rate)) }
+                    td class="number" { (thousands(unsuccessful(endpoint))) }
+                    td class="number" { (show::millis(endpoint.p50_response_time_ms)) }
+                    td class="number" { (show::millis(endpoint.p95_response_time_ms)) }
+                    td class="number" { (show::millis(endpoint.p99_response_time_ms)) }
                 }
             }
-        }
-    };
+        },
+    );
     html! {
         section aria-labelledby="endpoints" {
             h2 id="endpoints" { "Endpoints" }

@@ -68,12 +68,12 @@ pub(super) async fn show(
         billing::ListChargesRequest { eco_id: id.clone(), page_size: CHARGES, page_token: String::new() },
     );
     let (account, subscription, usage, overage, keys, charges) = try_join!(
-        app.backend.account_of(&admin, &id),
-        app.backend.subscription_of(&admin, &id),
-        app.backend.current_usage_of(&admin, &id),
-        app.backend.overage_of(&admin, &id),
+        app.backend.account(&admin, &id),
+        app.backend.subscription(&admin, &id),
+        app.backend.current_usage(&admin, &id),
+        app.backend.overage(&admin, &id),
         app.backend.api_keys(&admin, keys),
-        app.backend.charges_of(&admin, charges),
+        app.backend.charges(&admin, charges),
     )?;
     Ok(Json(Account {
         account_status: convert::account_status_word(account.status())?,

@@ -20,6 +20,7 @@ use crate::{
     error::Error,
     format,
     query::Params,
+    routes::usage::{DayTotal, HistoryParams},
 };
 
 #[derive(Serialize, ToSchema)]
@@ -96,6 +97,32 @@ fn users_by_plan(counts: &[pb::PlanCount]) -> Result<UsersByPlan, Error> {
 
 fn top_user(user: pb::TopUser) -> Result<TopUser, Error> {
     Ok(TopUser { plan: plan_word(user.plan)?, eco_id: user.eco_id, api_calls: user.api_calls_count })
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct TotalHistory {
+    /// Days with usage, oldest first; today is among them, live.
+    history: Vec<DayTotal>,
+    /// Days that were looked at.
+    period_days: i32,
+}
+
+/// Usage of all accounts by day
+#[utoipa::path(get, path = "/api/admin/analytics/history", tag = "admin", params(HistoryParams), responses(
+    (status = 200, body = TotalHistory, description = "The days that have usage"),
+))]
+pub(super) async fn history(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    mut params: Params,
+) -> Result<Json<TotalHistory>, Error> {
+    let days = params.days(30);
+    params.finish()?;
+    let history = app.backend.total_history(&admin, days).await?;
+    Ok(Json(TotalHistory {
+        history: history.days.into_iter().map(DayTotal::from).collect(),
+        period_days: history.days_count,
+    }))
 }
 
 #[derive(Serialize, ToSchema)]

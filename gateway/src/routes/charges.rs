@@ -147,7 +147,7 @@ pub(super) async fn explain(
     user: User,
     Named(charge_id): Named,
 ) -> Result<Json<Explanation>, Error> {
-    Ok(Json(explanation(app.backend.explanation_of(&user, &charge_id).await?)?))
+    Ok(Json(explanation(app.backend.explain_charge(&user, &charge_id).await?)?))
 }
 
 /// What an account was charged
@@ -177,7 +177,7 @@ pub(super) async fn explain_any(
     Admin(admin): Admin,
     Named(charge_id): Named,
 ) -> Result<Json<Explanation>, Error> {
-    Ok(Json(explanation(app.backend.explanation_of(&admin, &charge_id).await?)?))
+    Ok(Json(explanation(app.backend.explain_charge(&admin, &charge_id).await?)?))
 }
 
 async fn page(app: &App, user: &User, eco_id: String, mut params: Params) -> Result<Json<Charges>, Error> {
@@ -185,7 +185,7 @@ async fn page(app: &App, user: &User, eco_id: String, mut params: Params) -> Res
     let page_token = params.page_token();
     params.finish()?;
     let request = billing::ListChargesRequest { eco_id, page_size, page_token };
-    let page = app.backend.charges_of(user, request).await?;
+    let page = app.backend.charges(user, request).await?;
     Ok(Json(Charges {
         charges: page.charges.into_iter().map(Charge::try_from).collect::<Result<_, _>>()?,
         next_page_token: convert::some_text(page.next_page_token),

@@ -50,7 +50,7 @@ pub(super) struct Forecast {
     (status = 404, description = "The account does not exist"),
 ))]
 pub(super) async fn show(State(app): State<App>, user: User) -> Result<Json<Forecast>, Error> {
-    Ok(Json(Forecast::of(app.backend.forecast(&user).await?)?))
+    Ok(Json(Forecast::of(app.backend.forecast(&user, "").await?)?))
 }
 
 impl Forecast {

@@ -20,7 +20,7 @@ use tonic_web::GrpcWebLayer;
 use tower::{Layer, ServiceExt, service_fn};
 use tracing::Span;
 
-use crate::{App, backend::Service, error::Error};
+use crate::{App, auth, backend::Service, error::Error};
 
 /// What is handed on: no cookies, nothing of the connection.
 const HANDED_ON: [HeaderName; 7] = [
@@ -55,7 +55,15 @@ async fn call(app: App, service: Service, request: Request) -> Result<Response, 
             let share = app.shares.enter(&eco_id);
             Some(share.ok_or(Error::unavailable("too many requests of this account in flight"))?)
         }
-        Ok(Caller::Service { .. } | Caller::ApiKey(_)) | Err(_) => {
+        Ok(Caller::ApiKey(key)) => {
+            Span::current().record("caller", key.key_id());
+            match auth::verified(&app, &key, request.extensions()).await {
+                // The service refuses a bad key in the form that its callers read.
+                Ok(_) | Err(Error::InvalidApiKey) => None,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Caller::Service { .. }) | Err(_) => {
             app.rates.stranger(request.extensions())?;
             None
         }

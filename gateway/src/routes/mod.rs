@@ -72,6 +72,7 @@ pub fn api() -> OpenApiRouter<App> {
         .routes(routes!(keys::revoke))
         .routes(routes!(keys::rotate))
         .routes(routes!(admin::overview))
+        .routes(routes!(admin::history))
         .routes(routes!(admin::users))
         .routes(routes!(revenue::show))
         .routes(routes!(accounts::show))

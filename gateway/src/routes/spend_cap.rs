@@ -37,7 +37,7 @@ struct NewSpendCap {
     (status = 404, description = "The account does not exist"),
 ))]
 pub(super) async fn show(State(app): State<App>, user: User) -> Result<Json<SpendCap>, Error> {
-    let overage = app.backend.overage(&user).await?;
+    let overage = app.backend.overage(&user, "").await?;
     Ok(Json(SpendCap::of(&overage)?))
 }
 
@@ -58,7 +58,7 @@ pub(super) async fn set(State(app): State<App>, user: User, mut body: Body) -> R
     };
     body.finish()?;
     app.backend.set_spend_cap(&user, request).await?;
-    let overage = app.backend.overage(&user).await?;
+    let overage = app.backend.overage(&user, "").await?;
     Ok(Json(SpendCap::of(&overage)?))
 }
 

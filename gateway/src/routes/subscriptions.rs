@@ -78,7 +78,7 @@ struct ReactivateRequest {
     (status = 404, description = "The account does not exist"),
 ))]
 pub(super) async fn current(State(app): State<App>, user: User) -> Result<Json<Subscription>, Error> {
-    Ok(Json(Subscription::of(app.backend.subscription(&user).await?)?))
+    Ok(Json(Subscription::of(app.backend.subscription(&user, "").await?)?))
 }
 
 /// Open a checkout
@@ -159,8 +159,7 @@ pub(super) async fn reactivate(
 }
 
 impl Subscription {
-    pub(super) fn of(shown: Option<billing::Subscription>) -> Result<Self, Error> {
-        let shown = shown.ok_or_else(|| Error::Internal("the service left out subscription".to_owned()))?;
+    pub(super) fn of(shown: billing::Subscription) -> Result<Self, Error> {
         let time = |field, at| convert::optional_time(field, at).map(|at| at.map(format::time));
         let next_plan_at = time("next_plan_time", shown.next_plan_time.as_ref())?;
         let next_plan = match shown.next_plan() {

@@ -53,7 +53,10 @@ impl Current {
     (status = 404, description = "The account does not exist: `No usage record found`"),
 ))]
 pub(super) async fn current(State(app): State<App>, user: User) -> Result<Json<Current>, Error> {
-    let usage = app.backend.current_usage(&user).await?;
+    let usage = app.backend.current_usage(&user, "").await.map_err(|error| match error {
+        Error::NotFound(_) => Error::NotFound("No usage record found"),
+        error => error,
+    })?;
     Ok(Json(Current::of(&usage)?))
 }
 
@@ -67,6 +70,13 @@ pub(super) struct History {
 
 #[derive(Serialize, ToSchema)]
 struct Day {
+    #[serde(flatten)]
+    total: DayTotal,
+    top_endpoints: Vec<TopEndpoint>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct DayTotal {
     #[schema(format = Date)]
     date: String,
     total_calls: i64,
@@ -75,7 +85,6 @@ struct Day {
     /// Answered 400 and above.
     failed_calls: i64,
     avg_response_time_ms: i64,
-    top_endpoints: Vec<TopEndpoint>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -107,7 +116,7 @@ pub(super) async fn history(
 ) -> Result<Json<History>, Error> {
     let days = params.days(30);
     params.finish()?;
-    let history = app.backend.history(&user, days).await?;
+    let history = app.backend.history(&user, "", days).await?;
     Ok(Json(History {
         history: history.days.into_iter().map(Day::from).collect(),
         period_days: history.days_count,
@@ -115,20 +124,25 @@ pub(super) async fn history(
 }
 
 impl From<analytics::DailyUsage> for Day {
-    fn from(day: analytics::DailyUsage) -> Self {
-        let top_endpoints = day.top_endpoints.into_iter().map(|e| TopEndpoint {
+    fn from(mut day: analytics::DailyUsage) -> Self {
+        let top_endpoints = std::mem::take(&mut day.top_endpoints).into_iter().map(|e| TopEndpoint {
             endpoint: e.endpoint,
             method: e.method,
             count: e.calls_count,
             avg_response_time_ms: format::millis(e.avg_response_time_ms),
         });
-        Day {
+        Day { top_endpoints: top_endpoints.collect(), total: day.into() }
+    }
+}
+
+impl From<analytics::DailyUsage> for DayTotal {
+    fn from(day: analytics::DailyUsage) -> Self {
+        DayTotal {
             date: day.date,
             total_calls: day.total_count,
             successful_calls: day.successful_count,
             failed_calls: day.failed_count,
             avg_response_time_ms: format::millis(day.avg_response_time_ms),
-            top_endpoints: top_endpoints.collect(),
         }
     }
 }
@@ -176,7 +190,8 @@ pub(super) async fn endpoints(
 ) -> Result<Json<Endpoints>, Error> {
     let days = params.days(7);
     params.finish()?;
-    let stats = app.backend.endpoints(&user, days).await?;
+    let request = analytics::ListEndpointStatsRequest { days_count: days, ..Default::default() };
+    let stats = app.backend.endpoints(&user, request).await?;
     Ok(Json(Endpoints {
         endpoints: stats.endpoints.into_iter().map(Endpoint::from).collect(),
         period_days: stats.days_count,
@@ -231,7 +246,7 @@ impl Overage {
     (status = 404, description = "The account does not exist"),
 ))]
 pub(super) async fn overage(State(app): State<App>, user: User) -> Result<Json<Overage>, Error> {
-    let overage = app.backend.overage(&user).await?;
+    let overage = app.backend.overage(&user, "").await?;
     Ok(Json(Overage::of(&overage)?))
 }
 

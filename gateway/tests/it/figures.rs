@@ -1,4 +1,4 @@
-//! `/api/usage/forecast`, `/api/usage/export` and `/api/admin/revenue`.
+//! `/api/usage/forecast`, `/api/usage/export`, `/api/admin/analytics/history` and `/api/admin/revenue`.
 
 use anyhow::{Context, Result};
 use chrono::{TimeDelta, Utc};
@@ -14,6 +14,7 @@ use crate::{
 
 const FORECAST: &str = "/api/usage/forecast";
 const EXPORT: &str = "/api/usage/export";
+const HISTORY: &str = "/api/admin/analytics/history";
 const REVENUE: &str = "/api/admin/revenue";
 
 #[tokio::test]
@@ -49,6 +50,40 @@ async fn what_a_period_is_expected_to_come_to() -> Result<()> {
     let close = "update eco_identities set status = 'closed', closed_time = now() where eco_id = 'eco_new'";
     sqlx::query(close).execute(&suite.db.pool).await?;
     assert_answer!(suite.get_as("eco_new", FORECAST).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn calls_of_all_accounts_by_day_are_for_admins() -> Result<()> {
+    let suite = Suite::start().await?;
+    assert_answer!(suite.get_as_admin(HISTORY).await?);
+    suite.account("eco_pro", Plan::Pro).await?;
+    suite.account("eco_free", Plan::Free).await?;
+    let yesterday = Utc::now() - TimeDelta::days(1);
+    suite
+        .record(vec![
+            event_at("eco_pro", "/v1/x", 200, 100, yesterday),
+            event_at("eco_free", "/v1/y", 404, 3, yesterday),
+            event("eco_pro", "/v1/x", 200, 20_000),
+            event("eco_free", "/v1/y", 500, 7),
+            event("eco_free", "/v1/y", 302, 1),
+        ])
+        .await?;
+    let shown = async |query: &str| -> Result<Value> {
+        Ok(suite.get_as_admin(&format!("{HISTORY}{query}")).await?.body)
+    };
+    let body = shown("").await?;
+    assert_eq!(body["period_days"], 30);
+    let counts = |day: &Value| {
+        ["total_calls", "successful_calls", "failed_calls"].map(|name| day[name].as_i64().unwrap_or(-1))
+    };
+    let days = body["history"].as_array().context("days")?;
+    assert_eq!(days.iter().map(counts).collect::<Vec<_>>(), [[103, 100, 3], [20_008, 20_000, 7]]);
+    assert_eq!(shown("?days=1").await?["history"], json!([days[1]]), "today alone");
+    assert_eq!(shown("?days=999").await?["period_days"], 365);
+    assert_answer!(suite.get_as_admin(&format!("{HISTORY}?days=0")).await?);
+    assert_answer!(suite.get_as("eco_pro", HISTORY).await?);
+    assert_answer!(Answer::of(suite.request("GET", HISTORY)?).await?);
     Ok(())
 }
 

@@ -21,14 +21,16 @@ struct Answer {
 
 impl Suite {
     async fn send(&self, path: &str, token: Option<&str>, message: &impl Message) -> Result<Response> {
+        self.send_with(path, &token.map(|token| format!("Bearer {token}")).unwrap_or_default(), message).await
+    }
+
+    async fn send_with(&self, path: &str, authorization: &str, message: &impl Message) -> Result<Response> {
         let mut body = vec![0];
         body.extend(u32::try_from(message.encoded_len())?.to_be_bytes());
         body.extend(message.encode_to_vec());
         let request = self.request("POST", path)?.header("content-type", BINARY).header("x-grpc-web", "1");
-        let request = match token {
-            Some(token) => request.bearer_auth(token),
-            None => request,
-        };
+        let request =
+            if authorization.is_empty() { request } else { request.header("authorization", authorization) };
         Ok(request.body(body).send().await?)
     }
 }
@@ -99,6 +101,62 @@ async fn who_may_not_call_is_told_as_grpc_tells_it() -> Result<()> {
     assert_eq!(answer.status, "16", "UNAUTHENTICATED");
     let answer = Answer::of(suite.send(&format!("{CURRENT}s"), Some(&token), &foreign).await?).await?;
     assert_eq!(answer.status, "12", "UNIMPLEMENTED");
+    Ok(())
+}
+
+/// As over REST: a good key counts for its account, which may send one a second and two at once; a bad one for the
+/// address, here without a rate.
+#[tokio::test]
+async fn a_key_counts_for_its_account() -> Result<()> {
+    let suite = Suite::start_with(|config| {
+        config.account_rate_per_second = 1;
+        config.address_rate_per_second = 0;
+    })
+    .await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    suite.account("eco_b", Plan::Pro).await?;
+    let (a, b) = (suite.api_key("eco_a", false).await?, suite.api_key("eco_b", false).await?);
+    let bad = format!("{}x", &a[..a.len() - 1]);
+    let own = usage::GetCurrentUsageRequest::default();
+    let refused = async {
+        loop {
+            let answer = suite.send_with(CURRENT, &a, &own).await?;
+            if answer.status() == 429 {
+                return anyhow::Ok(());
+            }
+            assert_eq!(Answer::of(answer).await?.status, "0");
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), refused).await??;
+    let answer = suite.send(CURRENT, Some(&user_token("eco_a")?), &own).await?;
+    assert_eq!(answer.status(), 429, "its users have sent as many");
+    assert_eq!(Answer::of(suite.send_with(CURRENT, &b, &own).await?).await?.status, "0", "another account");
+    for _ in 0..4 {
+        assert_eq!(Answer::of(suite.send_with(CURRENT, &bad, &own).await?).await?.status, "16", "a bad key");
+    }
+    Ok(())
+}
+
+/// Who made a key up is held up by where it comes from, and the good keys that come from there are not.
+#[tokio::test]
+async fn a_bad_key_counts_for_its_address() -> Result<()> {
+    let suite = Suite::start_with(|config| {
+        config.account_rate_per_second = 0;
+        config.address_rate_per_second = 1;
+    })
+    .await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    let key = suite.api_key("eco_a", false).await?;
+    let bad = format!("{}x", &key[..key.len() - 1]);
+    let own = usage::GetCurrentUsageRequest::default();
+    let refused = async {
+        while suite.send_with(CURRENT, &bad, &own).await?.status() != 429 {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), refused).await??;
+    for _ in 0..4 {
+        assert_eq!(Answer::of(suite.send_with(CURRENT, &key, &own).await?).await?.status, "0");
+    }
     Ok(())
 }
 

@@ -230,6 +230,20 @@ async fn a_page_has_nothing_inline_and_allows_nothing_from_elsewhere() -> Result
     Ok(())
 }
 
+/// Nothing is to come of it, so there is no forecast; all else of it shows.
+#[tokio::test]
+async fn a_closed_account_is_shown_as_such() -> Result<()> {
+    let suite = suite().await?;
+    suite.record(vec![event("eco_b", "/v1/x", 200, 105_000)]).await?;
+    let close = "update eco_identities set status = 'closed', closed_time = now() where eco_id = 'eco_b'";
+    sqlx::query(close).execute(&suite.db.pool).await?;
+    let shown = Visitor::of(&suite, ADMIN)?.get("/admin/accounts/eco_b").await?;
+    assert_eq!(shown.status, 200, "{}", shown.html);
+    assert!(shown.says("<dd>Closed ") && shown.says("105,000"), "{}", shown.html);
+    assert!(shown.says("The account is closed: nothing is to come."), "{}", shown.html);
+    Ok(())
+}
+
 #[tokio::test]
 async fn files_are_kept_for_ever_under_the_hash_of_what_is_in_them() -> Result<()> {
     let suite = suite().await?;

@@ -150,6 +150,7 @@ fn routes(victim: &Victim) -> Vec<Route> {
         post("/api/keys/revoke", key.clone(), Other::Missing),
         post("/api/keys/rotate", key, Other::Missing),
         get("/api/admin/analytics/overview", Other::Forbidden),
+        get("/api/admin/analytics/history", Other::Forbidden),
         get("/api/admin/analytics/users", Other::Forbidden),
         get("/api/admin/revenue", Other::Forbidden),
         with(account.clone(), get("/api/admin/accounts/{id}", Other::Forbidden)),

@@ -363,6 +363,11 @@ fn of_analytics() -> Vec<Rpc> {
             &analytics::ListEndpointStatsRequest { eco_id: eco_id(), ..Default::default() },
         ),
         rpc("AnalyticsService/GetOverview", ADMINS, &analytics::GetOverviewRequest {}),
+        rpc(
+            "AnalyticsService/GetTotalUsageHistory",
+            ADMINS,
+            &analytics::GetTotalUsageHistoryRequest::default(),
+        ),
         rpc("AnalyticsService/ListUsers", ADMINS, &analytics::ListUsersRequest::default()),
         rpc("AnalyticsService/ListTopUsers", ADMINS, &analytics::ListTopUsersRequest::default()),
         rpc("AnalyticsService/GetRevenueHistory", ADMINS, &analytics::GetRevenueHistoryRequest::default()),

@@ -343,7 +343,7 @@ async fn add_up(
     }
     if !deltas.hourly.is_empty() {
         store::usage_hourly::add(connection, &deltas.hourly).await?;
-        store::usage_daily::add(connection, &deltas.daily).await?;
+        store::usage_daily::add(connection, slot, &deltas.daily).await?;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! `eco_usage_daily`, the rollup by UTC day, and the locks of a day's rollups.
+//! `eco_usage_daily`, the rollup by UTC day, with `eco_usage_totals`, its sums over all accounts, and the locks of a day's
+//! rollups.
 
 use chrono::NaiveDate;
 use sqlx::PgConnection;
@@ -34,24 +35,44 @@ pub async fn lock_day_shared(connection: &mut PgConnection, day: NaiveDate) -> s
     Ok(())
 }
 
-/// Adds to the rollup, in the order given.
+/// Adds to the rollup, in the order given, and to the totals of the days in this slot.
 #[tracing::instrument(name = "db.eco_usage_daily.upsert", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql", rows = rollups.len()))]
-pub async fn add(connection: &mut PgConnection, rollups: &[Rollup<'_, NaiveDate>]) -> sqlx::Result<()> {
+pub async fn add(
+    connection: &mut PgConnection,
+    slot: i16,
+    rollups: &[Rollup<'_, NaiveDate>],
+) -> sqlx::Result<()> {
     // A function scan yields the rows in the arrays' order.
     let arrays = RollupArrays::of(rollups);
     sqlx::query!(
-        "insert into eco_usage_daily as d
-             (eco_id, day, route, method, status_class, units_count, event_count, latency_sum_ms, sketch)
-         select u.eco_id, u.at, u.route, u.method, u.status_class, u.units, u.events, u.latency_ms,
-                ($11::bigint[])[u.sketch_start : u.sketch_end]
-         from unnest($1::text[], $2::date[], $3::text[], $4::text[], $5::smallint[], $6::bigint[], $7::bigint[],
-                     $8::bigint[], $9::int[], $10::int[])
-              as u (eco_id, at, route, method, status_class, units, events, latency_ms, sketch_start, sketch_end)
-         on conflict (eco_id, day, route, method, status_class) do update set
-             units_count    = d.units_count + excluded.units_count,
-             event_count    = d.event_count + excluded.event_count,
-             latency_sum_ms = d.latency_sum_ms + excluded.latency_sum_ms,
-             sketch         = nexus_sketch_add(d.sketch, excluded.sketch)",
+        "with added as (
+             select * from unnest($1::text[], $2::date[], $3::text[], $4::text[], $5::smallint[], $6::bigint[],
+                                  $7::bigint[], $8::bigint[], $9::int[], $10::int[])
+                 as u (eco_id, at, route, method, status_class, units, events, latency_ms, sketch_start, sketch_end)
+         ), daily as (
+             insert into eco_usage_daily as d
+                 (eco_id, day, route, method, status_class, units_count, event_count, latency_sum_ms, sketch)
+             select eco_id, at, route, method, status_class, units, events, latency_ms,
+                    ($11::bigint[])[sketch_start : sketch_end]
+             from added
+             on conflict (eco_id, day, route, method, status_class) do update set
+                 units_count    = d.units_count + excluded.units_count,
+                 event_count    = d.event_count + excluded.event_count,
+                 latency_sum_ms = d.latency_sum_ms + excluded.latency_sum_ms,
+                 sketch         = nexus_sketch_add(d.sketch, excluded.sketch)
+         )
+         insert into eco_usage_totals as t
+             (day, slot, units_count, successful_units, failed_units, event_count, latency_sum_ms)
+         select at, $12, sum(units), coalesce(sum(units) filter (where status_class = 2), 0),
+                coalesce(sum(units) filter (where status_class >= 4), 0), sum(events), sum(latency_ms)
+         from added
+         group by at
+         on conflict (day, slot) do update set
+             units_count      = t.units_count + excluded.units_count,
+             successful_units = t.successful_units + excluded.successful_units,
+             failed_units     = t.failed_units + excluded.failed_units,
+             event_count      = t.event_count + excluded.event_count,
+             latency_sum_ms   = t.latency_sum_ms + excluded.latency_sum_ms",
         &arrays.eco_ids as &[&str],
         &arrays.at,
         &arrays.routes as &[&str],
@@ -63,6 +84,7 @@ pub async fn add(connection: &mut PgConnection, rollups: &[Rollup<'_, NaiveDate>
         &arrays.starts,
         &arrays.ends,
         &arrays.entries,
+        slot,
     )
     .execute(connection)
     .await?;

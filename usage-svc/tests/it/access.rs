@@ -150,6 +150,7 @@ nexus_analytics eco_usage_counters: select
 nexus_analytics eco_usage_daily: select
 nexus_analytics eco_usage_hourly: select
 nexus_analytics eco_usage_segments: select
+nexus_analytics eco_usage_totals: select
 nexus_billing _sqlx_migrations: select
 nexus_billing eco_account_changes: select insert delete
 nexus_billing eco_account_figures: select insert update delete
@@ -219,6 +220,7 @@ nexus_usage eco_usage_quarantine: select insert
 nexus_usage eco_usage_retention: select
 nexus_usage eco_usage_routes: select insert update
 nexus_usage eco_usage_segments: select
+nexus_usage eco_usage_totals: select insert update delete
 ";
 
 #[tokio::test]

@@ -9,11 +9,12 @@ use sqlx::{AssertSqlSafe, postgres::PgListener};
 use crate::support::*;
 
 /// What a flush writes to.
-const TABLES: [&str; 6] = [
+const TABLES: [&str; 7] = [
     "eco_api_usage",
     "eco_usage_counters",
     "eco_usage_hourly",
     "eco_usage_daily",
+    "eco_usage_totals",
     "eco_usage_routes",
     "eco_quota_leases",
 ];

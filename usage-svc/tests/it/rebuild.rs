@@ -29,12 +29,63 @@ async fn a_day_is_rebuilt_from_the_raw_log() -> Result<()> {
         record_batch(&server, (0..50).map(event).collect()).await?;
     }
     let right = rollups(&db).await?;
-    assert!((5..=6).contains(&right.len()), "{right:?}");
+    assert!((6..=7).contains(&right.len()), "{right:?}");
     sqlx::query("update eco_usage_daily set units_count = 1, sketch = '{}'").execute(&db.pool).await?;
     sqlx::query("update eco_usage_hourly set units_count = 1, sketch = '{}'").execute(&db.pool).await?;
+    sqlx::query("update eco_usage_totals set slot = slot + 1, units_count = 1").execute(&db.pool).await?;
     let pool = db::pool(&db.args(), Role::Usage)?;
     assert_eq!(rebuild_day::run(&pool, at.date_naive()).await?, 1);
     assert_eq!(rollups(&db).await?, right);
+    Ok(())
+}
+
+/// A day's totals are those of its rollup, over all accounts, slots and status classes; days are apart.
+#[tokio::test]
+async fn totals_are_what_the_rollups_of_all_accounts_add_up_to() -> Result<()> {
+    let (db, first) = server().await?;
+    let second = Server::start(db.args()).await?;
+    for eco_id in ["eco_a", "eco_b", "eco_c"] {
+        account(&db, eco_id, Plan::Pro).await?;
+    }
+    let now = now();
+    let at = |days: i64| now - TimeDelta::days(days);
+    for (n, (eco_id, status_code, days)) in [
+        ("eco_a", 200, 1),
+        ("eco_b", 204, 1),
+        ("eco_b", 302, 1),
+        ("eco_c", 404, 1),
+        ("eco_c", 500, 2),
+        ("eco_a", 200, 2),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let units_count = 10_i64.pow(u32::try_from(n)?);
+        let event = UsageEvent { status_code, units_count, ..event_at(eco_id, at(days)) };
+        record(if n % 2 == 0 { &first } else { &second }, event).await?;
+    }
+    let totals =
+        "select day, sum(units_count)::bigint, sum(successful_units)::bigint, sum(failed_units)::bigint,
+                         sum(event_count)::bigint
+                  from eco_usage_totals group by day order by day";
+    let totals =
+        async || sqlx::query_as::<_, (NaiveDate, i64, i64, i64, i64)>(totals).fetch_all(&db.pool).await;
+    let right =
+        [(at(2).date_naive(), 110_000, 100_000, 10_000, 2), (at(1).date_naive(), 1_111, 11, 1_000, 4)];
+    assert_eq!(totals().await?, right);
+    let pool = db::pool(&db.args(), Role::Usage)?;
+    rebuild_day::run(&pool, at(1).date_naive()).await?;
+    assert_eq!(totals().await?, right);
+    let added = UsageEvent { units_count: 7, ..event_at("eco_a", at(1)) };
+    record(&second, added).await?;
+    assert_eq!(totals().await?[1].1, 1_118, "a flush adds to what was rebuilt");
+    let mut owner = nexus_kit::db::acquire(&db.pool).await?;
+    sqlx::query("delete from eco_usage_totals where day = $1")
+        .bind(at(2).date_naive())
+        .execute(&mut *owner)
+        .await?;
+    sqlx::query("select nexus_rebuild_usage_totals()").execute(&mut *owner).await?;
+    assert_eq!(totals().await?[0], right[0]);
     Ok(())
 }
 

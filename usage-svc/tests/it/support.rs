@@ -406,7 +406,12 @@ pub(crate) async fn rollups(db: &TestDb) -> Result<Vec<String>> {
               union all
               select eco_id, day::text, route, method, status_class, units_count, event_count, latency_sum_ms,
                      nexus_sketch_compact(sketch)
-              from eco_usage_daily) as r
+              from eco_usage_daily
+              union all
+              select null, day::text, null, null, null, sum(units_count), sum(event_count), sum(latency_sum_ms),
+                     array[sum(successful_units), sum(failed_units)]::bigint[]
+              from eco_usage_totals
+              group by day) as r
         order by 1";
     Ok(sqlx::query_scalar(rollups).fetch_all(&db.pool).await?)
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     call::Analytics,
-    listing::{Page, Paging, Row, list},
+    listing::{PAGE, Page, Paging, Row, list},
     table::Column,
     text::{known, money, plan, rfc3339, subscription_status, thousands, utc},
 };
@@ -23,9 +23,6 @@ Examples:
 Pages are printed as they come. \"Each account once while accounts are added\" is promised for --sort created only.
 Calls, overage and revenue are those of each account's current period. Closed accounts are not listed. For admins.
 Exit code: 0 they were listed, 1 it failed; where that is on a later page, what was printed is cut off.";
-
-/// Accounts a page at most.
-const PAGE: u32 = 100;
 
 #[derive(Args)]
 pub(crate) struct ListArgs {

@@ -1,14 +1,13 @@
 //! `nexus charges list`.
 
 use anyhow::{Result, anyhow};
-use clap::Args;
 use nexus_proto::billing::v1::{Charge, ListChargesRequest};
 use serde_json::Value;
 
 use super::{charge_json, status_word};
 use crate::{
     call::Billing,
-    listing::{Page, Paging, Row, list},
+    listing::{OfAccount, Page, Row},
     table::Column,
     text::{day, money, thousands, utc},
 };
@@ -21,27 +20,11 @@ Examples:
 A user sees the own account's; admins and service tokens with the scope billing.run any account's.
 Exit code: 0 they were listed, 1 it failed.";
 
-/// Charges a page at most.
-const PAGE: u32 = 100;
-
-#[derive(Args)]
-pub(crate) struct ListArgs {
-    /// Account; default: that of the user whose token it is
-    #[arg(long, value_name = "ID")]
-    account: Option<String>,
-    #[command(flatten)]
-    paging: Paging,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    server: Billing,
-}
+pub(crate) type ListArgs = OfAccount<Billing>;
 
 pub(super) async fn run(args: &ListArgs) -> Result<()> {
     let mut billing = args.server.client()?;
-    list(&args.paging, args.json, PAGE, async |page_size, page_token| {
-        let eco_id = args.account.clone().unwrap_or_default();
+    args.list(async |eco_id, page_size, page_token| {
         let request = args.server.request(ListChargesRequest { eco_id, page_size, page_token })?;
         let page = billing.list_charges(request).await;
         let page = page.map_err(|status| anyhow!(args.server.refused("ListCharges", &status)))?.into_inner();

@@ -1,14 +1,13 @@
 //! `nexus keys list`.
 
 use anyhow::{Result, anyhow};
-use clap::Args;
 use nexus_proto::usage::v1::{ApiKey, ListApiKeysRequest};
 use serde_json::Value;
 
 use super::{key_json, status_word};
 use crate::{
     call::Usage,
-    listing::{Page, Paging, Row, list},
+    listing::{OfAccount, Page, Row},
     table::Column,
     text::utc,
 };
@@ -20,27 +19,11 @@ Examples:
 A user sees the own account's; admins and service tokens with the scope accounts.write any account's.
 Exit code: 0 they were listed, 1 it failed.";
 
-/// Keys a page at most.
-const PAGE: u32 = 100;
-
-#[derive(Args)]
-pub(crate) struct ListArgs {
-    /// Account; default: that of the user whose token it is
-    #[arg(long, value_name = "ID")]
-    account: Option<String>,
-    #[command(flatten)]
-    paging: Paging,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    server: Usage,
-}
+pub(crate) type ListArgs = OfAccount<Usage>;
 
 pub(super) async fn run(args: &ListArgs) -> Result<()> {
     let mut usage = args.server.client()?;
-    list(&args.paging, args.json, PAGE, async |page_size, page_token| {
-        let eco_id = args.account.clone().unwrap_or_default();
+    args.list(async |eco_id, page_size, page_token| {
         let request = args.server.request(ListApiKeysRequest { eco_id, page_size, page_token })?;
         let page = usage.list_api_keys(request).await;
         let page = page.map_err(|status| anyhow!(args.server.refused("ListApiKeys", &status)))?.into_inner();

@@ -3,7 +3,9 @@
 use anyhow::{Result, anyhow};
 use clap::Args;
 use nexus_proto::{
-    analytics::v1::{DailyUsage, EndpointCount, GetUsageHistoryRequest},
+    analytics::v1::{
+        DailyUsage, EndpointCount, ForecastUsageRequest, ForecastUsageResponse, GetUsageHistoryRequest,
+    },
     usage::v1::{GetCurrentUsageRequest, GetCurrentUsageResponse},
 };
 use serde_json::{Value, json};
@@ -18,8 +20,9 @@ pub(super) const HELP: &str = "\
 Examples:
   nexus usage show                                     of the user whose token it is
   nexus usage show --account eco_demo_pro --days 14    an admin's, with the last two weeks day by day
+  nexus usage show --forecast                          with what the period is expected to come to
   nexus usage show --account eco_demo_pro --json | jq .remaining
-A user sees the own account; an admin any. A service token needs the scope usage.check, with --days admin.
+A user sees the own account; an admin any. A service token needs the scope usage.check, with --days or --forecast admin.
 Exit code: 0 it was shown, 1 it failed.";
 
 /// Parts of the meter.
@@ -42,6 +45,9 @@ pub(crate) struct ShowArgs {
     /// Also its usage a day, for so many days up to today (UTC)
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..=365), value_name = "N")]
     days: Option<i32>,
+    /// Also what the period is expected to come to
+    #[arg(long)]
+    forecast: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -56,26 +62,45 @@ pub(super) async fn run(args: &ShowArgs) -> Result<()> {
     let request = args.usage.request(GetCurrentUsageRequest { eco_id: eco_id.clone() })?;
     let usage = args.usage.client()?.get_current_usage(request).await;
     let usage = usage.map_err(|status| anyhow!(args.usage.refused("GetCurrentUsage", &status)))?.into_inner();
+    let forecast = if args.forecast { Some(args.forecast(&eco_id).await?) } else { None };
     let days = match args.days {
-        Some(days_count) => {
-            let request = args.usage.request(GetUsageHistoryRequest { eco_id, days_count })?;
-            let history = args.analytics.client(&args.usage.credentials)?.get_usage_history(request).await;
-            let refused = |status| anyhow!(args.analytics.refused("GetUsageHistory", &status));
-            Some(history.map_err(refused)?.into_inner().days)
-        }
+        Some(days_count) => Some(args.days(eco_id, days_count).await?),
         None => None,
     };
     if args.json {
-        return print(&format!("{:#}\n", as_json(&usage, days.as_deref())));
+        return print(&format!("{:#}\n", as_json(&usage, forecast.as_ref(), days.as_deref())));
     }
     print(&as_text(&usage))?;
+    if let Some(forecast) = &forecast {
+        print(&forecast_text(forecast))?;
+    }
     match days {
         Some(days) => print(&format!("\n{}", Table::new(DAYS).lines(days.iter().map(day_row)))),
         None => Ok(()),
     }
 }
 
-fn as_json(u: &GetCurrentUsageResponse, days: Option<&[DailyUsage]>) -> Value {
+impl ShowArgs {
+    async fn forecast(&self, eco_id: &str) -> Result<ForecastUsageResponse> {
+        let request = self.usage.request(ForecastUsageRequest { eco_id: eco_id.to_owned() })?;
+        let forecast = self.analytics.client(&self.usage.credentials)?.forecast_usage(request).await;
+        let refused = |status| anyhow!(self.analytics.refused("ForecastUsage", &status));
+        Ok(forecast.map_err(refused)?.into_inner())
+    }
+
+    async fn days(&self, eco_id: String, days_count: i32) -> Result<Vec<DailyUsage>> {
+        let request = self.usage.request(GetUsageHistoryRequest { eco_id, days_count })?;
+        let history = self.analytics.client(&self.usage.credentials)?.get_usage_history(request).await;
+        let refused = |status| anyhow!(self.analytics.refused("GetUsageHistory", &status));
+        Ok(history.map_err(refused)?.into_inner().days)
+    }
+}
+
+fn as_json(
+    u: &GetCurrentUsageResponse,
+    forecast: Option<&ForecastUsageResponse>,
+    days: Option<&[DailyUsage]>,
+) -> Value {
     let mut all = json!({
         "eco_id": u.eco_id,
         "plan": text::plan(u.plan),
@@ -90,10 +115,29 @@ fn as_json(u: &GetCurrentUsageResponse, days: Option<&[DailyUsage]>) -> Value {
         "period_end_time": text::rfc3339(u.period_end_time.as_ref()),
         "server_time": text::rfc3339(u.server_time.as_ref()),
     });
+    if let Some(forecast) = forecast {
+        all["forecast"] = forecast_json(forecast);
+    }
     if let Some(days) = days {
         all["days"] = days.iter().map(day_json).collect();
     }
     all
+}
+
+fn forecast_json(f: &ForecastUsageResponse) -> Value {
+    json!({
+        "expected_calls": f.expected_count,
+        "low_calls": f.low_count,
+        "high_calls": f.high_count,
+        "limit": f.limit_count,
+        "limit_reached_time": text::rfc3339(f.limit_reached_time.as_ref()),
+        "expected_overage_micros": f.expected_overage_micros,
+        "low_overage_micros": f.low_overage_micros,
+        "high_overage_micros": f.high_overage_micros,
+        "subscription_micros": f.subscription_micros,
+        "currency_code": f.currency_code,
+        "as_of_time": text::rfc3339(f.as_of_time.as_ref()),
+    })
 }
 
 fn day_json(day: &DailyUsage) -> Value {
@@ -140,6 +184,24 @@ fn as_text(u: &GetCurrentUsageResponse) -> String {
     }
     text.push_str(&fact("left", thousands(u.remaining_count)));
     text.push_str(&fact("overage", thousands(u.overage_count)));
+    text
+}
+
+/// The end of the period as it is expected; four times of five it is within the range.
+fn forecast_text(f: &ForecastUsageResponse) -> String {
+    let range = |low: String, high: String| format!("{low} to {high}");
+    let calls = range(thousands(f.low_count), thousands(f.high_count));
+    let mut text = fact("expected", format!("{} calls ({calls})", thousands(f.expected_count)));
+    let used = match f.limit_reached_time.as_ref() {
+        Some(at) => format!("{} are used by {}", thousands(f.limit_count), text::utc(Some(at))),
+        None if f.limit_count < 0 => "no limit to reach".to_owned(),
+        None => format!("{} last until the end", thousands(f.limit_count)),
+    };
+    text.push_str(&fact("", used));
+    let money = |micros| text::money(micros, &f.currency_code);
+    let cost = range(money(f.low_overage_micros), money(f.high_overage_micros));
+    text.push_str(&fact("cost", format!("{} of overage ({cost})", money(f.expected_overage_micros))));
+    text.push_str(&fact("", format!("{} a month for the plan", money(f.subscription_micros))));
     text
 }
 

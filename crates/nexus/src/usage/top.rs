@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     call::Analytics,
-    listing::{Page, Paging, Row, list},
+    listing::{PAGE, Page, Paging, Row, list},
     table::Column,
     text::{self, thousands},
 };
@@ -18,9 +18,6 @@ Examples:
   nexus usage top --limit 100 --json
 The most usage first, ties by id; accounts without usage are not in it. For admins.
 Exit code: 0 they were listed, 1 it failed.";
-
-/// Accounts a page at most.
-const PAGE: u32 = 100;
 
 #[derive(Args)]
 pub(crate) struct TopArgs {

@@ -107,6 +107,10 @@ async fn sums_agree(pool: &PgPool) -> Result<()> {
     let outside = sum("select count(*) from eco_api_usage u join eco_subscriptions s on s.eco_id = u.eco_id
          where u.period_start <> nexus_period_start(s.anchor_time, now()) or u.event_time < u.period_start");
     assert_eq!(outside.await?, 0, "raw rows are of the current periods only");
+    assert_eq!(
+        sum("select sum(units_count)::bigint from eco_usage_totals").await?,
+        sum("select sum(units_count)::bigint from eco_usage_daily").await?
+    );
     assert_eq!(sum("select count(*) from eco_usage_records where overage_units > 0").await?, 4);
     assert!(
         sum("select (current_date - min(day))::bigint from (select min(day) as day from eco_usage_daily) d")

@@ -16,7 +16,7 @@ use crate::{
         charges::ledger,
         form::{AdminPosted, Posted},
         layout::{Page, Place},
-        part,
+        part::{self, Column},
         session::{AdminSession, Session},
         show,
         standing::Standing,
@@ -48,9 +48,9 @@ pub(super) async fn page(
     let charges = billing::ListChargesRequest { eco_id: eco_id.clone(), page_size: 10, page_token };
     let (standing, subscription, history, endpoints, charges, log) = tokio::try_join!(
         Standing::of(&app, user, id),
-        app.backend.subscription_of_account(user, id),
-        app.backend.history_of_account(user, id, DAYS),
-        app.backend.endpoints_of_account(user, id, DAYS),
+        app.backend.subscription(user, id),
+        app.backend.history(user, id, DAYS),
+        app.backend.endpoints(user, usage::busiest(id, DAYS)),
         app.backend.charges(user, charges),
         app.backend.audit_log(user, id),
     )?;
@@ -65,7 +65,7 @@ pub(super) async fn page(
         (standing.panel()?)
         (standing.money()?)
         @if account.status() == billing::AccountStatus::Active { (forms(&session, &account, &standing, &path)?) }
-        (usage::calls(&history, standing.now, None)?)
+        (usage::calls(&history.days, history.days_count, standing.now, None)?)
         (usage::endpoints(&endpoints, DAYS))
         (ledger(&charges, &path)?)
         (audit(&log)?)
@@ -141,22 +141,20 @@ fn forms(
 }
 
 fn audit(entries: &[billing::AuditEntry]) -> Result<Markup, Error> {
-    let table = html! {
-        table {
-            caption class="unseen" { "Changes of the account, newest first" }
-            thead { tr { th scope="col" { "When" } th scope="col" { "Who" } th scope="col" { "What" } th scope="col" { "Change" } } }
-            tbody {
-                @for entry in entries {
-                    tr {
-                        th scope="row" { (show::moment(convert::required_time("audit_time", entry.audit_time.as_ref())?)) }
-                        td { (entry.actor) }
-                        td { (entry.subject.replace('_', " ")) " " (entry.action) }
-                        td class="code json" { @if entry.action == "deleted" { (entry.before_json) } @else { (entry.after_json) } }
-                    }
+    let table = part::table(
+        "Changes of the account, newest first",
+        &[Column::Text("When"), Column::Text("Who"), Column::Text("What"), Column::Text("Change")],
+        &html! {
+            @for entry in entries {
+                tr {
+                    th scope="row" { (show::moment(convert::required_time("audit_time", entry.audit_time.as_ref())?)) }
+                    td { (entry.actor) }
+                    td { (entry.subject.replace('_', " ")) " " (entry.action) }
+                    td class="code json" { @if entry.action == "deleted" { (entry.before_json) } @else { (entry.after_json) } }
                 }
             }
-        }
-    };
+        },
+    );
     Ok(html! {
         section aria-labelledby="audit" {
             h2 id="audit" { "Who changed what" }

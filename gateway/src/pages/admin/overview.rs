@@ -15,10 +15,11 @@ use crate::{
         chart::{self, Bar},
         layout::{Page, Place},
         live::{self, Figures},
-        part,
+        part::{self, Column},
         session::AdminSession,
-        show,
+        show, usage,
     },
+    query::Params,
 };
 
 const MONTHS: i32 = 12;
@@ -27,10 +28,17 @@ const MONTHS: i32 = 12;
 pub(super) async fn page(
     State(app): State<App>,
     AdminSession(session): AdminSession,
+    mut params: Params,
 ) -> Result<Response, Error> {
+    let days = params.days(30);
+    params.finish()?;
     let admin = &session.user;
-    let (overview, revenue) =
-        tokio::try_join!(app.backend.overview(admin), app.backend.revenue_by_month(admin, MONTHS))?;
+    let months = analytics::GetRevenueHistoryRequest { months_count: MONTHS, currency_code: String::new() };
+    let (overview, revenue, history) = tokio::try_join!(
+        app.backend.overview(admin),
+        app.backend.revenue(admin, months),
+        app.backend.total_history(admin, days),
+    )?;
     let as_of = convert::required_time("as_of_time", overview.as_of_time.as_ref())?;
     let main = html! {
         div class="head" {
@@ -38,7 +46,8 @@ pub(super) async fn page(
             p class="sub" { "Each account's current period, as of " (show::moment(as_of)) " (UTC)" }
         }
         (figures(&overview)?)
-        @if let Some(months) = &revenue { (movements(months)?) }
+        (movements(&revenue.months)?)
+        (usage::calls(&history.days, history.days_count, as_of, Some("/admin"))?)
         div class="columns" {
             (by_plan(&overview)?)
             (top_users(&overview)?)
@@ -85,19 +94,19 @@ fn by_plan(overview: &analytics::GetOverviewResponse) -> Result<Markup, Error> {
     Ok(html! {
         section aria-labelledby="by-plan" {
             h2 id="by-plan" { "Accounts by plan" }
-            table {
-                caption class="unseen" { "Accounts by plan" }
-                thead { tr { th scope="col" { "Plan" } th scope="col" class="number" { "Accounts" } th scope="col" { span class="unseen" { "Share" } } } }
-                tbody {
-                    @for count in &overview.users_by_plan {
-                        tr {
-                            th scope="row" { a href={ "/admin/users?plan=" (convert::plan_word(count.plan)?) } { (show::plan(count.plan)?) } }
-                            td class="number" { (thousands(count.users_count)) }
-                            td { (part::bar(count.users_count, most)) }
-                        }
+            (part::table("Accounts by plan", &[
+                Column::Text("Plan"),
+                Column::Number("Accounts"),
+                Column::Unseen("Share"),
+            ], &html! {
+                @for count in &overview.users_by_plan {
+                    tr {
+                        th scope="row" { a href={ "/admin/users?plan=" (convert::plan_word(count.plan)?) } { (show::plan(count.plan)?) } }
+                        td class="number" { (thousands(count.users_count)) }
+                        td { (part::bar(count.users_count, most)) }
                     }
                 }
-            }
+            }))
         }
     })
 }
@@ -109,20 +118,21 @@ fn top_users(overview: &analytics::GetOverviewResponse) -> Result<Markup, Error>
             h2 id="top-users" { "Most calls" }
             @if overview.top_users.is_empty() { (part::empty("No account has made a call in its current period.")) }
             @else {
-                table {
-                    caption class="unseen" { "Accounts with the most calls" }
-                    thead { tr { th scope="col" { "Account" } th scope="col" { "Plan" } th scope="col" class="number" { "Calls" } th scope="col" class="wide-only" { span class="unseen" { "Share" } } } }
-                    tbody {
-                        @for user in &overview.top_users {
-                            tr {
-                                th scope="row" { a href={ "/admin/accounts/" (user.eco_id) } { (user.eco_id) } }
-                                td { (show::plan(user.plan)?) }
-                                td class="number" { (thousands(user.api_calls_count)) }
-                                td class="wide-only" { (part::bar(user.api_calls_count, most)) }
-                            }
+                (part::table("Accounts with the most calls", &[
+                    Column::Text("Account"),
+                    Column::Text("Plan"),
+                    Column::Number("Calls"),
+                    Column::WideOnly("Share"),
+                ], &html! {
+                    @for user in &overview.top_users {
+                        tr {
+                            th scope="row" { a href={ "/admin/accounts/" (user.eco_id) } { (user.eco_id) } }
+                            td { (show::plan(user.plan)?) }
+                            td class="number" { (thousands(user.api_calls_count)) }
+                            td class="wide-only" { (part::bar(user.api_calls_count, most)) }
                         }
                     }
-                }
+                }))
                 p { a href="/admin/users" { "All accounts" } }
             }
         }
@@ -160,30 +170,34 @@ fn movements(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error> {
 }
 
 fn movement_table(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error> {
-    Ok(html! {
-        table {
-            caption class="unseen" { "Revenue by month, newest first" }
-            thead { tr {
-                th scope="col" { "Month" }
-                @for name in ["New", "Back again", "Expansion", "Contraction", "Churn", "Recurring", "Overage"] { th scope="col" class="number" { (name) } }
-            } }
-            tbody {
-                @for month in months.iter().rev() {
-                    @let money = |micros: i64| show::money(micros, &month.currency_code);
-                    tr {
-                        th scope="row" { (month.month) }
-                        td class="number" { (money(month.new_micros)?) }
-                        td class="number" { (money(month.reactivation_micros)?) }
-                        td class="number" { (money(month.expansion_micros)?) }
-                        td class="number" { (money(-month.contraction_micros.abs())?) }
-                        td class="number" { (money(-month.churn_micros.abs())?) }
-                        td class="number" { strong { (money(month.mrr_micros)?) } }
-                        td class="number" { (money(month.overage_micros)?) }
-                    }
+    Ok(part::table(
+        "Revenue by month, newest first",
+        &[
+            Column::Text("Month"),
+            Column::Number("New"),
+            Column::Number("Back again"),
+            Column::Number("Expansion"),
+            Column::Number("Contraction"),
+            Column::Number("Churn"),
+            Column::Number("Recurring"),
+            Column::Number("Overage"),
+        ],
+        &html! {
+            @for month in months.iter().rev() {
+                @let money = |micros: i64| show::money(micros, &month.currency_code);
+                tr {
+                    th scope="row" { (month.month) }
+                    td class="number" { (money(month.new_micros)?) }
+                    td class="number" { (money(month.reactivation_micros)?) }
+                    td class="number" { (money(month.expansion_micros)?) }
+                    td class="number" { (money(-month.contraction_micros.abs())?) }
+                    td class="number" { (money(-month.churn_micros.abs())?) }
+                    td class="number" { strong { (money(month.mrr_micros)?) } }
+                    td class="number" { (money(month.overage_micros)?) }
                 }
             }
-        }
-    })
+        },
+    ))
 }
 
 /// The figures at the page's head, as they change.

@@ -13,15 +13,16 @@ use crate::{
     error::Error,
     pages::{
         form::{AdminPosted, Posted},
-        keys::query,
         layout::{Page, Place},
         live::{self, Figures},
-        part,
+        part::{self, Column},
         session::{AdminSession, Session},
         show,
     },
     query::Params,
 };
+
+const FAILED: &str = "Accounts that could not be charged";
 
 /// The page.
 pub(super) async fn page(
@@ -47,10 +48,7 @@ async fn render(app: &App, session: &Session, page_token: &str, found: &Markup) 
             h2 id="runs" { "Runs" }
             @if listed.runs.is_empty() { (part::empty("No run was made yet.")) }
             @else {
-                (part::scroll("Runs", &table(&listed.runs)?))
-                @if !listed.next_page_token.is_empty() {
-                    p { a href={ "/admin/billing?" (query("page_token", &listed.next_page_token)) } { "Older runs" } }
-                }
+                (part::page_of("Runs", &table(&listed.runs)?, "/admin/billing", &listed.next_page_token, "Older runs"))
             }
         }
     };
@@ -78,33 +76,31 @@ fn checks(session: &Session) -> Markup {
 }
 
 fn table(runs: &[billing::OverageRun]) -> Result<Markup, Error> {
-    Ok(html! {
-        table {
-            caption class="unseen" { "Runs, newest first" }
-            thead { tr {
-                th scope="col" { "Begun" }
-                th scope="col" { "State" }
-                th scope="col" class="number" { "Accounts" }
-                th scope="col" class="number" { "Charged" }
-                th scope="col" class="number" { "Failed" }
-                th scope="col" class="number" { "Sum" }
-                th scope="col" class="number" { "Took" }
-            } }
-            tbody {
-                @for run in runs {
-                    tr {
-                        th scope="row" { a href={ "/admin/billing/runs/" (run.run_id) } { (show::moment(convert::required_time("start_time", run.start_time.as_ref())?)) } }
-                        td { (state(run.status())) }
-                        td class="number" { (thousands(run.processed_count)) }
-                        td class="number" { (thousands(run.charged_count)) }
-                        td class="number" { (thousands(run.failed_count)) }
-                        td class="number" { (show::money(run.total_micros, &run.currency_code)?) }
-                        td class="number" { (show::duration(run.duration_ms)) }
-                    }
+    Ok(part::table(
+        "Runs, newest first",
+        &[
+            Column::Text("Begun"),
+            Column::Text("State"),
+            Column::Number("Accounts"),
+            Column::Number("Charged"),
+            Column::Number("Failed"),
+            Column::Number("Sum"),
+            Column::Number("Took"),
+        ],
+        &html! {
+            @for run in runs {
+                tr {
+                    th scope="row" { a href={ "/admin/billing/runs/" (run.run_id) } { (show::moment(convert::required_time("start_time", run.start_time.as_ref())?)) } }
+                    td { (state(run.status())) }
+                    td class="number" { (thousands(run.processed_count)) }
+                    td class="number" { (thousands(run.charged_count)) }
+                    td class="number" { (thousands(run.failed_count)) }
+                    td class="number" { (show::money(run.total_micros, &run.currency_code)?) }
+                    td class="number" { (show::duration(run.duration_ms)) }
                 }
             }
-        }
-    })
+        },
+    ))
 }
 
 fn state(status: OverageRunStatus) -> Markup {
@@ -152,11 +148,10 @@ pub(super) async fn run(
             @for (key, name, text) in figures(&run)? { (part::figure(name, key, &text, &html! {})) }
         }
         section aria-labelledby="errors" {
-            h2 id="errors" { "Accounts that could not be charged" }
+            h2 id="errors" { (FAILED) }
             @if errors.errors.is_empty() { (part::empty("None.")) }
             @else {
-                (part::scroll("Accounts that could not be charged", &error_table(&errors.errors)))
-                @if !errors.next_page_token.is_empty() { p { a href={ (path) "?" (query("page_token", &errors.next_page_token)) } { "More" } } }
+                (part::page_of(FAILED, &error_table(&errors.errors), &path, &errors.next_page_token, "More"))
             }
         }
     };
@@ -181,21 +176,19 @@ fn figures(run: &billing::OverageRun) -> Result<[(&'static str, &'static str, St
 }
 
 fn error_table(errors: &[billing::OverageError]) -> Markup {
-    html! {
-        table {
-            caption class="unseen" { "Accounts that could not be charged" }
-            thead { tr { th scope="col" { "Account" } th scope="col" { "Reason" } th scope="col" { "In words" } } }
-            tbody {
-                @for error in errors {
-                    tr {
-                        th scope="row" { a href={ "/admin/accounts/" (error.eco_id) } { (error.eco_id) } }
-                        td class="code" { (error.reason) }
-                        td { (error.message) }
-                    }
+    part::table(
+        FAILED,
+        &[Column::Text("Account"), Column::Text("Reason"), Column::Text("In words")],
+        &html! {
+            @for error in errors {
+                tr {
+                    th scope="row" { a href={ "/admin/accounts/" (error.eco_id) } { (error.eco_id) } }
+                    td class="code" { (error.reason) }
+                    td { (error.message) }
                 }
             }
-        }
-    }
+        },
+    )
 }
 
 /// A run's figures, as they change.
@@ -241,8 +234,8 @@ pub(super) async fn dry_run(
                     p class="hint" { "The first " (thousands(planned.planned_charges.len() as i64)) " of " (thousands(planned.planned_charges_count)) " charges." }
                 }
                 @if !planned.errors.is_empty() {
-                    h3 { "Accounts that could not be charged" }
-                    (part::scroll("Accounts that could not be charged", &error_table(&planned.errors)))
+                    h3 { (FAILED) }
+                    (part::scroll(FAILED, &error_table(&planned.errors)))
                 }
             }
         }
@@ -251,36 +244,34 @@ pub(super) async fn dry_run(
 }
 
 fn planned_table(charges: &[billing::PlannedCharge]) -> Result<Markup, Error> {
-    Ok(html! {
-        table {
-            caption class="unseen" { "Charges that would be made" }
-            thead { tr {
-                th scope="col" { "Account" }
-                th scope="col" class="number" { "Calls" }
-                th scope="col" class="number" { "Included" }
-                th scope="col" class="number" { "Overage calls" }
-                th scope="col" { "Price" }
-                th scope="col" class="number" { "Due" }
-                th scope="col" class="number" { "Charged before" }
-                th scope="col" class="number" { "Charge" }
-            } }
-            tbody {
-                @for charge in charges {
-                    @let money = |micros| show::money(micros, &charge.currency_code);
-                    tr {
-                        th scope="row" { a href={ "/admin/accounts/" (charge.eco_id) } { (charge.eco_id) } }
-                        td class="number" { (thousands(charge.api_calls_count)) }
-                        td class="number" { (show::limit(charge.included_count)) }
-                        td class="number" { (thousands(charge.overage_count)) }
-                        td { (show::price(charge.price_micros, charge.price_per_count, &charge.currency_code)?) }
-                        td class="number" { (money(charge.due_micros)?) }
-                        td class="number" { (money(charge.billed_micros)?) }
-                        td class="number" { strong { (money(charge.charge_micros)?) } }
-                    }
+    Ok(part::table(
+        "Charges that would be made",
+        &[
+            Column::Text("Account"),
+            Column::Number("Calls"),
+            Column::Number("Included"),
+            Column::Number("Overage calls"),
+            Column::Text("Price"),
+            Column::Number("Due"),
+            Column::Number("Charged before"),
+            Column::Number("Charge"),
+        ],
+        &html! {
+            @for charge in charges {
+                @let money = |micros| show::money(micros, &charge.currency_code);
+                tr {
+                    th scope="row" { a href={ "/admin/accounts/" (charge.eco_id) } { (charge.eco_id) } }
+                    td class="number" { (thousands(charge.api_calls_count)) }
+                    td class="number" { (show::limit(charge.included_count)) }
+                    td class="number" { (thousands(charge.overage_count)) }
+                    td { (show::price(charge.price_micros, charge.price_per_count, &charge.currency_code)?) }
+                    td class="number" { (money(charge.due_micros)?) }
+                    td class="number" { (money(charge.billed_micros)?) }
+                    td class="number" { strong { (money(charge.charge_micros)?) } }
                 }
             }
-        }
-    })
+        },
+    ))
 }
 
 /// Whether the records agree.
@@ -328,20 +319,18 @@ fn follow(session: &Session, request_id: &str) -> Markup {
 }
 
 fn differences(differences: &[billing::Difference]) -> Result<Markup, Error> {
-    Ok(html! {
-        table {
-            caption class="unseen" { "Differences" }
-            thead { tr { th scope="col" { "Account" } th scope="col" { "Kind" } th scope="col" { "In words" } th scope="col" class="number" { "Amount" } } }
-            tbody {
-                @for difference in differences {
-                    tr {
-                        th scope="row" { @if difference.eco_id.is_empty() { "–" } @else { a href={ "/admin/accounts/" (difference.eco_id) } { (difference.eco_id) } } }
-                        td class="code" { (difference.kind) }
-                        td { (difference.message) }
-                        td class="number" { @if difference.amount_micros == 0 { "–" } @else { (show::money(difference.amount_micros, &difference.currency_code)?) } }
-                    }
+    Ok(part::table(
+        "Differences",
+        &[Column::Text("Account"), Column::Text("Kind"), Column::Text("In words"), Column::Number("Amount")],
+        &html! {
+            @for difference in differences {
+                tr {
+                    th scope="row" { @if difference.eco_id.is_empty() { "–" } @else { a href={ "/admin/accounts/" (difference.eco_id) } { (difference.eco_id) } } }
+                    td class="code" { (difference.kind) }
+                    td { (difference.message) }
+                    td class="number" { @if difference.amount_micros == 0 { "–" } @else { (show::money(difference.amount_micros, &difference.currency_code)?) } }
                 }
             }
-        }
-    })
+        },
+    ))
 }

@@ -27,6 +27,15 @@ async fn the_business_shows_as_the_api_gives_it() -> Result<()> {
     assert_eq!(browser.text("[data-figure=calls]").await?, "115,007");
     let top = browser.texts("section[aria-labelledby=top-users] tbody th").await?;
     assert_eq!(top, ["eco_a", "eco_c"]);
+    let days = suite.get_as_admin("/api/admin/analytics/history?days=7").await?;
+    assert_eq!(days.body["history"][0]["total_calls"], 115_007);
+    browser.press("7 days").await?;
+    let chart = browser.find("section[aria-labelledby=calls] svg.wide").await?.attr("aria-label").await?;
+    assert_eq!(chart.as_deref(), Some("Calls per day. 115,007 calls in 7 days, 0 of them failed"));
+    assert_eq!(browser.texts("section[aria-labelledby=calls] svg.wide rect.hit").await?.len(), 7);
+    browser.find("section[aria-labelledby=calls] summary").await?.click().await?;
+    let today = browser.texts("section[aria-labelledby=calls] tbody tr:first-child td").await?;
+    assert_eq!(today[..3], ["115,007", "115,007", "0"], "calls, successful, failed");
     browser.press("eco_a").await?;
     assert_eq!(browser.text("h1").await?, "eco_a");
     assert_eq!(browser.text("[data-figure=calls]").await?, "115,000");

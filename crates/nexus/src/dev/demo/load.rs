@@ -46,6 +46,7 @@ pub(super) async fn all(
     roll_up(&mut transaction).await?;
     tracing::debug!("counters and rollups are made");
     copy_rollups(&mut transaction, rollups).await?;
+    transaction.execute("select nexus_rebuild_usage_totals()").await?;
     limit_rebuilding(&mut transaction, accounts).await?;
     database::demo_loaded(&mut transaction).await?;
     transaction.commit().await?;

@@ -60,10 +60,45 @@ async fn where_an_account_stands_is_shown_to_its_user_and_to_admins() -> Result<
     let unlimited = servers.json(&service()?, &["usage", "show", "--account", "eco_b"]).await?;
     assert_eq!((&unlimited["limit"], &unlimited["remaining"]), (&json!(-1), &json!(-1)));
     assert_eq!(unlimited.get("days"), None);
+    assert_eq!(unlimited.get("forecast"), None);
     let foreign = servers.refuses(&user, &["usage", "show", "--account", "eco_b"]).await?;
     assert!(foreign.contains("GetCurrentUsage") && foreign.contains("PERMISSION_DENIED"), "{foreign}");
     let nameless = servers.refuses(&service()?, &["usage", "show"]).await?;
     assert!(nameless.contains("eco_id: "), "{nameless}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_forecast_is_shown_to_who_asks_for_it() -> Result<()> {
+    let servers = with_usage().await?;
+    let (user, admin) = (user_token("eco_a")?, admin_token()?);
+    let shown = servers.json(&user, &["usage", "show", "--forecast"]).await?;
+    let forecast = &shown["forecast"];
+    let number = |name: &str| forecast[name].as_i64().unwrap_or_default();
+    assert!(100_200 <= number("low_calls") && number("low_calls") <= number("expected_calls"), "{shown}");
+    assert!(number("expected_calls") <= number("high_calls"), "{shown}");
+    assert!(number("expected_overage_micros") >= 200_000, "200 calls are owed already: {shown}");
+    assert_eq!((&forecast["limit"], &forecast["currency_code"]), (&json!(100_000), &json!("USD")));
+    assert_eq!(number("subscription_micros"), 49_000_000);
+    let asked = ["usage", "show", "--account", "eco_a", "--forecast", "--days", "1"];
+    let text = servers.says(&admin, &asked).await?;
+    for part in [
+        "  expected     ",
+        " 100,000 are used by ",
+        " of overage ($",
+        "$49.00 a month for the plan",
+        "busiest endpoint",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let unlimited = servers.says(&user_token("eco_b")?, &["usage", "show", "--forecast"]).await?;
+    assert!(unlimited.contains("no limit to reach"), "{unlimited}");
+    let free = servers.says(&user_token("eco_c")?, &["usage", "show", "--forecast"]).await?;
+    assert!(free.contains("1,000 last until the end"), "{free}");
+    let refused = servers.refuses(&user, &["usage", "show", "--account", "eco_b", "--forecast"]).await?;
+    assert!(refused.contains("PERMISSION_DENIED"), "{refused}");
+    let scope = servers.refuses(&service()?, &["usage", "show", "--account", "eco_a", "--forecast"]).await?;
+    assert!(scope.contains("ForecastUsage") && scope.contains("PERMISSION_DENIED"), "{scope}");
     Ok(())
 }
 
