@@ -1,6 +1,12 @@
 //! A browser of a test's own, without a window.
 
-use std::{env, mem::ManuallyDrop, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    env,
+    mem::ManuallyDrop,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use nexus_testkit::settings::user_token;
@@ -33,6 +39,8 @@ const FLAGS: [&str; 9] = [
     "--window-size=1280,900",
 ];
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How many ports are tried: each is taken by chance alone.
+const STARTS: u32 = 20;
 const POLL: Duration = Duration::from_millis(50);
 
 /// A browser with one window.
@@ -67,15 +75,7 @@ impl Browser {
             return Ok(None);
         };
         let profile = TempDir::new()?;
-        let mut process = Command::new(chromedriver)
-            .args(["--port=0", "--log-level=SEVERE"])
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-        let port = port(&mut process).await?;
+        let (process, port) = start_driver(&chromedriver).await?;
         let mut wanted = DesiredCapabilities::chrome();
         wanted.set_binary(&chromium.display().to_string())?;
         for flag in FLAGS {
@@ -241,21 +241,45 @@ impl Browser {
     }
 }
 
-async fn port(process: &mut Child) -> Result<u16> {
+/// Starts the driver, and says its port. It chooses one that is free for IPv4 and takes the same for IPv6: where
+/// somebody has that one, it says so and ends, and is started anew.
+async fn start_driver(chromedriver: &Path) -> Result<(Child, u16)> {
+    for _ in 0..STARTS {
+        let mut process = Command::new(chromedriver)
+            .args(["--port=0", "--log-level=SEVERE"])
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        let port = tokio::time::timeout(PATIENCE, port(&mut process)).await;
+        if let Some(port) = port.context("the driver does not start")?? {
+            return Ok((process, port));
+        }
+    }
+    bail!("the driver found no free port in {STARTS} tries")
+}
+
+/// The port that the driver says it listens on; none if it was taken.
+async fn port(process: &mut Child) -> Result<Option<u16>> {
     let stdout = process.stdout.take().context("the driver's output")?;
     let mut lines = BufReader::new(stdout).lines();
-    let said = async move {
-        while let Some(line) = lines.next_line().await? {
-            if let Some((_, port)) = line.split_once("started successfully on port ") {
-                let port = port.trim_end_matches('.').parse().with_context(|| line.clone())?;
-                // What it and the browser write goes on being read: a closed pipe would end them.
-                tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-                return Ok(port);
-            }
+    let mut said = String::new();
+    while let Some(line) = lines.next_line().await? {
+        if let Some((_, port)) = line.split_once("started successfully on port ") {
+            let port = port.trim_end_matches('.').parse().with_context(|| line.clone())?;
+            // What it and the browser write goes on being read: a closed pipe would end them.
+            tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+            return Ok(Some(port));
         }
-        bail!("the driver ended")
-    };
-    tokio::time::timeout(PATIENCE, said).await.context("the driver does not start")?
+        if line.contains("port not available") {
+            return Ok(None);
+        }
+        said.push_str(&line);
+        said.push('\n');
+    }
+    bail!("the driver ended, having said: {said}")
 }
 
 /// axe-core, which `scripts/tools axe.min.js` brings.

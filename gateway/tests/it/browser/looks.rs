@@ -56,12 +56,21 @@ async fn everybody_can_use_the_pages() -> Result<()> {
             suite.api_key(ADMIN, true).await?;
             suite.run_overage().await?;
         }
-        for (width, theme) in [(375, "dark"), (768, "light"), (1280, "dark")] {
-            look(&browser, width, theme).await?;
+        // Colours are the theme's, and what is seen is the width's: each is looked at with something on the pages.
+        let looks = if full {
+            &[(375, "light", true), (768, "light", false), (1280, "dark", true)][..]
+        } else {
+            &[(375, "dark", true), (1280, "light", false)]
+        };
+        for (width, theme, with_axe) in looks {
+            look(&browser, *width, theme).await?;
             for path in PAGES {
                 browser.open(path).await?;
                 check_width(&browser).await?;
-                browser.check_access(&axe).await.with_context(|| format!("{width} {theme} full: {full}"))?;
+                if *with_axe {
+                    let access = browser.check_access(&axe).await;
+                    access.with_context(|| format!("{width} {theme} full: {full}"))?;
+                }
             }
         }
     }
