@@ -8,6 +8,7 @@
 //! | [`edge`] | around everything: compression, pages of other origins |
 //! | [`layer`] | around every request: id, span, log line, metrics, time limit, headers |
 //! | [`address`], [`rate`] | where a request came from; how fast one caller may send them |
+//! | [`taken`] | answers that nobody takes |
 //! | [`etag`] | reads whose answer a client has already |
 //! | [`auth`] | who is calling, as extractors |
 //! | [`query`], [`body`] | query parameters and JSON bodies, all violations at once |
@@ -44,6 +45,7 @@ pub mod readiness;
 pub mod routes;
 pub mod server;
 pub mod status;
+pub mod taken;
 pub mod token;
 
 use std::{
