@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use axum::{
     Router,
+    extract::DefaultBodyLimit,
     routing::{get, post},
 };
 use nexus_kit::share::Shares;
@@ -84,10 +85,11 @@ impl Pages {
 
 /// All pages.
 pub fn router() -> Router<App> {
+    let visitors = DefaultBodyLimit::max(form::MAX_VISITORS_BYTES);
     Router::new()
         .route("/", get(session::home))
         .route("/assets/{file}", get(assets::serve))
-        .route("/sign-in", get(session::form).post(session::sign_in))
+        .route("/sign-in", get(session::form).post(session::sign_in).layer(visitors))
         .route("/sign-in/oidc", get(oidc::leave))
         .route("/sign-in/oidc/callback", get(oidc::come_back))
         .route("/sign-out", post(session::sign_out))
