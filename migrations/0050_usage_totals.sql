@@ -31,7 +31,6 @@ begin
 end
 $$;
 revoke execute on function nexus_rebuild_usage_totals from public;
-grant execute on function nexus_rebuild_usage_totals to nexus_usage;
 select nexus_rebuild_usage_totals();
 
 -- As before, and the day's totals with it.

@@ -17,6 +17,7 @@ const TABLES: [&str; 7] = [
     "eco_usage_totals",
     "eco_usage_routes",
     "eco_quota_leases",
+    "eco_usage_totals",
 ];
 
 /// Whatever the defaults of the database are.
@@ -93,7 +94,7 @@ async fn unique_keys_hold_the_account_and_the_partition_column() -> Result<()> {
     };
     let found = async |condition: &str| -> Result<Vec<String>> {
         let keys = sqlx::query_scalar(AssertSqlSafe(keys(condition)));
-        // Leases are not distributed: ids are all that names them.
+        // Leases are not distributed, ids are all that names them; nor are the totals, which are of all accounts.
         Ok(keys.bind(&TABLES[..5]).fetch_all(&db.pool).await?)
     };
     assert_eq!(found("true").await?.len(), 5, "a key for each");
