@@ -163,12 +163,13 @@ impl FromRequestParts<App> for Scheduler {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
         let secret = app.cron_secret.as_ref().ok_or(Error::NoCronSecret)?;
-        let header = authorization(&parts.headers).map_err(|_| Error::Unauthorized)?;
-        let shown = header.split_once(' ').filter(|_| is_bearer(header)).ok_or(Error::Unauthorized)?.1;
-        if secret.matches(shown.trim()) {
+        let header = authorization(&parts.headers).ok().filter(|header| is_bearer(header));
+        let shown = header.and_then(|header| header.split_once(' '));
+        if shown.is_some_and(|(_, shown)| secret.matches(shown.trim())) {
             Span::current().record("caller", "scheduler");
             Ok(Scheduler)
         } else {
+            app.rates.stranger(&parts.extensions)?;
             Err(Error::Unauthorized)
         }
     }

@@ -55,11 +55,12 @@ use std::{
 };
 
 use nexus_kit::{
-    auth::Authenticator,
+    auth::{Authenticator, check_secret},
     config::ServeArgs,
     metrics::Metrics,
     serve::{self, Listeners},
 };
+use secrecy::ExposeSecret;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -122,10 +123,17 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<(), St
 
 /// Wires the gateway and serves until `shutdown`: the only place that knows all parts.
 pub async fn serve(
-    config: Config,
+    mut config: Config,
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), StartError> {
+    if let Some(secret) = config.cron_secret.as_ref().filter(|secret| !secret.expose_secret().is_empty()) {
+        check_secret("CRON_SECRET", secret)?;
+    }
+    if config.auth.jwt_audience.as_ref().is_none_or(String::is_empty) {
+        // A provider signs for its other clients, too.
+        config.auth.jwt_audience.clone_from(&config.pages.oidc.client_id);
+    }
     let backend = Arc::new(Backend::new(&config)?);
     let tls = server::tls(&config.serve)?;
     let grace = config.serve.shutdown_grace;
