@@ -59,6 +59,36 @@ async fn an_account_that_does_not_take_its_exports_has_no_more_of_them() -> Resu
     tokio::time::timeout(std::time::Duration::from_secs(20), served).await?
 }
 
+/// Each has more rows than lies between a service and who does not read.
+#[tokio::test]
+async fn exports_that_are_not_taken_hold_up_no_other_accounts() -> Result<()> {
+    let suite = Suite::start().await?;
+    let accounts = ["eco_a", "eco_b", "eco_c", "eco_d"];
+    for eco_id in accounts {
+        suite.account(eco_id, Plan::Pro).await?;
+    }
+    sqlx::query("select nexus_ensure_usage_partitions(current_date - 3, current_date)")
+        .execute(&suite.db.pool)
+        .await?;
+    let many = "insert into eco_usage_hourly
+                select a, date_trunc('hour', now()) - make_interval(hours => h), '/' || repeat('x', 250) || r, 'GET', 2, 1, 1, 1, '{}'
+                from unnest($1::text[]) a, generate_series(1, 10) h, generate_series(1, 1000) r";
+    sqlx::query(many).bind(accounts.as_slice()).execute(&suite.db.pool).await?;
+    let today = chrono::Utc::now().date_naive();
+    let day = chrono::TimeDelta::days(1);
+    let path = format!("/api/usage/export?start={}&end={}", today - day * 2, today + day);
+    let mut hoarder = Hoarder::new(&suite).await?;
+    let mut untaken = Vec::new();
+    for eco_id in accounts.iter().take(3).cycle().take(6) {
+        let bearer = format!("Bearer {}", user_token(eco_id)?);
+        untaken.push(hoarder.get(&path, &[("authorization", &bearer)]).await?);
+    }
+    assert!(untaken.iter().all(|answer| answer.status() == 200));
+    let whole = suite.request("GET", &path)?.bearer_auth(user_token("eco_d")?).send().await?.text().await?;
+    assert_eq!(whole.lines().count(), 10_001);
+    Ok(())
+}
+
 #[tokio::test]
 async fn answers_that_strangers_do_not_take_leave_places_to_who_is_known() -> Result<()> {
     let suite = Suite::start_with(|config| {
