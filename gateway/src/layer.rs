@@ -142,7 +142,19 @@ fn request_id(headers: &HeaderMap) -> String {
         .get(REQUEST_ID)
         .and_then(|v| v.to_str().ok())
         .filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.bytes().all(allowed))
-        .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
+        .map_or_else(new_request_id, str::to_owned)
+}
+
+/// What an answer has that was made around the routes, as those to browsers that ask what they may.
+pub async fn complete(mut response: Response) -> Response {
+    if !response.headers().contains_key(REQUEST_ID) {
+        add_headers(response.headers_mut(), &new_request_id());
+    }
+    response
+}
+
+fn new_request_id() -> String {
+    uuid::Uuid::now_v7().to_string()
 }
 
 fn add_headers(headers: &mut HeaderMap, id: &str) {

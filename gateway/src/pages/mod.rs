@@ -66,6 +66,11 @@ pub struct Pages {
 }
 
 impl Pages {
+    /// Whether browsers come over TLS.
+    pub fn is_secure(&self) -> bool {
+        self.secure
+    }
+
     /// By the configuration; `stopping` ends what is open.
     pub fn new(config: &Config, stopping: CancellationToken) -> Result<Self, StartError> {
         let public_url = config.pages.public_url.clone();

@@ -10,7 +10,7 @@ use axum::{
     Router,
     body::Bytes,
     extract::{Path, Request, State},
-    http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE},
+    http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -73,7 +73,12 @@ async fn file(Path(name): Path<String>) -> Result<Response, Error> {
 }
 
 fn answer(content_type: &str, body: impl IntoResponse) -> Response {
-    let headers = [(CONTENT_TYPE, content_type), (CACHE_CONTROL, HOUR), (CONTENT_SECURITY_POLICY, POLICY)];
+    let headers = [
+        (CONTENT_TYPE, content_type),
+        (CACHE_CONTROL, HOUR),
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (REFERRER_POLICY, "no-referrer"),
+    ];
     (headers, body).into_response()
 }
 

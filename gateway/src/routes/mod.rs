@@ -42,8 +42,8 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(from_fn_with_state(app.clone(), layer::around));
-    let origins = app.origins.clone();
-    edge::around(router.with_state(app), &origins)
+    let (origins, secure) = (app.origins.clone(), app.pages.is_secure());
+    edge::around(router.with_state(app), &origins, secure)
 }
 
 /// What they are, for the document.
