@@ -6,7 +6,7 @@ use std::{error::Error as StdError, io, pin::pin, sync::Arc, time::Duration};
 use axum::{Router, response::Response};
 use http::Request;
 use hyper::body::Incoming;
-use hyper_timeout::TimeoutStream;
+use hyper_timeout::stream::TimeoutStream;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,

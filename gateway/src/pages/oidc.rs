@@ -169,8 +169,7 @@ impl Away {
     }
 
     fn of(cookie: &str, seal: &Seal, now: i64) -> Option<Self> {
-        let (kept, shown) =
-            cookie.rsplit_once('.').filter(|(kept, shown)| seal.holds("away", kept, shown))?;
+        let (kept, _) = cookie.rsplit_once('.').filter(|(kept, shown)| seal.holds("away", kept, shown))?;
         let mut parts = kept.split('.').map(str::to_owned);
         let until = parts.next()?.parse().ok().filter(|until| now <= *until)?;
         let (state, nonce, verifier) = (parts.next()?, parts.next()?, parts.next()?);

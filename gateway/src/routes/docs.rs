@@ -68,7 +68,11 @@ async fn file(Path(name): Path<String>) -> Result<Response, Error> {
     if name == "start.js" {
         return Ok(answer("text/javascript; charset=utf-8", START));
     }
-    let (content_type, bytes) = LIBRARY.get(name.as_str()).ok_or(Error::NotFound("Not found"))?;
+    of_library(&name)
+}
+
+fn of_library(name: &str) -> Result<Response, Error> {
+    let (content_type, bytes) = LIBRARY.get(name).ok_or(Error::NotFound("Not found"))?;
     Ok(answer(content_type, bytes.clone()))
 }
 
@@ -90,10 +94,8 @@ mod tests {
 
     #[tokio::test]
     async fn however_many_have_a_file_it_is_in_memory_once() -> anyhow::Result<()> {
-        let bytes = async || {
-            let answer = file(Path("swagger-ui-bundle.js".to_owned())).await?;
-            anyhow::Ok(to_bytes(answer.into_body(), usize::MAX).await?)
-        };
+        let bytes =
+            async || anyhow::Ok(to_bytes(of_library("swagger-ui-bundle.js")?.into_body(), usize::MAX).await?);
         let (one, another) = (bytes().await?, bytes().await?);
         assert!(one.len() > 1_000_000 && one.as_ptr() == another.as_ptr());
         Ok(())

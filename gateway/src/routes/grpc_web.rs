@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use http::{HeaderMap, HeaderName, Version, header};
+use http::{Extensions, HeaderMap, HeaderName, Version, header};
 use http_body_util::BodyExt;
 use nexus_core::id::EcoId;
 use nexus_kit::{auth::Caller, rpc, status, telemetry};
@@ -64,7 +64,7 @@ async fn call(app: App, service: Service, request: Request) -> Result<Response, 
     if !content_type.is_some_and(|value| TYPES.contains(&value)) {
         return Err(Error::UnsupportedMediaType("application/grpc-web+proto or application/grpc-web-text"));
     }
-    let place = match account(&app, &request).await? {
+    let place = match account(&app, request.headers(), request.extensions()).await? {
         Some(eco_id) => Some(app.web_calls.enter(&eco_id)?),
         None => None,
     };
@@ -83,8 +83,8 @@ async fn call(app: App, service: Service, request: Request) -> Result<Response, 
 }
 
 /// The account that a call counts for; none: somebody's whom the service will refuse, or a program's of ours.
-async fn account(app: &App, request: &Request) -> Result<Option<EcoId>, Error> {
-    let caller = match auth::authorization(request.headers()) {
+async fn account(app: &App, headers: &HeaderMap, extensions: &Extensions) -> Result<Option<EcoId>, Error> {
+    let caller = match auth::authorization(headers) {
         Ok(header) => app.auth.authenticate(Some(header)),
         Err(error) => Err(error),
     };
@@ -96,7 +96,7 @@ async fn account(app: &App, request: &Request) -> Result<Option<EcoId>, Error> {
         }
         Ok(Caller::ApiKey(key)) => {
             Span::current().record("caller", key.key_id());
-            match auth::verified(app, &key, request.extensions()).await {
+            match auth::verified(app, &key, extensions).await {
                 Ok((eco_id, _)) => Ok(Some(eco_id)),
                 // The service refuses a bad key in the form that its callers read.
                 Err(Error::InvalidApiKey) => Ok(None),
@@ -104,9 +104,9 @@ async fn account(app: &App, request: &Request) -> Result<Option<EcoId>, Error> {
             }
         }
         Ok(Caller::Service { .. }) | Err(_) => {
-            app.rates.stranger(request.extensions())?;
+            app.rates.stranger(extensions)?;
             // Of several headers the service would read one.
-            if request.headers().get_all(header::AUTHORIZATION).iter().count() > 1 {
+            if headers.get_all(header::AUTHORIZATION).iter().count() > 1 {
                 return Err(Error::Unauthorized);
             }
             Ok(None)
