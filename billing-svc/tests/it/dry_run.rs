@@ -77,6 +77,7 @@ async fn admins_may_look_and_users_may_not() -> Result<()> {
         anyhow::Ok(answer.map(Response::into_inner).map_err(|refused| refused.code()))
     };
     let denied = Code::PermissionDenied;
+    until(&db, "select not exists (select from eco_usage_changes)").await?;
     let before = contents(&db).await?;
     let planned = run(ADMIN, true).await?.map(|planned| planned.total_micros);
     assert_eq!(planned, Ok(100_000));

@@ -121,7 +121,7 @@ pub fn page_of(label: &str, table: &Markup, path: &str, next_page_token: &str, m
 }
 
 /// One parameter of a query.
-fn query(name: &str, value: &str) -> String {
+pub fn query(name: &str, value: &str) -> String {
     form_urlencoded::Serializer::new(String::new()).append_pair(name, value).finish()
 }
 

@@ -23,7 +23,6 @@ use sha2::Sha256;
 use super::{
     Pages,
     form::{Fields, Visitor},
-    keys::query,
     layout::Bare,
     part,
 };
@@ -205,7 +204,7 @@ fn sign_in_page(app: &App, visit: &str, next: &str, signed_out: bool, wrong: Opt
         @if signed_out { (part::notice("You are signed out.")) }
         @if let Some(wrong) = wrong { (part::alert(wrong)) }
         @if app.pages.oidc.is_some() {
-            p { a class="button primary" href={ "/sign-in/oidc?" (query("next", next)) } { "Sign in with your organisation" } }
+            p { a class="button primary" href={ "/sign-in/oidc?" (part::query("next", next)) } { "Sign in with your organisation" } }
             p class="dim" { "Or with a token:" }
         }
         form method="post" action="/sign-in" class="stack" {
