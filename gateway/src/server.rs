@@ -6,7 +6,6 @@ use std::{error::Error as StdError, io, pin::pin, sync::Arc, time::Duration};
 use axum::{Router, response::Response};
 use http::Request;
 use hyper::body::Incoming;
-use hyper_timeout::stream::TimeoutStream;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
@@ -27,7 +26,7 @@ use tower::ServiceExt;
 use crate::{
     address::Peer,
     layer::{MAX_HEADER_BYTES, MAX_HEADERS},
-    taken::{self, Answer, Streams},
+    taken::{Answer, Streams, Taking},
 };
 
 type AnyError = Box<dyn StdError + Send + Sync>;
@@ -146,9 +145,8 @@ impl Connection {
             }
         };
         let service = TowerToHyperService::new(app);
-        let mut stream = TimeoutStream::new(TokioIo::new(stream));
-        stream.set_write_timeout(Some(taken::PATIENCE));
-        let mut connection = pin!(self.builder.serve_connection(Box::pin(stream), service));
+        let stream = TokioIo::new(Taking::new(stream));
+        let mut connection = pin!(self.builder.serve_connection(stream, service));
         tokio::select! {
             served = connection.as_mut() => return served,
             () = silent => {

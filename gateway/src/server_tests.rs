@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::taken::PATIENCE as TAKEN_WITHIN;
 
 const LENGTH: usize = 100_000;
 const TICKS: &[u8] = b"ticktick";
@@ -29,7 +30,7 @@ fn app(places: &Arc<Semaphore>) -> Router {
     };
     let seldom = async || {
         Body::from_stream(stream::unfold(0, async |n| {
-            sleep(4 * taken::PATIENCE).await;
+            sleep(4 * TAKEN_WITHIN).await;
             (n < 2).then(|| (Ok::<_, io::Error>(Bytes::from("tick")), n + 1))
         }))
     };
