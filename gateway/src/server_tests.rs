@@ -92,7 +92,7 @@ async fn who_takes_little_and_who_waits_for_us_is_served_beside_who_takes_nothin
     let mut taken = 0;
     while let Some(frame) = slow.frame().await {
         taken += frame?.data_ref().map_or(0, Bytes::len);
-        sleep(Duration::from_secs(10)).await;
+        sleep(Duration::from_secs(5)).await;
     }
     assert_eq!(taken, LENGTH);
     assert!(untaken.into_body().collect().await.is_err());
