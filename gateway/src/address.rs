@@ -42,7 +42,7 @@ impl Proxies {
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Client {
         let mut client = plain(peer);
         let lists = headers.get_all(FORWARDED_FOR).iter().rev();
-        let mut said = lists.flat_map(|list| list.to_str().unwrap_or_default().rsplit(','));
+        let mut said = lists.flat_map(|list| list.as_bytes().rsplit(|byte| *byte == b','));
         while self.trusts(client) {
             match said.next().and_then(address) {
                 Some(before) => client = before,
@@ -58,8 +58,8 @@ impl Proxies {
 }
 
 /// An address of a list, which some write with a port.
-fn address(text: &str) -> Option<IpAddr> {
-    let text = text.trim();
+fn address(entry: &[u8]) -> Option<IpAddr> {
+    let text = str::from_utf8(entry).ok()?.trim();
     let address = text.parse().or_else(|_| text.parse().map(|socket: std::net::SocketAddr| socket.ip()));
     address.ok().map(plain)
 }
@@ -102,6 +102,14 @@ mod tests {
         assert_eq!(client("10.0.0.0/8", "10.1.2.3", &lists), "198.51.100.7");
         assert_eq!(client("10.0.0.0/8", "10.1.2.3", &["1.1.1.1, 198.51.100.7:4711"]), "198.51.100.7");
         assert_eq!(client("10.0.0.0/8", "10.1.2.3", &["1.1.1.1, x, 10.4.4.4"]), "10.4.4.4");
+    }
+
+    #[test]
+    fn what_a_client_wrote_before_is_no_matter() {
+        let list = http::HeaderValue::from_bytes(b"\xff, 198.51.100.7").expect("a value");
+        let proxies: Proxies = "10.0.0.0/8".parse().expect("networks");
+        let client = proxies.client([10, 1, 2, 3].into(), &HeaderMap::from_iter([(FORWARDED_FOR, list)]));
+        assert_eq!(client, Client([198, 51, 100, 7].into()));
     }
 
     #[test]

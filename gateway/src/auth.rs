@@ -1,26 +1,51 @@
 //! Who is calling a route, as extractors: a [`User`], an [`Admin`], an API client ([`ApiKey`]), the
-//! [`Scheduler`].
+//! [`Scheduler`]; and whose place a request takes ([`sender`]).
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Request};
 use http::{Extensions, HeaderMap, header::AUTHORIZATION, request::Parts};
 use nexus_core::id::{ApiKeyText, EcoId};
-use nexus_kit::{
-    auth::{AuthError, Caller},
-    share::Share,
-};
+use nexus_kit::auth::{AuthError, Caller};
 use nexus_proto::usage::v1::VerifyApiKeyResponse;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tracing::Span;
 
-use crate::{App, Gateway, error::Error};
+use crate::{
+    App, Gateway,
+    address::Client,
+    error::Error,
+    pages::session,
+    places::{Place, Sender},
+};
 
-/// A person with a valid JWT, who has a place of its account while this lives. The services verify it again: what a user may see is theirs to decide.
+/// Routes that verify a key before they read anything.
+const TAKE_KEYS: [&str; 2] = ["/api/secure/", "/nexus."];
+
+/// Whom a request is from. A key counts where it is verified first; elsewhere it says nothing.
+pub fn sender(app: &Gateway, request: &Request) -> Sender {
+    let caller = match authorization(request.headers()) {
+        Ok(header) => app.auth.authenticate(Some(header)),
+        Err(AuthError::Missing) => session::caller(app, request.headers()),
+        Err(AuthError::Invalid) => Err(AuthError::Invalid),
+    };
+    match caller {
+        Ok(Caller::User { eco_id, .. }) => Sender::User(eco_id),
+        Ok(Caller::Service { .. }) => Sender::Service,
+        Ok(Caller::ApiKey(_)) if TAKE_KEYS.iter().any(|route| request.uri().path().starts_with(route)) => {
+            Sender::Key
+        }
+        Ok(Caller::ApiKey(_)) | Err(_) => {
+            Sender::Stranger(request.extensions().get().map(|Client(address)| *address))
+        }
+    }
+}
+
+/// A person with a valid JWT. The services verify it again: what a user may see is theirs to decide.
 pub struct User {
     authorization: String,
     admin: bool,
-    share: Share,
+    eco_id: EcoId,
 }
 
 impl User {
@@ -30,9 +55,7 @@ impl User {
             Ok(Caller::User { eco_id, admin, .. }) => {
                 app.rates.account(&eco_id)?;
                 Span::current().record("caller", eco_id.as_str());
-                let share = app.shares.enter(&eco_id);
-                let share = share.ok_or(Error::unavailable("too many requests of this account in flight"))?;
-                Ok(User { authorization: header.to_owned(), admin, share })
+                Ok(User { authorization: header.to_owned(), admin, eco_id })
             }
             Ok(Caller::Service { .. } | Caller::ApiKey(_)) | Err(_) => Err(Error::Unauthorized),
         }
@@ -40,7 +63,7 @@ impl User {
 
     /// The account.
     pub fn eco_id(&self) -> &EcoId {
-        self.share.eco_id()
+        &self.eco_id
     }
 
     /// The header as the user sent it.
@@ -75,12 +98,13 @@ impl FromRequestParts<App> for Admin {
     }
 }
 
-/// Whose key this is, and one more request of that account; with a key that is not good, of where it came from.
+/// Whose key this is, and one more request of that account, whose place it has from now on; with a key that is not good,
+/// of where it came from.
 pub async fn verified(
     app: &Gateway,
     key: &ApiKeyText,
     extensions: &Extensions,
-) -> Result<VerifyApiKeyResponse, Error> {
+) -> Result<(EcoId, VerifyApiKeyResponse), Error> {
     let caller = match app.backend.verify_api_key(key).await {
         Err(Error::InvalidApiKey) => {
             app.rates.stranger(extensions)?;
@@ -89,9 +113,12 @@ pub async fn verified(
         verified => verified?,
     };
     let eco_id = EcoId::parse(&caller.eco_id);
-    app.rates
-        .account(&eco_id.map_err(|e| Error::Internal(format!("the service sent a bad eco_id: {e}")))?)?;
-    Ok(caller)
+    let eco_id = eco_id.map_err(|e| Error::Internal(format!("the service sent a bad eco_id: {e}")))?;
+    app.rates.account(&eco_id)?;
+    if let Some(place) = extensions.get::<Place>() {
+        place.with_key_of(&eco_id)?;
+    }
+    Ok((eco_id, caller))
 }
 
 /// A well-formed API key; whether it is good, usage-svc knows. Before that it is a stranger's.
@@ -136,12 +163,13 @@ impl FromRequestParts<App> for Scheduler {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
         let secret = app.cron_secret.as_ref().ok_or(Error::NoCronSecret)?;
-        let header = authorization(&parts.headers).map_err(|_| Error::Unauthorized)?;
-        let shown = header.split_once(' ').filter(|_| is_bearer(header)).ok_or(Error::Unauthorized)?.1;
-        if secret.matches(shown.trim()) {
+        let header = authorization(&parts.headers).ok().filter(|header| is_bearer(header));
+        let shown = header.and_then(|header| header.split_once(' '));
+        if shown.is_some_and(|(_, shown)| secret.matches(shown.trim())) {
             Span::current().record("caller", "scheduler");
             Ok(Scheduler)
         } else {
+            app.rates.stranger(&parts.extensions)?;
             Err(Error::Unauthorized)
         }
     }
@@ -164,7 +192,7 @@ impl SecretDigest {
 }
 
 /// The one `authorization` header.
-fn authorization(headers: &HeaderMap) -> Result<&str, AuthError> {
+pub fn authorization(headers: &HeaderMap) -> Result<&str, AuthError> {
     let mut all = headers.get_all(AUTHORIZATION).iter();
     let header = all.next().ok_or(AuthError::Missing)?;
     if all.next().is_some() {

@@ -82,10 +82,13 @@ pub enum Service {
 }
 
 /// The three services. A connection takes so many calls at once and no more: those that users ask for have other
-/// connections than the gateway's own, and never hold up the metering of calls, webhooks or health.
+/// connections than the gateway's own, and never hold up the metering of calls, webhooks or health. Exports and calls of
+/// gRPC-Web, which last as long as their clients like, have others again.
 pub struct Backend {
     users: Clients,
     own: Clients,
+    exports: AnalyticsServiceClient<Channel>,
+    web: [Channel; 3],
     tokens: Arc<ServiceTokens>,
     timeout: Duration,
     cron_timeout: Duration,
@@ -97,6 +100,8 @@ impl Backend {
         Ok(Self {
             users: Clients::new(config)?,
             own: Clients::new(config)?,
+            exports: Clients::new(config)?.analytics,
+            web: Clients::new(config)?.channels.map(|(_, channel)| channel),
             tokens: Arc::new(ServiceTokens::new(config.auth.service_token_secret.clone())),
             timeout: config.backend_timeout,
             cron_timeout: config.cron_timeout,
@@ -113,14 +118,14 @@ impl Backend {
         self.own.channels[0].1.clone()
     }
 
-    /// The channel to a service for what users ask for.
-    pub fn channel(&self, service: Service) -> Channel {
+    /// The channel to a service for calls of gRPC-Web.
+    pub fn web_channel(&self, service: Service) -> Channel {
         let place = match service {
             Service::Usage => 0,
             Service::Billing => 1,
             Service::Analytics => 2,
         };
-        self.users.channels[place].1.clone()
+        self.web[place].clone()
     }
 
     /// Who the gateway is for the services, for calls that others make in its name.

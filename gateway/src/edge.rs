@@ -3,15 +3,16 @@
 
 use std::{str::FromStr, time::Duration};
 
-use axum::{Router, middleware::map_response};
+use axum::{Router, middleware::map_response, response::Response};
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{
         ACCEPT, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RETRY_AFTER,
-        WWW_AUTHENTICATE,
+        STRICT_TRANSPORT_SECURITY, WWW_AUTHENTICATE,
     },
 };
 use tower_http::{
+    CompressionLevel,
     compression::{
         CompressionLayer,
         predicate::{Predicate, SizeAbove},
@@ -19,7 +20,7 @@ use tower_http::{
     cors::{AllowOrigin, CorsLayer},
 };
 
-use crate::etag;
+use crate::{etag, layer};
 
 /// Shorter bodies grow, or gain nothing.
 const WORTH_IT: u64 = 1024;
@@ -63,11 +64,21 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
     HeaderValue::from_str(text).map_err(|_| expected())
 }
 
-/// Puts the layers around.
-pub fn around(router: Router, origins: &Origins) -> Router {
-    let compression = CompressionLayer::new().compress_when(SizeAbove::new(WORTH_IT).and(is_compressed));
+/// Puts the layers around. `secure`: browsers come over TLS, and are told to keep to it.
+pub fn around(router: Router, origins: &Origins, secure: bool) -> Router {
+    // The least that an encoder holds: whoever asks may leave it waiting.
+    let compression = CompressionLayer::new().quality(CompressionLevel::Fastest);
+    let compression = compression.compress_when(SizeAbove::new(WORTH_IT).and(is_compressed));
     let router = router.layer(compression).layer(map_response(etag::name_encoded));
-    if origins.0.is_empty() { router } else { router.layer(cors(origins)) }
+    let router = if origins.0.is_empty() { router } else { router.layer(cors(origins)) };
+    let router = router.layer(map_response(layer::complete));
+    if secure { router.layer(map_response(keep_to_tls)) } else { router }
+}
+
+async fn keep_to_tls(mut response: Response) -> Response {
+    let year = HeaderValue::from_static("max-age=31536000");
+    response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, year);
+    response
 }
 
 fn is_compressed(_: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions) -> bool {

@@ -1,6 +1,6 @@
 //! What happens around every request, in this order: an id, a span that continues the caller's trace, a
-//! place among the requests in flight, the handler with a time limit and panics caught; then the headers
-//! that every answer has, one log line, and the metrics.
+//! place among the requests in flight, which its answer has until it is taken, the handler with a time limit and panics
+//! caught; then the headers that every answer has, one log line, and the metrics.
 
 use std::{borrow::Cow, panic::AssertUnwindSafe, time::Instant};
 
@@ -25,6 +25,7 @@ use tracing::{Instrument, Span};
 use crate::{
     App,
     address::Peer,
+    auth,
     error::Error,
     pages,
     problem::{self, Failure},
@@ -78,25 +79,28 @@ pub async fn around(State(app): State<App>, mut request: Request, next: Next) ->
     response
 }
 
-async fn limited(app: &App, request: Request, next: Next) -> Response {
+async fn limited(app: &App, mut request: Request, next: Next) -> Response {
     if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > MAX_URI_BYTES) {
         return Error::UriTooLong.into_response();
     }
     if request.headers().len() > MAX_HEADERS || header_bytes(request.headers()) > MAX_HEADER_BYTES {
         return Error::HeadersTooLarge.into_response();
     }
-    let Some(_place) = app.metrics.enter(app.limits.max_in_flight) else {
-        return Error::unavailable("too many requests in flight").into_response();
+    let place = match app.places.enter(&auth::sender(app, &request)) {
+        Ok(place) => place,
+        Err(error) => return error.into_response(),
     };
     if declared_length(request.headers()).is_some_and(|length| length > MAX_BODY_BYTES as u64) {
         return Error::PayloadTooLarge.into_response();
     }
+    request.extensions_mut().insert(place.clone());
     let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
-    match tokio::time::timeout(app.limits.request_timeout, answer).await {
+    let response = match tokio::time::timeout(app.limits.request_timeout, answer).await {
         Ok(Ok(response)) => response,
         Ok(Err(_panic)) => Error::Internal("the handler panicked".to_owned()).into_response(),
         Err(_elapsed) => Error::unavailable("the request took too long").into_response(),
-    }
+    };
+    response.map(|body| place.until_taken(body))
 }
 
 fn header_bytes(headers: &HeaderMap) -> usize {
@@ -138,7 +142,19 @@ fn request_id(headers: &HeaderMap) -> String {
         .get(REQUEST_ID)
         .and_then(|v| v.to_str().ok())
         .filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.bytes().all(allowed))
-        .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
+        .map_or_else(new_request_id, str::to_owned)
+}
+
+/// What an answer has that was made around the routes, as those to browsers that ask what they may.
+pub async fn complete(mut response: Response) -> Response {
+    if !response.headers().contains_key(REQUEST_ID) {
+        add_headers(response.headers_mut(), &new_request_id());
+    }
+    response
+}
+
+fn new_request_id() -> String {
+    uuid::Uuid::now_v7().to_string()
 }
 
 fn add_headers(headers: &mut HeaderMap, id: &str) {

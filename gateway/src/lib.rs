@@ -8,6 +8,7 @@
 //! | [`edge`] | around everything: compression, pages of other origins |
 //! | [`layer`] | around every request: id, span, log line, metrics, time limit, headers |
 //! | [`address`], [`rate`] | where a request came from; how fast one caller may send them |
+//! | [`places`], [`taken`] | places of requests in flight; answers that nobody takes |
 //! | [`etag`] | reads whose answer a client has already |
 //! | [`auth`] | who is calling, as extractors |
 //! | [`query`], [`body`] | query parameters and JSON bodies, all violations at once |
@@ -37,6 +38,7 @@ pub mod layer;
 pub mod metering;
 pub mod openapi;
 pub mod pages;
+pub mod places;
 pub mod problem;
 pub mod query;
 pub mod rate;
@@ -44,6 +46,7 @@ pub mod readiness;
 pub mod routes;
 pub mod server;
 pub mod status;
+pub mod taken;
 pub mod token;
 
 use std::{
@@ -52,12 +55,12 @@ use std::{
 };
 
 use nexus_kit::{
-    auth::Authenticator,
+    auth::{Authenticator, check_secret},
     config::ServeArgs,
     metrics::Metrics,
     serve::{self, Listeners},
-    share::Shares,
 };
+use secrecy::ExposeSecret;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -66,6 +69,7 @@ use auth::SecretDigest;
 use backend::Backend;
 use edge::Origins;
 use metering::Meter;
+use places::{Few, Places};
 use rate::Rates;
 
 pub use config::Config;
@@ -73,9 +77,6 @@ pub use error::{Error, StartError};
 
 /// A gateway that stops delivers the events of answered calls for so long at least.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
-
-/// Requests of one account's users at once, and a quarter of all at most: each may wait for a lock of the account's.
-const USER_REQUESTS: u32 = 256;
 
 /// What all handlers share.
 pub type App = Arc<Gateway>;
@@ -92,7 +93,7 @@ pub struct Gateway {
     pub cron_secret: Option<SecretDigest>,
     /// Counts requests.
     pub metrics: Metrics,
-    /// How many requests at once, and how long each may take.
+    /// How long each may take.
     pub limits: ServeArgs,
     /// How fast each caller may send them.
     pub rates: Rates,
@@ -100,8 +101,12 @@ pub struct Gateway {
     pub proxies: Proxies,
     /// Whose pages may call.
     pub origins: Origins,
-    /// Of these requests, what the users of each account have.
-    pub shares: Shares,
+    /// Places of requests in flight.
+    pub places: Places,
+    /// Exports under way.
+    pub exports: Few,
+    /// Calls of gRPC-Web.
+    pub web_calls: Few,
     /// What the pages need.
     pub pages: pages::Pages,
     /// Room for webhooks that are read.
@@ -118,22 +123,32 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<(), St
 
 /// Wires the gateway and serves until `shutdown`: the only place that knows all parts.
 pub async fn serve(
-    config: Config,
+    mut config: Config,
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), StartError> {
+    if let Some(secret) = config.cron_secret.as_ref().filter(|secret| !secret.expose_secret().is_empty()) {
+        check_secret("CRON_SECRET", secret)?;
+    }
+    if config.auth.jwt_audience.as_ref().is_none_or(String::is_empty) {
+        // A provider signs for its other clients, too.
+        config.auth.jwt_audience.clone_from(&config.pages.oidc.client_id);
+    }
     let backend = Arc::new(Backend::new(&config)?);
     let tls = server::tls(&config.serve)?;
     let grace = config.serve.shutdown_grace;
+    let metrics = Metrics::new();
     let app = Arc::new(Gateway {
         auth: Authenticator::new(&config.auth)?,
         readiness: readiness::readiness(backend.clone()),
         meter: Meter::new(&config, &backend).await?,
         backend,
         cron_secret: config.cron_secret.as_ref().and_then(SecretDigest::of),
-        metrics: Metrics::new(),
+        places: Places::new(config.serve.max_in_flight, metrics.clone()),
+        metrics,
+        exports: routes::export::places(),
+        web_calls: routes::grpc_web::places(),
         pages: pages::Pages::new(&config, shutdown.clone())?,
-        shares: Shares::of_at_most(config.serve.max_in_flight, USER_REQUESTS),
         webhooks: routes::webhooks::room(),
         rates: Rates::new(config.account_rate_per_second, config.address_rate_per_second),
         proxies: config.trusted_proxies,

@@ -202,7 +202,7 @@ impl Admitted {
     /// Verifies the key and takes a unit of its account's quota.
     pub async fn new(app: &Gateway, key: &ApiKeyText, call: Call) -> Result<Self, Error> {
         // First: who has no key takes nothing that those lack who have one.
-        let caller = auth::verified(app, key, &call.extensions).await?;
+        let (_, caller) = auth::verified(app, key, &call.extensions).await?;
         let place = app.meter.tracker.reserve();
         let place = place.map_err(|_| Error::unavailable("too many events are under way"))?;
         let unit = if caller.test_mode {

@@ -1,13 +1,13 @@
-//! The HTTP server: HTTP/1.1 and HTTP/2, bounds on what a client may send and how long it may take for it,
-//! TLS where configured, and a drain.
+//! The HTTP server: HTTP/1.1 and HTTP/2, bounds on what a client may send and how long it may take for it, and for what it
+//! is sent; TLS where configured, and a drain.
 
 use std::{error::Error as StdError, io, pin::pin, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Router, response::Response};
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
     service::TowerToHyperService,
 };
@@ -26,6 +26,7 @@ use tower::ServiceExt;
 use crate::{
     address::Peer,
     layer::{MAX_HEADER_BYTES, MAX_HEADERS},
+    taken::{Answer, Streams, Taking},
 };
 
 type AnyError = Box<dyn StdError + Send + Sync>;
@@ -80,8 +81,8 @@ pub async fn serve(
     while connections.join_next().await.is_some() {}
 }
 
-fn connection_builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn connection_builder() -> auto::Builder<Streams> {
+    let mut builder = auto::Builder::new(Streams);
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -101,7 +102,7 @@ fn connection_builder() -> auto::Builder<TokioExecutor> {
 
 struct Connection {
     app: Router,
-    builder: auto::Builder<TokioExecutor>,
+    builder: auto::Builder<Streams>,
     peer: Peer,
 }
 
@@ -137,13 +138,15 @@ impl Connection {
             request.extensions_mut().insert(self.peer);
             request
         });
+        let app = app.map_response(|response: Response| response.map(Answer::new));
         let silent = async {
             if timeout(PATIENCE, begun.notified()).await.is_ok() {
                 std::future::pending::<()>().await;
             }
         };
         let service = TowerToHyperService::new(app);
-        let mut connection = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
+        let stream = TokioIo::new(Taking::new(stream));
+        let mut connection = pin!(self.builder.serve_connection(stream, service));
         tokio::select! {
             served = connection.as_mut() => return served,
             () = silent => {
@@ -164,3 +167,7 @@ pub fn tls(args: &ServeArgs) -> Result<Option<TlsAcceptor>, ServeError> {
     });
     Ok(config)
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -67,6 +67,11 @@ pub use tracker::{Tracker, builder::BuildError};
 /// Answers larger than this are refused.
 const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 
+/// What a server may send of one answer before it is read; and of all on a connection, as much as the 1,024 that ours have
+/// on one take together: whoever leaves an answer unread holds up no other.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1_024 * STREAM_WINDOW;
+
 /// An address or credentials that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -115,6 +120,8 @@ pub fn trusting_channel(address: &str, ca: Option<&Path>) -> Result<Channel, Cli
     let endpoint = endpoint
         .connect_timeout(Duration::from_secs(2))
         .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(5));
     Ok(endpoint.connect_lazy())

@@ -112,7 +112,14 @@ pub(crate) fn token() -> Result<String> {
 /// An admin's token.
 pub(crate) fn admin_token() -> Result<String> {
     let expires = Utc::now() + TimeDelta::days(1);
-    Ok(auth::user_token(&SecretString::from(JWT_SECRET), "nexus", &EcoId::parse(ADMIN)?, None, expires)?)
+    Ok(auth::user_token(
+        &SecretString::from(JWT_SECRET),
+        "nexus",
+        None,
+        &EcoId::parse(ADMIN)?,
+        None,
+        expires,
+    )?)
 }
 
 /// The database and the folder of a seed.

@@ -24,8 +24,8 @@ pub use self::{
 use self::{
     key::{UserKey, check_length, inline_or_file, jwks, pem},
     token::{
-        SERVICE_TOKEN_ISSUER, SERVICE_TOKEN_TYPE, ServiceClaims, UserClaims, names_critical_extensions,
-        validation,
+        SERVICE_TOKEN_ISSUER, SERVICE_TOKEN_TYPE, ServiceClaims, UserClaims, is_users_type,
+        names_critical_extensions, validation,
     },
 };
 use crate::{config::AuthArgs, good_tokens::GoodTokens};
@@ -72,6 +72,7 @@ pub enum AuthConfigError {
 pub struct Authenticator {
     user_keys: Vec<UserKey>,
     issuer: String,
+    audience: Option<String>,
     service_key: DecodingKey,
     admins: HashSet<EcoId>,
     good_tokens: GoodTokens,
@@ -114,6 +115,7 @@ impl Authenticator {
         Ok(Self {
             user_keys,
             issuer: args.jwt_issuer.clone(),
+            audience: args.jwt_audience.clone().filter(|audience| !audience.is_empty()),
             service_key: DecodingKey::from_secret(service_secret.as_bytes()),
             admins: admins.collect::<Result<_, _>>()?,
             good_tokens: GoodTokens::default(),
@@ -138,9 +140,7 @@ impl Authenticator {
 
     /// Whose a token is, and when it ends: for who keeps one, as a session does.
     pub fn session(&self, token: &str) -> Result<(Caller, DateTime<Utc>), AuthError> {
-        let (caller, expires) = self.verify(token)?;
-        let expires = DateTime::from_timestamp(expires, 0).ok_or(AuthError::Invalid)?;
-        Ok((caller, expires))
+        self.verify(token)
     }
 
     fn token(&self, token: &str, now: u64) -> Result<Caller, AuthError> {
@@ -148,13 +148,13 @@ impl Authenticator {
             return Ok(caller);
         }
         let (caller, expires) = self.verify(token)?;
-        let expires = u64::try_from(expires).map_err(|_| AuthError::Invalid)?;
+        let expires = u64::try_from(expires.timestamp()).map_err(|_| AuthError::Invalid)?;
         self.good_tokens.remember(token, caller.clone(), expires);
         Ok(caller)
     }
 
     /// Whose a token is, and the last second that it is good in.
-    fn verify(&self, token: &str) -> Result<(Caller, i64), AuthError> {
+    fn verify(&self, token: &str) -> Result<(Caller, DateTime<Utc>), AuthError> {
         let header = decode_header(token).map_err(|_| AuthError::Invalid)?;
         if names_critical_extensions(token) {
             return Err(AuthError::Invalid);
@@ -162,6 +162,10 @@ impl Authenticator {
         if header.typ.as_deref() == Some(SERVICE_TOKEN_TYPE) {
             return self.service_token(token);
         }
+        if !header.typ.as_deref().is_none_or(is_users_type) {
+            return Err(AuthError::Invalid);
+        }
+        let rules = |algorithm| validation(algorithm, &self.issuer, self.audience.as_deref());
         let fitting = |k: &&UserKey| {
             k.algorithm == header.alg && (header.kid.is_none() || k.id.is_none() || k.id == header.kid)
         };
@@ -169,20 +173,24 @@ impl Authenticator {
             .user_keys
             .iter()
             .filter(fitting)
-            .find_map(|k| decode(token, &k.key, &validation(k.algorithm, &self.issuer)).ok())
+            .find_map(|k| decode(token, &k.key, &rules(k.algorithm)).ok())
             .ok_or(AuthError::Invalid)?
             .claims;
         let eco_id = EcoId::parse(&claims.eco_id).map_err(|_| AuthError::Invalid)?;
         let admin = self.admins.contains(&eco_id);
-        Ok((Caller::User { admin, eco_id, email: claims.email }, claims.exp))
+        Ok((Caller::User { admin, eco_id, email: claims.email }, instant(claims.exp)?))
     }
 
-    fn service_token(&self, token: &str) -> Result<(Caller, i64), AuthError> {
-        let rules = validation(Algorithm::HS256, SERVICE_TOKEN_ISSUER);
+    fn service_token(&self, token: &str) -> Result<(Caller, DateTime<Utc>), AuthError> {
+        let rules = validation(Algorithm::HS256, SERVICE_TOKEN_ISSUER, None);
         let claims: ServiceClaims =
             decode(token, &self.service_key, &rules).map_err(|_| AuthError::Invalid)?.claims;
         let scopes: Result<Vec<Scope>, _> = claims.scope.split_whitespace().map(str::parse).collect();
         let scopes = scopes.map_err(|_| AuthError::Invalid)?;
-        Ok((Caller::Service { name: claims.sub, scopes }, claims.exp))
+        Ok((Caller::Service { name: claims.sub, scopes }, instant(claims.exp)?))
     }
+}
+
+fn instant(seconds: i64) -> Result<DateTime<Utc>, AuthError> {
+    DateTime::from_timestamp(seconds, 0).ok_or(AuthError::Invalid)
 }

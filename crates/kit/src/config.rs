@@ -86,6 +86,9 @@ pub struct AuthArgs {
     /// Issuer that users' tokens must name
     #[arg(long, env = "JWT_ISSUER", default_value = "nexus", value_name = "ISS")]
     pub jwt_issuer: String,
+    /// Audience that users' tokens must name, alone or among others; unset: they may name any
+    #[arg(long, env = "JWT_AUDIENCE", value_name = "AUD")]
+    pub jwt_audience: Option<String>,
     /// Public keys of users' RS256, ES256 or EdDSA tokens: a JWK set, or the path of a file with one
     #[arg(long, env = "JWT_JWKS", value_name = "JSON|FILE")]
     pub jwt_jwks: Option<String>,

@@ -38,7 +38,7 @@ pub mod leaving;
 mod log;
 pub mod metrics;
 pub mod page;
-mod rpc;
+pub mod rpc;
 pub mod serve;
 pub mod share;
 pub mod status;

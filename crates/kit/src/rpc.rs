@@ -20,6 +20,11 @@ const OTHERS: [&str; 3] = [
     "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
 ];
 
+/// Whether the caller of the RPC of this path sends any number of messages.
+pub fn client_streams(path: &str) -> bool {
+    Rpc::by_path(path).client_streams
+}
+
 /// An RPC by its names.
 pub(crate) struct Rpc {
     pub(crate) service: String,

@@ -38,6 +38,9 @@ pub(crate) enum Whose {
         /// Issuer in the token
         #[arg(long, env = "JWT_ISSUER", default_value = "nexus", value_name = "ISS")]
         jwt_issuer: String,
+        /// Audience in the token
+        #[arg(long, env = "JWT_AUDIENCE", value_name = "AUD")]
+        jwt_audience: Option<String>,
     },
     /// A service's
     Service {
@@ -63,9 +66,10 @@ fn eco_id(text: &str) -> Result<EcoId, String> {
 /// Prints the token alone.
 pub(crate) fn print(whose: &Whose) -> Result<ExitCode> {
     let token = match whose {
-        Whose::User { eco_id, email, ttl, jwt_secret, jwt_issuer } => {
+        Whose::User { eco_id, email, ttl, jwt_secret, jwt_issuer, jwt_audience } => {
             auth::check_secret("JWT_SECRET (--jwt-secret)", jwt_secret)?;
-            auth::user_token(jwt_secret, jwt_issuer, eco_id, email.as_deref(), expiry(*ttl)?)
+            let audience = jwt_audience.as_deref().filter(|audience| !audience.is_empty());
+            auth::user_token(jwt_secret, jwt_issuer, audience, eco_id, email.as_deref(), expiry(*ttl)?)
         }
         Whose::Service { scopes, name, ttl, service_token_secret } => {
             auth::check_secret("SERVICE_TOKEN_SECRET (--service-token-secret)", service_token_secret)?;

@@ -40,6 +40,7 @@ pub fn auth_args() -> AuthArgs {
     AuthArgs {
         jwt_secret: Some(JWT_SECRET.into()),
         jwt_issuer: ISSUER.to_owned(),
+        jwt_audience: None,
         jwt_jwks: None,
         jwt_public_key: None,
         admin_eco_ids: ADMIN.to_owned(),
@@ -63,7 +64,14 @@ pub fn serve_args() -> ServeArgs {
 /// A user's token, good for an hour.
 pub fn user_token(eco_id: &str) -> Result<String> {
     let expires = Utc::now() + TimeDelta::hours(1);
-    Ok(auth::user_token(&SecretString::from(JWT_SECRET), ISSUER, &EcoId::parse(eco_id)?, None, expires)?)
+    Ok(auth::user_token(
+        &SecretString::from(JWT_SECRET),
+        ISSUER,
+        None,
+        &EcoId::parse(eco_id)?,
+        None,
+        expires,
+    )?)
 }
 
 /// The admin's token, good for an hour.

@@ -107,7 +107,7 @@ impl Backend {
         user: &User,
         request: analytics::ExportUsageRequest,
     ) -> Result<impl Stream<Item = Result<Vec<analytics::UsageRow>, Error>> + use<>, Error> {
-        let mut client = self.users.analytics.clone();
+        let mut client = self.exports.clone();
         let send = |r| async move { client.export_usage(r).await };
         let refused = refused(NO_ACCOUNT);
         let request = of_user(user, self.timeout).map_err(refused)?.endless(request);

@@ -9,6 +9,7 @@ use axum::response::{
 };
 use chrono::Utc;
 use futures::{Stream, stream};
+use http::header::CACHE_CONTROL;
 use nexus_kit::share::Share;
 use serde::Serialize;
 use tokio::{
@@ -95,7 +96,7 @@ where
         app,
     };
     let events = Sse::new(events(live)).keep_alive(KeepAlive::new().interval(Duration::from_secs(20)));
-    Ok(events.into_response())
+    Ok(([(CACHE_CONTROL, "private, no-store")], events).into_response())
 }
 
 fn too_many(whose: &str) -> Error {

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use axum::{
     Router,
+    extract::DefaultBodyLimit,
     routing::{get, post},
 };
 use nexus_kit::share::Shares;
@@ -66,6 +67,11 @@ pub struct Pages {
 }
 
 impl Pages {
+    /// Whether browsers come over TLS.
+    pub fn is_secure(&self) -> bool {
+        self.secure
+    }
+
     /// By the configuration; `stopping` ends what is open.
     pub fn new(config: &Config, stopping: CancellationToken) -> Result<Self, StartError> {
         let public_url = config.pages.public_url.clone();
@@ -85,10 +91,11 @@ impl Pages {
 
 /// All pages.
 pub fn router() -> Router<App> {
+    let visitors = DefaultBodyLimit::max(form::MAX_VISITORS_BYTES);
     Router::new()
         .route("/", get(session::home))
         .route("/assets/{file}", get(assets::serve))
-        .route("/sign-in", get(session::form).post(session::sign_in))
+        .route("/sign-in", get(session::form).post(session::sign_in).layer(visitors))
         .route("/sign-in/oidc", get(oidc::leave))
         .route("/sign-in/oidc/callback", get(oidc::come_back))
         .route("/sign-out", post(session::sign_out))

@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use chrono::Utc;
 use http::{HeaderMap, StatusCode, header::SET_COOKIE};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -24,6 +25,7 @@ use oauth2::{
     basic::{
         BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse, BasicTokenType,
     },
+    url::{Host, Url},
 };
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
@@ -33,7 +35,7 @@ use super::{
     config::{OidcArgs, Origin},
     layout::Bare,
     part,
-    session::{self, Anybody},
+    session::{self, Anybody, Seal},
 };
 use crate::{App, StartError, error::Error, query::Params};
 
@@ -89,9 +91,15 @@ impl Oidc {
         };
         let origin = public_url.ok_or_else(|| StartError::Oidc("PUBLIC_URL must be set, too".to_owned()))?;
         let callback = format!("{}{CALLBACK}", origin.as_str());
+        let token = TokenUrl::new(token.clone()).map_err(bad("OIDC_TOKEN_URL"))?;
+        if !is_secure(token.url()) {
+            return Err(StartError::Oidc(
+                "OIDC_TOKEN_URL: must be https, unless it is this machine".to_owned(),
+            ));
+        }
         let mut provider = Client::new(ClientId::new(client_id.clone()))
             .set_auth_uri(AuthUrl::new(authorize.clone()).map_err(bad("OIDC_AUTHORIZE_URL"))?)
-            .set_token_uri(TokenUrl::new(token.clone()).map_err(bad("OIDC_TOKEN_URL"))?)
+            .set_token_uri(token)
             .set_redirect_uri(RedirectUrl::new(callback).map_err(bad("PUBLIC_URL"))?);
         if let Some(secret) = &args.client_secret {
             provider = provider.set_client_secret(ClientSecret::new(secret.expose_secret().to_owned()));
@@ -119,6 +127,17 @@ impl Oidc {
     }
 }
 
+/// Codes and the secret go there.
+fn is_secure(url: &Url) -> bool {
+    let is_here = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    url.scheme() == "https" || (url.scheme() == "http" && is_here)
+}
+
 async fn send(http: Http, request: HttpRequest) -> Result<HttpResponse, SendError> {
     let request = request.map(|body| Full::new(Bytes::from(body)));
     let answer = http.request(request).await.map_err(|e| SendError(Box::new(e)))?;
@@ -131,8 +150,11 @@ async fn send(http: Http, request: HttpRequest) -> Result<HttpResponse, SendErro
 #[error("{0}")]
 struct SendError(Box<dyn StdError + Send + Sync>);
 
-/// What is kept in a cookie while somebody is at the provider.
+/// What is kept in a cookie while somebody is at the provider, under our seal: the provider is asked for nobody who was not
+/// led to it from here, nor later than a sign-in may take.
 struct Away {
+    /// In seconds since 1970.
+    until: i64,
     state: String,
     nonce: String,
     verifier: String,
@@ -140,20 +162,19 @@ struct Away {
 }
 
 impl Away {
-    fn cookie(&self) -> String {
-        [&self.state, &self.nonce, &self.verifier, &BASE64.encode(&self.next)].map(String::as_str).join(".")
+    fn cookie(&self, seal: &Seal) -> String {
+        let Self { until, state, nonce, verifier, next } = self;
+        let kept = format!("{until}.{state}.{nonce}.{verifier}.{}", BASE64.encode(next));
+        format!("{kept}.{}", seal.of("away", &kept))
     }
 
-    fn of(cookie: &str) -> Option<Self> {
-        let mut parts = cookie.split('.').map(str::to_owned);
+    fn of(cookie: &str, seal: &Seal, now: i64) -> Option<Self> {
+        let (kept, _) = cookie.rsplit_once('.').filter(|(kept, shown)| seal.holds("away", kept, shown))?;
+        let mut parts = kept.split('.').map(str::to_owned);
+        let until = parts.next()?.parse().ok().filter(|until| now <= *until)?;
         let (state, nonce, verifier) = (parts.next()?, parts.next()?, parts.next()?);
         let next = String::from_utf8(BASE64.decode(parts.next()?).ok()?).ok()?;
-        (parts.next().is_none() && !state.is_empty() && !nonce.is_empty()).then_some(Self {
-            state,
-            nonce,
-            verifier,
-            next,
-        })
+        Some(Self { until, state, nonce, verifier, next })
     }
 }
 
@@ -175,9 +196,10 @@ pub async fn leave(State(app): State<App>, _: Anybody, mut params: Params) -> Re
         .add_extra_param("nonce", &nonce)
         .set_pkce_challenge(challenge)
         .url();
-    let away = Away { state: state.into_secret(), nonce, verifier: verifier.into_secret(), next };
+    let until = Utc::now().timestamp() + MAX_AGE;
+    let away = Away { until, state: state.into_secret(), nonce, verifier: verifier.into_secret(), next };
     let mut response = Redirect::to(url.as_str()).into_response();
-    let cookie = app.pages.set_cookie(app.pages.away_cookie(), &away.cookie(), Some(MAX_AGE));
+    let cookie = app.pages.set_cookie(app.pages.away_cookie(), &away.cookie(&app.pages.seal), Some(MAX_AGE));
     response.headers_mut().append(SET_COOKIE, cookie);
     Ok(response)
 }
@@ -192,7 +214,8 @@ pub async fn come_back(
     let oidc = provider(&app)?;
     let (code, state, error) = (params.text("code"), params.text("state"), params.text("error"));
     params.finish()?;
-    let away = session::cookie(&headers, app.pages.away_cookie()).and_then(Away::of);
+    let away = session::cookie(&headers, app.pages.away_cookie());
+    let away = away.and_then(|away| Away::of(away, &app.pages.seal, Utc::now().timestamp()));
     let forget = app.pages.set_cookie(app.pages.away_cookie(), "", Some(0));
     let signed_in = match (away, code, state) {
         (Some(away), Some(code), Some(state)) if state == away.state => {
@@ -263,18 +286,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_comes_back() {
+    fn what_is_kept_comes_back_under_our_seal_and_in_time() {
+        let seal = Seal::new(&"secret of the services".into());
         let away = |next: &str| Away {
+            until: 100,
             state: "s".into(),
             nonce: "n".into(),
             verifier: "v".into(),
             next: next.into(),
         };
         for next in ["", "/admin/users?q=a.b"] {
-            assert_eq!(Away::of(&away(next).cookie()).map(|away| away.next).as_deref(), Some(next));
+            let kept = Away::of(&away(next).cookie(&seal), &seal, 100);
+            assert_eq!(kept.map(|away| away.next).as_deref(), Some(next));
         }
-        for bad in ["", "..", "...", "s.n.v", "s.n.v.!", "s.n.v..x"] {
-            assert!(Away::of(bad).is_none(), "{bad}");
+        let good = away("").cookie(&seal);
+        assert!(Away::of(&good, &seal, 101).is_none(), "late");
+        let another = Seal::new(&"another".into());
+        let made_up = ["", ".", "100.s.n.v.", &away("").cookie(&another), &good.replacen('s', "t", 1)];
+        for bad in made_up {
+            assert!(Away::of(bad, &seal, 100).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn codes_travel_over_tls_or_not_at_all() {
+        let secure = |url: &str| is_secure(&url.parse().expect("a URL"));
+        for good in
+            ["https://id.example/token", "http://localhost:9000/token", "http://127.0.0.1/", "http://[::1]/"]
+        {
+            assert!(secure(good), "{good}");
+        }
+        for bad in
+            ["http://id.example/token", "http://localhost.example/", "http://10.0.0.1/", "ftp://localhost/"]
+        {
+            assert!(!secure(bad), "{bad}");
         }
     }
 

@@ -13,7 +13,10 @@ use http::{
     request::Parts,
 };
 use maud::html;
-use nexus_kit::{auth::Caller, validate::Violations};
+use nexus_kit::{
+    auth::{AuthError, Caller},
+    validate::Violations,
+};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
@@ -23,7 +26,7 @@ use super::{
     layout::Bare,
     part,
 };
-use crate::{App, auth::User, error::Error, query::Params};
+use crate::{App, Gateway, auth::User, error::Error, query::Params};
 
 /// A browser keeps at most 4,096 bytes of a cookie, its name included.
 const MAX_TOKEN: usize = 3_900;
@@ -122,6 +125,12 @@ pub fn led_to_sign_in(parts: &Parts, app: &App) -> Response {
         Ok(()) => to_sign_in(parts).into_response(),
         Err(error) => error.into_response(),
     }
+}
+
+/// Whose session a request is of.
+pub fn caller(app: &Gateway, headers: &HeaderMap) -> Result<Caller, AuthError> {
+    let token = cookie(headers, app.pages.session_cookie()).ok_or(AuthError::Missing)?;
+    app.auth.authenticate(Some(&format!("Bearer {token}")))
 }
 
 /// Leads to the sign-in, and from there back to a page that was asked for.

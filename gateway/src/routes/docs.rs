@@ -1,11 +1,16 @@
 //! `/docs`: a page that shows the document and tries its routes. All of it is in this program: nothing is fetched from
 //! another host, and the policy allows none.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
 use axum::{
     Router,
-    http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE},
+    body::Bytes,
+    extract::{Path, Request, State},
+    http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -39,6 +44,16 @@ const START: &str = r##"SwaggerUIBundle({ url: "/openapi.json", dom_id: "#docs",
 /// What the page needs of the library.
 const FILES: [&str; 3] = ["swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"];
 
+/// These files by their names, each with its type: once in memory, however many answers have them.
+static LIBRARY: LazyLock<HashMap<&str, (String, Bytes)>> = LazyLock::new(|| {
+    let config = Arc::new(Config::from("/openapi.json"));
+    let file = |name| {
+        let file = serve(name, config.clone()).ok().flatten().expect("a file that is built in");
+        (name, (file.content_type, file.bytes.into_owned().into()))
+    };
+    FILES.into_iter().map(file).collect()
+});
+
 /// The page and its files.
 pub(super) fn router() -> Router<App> {
     Router::new().route("/docs", get(page)).route("/docs/{file}", get(file))
@@ -52,16 +67,36 @@ async fn file(_: Anybody, Named(name): Named) -> Result<Response, Error> {
     if name == "start.js" {
         return Ok(answer("text/javascript; charset=utf-8", START));
     }
-    if !FILES.contains(&name.as_str()) {
-        return Err(Error::NotFound("Not found"));
-    }
-    let file = serve(&name, Arc::new(Config::from("/openapi.json")));
-    let file = file.map_err(|e| Error::Internal(format!("{name}: {e}")))?;
-    let file = file.ok_or(Error::NotFound("Not found"))?;
-    Ok(answer(&file.content_type, file.bytes.into_owned()))
+    of_library(&name)
+}
+
+fn of_library(name: &str) -> Result<Response, Error> {
+    let (content_type, bytes) = LIBRARY.get(name).ok_or(Error::NotFound("Not found"))?;
+    Ok(answer(content_type, bytes.clone()))
 }
 
 fn answer(content_type: &str, body: impl IntoResponse) -> Response {
-    let headers = [(CONTENT_TYPE, content_type), (CACHE_CONTROL, HOUR), (CONTENT_SECURITY_POLICY, POLICY)];
+    let headers = [
+        (CONTENT_TYPE, content_type),
+        (CACHE_CONTROL, HOUR),
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (REFERRER_POLICY, "no-referrer"),
+    ];
     (headers, body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn however_many_have_a_file_it_is_in_memory_once() -> anyhow::Result<()> {
+        let bytes =
+            async || anyhow::Ok(to_bytes(of_library("swagger-ui-bundle.js")?.into_body(), usize::MAX).await?);
+        let (one, another) = (bytes().await?, bytes().await?);
+        assert!(one.len() > 1_000_000 && one.as_ptr() == another.as_ptr());
+        Ok(())
+    }
 }

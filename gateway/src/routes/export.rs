@@ -16,14 +16,22 @@ use nexus_proto::analytics::v1 as analytics;
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::{App, auth::User, convert, error::Error, format, query::Params};
+use crate::{App, auth::User, convert, error::Error, format, places::Few, query::Params};
 
 /// The columns, and the members of a line of NDJSON.
 const HEADER: &str = "start,endpoint,method,status_class,calls,avg_response_time_ms\r\n";
+/// Exports at once, and those of one account.
+const AT_ONCE: u32 = 64;
+const OF_AN_ACCOUNT: u32 = 2;
 /// As the service has it.
 const LONGEST: TimeDelta = TimeDelta::days(366);
-/// A spreadsheet takes a cell that begins so for a formula.
-const FORMULA: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
+/// A spreadsheet takes a cell that begins so for a formula, in full width too.
+const FORMULA: [char; 10] = ['=', '+', '-', '@', '\t', '\r', '＝', '＋', '－', '＠'];
+
+/// Places of exports.
+pub fn places() -> Few {
+    Few::new(AT_ONCE, OF_AN_ACCOUNT, "exports")
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
@@ -118,7 +126,8 @@ pub(super) struct ExportParams {
 ///
 /// Rows by hour, endpoint, method and status class. In CSV, a text that a spreadsheet would take for a formula has a `'`
 /// in front. A range is told whole or refused: where hours with usage are not kept any more, it is 400, and `message` says from
-/// when on they are; `/api/usage/history` has the days before. A body that breaks off is not complete, and its connection ends without the end of the body.
+/// when on they are; `/api/usage/history` has the days before. An account has two under way at most; one that is not taken for
+/// half a minute breaks off. A body that breaks off is not complete, and its connection ends without the end of the body.
 #[utoipa::path(get, path = "/api/usage/export", tag = "usage", params(ExportParams), responses(
     (status = 200, description = "The rows, by time", content(
         (String = "text/csv"),
@@ -143,10 +152,10 @@ pub(super) async fn download(
         start_time: Some(timestamp(start)),
         end_time: Some(timestamp(end)),
     };
+    let place = app.exports.enter(user.eco_id())?;
     let rows = app.backend.export(&user, request).await?;
     let pieces = rows.map(move |rows| {
-        // The account has a place taken for as long as it is served.
-        let _user = &user;
+        let _place = &place;
         written(form, rows?).inspect_err(|error| tracing::warn!(%error, "an export breaks off"))
     });
     let head = stream::iter([Ok(Bytes::from_static(form.head().as_bytes()))]);
@@ -222,6 +231,10 @@ mod tests {
             ("+1", "'+1"),
             ("-1", "'-1"),
             ("@SUM(A1)", "'@SUM(A1)"),
+            ("＝1+1", "'＝1+1"),
+            ("＋1", "'＋1"),
+            ("－1", "'－1"),
+            ("＠SUM(A1)", "'＠SUM(A1)"),
             ("\t=1", "'\t=1"),
             ("\r=1", "\"'\r=1\""),
             ("=HYPERLINK(\"http://x\",\"y\")", "\"'=HYPERLINK(\"\"http://x\"\",\"\"y\"\")\""),

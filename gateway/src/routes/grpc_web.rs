@@ -12,16 +12,24 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use http::{HeaderMap, HeaderName, Version, header};
+use http::{Extensions, HeaderMap, HeaderName, Version, header};
 use http_body_util::BodyExt;
-use nexus_kit::{auth::Caller, status, telemetry};
-use tonic::transport::Channel;
+use nexus_core::id::EcoId;
+use nexus_kit::{auth::Caller, rpc, status, telemetry};
+use tonic::{Status, transport::Channel};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, ServiceExt, service_fn};
 use tracing::Span;
 
-use crate::{App, auth, backend::Service, error::Error};
+use crate::{App, auth, backend::Service, error::Error, places::Few};
 
+/// What a call may be.
+const TYPES: [&[u8]; 4] = [
+    b"application/grpc-web",
+    b"application/grpc-web+proto",
+    b"application/grpc-web-text",
+    b"application/grpc-web-text+proto",
+];
 /// What is handed on: no cookies, nothing of the connection.
 const HANDED_ON: [HeaderName; 7] = [
     header::ACCEPT,
@@ -42,51 +50,79 @@ pub(super) fn router() -> Router<App> {
         .route("/nexus.analytics.v1.AnalyticsService/{method}", to(Service::Analytics))
 }
 
+/// Calls at once, fewer than a connection takes, and those of one account.
+const AT_ONCE: u32 = 512;
+const OF_AN_ACCOUNT: u32 = 32;
+
+/// Places of calls.
+pub fn places() -> Few {
+    Few::new(AT_ONCE, OF_AN_ACCOUNT, "calls of gRPC-Web")
+}
+
 async fn call(app: App, service: Service, request: Request) -> Result<Response, Error> {
     let content_type = request.headers().get(header::CONTENT_TYPE).map(|value| value.as_bytes());
-    if !content_type.is_some_and(|value| value.starts_with(b"application/grpc-web")) {
+    if !content_type.is_some_and(|value| TYPES.contains(&value)) {
         return Err(Error::UnsupportedMediaType("application/grpc-web+proto or application/grpc-web-text"));
     }
-    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let share = match app.auth.authenticate(authorization) {
-        Ok(Caller::User { eco_id, .. }) => {
-            app.rates.account(&eco_id)?;
-            Span::current().record("caller", eco_id.as_str());
-            let share = app.shares.enter(&eco_id);
-            Some(share.ok_or(Error::unavailable("too many requests of this account in flight"))?)
-        }
-        Ok(Caller::ApiKey(key)) => {
-            Span::current().record("caller", key.key_id());
-            match auth::verified(&app, &key, request.extensions()).await {
-                // The service refuses a bad key in the form that its callers read.
-                Ok(_) | Err(Error::InvalidApiKey) => None,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(Caller::Service { .. }) | Err(_) => {
-            app.rates.stranger(request.extensions())?;
-            None
-        }
+    let place = match account(&app, request.headers(), request.extensions()).await? {
+        Some(eco_id) => Some(app.web_calls.enter(&eco_id)?),
+        None => None,
     };
-    let channel = app.backend.channel(service);
+    let channel = app.backend.web_channel(service);
     let translated = GrpcWebLayer::new().layer(service_fn(move |request| reached(channel.clone(), request)));
     let answer = translated.oneshot(handed_on(request)).await.unwrap_or_else(|never| match never {});
     // The account has its place for as long as the stream lasts.
     Ok(answer
         .map(|body| {
             Body::new(body.map_frame(move |frame| {
-                let _share = &share;
+                let _place = &place;
                 frame
             }))
         })
         .into_response())
 }
 
-/// The service's answer, or the status that tells that it is away.
+/// The account that a call counts for; none: somebody's whom the service will refuse, or a program's of ours.
+async fn account(app: &App, headers: &HeaderMap, extensions: &Extensions) -> Result<Option<EcoId>, Error> {
+    let caller = match auth::authorization(headers) {
+        Ok(header) => app.auth.authenticate(Some(header)),
+        Err(error) => Err(error),
+    };
+    match caller {
+        Ok(Caller::User { eco_id, .. }) => {
+            app.rates.account(&eco_id)?;
+            Span::current().record("caller", eco_id.as_str());
+            Ok(Some(eco_id))
+        }
+        Ok(Caller::ApiKey(key)) => {
+            Span::current().record("caller", key.key_id());
+            match auth::verified(app, &key, extensions).await {
+                Ok((eco_id, _)) => Ok(Some(eco_id)),
+                // The service refuses a bad key in the form that its callers read.
+                Err(Error::InvalidApiKey) => Ok(None),
+                Err(error) => Err(error),
+            }
+        }
+        Ok(Caller::Service { .. }) | Err(_) => {
+            app.rates.stranger(extensions)?;
+            // Of several headers the service would read one.
+            if headers.get_all(header::AUTHORIZATION).iter().count() > 1 {
+                return Err(Error::Unauthorized);
+            }
+            Ok(None)
+        }
+    }
+}
+
+/// The service's answer, or the status that tells that it is away, or that no browser can make such a call.
 async fn reached(
     channel: Channel,
     request: http::Request<tonic::body::Body>,
 ) -> Result<http::Response<tonic::body::Body>, Infallible> {
+    if rpc::client_streams(request.uri().path()) {
+        let refused = "gRPC-Web has no calls whose caller sends a stream: make it over gRPC, at the service";
+        return Ok(Status::unimplemented(refused).into_http());
+    }
     Ok(channel.oneshot(request).await.unwrap_or_else(|error| {
         tracing::warn!(%error, "a service is away");
         status::unavailable("SERVICE_AWAY", "the service is away", status::RETRY_SOON).into_http()

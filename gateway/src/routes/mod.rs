@@ -24,9 +24,9 @@ mod admin;
 mod charges;
 mod cron;
 mod docs;
-mod export;
+pub mod export;
 mod forecast;
-mod grpc_web;
+pub mod grpc_web;
 mod keys;
 mod revenue;
 mod secure;
@@ -47,8 +47,8 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(|_: Anybody| async { Error::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(from_fn_with_state(app.clone(), layer::around));
-    let origins = app.origins.clone();
-    edge::around(router.with_state(app), &origins)
+    let (origins, secure) = (app.origins.clone(), app.pages.is_secure());
+    edge::around(router.with_state(app), &origins, secure)
 }
 
 /// What they are, for the document.

@@ -158,6 +158,10 @@ async fn pages_of_other_origins_may_call_where_they_are_named() -> Result<()> {
         header(&allowed, "access-control-allow-headers").is_some_and(|names| names.contains("authorization"))
     );
     assert_eq!(header(&allowed, "access-control-allow-credentials"), None);
+    assert_eq!(header(&allowed, "x-content-type-options"), Some("nosniff"));
+    assert!(header(&allowed, "x-request-id").is_some_and(|id| !id.is_empty()));
+    let answered = suite.fetch(CURRENT, &[("origin", APP), ("x-request-id", "mine")]).await?;
+    assert_eq!(header(&answered, "x-request-id"), Some("mine"));
     for other in
         ["https://evil.example", "https://app.example.com.evil.example", "null", "http://app.example.com"]
     {
@@ -184,6 +188,19 @@ async fn unless_the_settings_name_them_no_other_origin_may_call() -> Result<()> 
     let preflight = suite.request("OPTIONS", CURRENT)?.header("origin", APP);
     let preflight = Answer::of(preflight.header("access-control-request-method", "GET")).await?;
     assert_eq!(preflight.status, 405);
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_comes_over_tls_is_told_to_keep_to_it() -> Result<()> {
+    for (public_url, told) in [("https://metering.example.com", Some("max-age=31536000")), ("http://x", None)]
+    {
+        let suite = Suite::start_with(|config| config.pages.public_url = public_url.parse().ok()).await?;
+        for path in ["/sign-in", "/healthz", "/nothing", "/docs"] {
+            let answer = suite.fetch(path, &[]).await?;
+            assert_eq!(header(&answer, "strict-transport-security"), told, "{public_url} {path}");
+        }
+    }
     Ok(())
 }
 

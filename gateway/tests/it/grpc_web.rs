@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use nexus_core::plan::Plan;
-use nexus_proto::{billing::v1 as billing, usage::v1 as usage};
+use nexus_proto::{analytics::v1 as analytics, billing::v1 as billing, usage::v1 as usage};
 use nexus_testkit::settings::{ADMIN, user_token};
 use prost::Message;
 use reqwest::Response;
@@ -11,6 +11,9 @@ use crate::suite::{Suite, event};
 
 const CURRENT: &str = "/nexus.usage.v1.UsageService/GetCurrentUsage";
 const WATCH: &str = "/nexus.billing.v1.BillingService/WatchOverageRun";
+const HISTORY: &str = "/nexus.analytics.v1.AnalyticsService/GetUsageHistory";
+/// Calls that an account may have under way.
+const SHARE: usize = 32;
 const BINARY: &str = "application/grpc-web+proto";
 
 /// Messages, and the status in the trailers.
@@ -158,6 +161,60 @@ async fn a_bad_key_counts_for_its_address() -> Result<()> {
     Ok(())
 }
 
+/// Which of two the service would go by, its callers do not know.
+#[tokio::test]
+async fn two_credentials_are_none() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    let bearer = format!("Bearer {}", user_token("eco_a")?);
+    let request = suite.request("POST", CURRENT)?.header("content-type", BINARY);
+    let request = request.header("authorization", &bearer).header("authorization", "Bearer x");
+    let answer = request.body(vec![0; 5]).send().await?;
+    assert_eq!(answer.status(), 401);
+    Ok(())
+}
+
+#[tokio::test]
+async fn calls_whose_caller_sends_a_stream_are_not_taken() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    let key = suite.api_key("eco_a", false).await?;
+    for method in ["LeaseQuota", "StreamUsage"] {
+        let path = format!("/nexus.usage.v1.UsageService/{method}");
+        let answer = suite.send_with(&path, &key, &usage::LeaseQuotaRequest::default()).await?;
+        let told = answer.headers().get("grpc-message").context("a message")?.to_str()?.to_owned();
+        assert!(told.contains("gRPC-Web"), "{told}");
+        assert_eq!(Answer::of(answer).await?.status, "12", "{method}: UNIMPLEMENTED");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_account_has_its_share_of_calls_and_others_theirs() -> Result<()> {
+    let (_silent, address) = crate::shares::silent().await?;
+    let suite = Suite::start_with(|config| config.usage_addr = address).await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    suite.account("eco_b", Plan::Pro).await?;
+    let (a, b) = (user_token("eco_a")?, user_token("eco_b")?);
+    let own = usage::GetCurrentUsageRequest::default();
+    let waiting = futures::future::join_all((0..SHARE).map(|_| suite.send(CURRENT, Some(&a), &own)));
+    let others = async {
+        suite.in_flight(SHARE).await?;
+        let history = analytics::GetUsageHistoryRequest { days_count: 7, ..Default::default() };
+        let more = suite.send(HISTORY, Some(&a), &history).await?;
+        assert_eq!(more.status(), 503);
+        assert_eq!(suite.get_as("eco_a", "/api/usage/history").await?.status, 200, "over REST");
+        let another = Answer::of(suite.send(HISTORY, Some(&b), &history).await?).await?;
+        assert_eq!(another.status, "0", "another account");
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        early = waiting => anyhow::bail!("nobody answers these: {}", early.len()),
+        others = others => others?,
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_service_that_is_away_is_unavailable() -> Result<()> {
     let mut suite = Suite::start().await?;
@@ -172,7 +229,9 @@ async fn a_service_that_is_away_is_unavailable() -> Result<()> {
 #[tokio::test]
 async fn only_grpc_web_to_our_services_is_taken() -> Result<()> {
     let suite = Suite::start().await?;
-    for kind in ["application/grpc", "application/json", ""] {
+    for kind in
+        ["application/grpc", "application/grpc-webx", "application/grpc-web; x", "application/json", ""]
+    {
         let request = suite.request("POST", CURRENT)?.header("content-type", kind).body("x");
         let answer = crate::answer::Answer::of(request).await?;
         assert_eq!(

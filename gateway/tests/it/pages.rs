@@ -117,6 +117,7 @@ async fn nobody_sees_a_page_without_a_session_or_with_a_bad_one() -> Result<()> 
     let expired = nexus_kit::auth::user_token(
         &JWT_SECRET.into(),
         "nexus",
+        None,
         &EcoId::parse("eco_a")?,
         None,
         chrono::Utc::now() - chrono::TimeDelta::seconds(1),
@@ -339,8 +340,14 @@ async fn next_event(
 async fn figures_follow_what_is_recorded_until_the_session_ends() -> Result<()> {
     let suite = suite().await?;
     let expires = chrono::Utc::now() + chrono::TimeDelta::seconds(12);
-    let token =
-        nexus_kit::auth::user_token(&JWT_SECRET.into(), "nexus", &EcoId::parse("eco_b")?, None, expires)?;
+    let token = nexus_kit::auth::user_token(
+        &JWT_SECRET.into(),
+        "nexus",
+        None,
+        &EcoId::parse("eco_b")?,
+        None,
+        expires,
+    )?;
     let mut visitor = Visitor::new(&suite)?;
     visitor.cookie = format!("nexus_session={token}");
     let response = visitor.request("GET", "/dashboard/live")?.send().await?;

@@ -20,7 +20,7 @@ const SHARE: usize = 256;
 
 impl Suite {
     /// Returns once so many requests, at least, are in flight.
-    async fn in_flight(&self, requests: usize) -> Result<()> {
+    pub(crate) async fn in_flight(&self, requests: usize) -> Result<()> {
         let arrive = async {
             loop {
                 let metrics = self.metrics().await?;
@@ -81,7 +81,7 @@ async fn rotations_that_wait_for_one_key_hold_up_no_metered_call() -> Result<()>
 }
 
 /// A usage-svc that takes requests and never answers.
-async fn silent() -> Result<(TcpListener, String)> {
+pub(crate) async fn silent() -> Result<(TcpListener, String)> {
     let silent = TcpListener::bind("127.0.0.1:0").await?;
     let address = format!("http://{}", silent.local_addr()?);
     Ok((silent, address))

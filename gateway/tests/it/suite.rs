@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::answer::Answer;
 
-pub(crate) const CRON_SECRET: &str = "cron-secret-in-tests-0123456789";
+pub(crate) const CRON_SECRET: &str = "cron-secret-in-tests-0123456789abcdef";
 const STRIPE_KEY: &str = "sk_test_gateway";
 pub(crate) const WEBHOOK_SECRET: &str = "whsec_gateway";
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -158,6 +158,11 @@ impl Suite {
         self.stop.cancel();
         let serving = self.serving.lock().await.take().context("the gateway was stopped before")?;
         Ok(serving.await??)
+    }
+
+    /// How a gateway ended that ends by itself.
+    pub(crate) async fn ended(&self) -> Result<Result<(), nexus_gateway::StartError>> {
+        Ok(self.serving.lock().await.take().context("the gateway was stopped before")?.await?)
     }
 
     pub(crate) async fn stop_usage(&mut self) -> Result<()> {

@@ -133,11 +133,11 @@ async fn only_a_valid_token_of_a_user_opens() -> Result<()> {
     let eco_id = EcoId::parse("eco_pro")?;
     let secret = JWT_SECRET.into();
     let (soon, past) = (Utc::now() + TimeDelta::hours(1), Utc::now() - TimeDelta::seconds(1));
-    let expired = auth::user_token(&secret, ISSUER, &eco_id, None, past)?;
-    let foreign = auth::user_token(&secret, "elsewhere", &eco_id, None, soon)?;
+    let expired = auth::user_token(&secret, ISSUER, None, &eco_id, None, past)?;
+    let foreign = auth::user_token(&secret, "elsewhere", None, &eco_id, None, soon)?;
     let forged =
-        auth::user_token(&"another-secret-0123456789abcdefghij".into(), ISSUER, &eco_id, None, soon)?;
-    let good = auth::user_token(&secret, ISSUER, &eco_id, None, soon)?;
+        auth::user_token(&"another-secret-0123456789abcdefghij".into(), ISSUER, None, &eco_id, None, soon)?;
+    let good = auth::user_token(&secret, ISSUER, None, &eco_id, None, soon)?;
     let [_, payload, _] = good.split('.').collect::<Vec<_>>()[..] else { anyhow::bail!("a token") };
     // {"alg":"none"}
     let unsigned = format!("eyJhbGciOiJub25lIn0.{payload}.");

@@ -19,6 +19,9 @@ pub(super) struct UserClaims {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) email: Option<String>,
     iss: String,
+    /// One or several, which the rules read.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    aud: Option<String>,
     pub(super) exp: i64,
 }
 
@@ -34,6 +37,7 @@ pub(super) struct ServiceClaims {
 pub fn user_token(
     secret: &SecretString,
     issuer: &str,
+    audience: Option<&str>,
     eco_id: &EcoId,
     email: Option<&str>,
     expires: DateTime<Utc>,
@@ -42,6 +46,7 @@ pub fn user_token(
         eco_id: eco_id.as_str().to_owned(),
         email: email.map(str::to_owned),
         iss: issuer.to_owned(),
+        aud: audience.map(str::to_owned),
         exp: expires.timestamp(),
     };
     encode(
@@ -77,12 +82,22 @@ pub(super) fn names_critical_extensions(token: &str) -> bool {
         .is_none_or(|header| header.get("crit").is_some())
 }
 
-pub(super) fn validation(algorithm: Algorithm, issuer: &str) -> Validation {
+/// Whether a user's token may say that it is of this type: one of another is good for something else, such as a sign-out.
+pub(super) fn is_users_type(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    ["jwt", "at+jwt"].contains(&text.strip_prefix("application/").unwrap_or(&text))
+}
+
+pub(super) fn validation(algorithm: Algorithm, issuer: &str, audience: Option<&str>) -> Validation {
     let mut rules = Validation::new(algorithm);
     rules.set_issuer(&[issuer]);
     rules.set_required_spec_claims(&["exp", "iss"]);
     rules.leeway = 0;
     rules.validate_nbf = true;
-    rules.validate_aud = false;
+    rules.validate_aud = audience.is_some();
+    if let Some(audience) = audience {
+        rules.set_audience(&[audience]);
+        rules.set_required_spec_claims(&["exp", "iss", "aud"]);
+    }
     rules
 }

@@ -25,6 +25,7 @@ fn args() -> AuthArgs {
     AuthArgs {
         jwt_secret: Some(USER_SECRET.into()),
         jwt_issuer: "nexus".into(),
+        jwt_audience: None,
         jwt_jwks: None,
         jwt_public_key: None,
         admin_eco_ids: " eco_admin , eco_boss ".into(),
@@ -151,6 +152,60 @@ fn public_keys_verify_their_own_algorithm_only() {
 }
 
 #[test]
+fn a_token_is_for_the_audience_where_the_settings_name_one() {
+    let any = authenticator();
+    let ours = Authenticator::new(&AuthArgs { jwt_audience: Some("nexus".into()), ..args() });
+    let ours = ours.expect("good settings");
+    for (audience, is_ours) in [
+        (json!("nexus"), true),
+        (json!(["shop", "nexus"]), true),
+        (json!("shop"), false),
+        (json!(["shop"]), false),
+        (json!([]), false),
+        (Value::Null, false),
+    ] {
+        let token = hs256(&with("aud", audience.clone()), USER_SECRET);
+        assert!(authenticate(&any, &token).is_ok(), "{audience}");
+        assert_eq!(authenticate(&ours, &token).is_ok(), is_ours, "{audience}");
+    }
+    assert!(authenticate(&ours, &hs256(&claims(), USER_SECRET)).is_err(), "none");
+    let soon = Utc::now() + TimeDelta::hours(1);
+    let eco_id = EcoId::parse("eco_a").expect("an id");
+    let token = user_token(&USER_SECRET.into(), "nexus", Some("nexus"), &eco_id, None, soon);
+    assert!(authenticate(&ours, &token.expect("a token")).is_ok());
+    let none = AuthArgs { jwt_audience: Some(String::new()), ..args() };
+    let none = Authenticator::new(&none).expect("good settings");
+    assert!(authenticate(&none, &hs256(&claims(), USER_SECRET)).is_ok(), "an empty setting is none");
+}
+
+#[test]
+fn a_token_of_another_type_is_not_a_users() {
+    let a = authenticator();
+    for (typ, is_users) in [
+        (None, true),
+        (Some("JWT"), true),
+        (Some("at+jwt"), true),
+        (Some("application/at+JWT"), true),
+        (Some("logout+jwt"), false),
+        (Some("secevent+jwt"), false),
+        (Some("dpop+jwt"), false),
+        (Some(""), false),
+    ] {
+        let header = Header { typ: typ.map(str::to_owned), ..Header::new(Algorithm::HS256) };
+        let token = encode(&header, &claims(), &EncodingKey::from_secret(USER_SECRET.as_bytes()));
+        assert_eq!(authenticate(&a, &token.expect("a token")).is_ok(), is_users, "{typ:?}");
+    }
+}
+
+#[test]
+fn a_token_ends_at_some_time() {
+    let a = authenticator();
+    for never in [i64::MAX, i64::MAX / 1_000] {
+        assert!(authenticate(&a, &hs256(&with("exp", never.into()), USER_SECRET)).is_err(), "{never}");
+    }
+}
+
+#[test]
 fn a_jwk_set_is_chosen_from_by_key_id() {
     let pair = EncodingKey::from_ed_pem(ED.as_bytes()).expect("a key");
     let x = {
@@ -185,6 +240,7 @@ fn a_service_token_carries_its_scopes_and_nothing_else_passes_for_one() {
     let as_user = user_token(
         &SecretString::from(SERVICE_SECRET),
         "nexus",
+        None,
         &EcoId::parse("eco_a").expect("an id"),
         None,
         soon,

@@ -21,6 +21,7 @@ pub(crate) fn server(routes: Routes) -> GrpcServer {
     let auth = AuthArgs {
         jwt_secret: Some(USER_SECRET.into()),
         jwt_issuer: "nexus".into(),
+        jwt_audience: None,
         jwt_jwks: None,
         jwt_public_key: None,
         admin_eco_ids: String::new(),

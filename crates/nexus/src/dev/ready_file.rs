@@ -138,7 +138,7 @@ impl Ready {
 
 fn tokens(admin: &EcoId, secrets: &Secrets, expires: DateTime<Utc>) -> Result<Tokens> {
     let user = |eco_id: &EcoId, email: &str| -> Result<Token> {
-        let token = auth::user_token(&secrets.jwt, ISSUER, eco_id, Some(email), expires)?;
+        let token = auth::user_token(&secrets.jwt, ISSUER, None, eco_id, Some(email), expires)?;
         Ok(Token { eco_id: eco_id.as_str().to_owned(), token })
     };
     let of_plan = |eco_id: &str, plan: Plan| user(&EcoId::parse(eco_id)?, &demo::email(plan));

@@ -75,6 +75,7 @@ impl Servers {
         let common = Settings::new()
             .set("jwt-secret", secrets.jwt.expose_secret())
             .set("jwt-issuer", ISSUER)
+            .set("jwt-audience", "")
             .set("admin-eco-ids", &args.admin_eco_ids)
             .set("service-token-secret", secrets.service_token.expose_secret())
             .set("open-reflection", args.open_reflection)

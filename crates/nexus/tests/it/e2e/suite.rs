@@ -24,7 +24,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 use uuid::Uuid;
 
-pub(super) const CRON_SECRET: &str = "cron-secret-in-tests-0123456789";
+pub(super) const CRON_SECRET: &str = "cron-secret-in-tests-0123456789abcdef";
 const STRIPE_KEY: &str = "sk_test_e2e";
 
 /// A server process; killed when dropped.
