@@ -43,7 +43,7 @@ pub struct Config {
     /// Longest time that the scheduler waits for a run of billing, 55 s at most; a longer run goes on, and the answer says so
     #[arg(long, env = "CRON_TIMEOUT", default_value = "55s", value_parser = parse_cron_timeout, value_name = "DURATION")]
     pub cron_timeout: Duration,
-    /// What the scheduler shows to run billing, at least 32 bytes; unset: its endpoint answers 500
+    /// What the scheduler shows to run billing, 32 bytes or more; unset: its endpoint answers 500
     #[arg(long, env = "CRON_SECRET", hide_env_values = true, value_name = "SECRET")]
     pub cron_secret: Option<SecretString>,
     /// Origins whose pages may call from a browser, comma separated, e.g. `https://app.example.com`; unset: none

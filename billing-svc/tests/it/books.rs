@@ -70,6 +70,8 @@ async fn contract<T: Books + Payments>(
     invoice: impl AsyncFn(&str) -> Result<()>,
 ) -> Result<()> {
     ensure!(all(stripe, Listing::default(), nothing).await?.is_empty());
+    assert_eq!(stripe.has_had_customer(one).await, Ok(true));
+    assert_eq!(stripe.has_had_customer("cus_nobody").await, Ok(false));
     let mut made = Vec::new();
     for n in 1..=230 {
         let customer = if n % 2 == 0 { one } else { two };
@@ -140,7 +142,14 @@ async fn stripes_books_keep_the_contract() -> Result<()> {
     let sim = Sim::start().await?;
     let (one, two) = (sim.customer().await?, sim.customer().await?);
     let stripe = Stripe::new(&stripe_args(&sim.base))?;
-    contract(&stripe, [&one, &two], async |customer: &str| sim.invoice(customer).await).await
+    contract(&stripe, [&one, &two], async |customer: &str| sim.invoice(customer).await).await?;
+    sim.delete(&format!("customers/{one}")).await?;
+    assert_eq!(
+        stripe.has_had_customer(&one).await,
+        Ok(true),
+        "a deleted one is still told from one of another's"
+    );
+    Ok(())
 }
 
 #[tokio::test]

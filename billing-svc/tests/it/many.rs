@@ -115,7 +115,8 @@ fn check((run, errors): &(Snapshot, Vec<AccountError>)) {
 async fn a_run_over_many_pages_charges_each_account_once_as_a_dry_run_says() -> Result<()> {
     let crowd = Crowd::new().await?;
     let pool = db::pool(&crowd.db.args(), Role::Billing)?;
-    let DryRun { figures, charges, charges_count, errors } = dry_run(&pool, None).await?;
+    let DryRun { figures, charges, charges_count, errors, totals } = dry_run(&pool, None).await?;
+    assert_eq!(totals.into_iter().collect::<Vec<_>>(), [("USD".to_owned(), figures.total)]);
     assert_eq!((figures.processed, figures.charged, figures.failed), (ACCOUNTS, ACCOUNTS - FAILED, FAILED));
     assert_eq!((charges.len(), charges_count, errors.len()), (1_000, ACCOUNTS - FAILED, FAILED as usize));
     let engine = crowd.engine()?;

@@ -13,7 +13,8 @@ pub fn limit(count: i64) -> String {
     if count < 0 { "Unlimited".to_owned() } else { thousands(count) }
 }
 
-/// An amount in its currency, with the currency's decimals: `$1,234.50`, `1,235 JPY`.
+/// An amount in its currency, with the currency's decimals: `$1,234.50`, `1,235 JPY`. What is less than the smallest of
+/// them is left out, as a charge to date leaves it.
 pub fn money(micros: i64, currency: &str) -> Result<String, Error> {
     format::signed_money(Micros(micros), convert::currency(currency)?, "−")
 }
@@ -137,7 +138,8 @@ mod tests {
         assert_eq!(shown(-2_500_000, "USD").as_deref(), Some("−$2.50"));
         assert_eq!(shown(1_234_500_000, "EUR").as_deref(), Some("1,234.50 EUR"));
         assert_eq!(shown(1_234_000_000, "JPY").as_deref(), Some("1,234 JPY"));
-        assert!(shown(i64::MAX, "USD").is_none() && shown(0, "dollars").is_none());
+        assert_eq!(shown(31_275_000, "USD").as_deref(), Some("$31.27"));
+        assert!(shown(i64::MIN, "USD").is_none() && shown(0, "dollars").is_none());
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn table(known: &[analytics::DailyUsage]) -> Markup {
         &html! {
             @for day in known.iter().rev() {
                 tr {
-                    th scope="row" { (day.date) }
+                    th scope="row" class="day" { (day.date) }
                     td class="number" { (thousands(day.total_count)) }
                     td class="number" { (thousands(day.successful_count)) }
                     td class="number" { (thousands(day.failed_count)) }

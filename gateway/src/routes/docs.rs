@@ -9,7 +9,6 @@ use std::{
 use axum::{
     Router,
     body::Bytes,
-    extract::{Path, Request, State},
     http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY},
     response::{IntoResponse, Response},
     routing::get,

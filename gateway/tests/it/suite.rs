@@ -160,11 +160,6 @@ impl Suite {
         Ok(serving.await??)
     }
 
-    /// How a gateway ended that ends by itself.
-    pub(crate) async fn ended(&self) -> Result<Result<(), nexus_gateway::StartError>> {
-        Ok(self.serving.lock().await.take().context("the gateway was stopped before")?.await?)
-    }
-
     pub(crate) async fn stop_usage(&mut self) -> Result<()> {
         self.usage.take().context("usage-svc was stopped before")?.stop().await
     }

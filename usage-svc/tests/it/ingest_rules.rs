@@ -17,7 +17,6 @@ const TABLES: [&str; 7] = [
     "eco_usage_totals",
     "eco_usage_routes",
     "eco_quota_leases",
-    "eco_usage_totals",
 ];
 
 /// Whatever the defaults of the database are.

@@ -105,4 +105,8 @@ impl Books for Memory {
         let found = self.state().items.iter().find(|item| item.id == item_id).map(BookItem::from);
         futures::future::ready(Ok(found)).boxed()
     }
+
+    fn has_had_customer<'a>(&'a self, customer: &'a str) -> BoxFuture<'a, Result<bool, Doubt>> {
+        futures::future::ready(Ok(self.state().customers.contains(customer))).boxed()
+    }
 }

@@ -75,7 +75,8 @@ fn user(eco_id: &str) -> CallOptions {
 
 fn hasty_user(eco_id: &str, timeout: Duration) -> CallOptions {
     let (eco_id, soon) = (EcoId::parse(eco_id).expect("an id"), Utc::now() + TimeDelta::hours(1));
-    let token = user_token(&SecretString::from(USER_SECRET), "nexus", &eco_id, None, soon).expect("a token");
+    let token =
+        user_token(&SecretString::from(USER_SECRET), "nexus", None, &eco_id, None, soon).expect("a token");
     CallOptions::bearer(&token, timeout).expect("a header")
 }
 

@@ -219,7 +219,7 @@ fn movement_table(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error>
             @for month in months.iter().rev() {
                 @let money = |micros: i64| show::money(micros, &month.currency_code);
                 tr {
-                    th scope="row" { (month.month) }
+                    th scope="row" class="day" { (month.month) }
                     td class="number" { (money(month.opening_micros)?) }
                     td class="number" { (money(month.new_micros)?) }
                     td class="number" { (money(month.reactivation_micros)?) }

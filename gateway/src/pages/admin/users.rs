@@ -102,6 +102,15 @@ impl Asked {
         Ok(asked)
     }
 
+    /// Said where no account is like what is asked for.
+    fn none(&self) -> &'static str {
+        if self.plan.is_none() && self.status.is_none() && self.query.is_empty() {
+            "There is no account yet. The command nexus accounts create makes one."
+        } else {
+            "No account is like this."
+        }
+    }
+
     fn plan_word(&self) -> &'static str {
         self.plan.map_or("", Plan::as_str)
     }
@@ -161,7 +170,7 @@ pub(super) async fn page(
             p class="sub" { (thousands(listed.total_size)) @if listed.total_size == 1 { " account" } @else { " accounts" } ", usage and revenue of the current period" }
         }
         (filter(&asked))
-        @if listed.users.is_empty() { (part::empty("No account is like this.")) }
+        @if listed.users.is_empty() { (part::empty(asked.none())) }
         @else { (part::scroll("Accounts", &table(&asked, &listed.users)?)) }
         (pager(&asked, pages))
     };
