@@ -55,7 +55,7 @@ impl Context {
 ///
 /// Stripe is asked within the transaction that has the subscription alone: what is read is written before anybody else reads
 /// it. Nobody counts calls behind that, for the account is seized after the reading. But it takes a connection, for
-/// [`worker::WITHIN`] at most: only so many do it at once, and the others wait for their turn without one.
+/// `WITHIN` of the worker at most: only so many do it at once, and the others wait for their turn without one.
 pub async fn bring_up(
     pool: &PgPool,
     context: &Context,
