@@ -16,7 +16,10 @@ pub fn limit(count: i64) -> String {
 /// An amount in its currency, with the currency's decimals: `$1,234.50`, `1,235 JPY`. What is less than the smallest of
 /// them is left out, as a charge to date leaves it.
 pub fn money(micros: i64, currency: &str) -> Result<String, Error> {
-    format::signed_money(Micros(micros), convert::currency(currency)?, "−")
+    let currency = convert::currency(currency)?;
+    let size = micros.checked_abs().ok_or_else(|| Error::Internal(format!("an amount of {micros}")))?;
+    let whole = currency.minor_unit().floor(Micros(size)).0 * micros.signum();
+    format::signed_money(Micros(whole), currency, "−")
 }
 
 /// The price of so many units, as exactly as it is: `$1.00 per 1,000 calls`.

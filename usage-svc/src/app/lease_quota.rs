@@ -50,7 +50,10 @@ impl Session {
         (eco_id, client_id): (&EcoId, Uuid),
     ) -> Result<Self, Error> {
         let key_id = key.as_ref().map(|key| key.key_id().to_owned());
-        Ok(Self { client: quota.client(eco_id, client_id, key_id).await?, keys, key })
+        let session = Self { client: quota.client(eco_id, client_id, key_id).await?, keys, key };
+        // From here on it is told of changes; of one that came before it was not.
+        session.verify().await?;
+        Ok(session)
     }
 
     /// The account.
@@ -74,6 +77,12 @@ impl Session {
         if let Some(key) = &self.key {
             // The keys hear of a change as well, if perhaps not yet.
             self.keys.forget(key.key_id());
+        }
+        self.verify().await
+    }
+
+    async fn verify(&self) -> Result<(), Error> {
+        if let Some(key) = &self.key {
             self.keys.verify(key).await?;
         }
         Ok(())
@@ -87,19 +96,28 @@ impl Session {
         }
     }
 
-    /// Grants what it wants, as far as it is left.
-    pub async fn grant(&mut self, wish: &Wish) -> Result<Answer, Error> {
+    /// Grants what it wants, as far as it is left, unless it is `gone` by its turn.
+    pub async fn grant<G: Future<Output = ()>>(
+        &mut self,
+        wish: &Wish,
+        gone: impl Fn() -> G,
+    ) -> Result<Answer, Error> {
         let Some((lease_id, units)) = wish.want else { return Ok(self.nothing(Duration::ZERO)) };
-        if let Some(key) = &self.key {
-            self.keys.verify(key).await?;
-        }
-        Ok(match self.client.lend(lease_id, units).await? {
+        self.verify().await?;
+        Ok(match self.client.lend(lease_id, units, gone).await? {
             Lending::Granted(units) => {
                 let position = self.client.position();
                 Answer { granted: Some((lease_id, units)), retry: Duration::ZERO, position }
             }
             Lending::Nothing(retry) => self.nothing(retry),
         })
+    }
+
+    /// Takes back what was granted by an answer that was not sent.
+    pub fn withdraw(&mut self, granted: Option<(Uuid, i64)>) {
+        if let Some((lease_id, _)) = granted {
+            self.client.withdraw(lease_id);
+        }
     }
 
     /// The answer to one that gets nothing.

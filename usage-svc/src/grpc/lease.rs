@@ -183,10 +183,15 @@ impl Stream {
 
     async fn answer(&mut self, session: &mut Session, wish: Wish) -> End {
         settle(session, &wish).await?;
-        match session.grant(&wish).await {
-            Ok(answer) => self.send(answer::leased(answer, self.known.now().map(timestamp))).await?,
+        let answer = match session.grant(&wish, || self.answers.closed()).await {
+            Ok(answer) => answer,
             Err(error) => return ControlFlow::Break(Some(error.into())),
+        };
+        let sent = self.send(answer::leased(answer, self.known.now().map(timestamp))).await;
+        if sent.is_break() {
+            session.withdraw(answer.granted);
         }
+        sent?;
         if wish.release { ControlFlow::Break(None) } else { ControlFlow::Continue(()) }
     }
 

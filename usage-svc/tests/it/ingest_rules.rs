@@ -14,9 +14,9 @@ const TABLES: [&str; 7] = [
     "eco_usage_counters",
     "eco_usage_hourly",
     "eco_usage_daily",
-    "eco_usage_totals",
     "eco_usage_routes",
     "eco_quota_leases",
+    "eco_usage_totals",
 ];
 
 /// Whatever the defaults of the database are.

@@ -108,6 +108,48 @@ async fn a_key_that_was_revoked_unheard_ends_its_stream_when_changes_are_heard_a
     Ok(())
 }
 
+/// Its message comes after the revocation that nobody told the stream of.
+#[tokio::test]
+async fn a_stream_whose_key_was_revoked_before_its_first_message_ends_with_that() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    hear(&db, 1).await?;
+    let made = make_key(&server, "eco_a", false).await?;
+    let mut client = Leasing::by(&api_key(&made.key)?, &server).await?;
+    let revoke = RevokeApiKeyRequest { key_id: key_id(&made) };
+    server.client()?.revoke_api_key(user("eco_a")?.request(revoke)).await?;
+    client.send(want(0)).await?;
+    refused(client.next().await, Code::Unauthenticated, "INVALID_API_KEY");
+    Ok(())
+}
+
+/// They go while one waits for the database and the others for their turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_who_go_away_before_they_are_answered_hold_nothing() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    hear(&db, 1).await?;
+    check(&server, "eco_a", 1).await?;
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        let mut client = Leasing::at(&server).await?;
+        while client.ask(want(0)).await?.valid_ms == 0 {}
+        clients.push(client);
+    }
+    let mut locked = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("select from eco_quota_usage for update").execute(&mut *locked).await?;
+    for client in &clients {
+        client.send(want(100)).await?;
+    }
+    service_waits(&db).await?;
+    drop(clients);
+    eventually(async || Ok(server.metric("nexus_requests_in_flight").await? == 0)).await?;
+    locked.rollback().await?;
+    eventually(async || Ok(check(&server, "eco_a", 999).await.is_ok())).await?;
+    assert_eq!(current(&server, "eco_a").await?.forfeited_count, 0);
+    Ok(())
+}
+
 #[tokio::test]
 async fn users_and_keys_in_test_mode_lease_nothing() -> Result<()> {
     let (db, server) = server().await?;

@@ -98,7 +98,7 @@ fn by_plan(overview: &analytics::GetOverviewResponse) -> Result<Markup, Error> {
     Ok(html! {
         section aria-labelledby="by-plan" {
             h2 id="by-plan" { "Accounts by plan" }
-            (part::table("Accounts by plan", &[
+            (part::scroll("Accounts by plan", &part::table("Accounts by plan", &[
                 Column::Text("Plan"),
                 Column::Number("Accounts"),
                 Column::Unseen("Share"),
@@ -110,7 +110,7 @@ fn by_plan(overview: &analytics::GetOverviewResponse) -> Result<Markup, Error> {
                         td { (part::bar(count.users_count, most)) }
                     }
                 }
-            }))
+            })))
         }
     })
 }
@@ -122,7 +122,7 @@ fn top_users(overview: &analytics::GetOverviewResponse) -> Result<Markup, Error>
             h2 id="top-users" { "Most calls" }
             @if overview.top_users.is_empty() { (part::empty("No account has made a call in its current period.")) }
             @else {
-                (part::table("Accounts with the most calls", &[
+                (part::scroll("Most calls", &part::table("Accounts with the most calls", &[
                     Column::Text("Account"),
                     Column::Text("Plan"),
                     Column::Number("Calls"),
@@ -136,7 +136,7 @@ fn top_users(overview: &analytics::GetOverviewResponse) -> Result<Markup, Error>
                             td class="wide-only" { (part::bar(user.api_calls_count, most)) }
                         }
                     }
-                }))
+                })))
                 p { a href="/admin/users" { "All accounts" } }
             }
         }

@@ -138,8 +138,14 @@ impl Client {
         Position { terms, period, left, consumed, valid: self.holder.valid() }
     }
 
-    /// Grants up to so many units under this lease. One that holds nothing waits for units of others.
-    pub async fn lend(&mut self, lease_id: Uuid, want: i64) -> Result<Lending, Error> {
+    /// Grants up to so many units under this lease. One that holds nothing waits for units of others; one that is `gone` by
+    /// its turn gets nothing.
+    pub async fn lend<G: Future<Output = ()>>(
+        &mut self,
+        lease_id: Uuid,
+        want: i64,
+        gone: impl Fn() -> G,
+    ) -> Result<Lending, Error> {
         let until = Instant::now() + RECALL_WAIT;
         let waits = self.leases.is_empty();
         let mut last = !waits;
@@ -155,7 +161,15 @@ impl Client {
                 self.recalled = false;
                 self.place.line().forget_told();
             }
-            let lent = match self.holder.lend(self.id, &self.eco_id, &account, lease_id, want).await {
+            // In a turn the database is asked, and what it grants arrives also where nobody waits for it any more.
+            let turn = tokio::select! {
+                biased;
+                () = gone() => return Ok(Lending::Nothing(COME_BACK)),
+                turn = account.turn.lock() => turn,
+            };
+            let lent = self.holder.lend(self.id, &self.eco_id, &account, lease_id, want).await;
+            drop(turn);
+            let lent = match lent {
                 Err(error) if error.is_unanswered() => return Ok(Lending::Nothing(COME_BACK)),
                 Err(Error::Database(error)) if is_taken_id(&error) => {
                     return Err(Violations::one("want_lease_id", "was used before").into());
@@ -175,6 +189,13 @@ impl Client {
                 Outcome::Changed => return Ok(Lending::Nothing(Duration::ZERO)),
             }
         }
+    }
+
+    /// Takes back a lease that the client was never told of.
+    pub fn withdraw(&mut self, lease_id: Uuid) {
+        let mut unused = Settlement::of(lease_id, self.id, 0);
+        unused.lease = self.leases.remove(&lease_id);
+        self.holder.returns.add(&self.eco_id, Due::Lent(unused));
     }
 
     /// Settles a lease of this client, lent on this stream or on another. Returns when that is committed; while
@@ -221,6 +242,7 @@ impl Holder {
         self.stale_max.saturating_sub(self.feed.unheard_for())
     }
 
+    /// In the account's turn.
     async fn lend(
         self: &Arc<Self>,
         client: Uuid,
@@ -229,7 +251,6 @@ impl Holder {
         lease_id: Uuid,
         want: i64,
     ) -> Result<Outcome, Error> {
-        let _turn = account.turn.lock().await;
         if self.closing.is_cancelled() {
             return Err(Error::Stopping);
         }
