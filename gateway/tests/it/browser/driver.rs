@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use thirtyfour::{
     By, CapabilitiesHelper, ChromiumLikeCapabilities, DesiredCapabilities, WebDriver, WebElement,
+    error::WebDriverErrorInner,
     prelude::{ElementQueryable, ElementWaitable},
 };
 use tokio::{
@@ -206,7 +207,16 @@ impl Browser {
         let wanted = text.to_owned();
         let element = self.driver.query(By::Css(css)).with_filter(move |element: WebElement| {
             let wanted = wanted.clone();
-            async move { Ok(element.text().await? == wanted) }
+            async move {
+                match element.text().await {
+                    Ok(text) => Ok(text == wanted),
+                    // Of a page that was left meanwhile.
+                    Err(gone) if matches!(gone.as_inner(), WebDriverErrorInner::StaleElementReference(_)) => {
+                        Ok(false)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
         });
         element.wait(PATIENCE, POLL).first().await.with_context(|| format!("{css} never said {text:?}"))?;
         Ok(())
