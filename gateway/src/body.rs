@@ -69,6 +69,12 @@ impl Body {
         self.member(name, "must be a string", |value| value.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
+    /// A text that says something, where there is one.
+    pub fn given_text(&mut self, name: &str) -> Option<String> {
+        let read = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        self.member(name, "must be a string that is not empty", read)
+    }
+
     /// The id under which a repeat has the first answer; empty where it is left out. Which ids are good, the service
     /// knows, but for one that says nothing: to it that is none.
     pub fn request_id(&mut self) -> String {
@@ -153,6 +159,17 @@ mod tests {
         let bad = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
         assert_eq!(read(r#"{"a":1,"b":["y",1],"c":"true","d":1.5}"#), (left_out.clone(), bad.clone()));
         assert_eq!(read(r#"{"a":[],"b":"y","c":0,"d":1e30}"#), (left_out, bad));
+    }
+
+    #[test]
+    fn a_text_that_is_given_says_something() {
+        let read = |json: &'static str| {
+            let mut body = Body::of(json.into()).expect("an object");
+            (body.given_text("a"), body.violations.0.len())
+        };
+        assert_eq!(read(r#"{"a":"x"}"#), (Some("x".to_owned()), 0));
+        assert_eq!((read("{}"), read(r#"{"a":null}"#)), ((None, 0), (None, 0)));
+        assert_eq!((read(r#"{"a":""}"#), read(r#"{"a":1}"#)), ((None, 1), (None, 1)));
     }
 
     #[test]

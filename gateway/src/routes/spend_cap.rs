@@ -56,7 +56,7 @@ pub(super) async fn show(State(app): State<App>, user: User) -> Result<Json<Spen
 ))]
 pub(super) async fn set(State(app): State<App>, user: User, mut body: Body) -> Result<Json<SpendCap>, Error> {
     let spend_cap_micros = body.amount("spend_cap_usd").map(|cap| cap.0);
-    let currency = Some(body.text("currency")).filter(|code| !code.is_empty());
+    let currency = body.given_text("currency");
     let request = billing::SetSpendCapRequest {
         eco_id: String::new(),
         spend_cap_micros,
