@@ -41,6 +41,7 @@ use std::sync::Arc;
 
 use nexus_kit::{
     auth::Authenticator,
+    background::Background,
     db::{self, Role},
     descriptors::connection_places,
     metrics::Metrics,
@@ -80,10 +81,10 @@ pub async fn serve(
     tls::server_config(&config.serve).map_err(ServeError::from)?;
     let auth = Arc::new(Authenticator::new(&config.auth)?);
     let pool = db::pool(&config.db, Role::Billing)?;
-    let refresher = tokio::spawn(app::refresh::refresher(pool.clone(), shutdown.clone()));
-    let _stop_with_us = AbortOnDrop(refresher);
-    let handing_out = tokio::spawn(app::upsert_plan::take_up(pool.clone(), shutdown.clone()));
-    let _hand_out_with_us = AbortOnDrop(handing_out);
+    let background = Background::new(shutdown.clone());
+    let refreshing = app::refresh::refresher(pool.clone(), shutdown.clone());
+    let _refreshing = background.spawn("refresher", refreshing);
+    let _handing_out = background.spawn("plans", app::upsert_plan::take_up(pool.clone(), shutdown.clone()));
     let stripe = Arc::new(Stripe::new(&config.stripe)?);
     let metrics = Metrics::new();
     let pace = Arc::new(Pace::new(config.stripe.stripe_rate_per_second));
@@ -96,7 +97,7 @@ pub async fn serve(
     ));
     let _end_with_us = engine.kill_guard();
     let rechecking = app::process_overage::rechecker(engine.outside_runs(), config.overage_recheck_every);
-    let _recheck_with_us = AbortOnDrop(tokio::spawn(rechecking));
+    let _rechecking = background.spawn("rechecks", rechecking);
     let (event_stored, event_applied) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     // Stripe's limit is one per endpoint.
     let events_pace = Arc::new(Pace::of_waiting_callers(config.stripe.stripe_rate_per_second));
@@ -104,8 +105,7 @@ pub async fn serve(
     let events_context = stripe_events::Context::new(stripe.clone(), events_pace, at_once);
     let pages = Pages::of(&config.dashboard_url);
     let sales = Sales::new(pool.clone(), stripe.clone(), events_context.clone(), pages);
-    let selling = tokio::spawn(app::sales::worker::run(sales.clone(), shutdown.clone()));
-    let _sell_with_us = AbortOnDrop(selling);
+    let _selling = background.spawn("sales", app::sales::worker::run(sales.clone(), shutdown.clone()));
     let worker = Worker::new(
         pool.clone(),
         events_context,
@@ -121,16 +121,14 @@ pub async fn serve(
         wake: event_applied,
         shutdown: shutdown.clone(),
     };
-    let events = async {
+    let events = background.spawn("stripe events", async {
         tokio::join!(worker.run(), clearing.run());
-    };
-    let mut events = AbortOnDrop(tokio::spawn(events));
+    });
     let notifier = notify::Notifier::new(&config.notify, pool.clone())?;
     let webhook_policy = notifier.policy.clone();
-    let notifications = tokio::spawn(notifier.work(shutdown.clone()));
-    let mut notifications = AbortOnDrop(notifications);
+    let notifications = background.spawn("notifications", notifier.work(shutdown.clone()));
     let drift = metrics.register(Drift::register);
-    let _drift_with_us = AbortOnDrop(tokio::spawn(drift.clone().follow(pool.clone(), shutdown.clone())));
+    let _drifting = background.spawn("drift", drift.clone().follow(pool.clone(), shutdown.clone()));
     let reconciler =
         Arc::new(Reconciler::new(pool.clone(), stripe.clone(), stripe, pace, drift, shutdown.clone()));
     let _reconciler_with_us = reconciler.kill_guard();
@@ -170,31 +168,11 @@ pub async fn serve(
     };
     let runs = async {
         shutdown.cancelled().await;
-        let events = async {
-            if let Err(error) = (&mut events.0).await {
-                tracing::error!(%error, "whoever applies events failed");
-            }
+        let ended = async {
+            tokio::join!(engine.finished(), reconciler.finished(), events.ended(), notifications.ended())
         };
-        let notifications = async {
-            if let Err(error) = (&mut notifications.0).await {
-                tracing::error!(%error, "whoever notifies failed");
-            }
-        };
-        drained(
-            async { tokio::join!(engine.finished(), reconciler.finished(), events, notifications) },
-            &shutdown,
-            grace,
-        )
-        .await
+        drained(ended, &shutdown, grace).await
     };
-    Ok(tokio::join!(serving, runs).0?)
-}
-
-/// Ends a task with its owner, so that nothing of a server outlives it.
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    tokio::join!(serving, runs).0?;
+    Ok(background.outcome()?)
 }

@@ -49,6 +49,7 @@ use app::{
 };
 use nexus_kit::{
     auth::Authenticator,
+    background::Background,
     config::DbArgs,
     db::{self, NotReady, Role},
     descriptors::connection_places,
@@ -59,7 +60,7 @@ use nexus_kit::{
 };
 use spool::SpoolError;
 use sqlx::PgPool;
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -97,13 +98,15 @@ pub async fn serve(
         db::pool(&DbArgs { database_max_connections: connections, ..config.db.clone() }, Role::Usage)?;
 
     let stop = CancellationToken::new();
+    let background = Background::new(shutdown.clone());
     let (feed, listening) = feed::start(&config.db, stop.clone())?;
+    let listening = background.watch("feed", listening);
     let outage = Arc::new(Outage::new(feed));
     let away = match &spooling {
         Some(spooling) => Away::Spooled(spooling.clone()),
         None => Away::Refused(outage.clone()),
     };
-    let (recorder, writer) = writer::start(
+    let (recorder, writing) = writer::start(
         &writer_pool,
         Bounds { writers, one_try: config.flush_timeout, events: config.ingest_queue as usize },
         &writer_metrics,
@@ -111,16 +114,23 @@ pub async fn serve(
         &away,
         &stop,
     );
+    let writing = background.watch("writers", writing);
     metrics.register(|registry| recorder.register(registry));
-    let draining = start_drain(spooling.as_ref(), writer_pool, config.flush_timeout, &stop);
+    let draining = spooling.clone().map(|spooling| {
+        let drain = Drain::new(spooling, writer_pool, config.flush_timeout, stop.clone());
+        background.spawn("drain", drain.run())
+    });
     let (keys, following) =
         verify_api_key::start(pool.clone(), outage.clone(), config.key_stale_max, stop.clone());
+    let following = background.watch("keys", following);
     let name = format!("{} of process {}", listeners.main_addr().map_err(ServeError::Io)?, process::id());
     let (quota, holding) =
         quota::start(pool.clone(), outage, known.clone(), name, config.key_stale_max, stop.clone());
+    let holding = background.watch("quota", holding);
     metrics.register(|registry| quota.register(registry));
-    let maintenance = tokio::spawn(maintenance::run(pool.clone(), config.raw_retention_days, stop.clone()));
-    let watching = tokio::spawn(stalled::run(pool.clone(), stop.clone()));
+    let maintaining = maintenance::run(pool.clone(), config.raw_retention_days, stop.clone());
+    let maintaining = background.spawn("maintenance", maintaining);
+    let watching = background.spawn("stalled", stalled::run(pool.clone(), stop.clone()));
     let rate_limit = grpc::envoy::RateLimit { quota: quota.clone(), keys: keys.clone() };
     let service = grpc::Service {
         pool: pool.clone(),
@@ -150,10 +160,12 @@ pub async fn serve(
     // Only now: what was taken is written before the process ends.
     stop.cancel();
     let until = Instant::now() + grace.min(LAST_FLUSHES);
-    for task in [writer, draining, holding, maintenance, watching, listening, following] {
-        finish(task, until).await;
+    let tasks = [writing, holding, maintaining, watching, listening, following];
+    for task in tasks.into_iter().chain(draining) {
+        task.end_by(until).await;
     }
-    Ok(served?)
+    served?;
+    Ok(background.outcome()?)
 }
 
 async fn open_spool(
@@ -164,17 +176,6 @@ async fn open_spool(
     let Some(folder) = config.spool_dir.clone() else { return Ok(None) };
     let metrics = metrics.register(SpoolMetrics::register);
     Spooling::open(folder, config.spool_max_bytes, known.clone(), metrics).await.map(Some)
-}
-
-/// The drain of a spool, until `stop`; without one it ends at once.
-fn start_drain(
-    spooling: Option<&Spooling>,
-    pool: PgPool,
-    bound: Duration,
-    stop: &CancellationToken,
-) -> JoinHandle<()> {
-    let Some(spooling) = spooling else { return tokio::spawn(async {}) };
-    tokio::spawn(Drain::new(spooling.clone(), pool, bound, stop.clone()).run())
 }
 
 /// Ready is who can record: by the database, or by a spool that takes events while that is away, or is not known to be
@@ -199,16 +200,4 @@ async fn readiness(pool: PgPool, spooling: Option<Spooling>) -> Result<Ready, St
 fn writers() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     u32::try_from(cores).unwrap_or(MAX_WRITERS).clamp(1, MAX_WRITERS)
-}
-
-/// Waits for a background task until then. What it leaves undone no caller was told to be done.
-async fn finish(mut task: JoinHandle<()>, until: Instant) {
-    match tokio::time::timeout_at(until, &mut task).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!(%error, "a background task failed"),
-        Err(_) => {
-            tracing::warn!("a background task waits for the database and is cut off");
-            task.abort();
-        }
-    }
 }

@@ -9,6 +9,7 @@
 //! | [`metrics`] | the Prometheus registry of one server and the RPC metrics |
 //! | [`auth`] | who is calling: JWTs, service tokens, API keys; what a caller may do |
 //! | `good_tokens` | tokens that were found good, so that they are not verified anew |
+//! | [`background`] | what a server does beside its calls; it stops when that panics |
 //! | [`arriving`] | how much of messages that are not complete is held |
 //! | [`leaving`] | how much of answers that are not taken is held |
 //! | [`layer`] | around every RPC: span, log line, metrics, authentication, load limit |
@@ -27,6 +28,7 @@
 
 pub mod arriving;
 pub mod auth;
+pub mod background;
 pub mod config;
 mod connection;
 pub mod convert;

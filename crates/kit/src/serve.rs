@@ -73,6 +73,9 @@ pub enum ServeError {
     /// A certificate or key is unusable.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// It cannot go on without this.
+    #[error("the task {0:?} panicked")]
+    Background(&'static str),
 }
 
 /// The two ports of a server.
