@@ -3,6 +3,7 @@
 use std::{error::Error, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use clap::Args;
 use nexus_client::{self as client, CallOptions, ClientError};
 use nexus_kit::config::parse_timeout;
@@ -12,9 +13,12 @@ use nexus_proto::{
     usage::v1::usage_service_client::UsageServiceClient,
 };
 use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
 use tonic::{Code, Request, Status, transport::Channel};
 use tonic_types::StatusExt;
 use uuid::Uuid;
+
+use crate::text::harmless;
 
 /// What every call carries.
 #[derive(Args)]
@@ -42,6 +46,42 @@ impl Credentials {
             "no token to call with: set NEXUS_TOKEN (--token) to one of `nexus token`, or to one that `nexus dev` prints",
         )?;
         Ok(CallOptions::bearer(token, self.call_timeout)?)
+    }
+
+    /// The account of the user whose token it is, as that says: nobody has checked it here.
+    fn own_account(&self) -> Option<String> {
+        let payload = self.token.as_ref()?.expose_secret().split('.').nth(1)?;
+        let claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+        Some(claims.get("ecoId")?.as_str()?.to_owned())
+    }
+}
+
+/// Whom a command is about.
+#[derive(Args)]
+pub(crate) struct Account {
+    /// Account; default: that of the user whose token it is
+    #[arg(long, value_name = "ID")]
+    account: Option<String>,
+}
+
+impl Account {
+    /// As requests name it; empty: the caller's own.
+    pub(crate) fn id(&self) -> String {
+        self.account.clone().unwrap_or_default()
+    }
+
+    /// What failed, and of which account, where none was named and there is none: an admin needs no account.
+    pub(crate) fn if_missing(&self, failed: String, credentials: &Credentials, status: &Status) -> String {
+        let details = status.get_error_details();
+        let missing = details.error_info().is_some_and(|info| info.reason == "ACCOUNT_NOT_FOUND");
+        match credentials.own_account().filter(|_| missing && self.account.is_none()) {
+            Some(own) => format!(
+                "{failed}\nNo --account was given, so it is the token's own, {}. An admin names another: --account ID \
+                 (`nexus accounts list` lists them)",
+                harmless(&own)
+            ),
+            None => failed,
+        }
     }
 }
 
@@ -120,7 +160,7 @@ pub(crate) struct Analytics {
     #[command(flatten)]
     server: AnalyticsAddr,
     #[command(flatten)]
-    credentials: Credentials,
+    pub(crate) credentials: Credentials,
 }
 
 impl Analytics {

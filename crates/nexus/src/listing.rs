@@ -5,6 +5,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::{
+    call::Account,
     table::{Column, Table},
     text::{print, thousands},
 };
@@ -36,9 +37,8 @@ impl Paging {
 /// What of an account is listed, and by which service.
 #[derive(Args)]
 pub(crate) struct OfAccount<S: Args> {
-    /// Account; default: that of the user whose token it is
-    #[arg(long, value_name = "ID")]
-    account: Option<String>,
+    #[command(flatten)]
+    pub(crate) account: Account,
     #[command(flatten)]
     paging: Paging,
     /// Print JSON
@@ -55,7 +55,7 @@ impl<S: Args> OfAccount<S> {
         mut ask: impl AsyncFnMut(String, i32, String) -> Result<Page<R>>,
     ) -> Result<()> {
         list(&self.paging, self.json, PAGE, async |page_size, page_token| {
-            ask(self.account.clone().unwrap_or_default(), page_size, page_token).await
+            ask(self.account.id(), page_size, page_token).await
         })
         .await
     }

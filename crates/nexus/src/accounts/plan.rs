@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::account_json;
 use crate::{
-    call::{Billing, Once, in_doubt},
+    call::{Account, Billing, Once, in_doubt},
     text::{plan, print, rfc3339, utc},
 };
 
@@ -27,9 +27,8 @@ pub(crate) struct PlanArgs {
     /// The new plan
     #[arg(value_parser = super::a_plan(), value_name = "PLAN")]
     plan: Plan,
-    /// Account; default: that of the user whose token it is
-    #[arg(long, value_name = "ID")]
-    account: Option<String>,
+    #[command(flatten)]
+    account: Account,
     /// A downgrade is in force now, too
     #[arg(long)]
     now: bool,
@@ -45,13 +44,16 @@ pub(crate) struct PlanArgs {
 pub(super) async fn run(args: &PlanArgs) -> Result<()> {
     let id = args.once.id();
     let request = ChangePlanRequest {
-        eco_id: args.account.clone().unwrap_or_default(),
+        eco_id: args.account.id(),
         plan: plan_to_proto(args.plan).into(),
         apply_now: args.now,
         request_id: id.to_string(),
     };
     let changed = args.server.client()?.change_plan(args.server.request(request)?).await;
-    let refused = |status| anyhow!(in_doubt(args.server.refused("ChangePlan", &status), id, &status));
+    let refused = |status| {
+        let failed = in_doubt(args.server.refused("ChangePlan", &status), id, &status);
+        anyhow!(args.account.if_missing(failed, &args.server.credentials, &status))
+    };
     let changed = changed.map_err(refused)?.into_inner();
     if args.json {
         let account = changed.account.as_ref().map(account_json);

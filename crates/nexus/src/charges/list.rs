@@ -27,7 +27,11 @@ pub(super) async fn run(args: &ListArgs) -> Result<()> {
     args.list(async |eco_id, page_size, page_token| {
         let request = args.server.request(ListChargesRequest { eco_id, page_size, page_token })?;
         let page = billing.list_charges(request).await;
-        let page = page.map_err(|status| anyhow!(args.server.refused("ListCharges", &status)))?.into_inner();
+        let refused = |status| {
+            let failed = args.server.refused("ListCharges", &status);
+            anyhow!(args.account.if_missing(failed, &args.server.credentials, &status))
+        };
+        let page = page.map_err(refused)?.into_inner();
         Ok(Page { rows: page.charges, next: page.next_page_token, total: None })
     })
     .await

@@ -52,7 +52,12 @@ pub(crate) struct Secrets {
 }
 
 impl Folder {
-    /// Opens the folder that the arguments name, for this run alone.
+    /// Opens the folder if it is there; an ephemeral run needs none.
+    pub(crate) fn existing(args: &DevArgs) -> Result<Option<Self>> {
+        (args.ephemeral || args.data_dir.is_dir()).then(|| Self::open(args)).transpose()
+    }
+
+    /// Opens the folder that the arguments name, for this run alone; it is made if it is not there.
     pub(crate) fn open(args: &DevArgs) -> Result<Self> {
         if args.ephemeral {
             let secrets = serde_json::from_str("{}").context("making secrets")?;

@@ -48,9 +48,12 @@ pub(crate) async fn run(args: DevArgs, telemetry_args: &TelemetryArgs) -> Result
 
 async fn run_until_stopped(args: DevArgs, signals: &mut Signals) -> Result<ExitCode> {
     args.check()?;
-    let folder = Folder::open(&args)?;
+    // A folder that is there is taken first: who starts this twice is told so, and not that a port is taken. One that is
+    // to be made comes last, so that a run that cannot begin leaves none.
+    let folder = Folder::existing(&args)?;
     let ports = Ports::bind(&args.ports, args.ephemeral).await?;
     let ready_file = args.ready_file.as_deref().map(ReadyFile::claim).transpose()?;
+    let folder = folder.map_or_else(|| Folder::open(&args), Ok)?;
 
     // A signal before everything runs drops what was begun; a half-started PostgreSQL ends with its future.
     let Some(database) = signals.or(Database::start(&args, &folder)).await? else { return Ok(stopped()) };

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::key_json;
 use crate::{
-    call::{Once, Usage, in_doubt},
+    call::{Account, Once, Usage, in_doubt},
     text::{print, rfc3339, utc},
 };
 
@@ -44,9 +44,8 @@ pub(crate) struct CreateArgs {
     /// Name for people
     #[arg(long)]
     name: String,
-    /// Account; default: that of the user whose token it is
-    #[arg(long, value_name = "ID")]
-    account: Option<String>,
+    #[command(flatten)]
+    account: Account,
     /// What it may do, comma separated; over gRPC usage.write lets it record, usage.check check and read; default:
     /// everything an API key may
     #[arg(long, value_delimiter = ',', value_name = "SCOPES")]
@@ -66,14 +65,17 @@ pub(crate) struct CreateArgs {
 pub(super) async fn create(args: &CreateArgs) -> Result<()> {
     let id = args.once.id();
     let request = CreateApiKeyRequest {
-        eco_id: args.account.clone().unwrap_or_default(),
+        eco_id: args.account.id(),
         name: args.name.clone(),
         scopes: args.scopes.clone(),
         test_mode: args.test,
         request_id: id.to_string(),
     };
     let made = args.server.client()?.create_api_key(args.server.request(request)?).await;
-    let refused = |status| anyhow!(in_doubt(args.server.refused("CreateApiKey", &status), id, &status));
+    let refused = |status| {
+        let failed = in_doubt(args.server.refused("CreateApiKey", &status), id, &status);
+        anyhow!(args.account.if_missing(failed, &args.server.credentials, &status))
+    };
     let made = made.map_err(refused)?.into_inner();
     let key = made.api_key.unwrap_or_default();
     if args.json {

@@ -26,7 +26,11 @@ pub(super) async fn run(args: &ListArgs) -> Result<()> {
     args.list(async |eco_id, page_size, page_token| {
         let request = args.server.request(ListApiKeysRequest { eco_id, page_size, page_token })?;
         let page = usage.list_api_keys(request).await;
-        let page = page.map_err(|status| anyhow!(args.server.refused("ListApiKeys", &status)))?.into_inner();
+        let refused = |status| {
+            let failed = args.server.refused("ListApiKeys", &status);
+            anyhow!(args.account.if_missing(failed, &args.server.credentials, &status))
+        };
+        let page = page.map_err(refused)?.into_inner();
         Ok(Page { rows: page.api_keys, next: page.next_page_token, total: None })
     })
     .await

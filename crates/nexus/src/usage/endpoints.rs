@@ -6,7 +6,7 @@ use nexus_proto::analytics::v1::{EndpointStats, ListEndpointStatsRequest};
 use serde_json::{Value, json};
 
 use crate::{
-    call::Analytics,
+    call::{Account, Analytics},
     listing::{Page, Paging, Row, list},
     table::Column,
     text::thousands,
@@ -25,9 +25,8 @@ const PAGE: u32 = 50;
 
 #[derive(Args)]
 pub(crate) struct EndpointsArgs {
-    /// Account; default: that of the user whose token it is
-    #[arg(long, value_name = "ID")]
-    account: Option<String>,
+    #[command(flatten)]
+    account: Account,
     /// Days up to and including today (UTC)
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(i32).range(1..=365), value_name = "N")]
     days: i32,
@@ -43,11 +42,14 @@ pub(crate) struct EndpointsArgs {
 pub(super) async fn run(args: &EndpointsArgs) -> Result<()> {
     let mut analytics = args.server.client()?;
     list(&args.paging, args.json, PAGE, async |page_size, page_token| {
-        let eco_id = args.account.clone().unwrap_or_default();
+        let eco_id = args.account.id();
         let request = ListEndpointStatsRequest { eco_id, days_count: args.days, page_size, page_token };
         let page = analytics.list_endpoint_stats(args.server.request(request)?).await;
-        let page =
-            page.map_err(|status| anyhow!(args.server.refused("ListEndpointStats", &status)))?.into_inner();
+        let refused = |status| {
+            let failed = args.server.refused("ListEndpointStats", &status);
+            anyhow!(args.account.if_missing(failed, &args.server.credentials, &status))
+        };
+        let page = page.map_err(refused)?.into_inner();
         Ok(Page { rows: page.endpoints, next: page.next_page_token, total: None })
     })
     .await

@@ -11,7 +11,7 @@ use nexus_proto::{
 use serde_json::{Value, json};
 
 use crate::{
-    call::{self, AnalyticsAddr},
+    call::{self, Account, AnalyticsAddr},
     table::{Column, Table},
     text::{self, fact, harmless, print, thousands, units},
 };
@@ -39,9 +39,8 @@ const DAYS: &[Column] = &[
 
 #[derive(Args)]
 pub(crate) struct ShowArgs {
-    /// Account; default: that of the user whose token it is
-    #[arg(long, value_name = "ID")]
-    account: Option<String>,
+    #[command(flatten)]
+    account: Account,
     /// Also its usage a day, for so many days up to today (UTC)
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..=365), value_name = "N")]
     days: Option<i32>,
@@ -58,10 +57,14 @@ pub(crate) struct ShowArgs {
 }
 
 pub(super) async fn run(args: &ShowArgs) -> Result<()> {
-    let eco_id = args.account.clone().unwrap_or_default();
+    let eco_id = args.account.id();
     let request = args.usage.request(GetCurrentUsageRequest { eco_id: eco_id.clone() })?;
     let usage = args.usage.client()?.get_current_usage(request).await;
-    let usage = usage.map_err(|status| anyhow!(args.usage.refused("GetCurrentUsage", &status)))?.into_inner();
+    let refused = |status| {
+        let failed = args.usage.refused("GetCurrentUsage", &status);
+        anyhow!(args.account.if_missing(failed, &args.usage.credentials, &status))
+    };
+    let usage = usage.map_err(refused)?.into_inner();
     let forecast = if args.forecast { Some(args.forecast(&eco_id).await?) } else { None };
     let days = match args.days {
         Some(days_count) => Some(args.days(eco_id, days_count).await?),

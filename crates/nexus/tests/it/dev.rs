@@ -127,6 +127,14 @@ async fn a_taken_port_is_told_with_its_flag() -> Result<()> {
     assert!(!output.status.success());
     let said = text(&output.stderr);
     assert!(said.contains(&port) && said.contains("--billing-port"), "{said}");
+
+    let folder = tempfile::tempdir()?;
+    let data = folder.path().join("data");
+    let mut arguments = vec!["dev", "--empty", "--data-dir", argument(&data)?, "--billing-port", &port];
+    arguments.extend(FREE_PORTS.iter().filter(|flag| !flag.starts_with("--billing-port")));
+    let output = run(&arguments).await?;
+    assert!(text(&output.stderr).contains("--billing-port"), "{}", text(&output.stderr));
+    assert!(!data.exists(), "a run that cannot begin leaves no folder");
     Ok(())
 }
 

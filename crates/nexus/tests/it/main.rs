@@ -8,6 +8,7 @@ mod demo;
 mod dev;
 mod e2e;
 mod import;
+mod links;
 mod maintenance;
 mod overage;
 mod people;

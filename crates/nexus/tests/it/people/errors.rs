@@ -76,6 +76,27 @@ async fn a_server_that_cannot_be_reached_is_named_and_a_change_may_be_repeated()
 }
 
 #[tokio::test]
+async fn who_has_no_account_is_told_whose_is_missing_and_how_another_is_named() -> Result<()> {
+    let servers = Servers::start().await?;
+    let (admin, mut told) = (settings::admin_token()?, 0);
+    for (command, rpc, _) in ALL {
+        let named = [command, &["--account", "eco_nobody"]].concat();
+        let help = text(&run(&[command, &["--help"]].concat()).await?.stdout);
+        if !help.contains("default: that of the user whose token it is") {
+            continue;
+        }
+        told += 1;
+        let said = servers.refuses(&admin, command).await?;
+        assert!(said.contains(rpc) && said.contains("(ACCOUNT_NOT_FOUND)"), "{said}");
+        assert!(said.contains("the token's own, eco_admin. ") && said.contains("--account ID"), "{said}");
+        let said = servers.refuses(&admin, &named).await?;
+        assert!(said.contains("(ACCOUNT_NOT_FOUND)") && !said.contains("token's own"), "{said}");
+    }
+    assert_eq!(told, 6);
+    Ok(())
+}
+
+#[tokio::test]
 async fn every_command_helps_by_examples_and_tells_its_exit_codes() -> Result<()> {
     for (command, ..) in ALL {
         let help = run(&[command[0], command[1], "--help"]).await?;
