@@ -2,7 +2,8 @@
 //! among what waits; until then this bounds it: the bytes of all calls together, those of one account, and the time
 //! that a message may take.
 //!
-//! Small messages do not count: their number is bounded, as that of the calls is.
+//! Small messages do not count: their number is bounded, as that of the calls is. Of others what they say they will be
+//! counts from the beginning, since tonic's decoder makes room for all of it then.
 //!
 //! A stream keeps the room that its largest message took for as long as it lasts, as tonic's decoder does; of an account
 //! this is bounded, too. Services have streams of large batches, and are trusted not to have too many.
@@ -67,25 +68,24 @@ impl Arriving {
         Self { incomplete: Room::of(max_bytes), kept: Room::of(STREAMS * max_bytes) }
     }
 
-    /// The body of a call with one message, of an account or of a service.
-    pub fn bound(&self, body: Body, eco_id: Option<&EcoId>) -> Body {
-        self.bounded(body, eco_id, None, Packing::default())
+    /// The body of a call with one message of at most so many bytes, of an account or of a service.
+    pub fn bound(&self, body: Body, max_bytes: usize, eco_id: Option<&EcoId>) -> Body {
+        let held = self.incomplete.nothing(eco_id);
+        Body::new(Bounded { body, max_bytes, message: Message::default(), held, kept: None, late: None })
     }
 
     /// The body of a call with many.
-    pub fn bound_stream(&self, body: Body, eco_id: Option<&EcoId>, packing: Packing) -> Body {
-        self.bounded(body, eco_id, eco_id.map(|_| self.kept.nothing(eco_id)), packing)
-    }
-
-    fn bounded(&self, body: Body, eco_id: Option<&EcoId>, kept: Option<Held>, packing: Packing) -> Body {
+    pub fn bound_stream(
+        &self,
+        body: Body,
+        max_bytes: usize,
+        eco_id: Option<&EcoId>,
+        packing: Packing,
+    ) -> Body {
+        let message = Message { packing, ..Message::default() };
         let held = self.incomplete.nothing(eco_id);
-        Body::new(Bounded {
-            body,
-            message: Message { packing, ..Message::default() },
-            held,
-            kept,
-            late: None,
-        })
+        let kept = eco_id.map(|_| self.kept.nothing(eco_id));
+        Body::new(Bounded { body, max_bytes, message, held, kept, late: None })
     }
 }
 
@@ -236,6 +236,8 @@ impl Message {
 /// they have room among what waits, or are done with.
 struct Bounded {
     body: Body,
+    /// Of a message, as it arrives.
+    max_bytes: usize,
     message: Message,
     held: Held,
     /// Of a stream of an account: what its largest message took.
@@ -246,7 +248,11 @@ struct Bounded {
 
 impl Bounded {
     fn count(&mut self) -> Result<(), Status> {
-        let bytes = (self.message.arrived + self.message.ended).saturating_sub(FREE_BYTES);
+        let bytes = self.message.arrived + self.message.missing;
+        if bytes > self.max_bytes {
+            return Err(status::message_too_large(self.max_bytes));
+        }
+        let bytes = (bytes + self.message.ended).saturating_sub(FREE_BYTES);
         if bytes == 0 || self.message.is_complete() {
             self.late = None;
         } else if self.late.is_none() {

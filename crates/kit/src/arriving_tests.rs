@@ -10,6 +10,9 @@ use super::*;
 /// What is free, and 1,000 bytes more.
 const LARGE: usize = FREE_BYTES + 1_000;
 
+/// Of a message, where that does not matter.
+const MAX: usize = MAX_BATCH_BYTES;
+
 /// A message of so many bytes, of which the last are missing.
 fn message(bytes: usize, missing: usize) -> Bytes {
     let length = u32::try_from(bytes).expect("a length").to_be_bytes();
@@ -40,7 +43,7 @@ async fn next(body: &mut Body) -> Result<Option<usize>, Status> {
 #[tokio::test]
 async fn incomplete_messages_are_bounded_for_all_and_for_each_account() -> Result<(), Status> {
     let arriving = Arriving::of(8_000);
-    let begin = |eco_id| arriving.bound(body([message(LARGE, 1)]), eco_id);
+    let begin = |eco_id| arriving.bound(body([message(LARGE, LARGE - 1)]), MAX, eco_id);
     let mut all = Vec::new();
     let mine = id("eco_a");
     for _ in 0..2 {
@@ -48,7 +51,7 @@ async fn incomplete_messages_are_bounded_for_all_and_for_each_account() -> Resul
         next(&mut call).await?;
         all.push(call);
     }
-    // 999 bytes each: two more would be beyond a quarter, of another account they are not.
+    // What is said to come counts, 1,000 bytes each: two are a quarter, and another account has one, too.
     let refused = next(&mut begin(Some(&mine))).await.expect_err("its share is held");
     assert_eq!(
         (refused.code(), refused.message()),
@@ -63,12 +66,28 @@ async fn incomplete_messages_are_bounded_for_all_and_for_each_account() -> Resul
     let refused = next(&mut begin(Some(&other))).await.expect_err("all is held");
     assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "too much is arriving at once"));
     assert!(
-        next(&mut arriving.bound(body([message(FREE_BYTES, 1)]), Some(&mine))).await?.is_some(),
+        next(&mut arriving.bound(body([message(FREE_BYTES, 1)]), MAX, Some(&mine))).await?.is_some(),
         "small ones are free"
     );
     all.clear();
     assert_eq!(arriving.incomplete.bytes.load(Ordering::Relaxed), 0);
     assert!(next(&mut begin(Some(&mine))).await?.is_some());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_that_says_it_is_longer_than_its_rpc_allows_is_refused_at_once() -> Result<(), Status> {
+    let arriving = Arriving::default();
+    assert!(next(&mut arriving.bound(body([message(1_000, 999)]), 1_000, None)).await?.is_some());
+    for streams in [false, true] {
+        let body = body([message(1_001, 1_000)]);
+        let mut call = match streams {
+            true => arriving.bound_stream(body, 1_000, None, Packing::default()),
+            false => arriving.bound(body, 1_000, None),
+        };
+        let refused = next(&mut call).await.expect_err("it is too long");
+        assert_eq!((refused.code(), &*status::reason(&refused)), (Code::OutOfRange, "MESSAGE_TOO_LARGE"));
+    }
     Ok(())
 }
 
@@ -81,12 +100,12 @@ async fn a_message_counts_until_the_next_one_is_asked_for() -> Result<(), Status
     let stream = [first, second].concat();
     let cut = LARGE + PREFIX + 2;
     let pieces = [&stream[..3], &stream[3..LARGE], &stream[LARGE..cut], &stream[cut..]];
-    let mut call = arriving.bound(body(pieces.map(Bytes::copy_from_slice)), None);
+    let mut call = arriving.bound(body(pieces.map(Bytes::copy_from_slice)), MAX, None);
     let mut seen = Vec::new();
     while next(&mut call).await?.is_some() {
         seen.push(held());
     }
-    assert_eq!(seen, [0, 1_000 - PREFIX, 1_000, 1_000]);
+    assert_eq!(seen, [0, 1_000, 1_000, 1_000]);
     assert_eq!(held(), 0, "what follows was asked for");
     Ok(())
 }
@@ -95,7 +114,8 @@ async fn a_message_counts_until_the_next_one_is_asked_for() -> Result<(), Status
 async fn a_stream_of_an_account_keeps_what_its_largest_message_took() -> Result<(), Status> {
     let arriving = Arriving::of(8_000);
     let (mine, small) = (id("eco_a"), message(10, 0));
-    let begin = |first: Bytes| arriving.bound_stream(body([first, small.clone()]), Some(&mine), Packing(100));
+    let begin =
+        |first: Bytes| arriving.bound_stream(body([first, small.clone()]), MAX, Some(&mine), Packing(100));
     let mut all = Vec::new();
     // Of 32,000 bytes an account has a quarter.
     for _ in 0..8 {
@@ -106,7 +126,7 @@ async fn a_stream_of_an_account_keeps_what_its_largest_message_took() -> Result<
     assert_eq!(arriving.incomplete.bytes.load(Ordering::Relaxed), 0, "each is complete");
     let refused = next(&mut begin(message(LARGE, 0))).await.expect_err("its share is kept");
     assert_eq!(refused.code(), Code::Unavailable);
-    let mut of_a_service = arriving.bound_stream(body([message(LARGE, 0)]), None, Packing::default());
+    let mut of_a_service = arriving.bound_stream(body([message(LARGE, 0)]), MAX, None, Packing::default());
     assert!(next(&mut of_a_service).await?.is_some(), "it has no bound");
     all.pop();
     let mut again = begin(message(LARGE, 0));
@@ -122,13 +142,13 @@ async fn a_stream_of_an_account_keeps_what_its_largest_message_took() -> Result<
 #[tokio::test(start_paused = true)]
 async fn a_large_message_that_does_not_come_to_its_end_is_given_up() -> Result<(), Status> {
     let arriving = Arriving::of(8_000);
-    let mut call = arriving.bound(body([message(LARGE, 1)]), None);
+    let mut call = arriving.bound(body([message(LARGE, 1)]), MAX, None);
     next(&mut call).await?;
     let began = Instant::now();
     let late = call.frame().await.expect("an error").expect_err("late");
     assert_eq!((late.code(), began.elapsed().as_secs()), (Code::DeadlineExceeded, MAX_TIME.as_secs()));
     // A stream may be silent between messages.
-    let mut call = arriving.bound(body([message(LARGE, 0)]), None);
+    let mut call = arriving.bound(body([message(LARGE, 0)]), MAX, None);
     next(&mut call).await?;
     let silent = tokio::time::timeout(2 * MAX_TIME, call.frame()).await;
     assert!(silent.is_err());

@@ -150,8 +150,8 @@ where
                 };
                 let packing = Packing::of(request.headers());
                 let request = request.map(|body| match rpc.client_streams {
-                    true => layer.arriving.bound_stream(body, eco_id, packing),
-                    false => layer.arriving.bound(body, eco_id),
+                    true => layer.arriving.bound_stream(body, rpc.max_message_bytes, eco_id, packing),
+                    false => layer.arriving.bound(body, rpc.max_message_bytes, eco_id),
                 });
                 let answered = inner.call(request);
                 let response = match turn {

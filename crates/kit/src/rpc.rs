@@ -5,12 +5,21 @@ use std::{collections::HashMap, sync::LazyLock};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 
+use crate::serve::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES};
+
 /// Of these an account's calls are at work all at once: they are decided in memory, or written together with others'.
 /// Calls of every other unary RPC may take a connection each, and so wait for their turn ([`crate::turn`]).
 const ALL_AT_ONCE: [&str; 3] = [
     "/nexus.usage.v1.UsageService/RecordUsage",
     "/nexus.usage.v1.UsageService/BatchRecordUsage",
     "/nexus.usage.v1.UsageService/CheckQuota",
+];
+
+/// Whose messages may be longer than [`MAX_REQUEST_BYTES`]; the server that has it bounds them.
+const LONG_MESSAGES: [&str; 3] = [
+    "/nexus.usage.v1.UsageService/BatchRecordUsage",
+    "/nexus.usage.v1.UsageService/StreamUsage",
+    "/nexus.billing.v1.BillingService/HandleStripeEvent",
 ];
 
 /// RPCs that these descriptors do not have: streams, and one that is for services alone.
@@ -34,6 +43,8 @@ pub(crate) struct Rpc {
     pub(crate) in_turn: bool,
     /// The caller sends any number of messages.
     pub(crate) client_streams: bool,
+    /// Bytes that one of them may have.
+    pub(crate) max_message_bytes: usize,
 }
 
 impl Rpc {
@@ -42,7 +53,8 @@ impl Rpc {
         let short = service.rsplit('.').next().unwrap_or(service);
         let span_name = format!("rpc.{short}.{method}");
         let (service, method) = (service.to_owned(), method.to_owned());
-        Self { service, method, span_name, in_turn: false, client_streams: false }
+        let max_message_bytes = MAX_REQUEST_BYTES;
+        Self { service, method, span_name, in_turn: false, client_streams: false, max_message_bytes }
     }
 
     /// The RPC that a request is for.
@@ -73,7 +85,9 @@ static KNOWN: LazyLock<HashMap<String, Rpc>> = LazyLock::new(|| {
     let others = OTHERS.map(|path| (path.to_owned(), false, false));
     let rpc = |(path, in_turn, client_streams): (String, bool, bool)| {
         let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
-        let rpc = Rpc { in_turn, client_streams, ..Rpc::of(service, method) };
+        let is_long = LONG_MESSAGES.contains(&path.as_str());
+        let max_message_bytes = if is_long { MAX_BATCH_BYTES } else { MAX_REQUEST_BYTES };
+        let rpc = Rpc { in_turn, client_streams, max_message_bytes, ..Rpc::of(service, method) };
         (path, rpc)
     };
     ours.chain(others).map(rpc).collect()
@@ -96,7 +110,7 @@ mod tests {
         let streams =
             |method: &str| Rpc::by_path(&format!("/nexus.usage.v1.UsageService/{method}")).client_streams;
         assert!(streams("StreamUsage") && streams("LeaseQuota") && !streams("BatchRecordUsage"));
-        for path in ALL_AT_ONCE.iter().chain(&OTHERS) {
+        for path in ALL_AT_ONCE.iter().chain(&OTHERS).chain(&LONG_MESSAGES) {
             assert_ne!(Rpc::by_path(path).method, "unknown", "{path}");
         }
         for path in

@@ -107,6 +107,12 @@ pub fn from_transport(status: &Status) -> Status {
     }
 }
 
+/// The request's message is longer than any of this RPC may be.
+pub fn message_too_large(max_bytes: usize) -> Status {
+    let message = format!("the request's message may have {max_bytes} bytes");
+    with_reason(Code::OutOfRange, "MESSAGE_TOO_LARGE", message)
+}
+
 /// A quota is used up.
 pub struct QuotaExceeded<'a> {
     /// Account.

@@ -1,4 +1,4 @@
-//! Admits units, exactly up to a hard limit; a repeated request gets the first answer.
+//! Admits units, exactly up to a hard limit; a repeated request gets the first answer that admitted it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::quota::{Decision, Quota};
+use super::quota::{Decision, Quota, Verdict};
 use crate::error::Error;
 
 /// How long an answer is remembered for a repeated request.
@@ -26,6 +26,8 @@ pub struct Memory(Cache<(EcoId, Uuid), Decision>);
 enum Undecided {
     /// The caller went away.
     Left,
+    /// It consumed nothing, and units may come back.
+    Refused(Decision),
     Failed(Arc<Error>),
 }
 
@@ -48,8 +50,8 @@ impl Memory {
         )
     }
 
-    /// Admits the units, once per request id; a repeat gets the first answer. Failures are not remembered, nor is it
-    /// decided for a caller who went away before.
+    /// Admits the units, once per request id; a repeat gets the first answer. Refusals and failures are not remembered,
+    /// nor is it decided for a caller who went away before.
     pub async fn run(
         &self,
         quota: &Quota,
@@ -68,14 +70,18 @@ impl Memory {
                     tokio::select! {
                         biased;
                         () = left.cancelled() => Err(Undecided::Left),
-                        decision = quota.admit(&account, units) => {
-                            decision.map_err(|error| Undecided::Failed(Arc::new(error)))
+                        decision = quota.admit(&account, units) => match decision {
+                            Ok(refused) if matches!(refused.verdict, Verdict::Refused(_)) => {
+                                Err(Undecided::Refused(refused))
+                            }
+                            Ok(decision) => Ok(decision),
+                            Err(error) => Err(Undecided::Failed(Arc::new(error))),
                         }
                     }
                 };
                 let decided = memory.try_get_with(key.clone(), decide).await;
                 match decided.map_err(Arc::unwrap_or_clone) {
-                    Ok(decision) => return Ok(decision),
+                    Ok(decision) | Err(Undecided::Refused(decision)) => return Ok(decision),
                     Err(Undecided::Failed(error)) => return Err(error),
                     // Whoever asked first; who asks again asks for itself.
                     Err(Undecided::Left) if !left.is_cancelled() => {}

@@ -241,10 +241,12 @@ async fn a_repeated_request_gets_the_first_answer() -> Result<()> {
     let status = refused(ask("eco_a", 1, &id).await?, Code::InvalidArgument, "INVALID_ARGUMENT");
     assert_eq!(fields(&status), ["request_id"]);
     assert_ne!(ask("eco_b", 600, &id).await??.admission, first.admission);
-    // A refusal is an answer, too.
+    // A refusal consumes nothing, and a repeat of it is decided anew.
     let other = Uuid::new_v4().to_string();
     refused(ask("eco_a", 600, &other).await?, Code::ResourceExhausted, "QUOTA_EXCEEDED");
     assert_eq!(current(&server, "eco_a").await?.consumed_count, 600);
+    ask("eco_a", 400, &other).await??;
+    assert_eq!(current(&server, "eco_a").await?.consumed_count, 1000);
     Ok(())
 }
 

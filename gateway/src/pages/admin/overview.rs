@@ -201,31 +201,37 @@ fn currencies(codes: &[String], shown: Currency) -> Markup {
     }
 }
 
+/// What moved the revenue, month by month; of what seldom happens, only what did.
 fn movement_table(months: &[analytics::MonthlyRevenue]) -> Result<Markup, Error> {
+    type Amount = fn(&analytics::MonthlyRevenue) -> i64;
+    let movements: [(&str, bool, Amount); 6] = [
+        ("Opening", false, |month| month.opening_micros),
+        ("New", true, |month| month.new_micros),
+        ("Back again", false, |month| month.reactivation_micros),
+        ("Expansion", false, |month| month.expansion_micros),
+        ("Contraction", false, |month| -month.contraction_micros.abs()),
+        ("Churn", true, |month| -month.churn_micros.abs()),
+    ];
+    let shown: Vec<_> = movements
+        .into_iter()
+        .filter(|(_, always, amount)| *always || months.iter().any(|month| amount(month) != 0))
+        .collect();
+    let columns: Vec<_> = [Column::Text("Month")]
+        .into_iter()
+        .chain(shown.iter().map(|(name, ..)| Column::Number(name)))
+        .chain([Column::Number("Recurring"), Column::Number("Overage")])
+        .collect();
     Ok(part::table(
         "Revenue by month, newest first",
-        &[
-            Column::Text("Month"),
-            Column::Number("Opening"),
-            Column::Number("New"),
-            Column::Number("Back again"),
-            Column::Number("Expansion"),
-            Column::Number("Contraction"),
-            Column::Number("Churn"),
-            Column::Number("Recurring"),
-            Column::Number("Overage"),
-        ],
+        &columns,
         &html! {
             @for month in months.iter().rev() {
                 @let money = |micros: i64| show::money(micros, &month.currency_code);
                 tr {
                     th scope="row" class="day" { (month.month) }
-                    td class="number" { (money(month.opening_micros)?) }
-                    td class="number" { (money(month.new_micros)?) }
-                    td class="number" { (money(month.reactivation_micros)?) }
-                    td class="number" { (money(month.expansion_micros)?) }
-                    td class="number" { (money(-month.contraction_micros.abs())?) }
-                    td class="number" { (money(-month.churn_micros.abs())?) }
+                    @for (_, _, amount) in &shown {
+                        td class="number" { (money(amount(month))?) }
+                    }
                     td class="number" { strong { (money(month.mrr_micros)?) } }
                     td class="number" { (money(month.overage_micros)?) }
                 }

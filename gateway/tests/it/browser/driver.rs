@@ -119,8 +119,8 @@ impl Browser {
                 continue;
             }
             let asked_by = event["message"]["params"]["documentURL"].as_str().unwrap_or_default();
-            if asked_by.starts_with("chrome://") {
-                // The browser's own first page.
+            if ["chrome://", "chrome-untrusted://"].iter().any(|own| asked_by.starts_with(own)) {
+                // The browser's own first page, and what is in it.
                 continue;
             }
             let url = event["message"]["params"]["request"]["url"].as_str().context("a request's address")?;
