@@ -106,7 +106,7 @@ pub enum Error {
     Signature(#[from] SignatureError),
     #[error("charge {0} does not exist")]
     ChargeNotFound(Uuid),
-    #[error("charge {0} was written down by a version that did not keep what it follows from")]
+    #[error("what charge {0} follows from was not kept")]
     BasisNotKept(Uuid),
     #[error("charge {0} is not one that Stripe refused and that its period is parked for")]
     ChargeNotParked(Uuid),

@@ -205,7 +205,7 @@ impl Error {
             }
             Error::ExplanationNotKept => vec![(
                 "message",
-                "The charge was made by a version that did not keep what it was computed from.".into(),
+                "What the charge was computed from was not kept.".into(),
             )],
             Error::TooFast { .. } => vec![(
                 "message",

@@ -203,7 +203,7 @@ async fn create(context: &ChargeContext, settlement: &Settlement) -> Result<Step
         None
     };
     match outcome {
-        Some(Outcome::Succeeded { id }) => {
+        Some(Outcome::Succeeded { id, .. }) => {
             keep(context, settlement, Settlement { invoice_id: Some(id), ..settlement.clone() }).await
         }
         // Perhaps because of the subscription, which has ended.

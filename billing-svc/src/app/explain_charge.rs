@@ -5,7 +5,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
-    domain::{basis::Basis, charge::Charge},
+    domain::{basis::Kept, charge::Charge},
     error::Error,
     store::charge_entries,
 };
@@ -16,11 +16,10 @@ pub async fn run(
     pool: &PgPool,
     charge_id: Uuid,
     for_caller: impl Fn(&str) -> bool,
-) -> Result<(Charge, Basis), Error> {
+) -> Result<(Charge, Kept), Error> {
     let mut connection = db::acquire(pool).await?;
-    let found = charge_entries::find(&mut connection, charge_id)
-        .await?
-        .filter(|(charge, _)| for_caller(&charge.eco_id));
-    let (charge, basis) = found.ok_or(Error::ChargeNotFound(charge_id))?;
-    Ok((charge, basis.ok_or(Error::BasisNotKept(charge_id))?))
+    let found = charge_entries::find(&mut connection, charge_id).await?;
+    let charge = found.filter(|charge| for_caller(&charge.eco_id)).ok_or(Error::ChargeNotFound(charge_id))?;
+    let kept = charge_entries::kept(&mut connection, charge_id, charge.attempt).await?;
+    Ok((charge, kept))
 }

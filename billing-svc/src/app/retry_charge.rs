@@ -25,7 +25,7 @@ pub async fn run(
 ) -> Result<Charge, Error> {
     let mut transaction = db::begin(pool).await?;
     db::set_actor(&mut transaction, actor).await?;
-    let (charge, _) =
+    let charge =
         charge_entries::find(&mut transaction, charge_id).await?.ok_or(Error::ChargeNotFound(charge_id))?;
     let period = PeriodKey { eco_id: charge.eco_id.clone(), start: charge.period.start };
     // Two at once come one after the other.

@@ -1,5 +1,6 @@
 //! What a charge follows from, kept with it: it adds up to the charge's amount for ever, whatever becomes of the account.
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use nexus_core::{
     money::{self, Currency, Micros, OutOfRange, UnitPrice},
     plan::Plan,
@@ -30,6 +31,40 @@ pub enum Basis {
     },
 }
 
+/// What is kept of why a charge has its amount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// What it follows from, if that is known.
+    pub basis: Option<Basis>,
+    /// Whether it is in the ledger as Stripe has it.
+    pub taken_over: Option<TakenOver>,
+}
+
+/// How a charge was brought to what Stripe has of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TakenOver {
+    /// When.
+    pub time: DateTime<Utc>,
+    /// What it followed from as it was written down first, if the ledger ever had that.
+    pub first: Option<Basis>,
+}
+
+impl Kept {
+    /// What is known, in words; `None`: nothing.
+    pub fn explanation(&self) -> Result<Option<String>, OutOfRange> {
+        let basis = self.basis.as_ref().map(Basis::explanation).transpose()?;
+        let Some(TakenOver { time, first }) = &self.taken_over else { return Ok(basis) };
+        let time = time.to_rfc3339_opts(SecondsFormat::Secs, true);
+        let told = format!("A reconciliation took it over on {time} as Stripe had it.");
+        let first = first.as_ref().map(Basis::explanation).transpose()?;
+        Ok(Some(match (basis, first) {
+            (Some(basis), _) => format!("{told} {basis}"),
+            (None, Some(first)) => format!("{told} It was first written down so: {first}"),
+            (None, None) => format!("{told} What it followed from is not in the ledger."),
+        }))
+    }
+}
+
 /// Counts, plans, prices and the ledger, as they were when a charge was written down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reckoning {
@@ -37,7 +72,7 @@ pub struct Reckoning {
     pub segments: Vec<Segment>,
     /// ISO 4217.
     pub currency: String,
-    /// Whether it was rounded for good: half a cent up, else down.
+    /// Whether it was rounded for good: half a cent, or of what else is charged, up; else down.
     pub settling: bool,
     /// Charged before.
     pub billed_micros: i64,
@@ -171,7 +206,7 @@ impl Reckoning {
                 decimal(part.0)
             );
         }
-        let rounding = if self.settling { "half a cent up" } else { "down" };
+        let rounding = if self.settling { "half up" } else { "down" };
         let (due, billed) = (decimal(self.due()?.0), decimal(self.billed_micros));
         let amount = decimal(self.amount()?.0);
         let this =

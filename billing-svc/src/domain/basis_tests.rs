@@ -85,6 +85,37 @@ fn a_correction_is_what_it_takes_back() -> Result<(), OutOfRange> {
 }
 
 #[test]
+fn what_was_taken_over_from_stripe_is_told_so() -> Result<(), OutOfRange> {
+    let correction = Basis::Correction { of: Uuid::nil(), item_micros: 5 * MICROS };
+    let kept = |basis: Option<&Basis>, first: Option<&Basis>| {
+        let taken_over = TakenOver { time: DateTime::UNIX_EPOCH, first: first.cloned() };
+        Kept { basis: basis.cloned(), taken_over: Some(taken_over) }.explanation()
+    };
+    let told = "A reconciliation took it over on 1970-01-01T00:00:00Z as Stripe had it.";
+    let words = correction.explanation()?;
+    assert_eq!(kept(None, None)?, Some(format!("{told} What it followed from is not in the ledger.")));
+    assert_eq!(kept(None, Some(&correction))?, Some(format!("{told} It was first written down so: {words}")));
+    assert_eq!(kept(Some(&correction), None)?, Some(format!("{told} {words}")));
+    assert_eq!(Kept { basis: None, taken_over: None }.explanation()?, None);
+    assert_eq!(Kept { basis: Some(correction), taken_over: None }.explanation()?, Some(words));
+    Ok(())
+}
+
+#[test]
+fn a_currency_without_cents_is_not_told_to_have_any() -> Result<(), OutOfRange> {
+    let reckoning = Reckoning {
+        segments: Vec::new(),
+        currency: "JPY".to_owned(),
+        settling: true,
+        billed_micros: 0,
+        part_micros: None,
+    };
+    let told = Basis::Difference(reckoning).explanation()?;
+    assert!(told.starts_with("rounded half up: 0.00 JPY;"), "{told}");
+    Ok(())
+}
+
+#[test]
 fn the_arithmetic_is_told_in_words() -> Result<(), OutOfRange> {
     let reckoning = Reckoning {
         segments: vec![

@@ -49,6 +49,15 @@ pub struct LedgerRow {
     pub is_invoiced: bool,
 }
 
+/// Where an account's items belong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    /// Customers at Stripe that it has, or had a charge on.
+    pub customers: Vec<String>,
+    /// ISO 4217, in capitals.
+    pub currency: String,
+}
+
 /// An invoice item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BookItem {

@@ -267,6 +267,7 @@ pub fn charge_id(eco_id: &str, period: Period, sequence: i32) -> Uuid {
 fn description(difference: Difference, limit: Option<i64>) -> String {
     let limit = limit.map_or_else(|| "plan".to_owned(), short);
     match difference.units_to - difference.units_from {
+        0 if difference.amount.0 < 0 => "API overage: correction".to_owned(),
         0 => format!(
             "API overage: final rounding of {} calls beyond {limit} limit",
             grouped(difference.units_to)
@@ -314,6 +315,8 @@ mod tests {
         assert_eq!(text(0, 7, 0), "API overage: 7 calls beyond 0 limit");
         assert_eq!(text(15, 15, 100_000), "API overage: final rounding of 15 calls beyond 100k limit");
         assert_eq!(text(1_000, 0, 100_000), "API overage: correction of -1,000 calls beyond 100k limit");
+        let credit = Difference { amount: Micros(-10_000), units_from: 15, units_to: 15 };
+        assert_eq!(description(credit, Some(100_000)), "API overage: correction");
         let of_two_plans = Difference { amount: Micros(10_000), units_from: 0, units_to: 5_000 };
         assert_eq!(description(of_two_plans, None), "API overage: 5,000 calls beyond plan limit");
     }

@@ -103,6 +103,10 @@ pub enum Kind {
     ItemMissing,
     /// Stripe has an item of ours that the ledger has not.
     ItemExtra,
+    /// Stripe has an item of ours on a customer, or in a currency, that its account does not have.
+    ItemStray,
+    /// Stripe has an item of an account that is not here.
+    ItemOfNoAccount,
     /// Stripe has a charge more often than the ledger.
     ItemDuplicated,
     /// Stripe has a charge as another item than the ledger says.
@@ -131,7 +135,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::EventsCountersDiffer,
         Self::SegmentCountersDiffer,
         Self::CountersSummaryDiffer,
@@ -139,6 +143,8 @@ impl Kind {
         Self::SettledDiffers,
         Self::ItemMissing,
         Self::ItemExtra,
+        Self::ItemStray,
+        Self::ItemOfNoAccount,
         Self::ItemDuplicated,
         Self::ItemIdDiffers,
         Self::ItemAmountDiffers,
@@ -163,6 +169,8 @@ impl Kind {
             Self::SettledDiffers => "SETTLED_DIFFERS",
             Self::ItemMissing => "ITEM_MISSING",
             Self::ItemExtra => "ITEM_EXTRA",
+            Self::ItemStray => "ITEM_STRAY",
+            Self::ItemOfNoAccount => "ITEM_OF_NO_ACCOUNT",
             Self::ItemDuplicated => "ITEM_DUPLICATED",
             Self::ItemIdDiffers => "ITEM_ID_DIFFERS",
             Self::ItemAmountDiffers => "ITEM_AMOUNT_DIFFERS",
@@ -179,7 +187,8 @@ impl Kind {
     }
 
     /// Whether the ledger and Stripe disagree about which charges there are: then something could be charged
-    /// twice, or be taken for charged. What an item says of itself does not count: the ledger has it by its id.
+    /// twice, or be taken for charged. What an item says of itself does not count: the ledger has it by its id; nor does
+    /// an item that no charge of the account could double, for it is not there, or somebody else has it.
     pub fn is_of_ledger_and_stripe(self) -> bool {
         match self {
             Self::EventsCountersDiffer
@@ -187,6 +196,8 @@ impl Kind {
             | Self::CountersSummaryDiffer
             | Self::LedgerSumDiffers
             | Self::SettledDiffers
+            | Self::ItemStray
+            | Self::ItemOfNoAccount
             | Self::ItemWrongAccount
             | Self::ItemWrongPeriod
             | Self::ItemWrongCharge

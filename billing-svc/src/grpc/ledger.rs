@@ -13,7 +13,7 @@ use super::overage::charge;
 use crate::{
     domain::{
         adjustment::{Adjustment, MAX_REASON, MAX_UNITS},
-        basis::{Basis, Reckoning},
+        basis::{Basis, Kept, Reckoning},
         charge::Charge,
     },
     error::Error,
@@ -42,16 +42,16 @@ pub(super) fn retry(request: &pb::RetryChargeRequest) -> Result<(Uuid, Option<Uu
 }
 
 /// What a charge follows from, for the wire.
-pub(super) fn explanation(entry: Charge, basis: &Basis) -> Result<pb::ExplainChargeResponse, Error> {
+pub(super) fn explanation(entry: Charge, kept: &Kept) -> Result<pb::ExplainChargeResponse, Error> {
     let currency_code = entry.currency_code.clone();
-    let text = basis.explanation()?;
+    let text = kept.explanation()?.ok_or(Error::BasisNotKept(entry.charge_id))?;
     let mut answer = pb::ExplainChargeResponse {
         charge: Some(charge(entry)),
         explanation: text,
         currency_code: currency_code.clone(),
         ..Default::default()
     };
-    if let Basis::Difference(reckoning) = basis {
+    if let Some(Basis::Difference(reckoning)) = &kept.basis {
         answer.segments = segments(reckoning, &currency_code)?;
         answer.due_micros = reckoning.due()?.0;
         answer.billed_before_micros = reckoning.billed_micros;

@@ -120,17 +120,18 @@ impl BillingService for Service {
         let caller = Caller::of(&request)?;
         let charge_id = ledger::charge_id(&request.get_ref().charge_id).map_err(Error::from)?;
         let for_caller = |eco_id: &str| caller.account(eco_id, &[Scope::BillingRun]).is_ok();
-        let (charge, basis) = app::explain_charge::run(&self.pool, charge_id, for_caller).await?;
-        Ok(Response::new(ledger::explanation(charge, &basis)?))
+        let (charge, kept) = app::explain_charge::run(&self.pool, charge_id, for_caller).await?;
+        Ok(Response::new(ledger::explanation(charge, &kept)?))
     }
 
     async fn reconcile(
         &self,
         request: Request<ReconcileRequest>,
     ) -> Result<Response<ReconcileResponse>, Status> {
-        may_run(&Caller::of(&request)?, !request.get_ref().repair)?;
+        let caller = Caller::of(&request)?;
+        may_run(&caller, !request.get_ref().repair)?;
         let wait_until = Instant::now() + deadline::patience(request.metadata(), self.request_timeout);
-        let asked = reconcile::request(request.into_inner()).map_err(Error::from)?;
+        let asked = reconcile::request(request.into_inner(), caller.subject()).map_err(Error::from)?;
         let answer = self.reconciler.reconcile(asked, Uuid::now_v7(), wait_until).await?;
         Ok(Response::new(reconcile::response(answer)))
     }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Reads a request.
-pub(super) fn request(request: pb::ReconcileRequest) -> Result<app::Request, Violations> {
+pub(super) fn request(request: pb::ReconcileRequest, actor: String) -> Result<app::Request, Violations> {
     let mut v = Violations::new();
     let request_id = v.optional_uuid("request_id", &request.request_id);
     v.require(request.account_ids.len() <= MAX_ACCOUNTS, "account_ids", "must have at most 1,000 entries");
@@ -23,7 +23,7 @@ pub(super) fn request(request: pb::ReconcileRequest) -> Result<app::Request, Vio
     let period_time = request.period_time.as_ref().and_then(|at| v.take("period_time", datetime(at)));
     v.finish()?;
     let accounts = (!request.account_ids.is_empty()).then_some(request.account_ids);
-    Ok(app::Request { request_id, scope: Scope { accounts, period_time }, repair: request.repair })
+    Ok(app::Request { request_id, scope: Scope { accounts, period_time }, repair: request.repair, actor })
 }
 
 /// The answer.

@@ -35,6 +35,9 @@ pub trait Payments: Send + Sync {
         pace: &'a Pace,
     ) -> BoxFuture<'a, Result<Vec<FoundItem>, Doubt>>;
 
+    /// Whether an item is there.
+    fn has_item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<bool, Doubt>>;
+
     /// Deletes an item that is on no finalised invoice. One that is not there counts as deleted.
     fn delete_item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<(), Doubt>>;
 
@@ -119,6 +122,9 @@ pub enum Outcome {
     Succeeded {
         /// Id of what was made or changed.
         id: String,
+        /// Whether this is the stored answer of an earlier request with the same key: what it made may be gone by now.
+        /// Told of items and invoices.
+        replayed: bool,
     },
     /// It is not done, and sending it again would not change that.
     FailedForGood(Refusal),

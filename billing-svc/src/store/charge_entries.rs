@@ -6,7 +6,11 @@ use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
 use super::unknown_word;
-use crate::domain::{basis::Basis, charge::Charge, overage::Difference};
+use crate::domain::{
+    basis::{Basis, Kept, TakenOver},
+    charge::Charge,
+    overage::Difference,
+};
 
 struct Entry {
     charge_id: Uuid,
@@ -23,13 +27,12 @@ struct Entry {
     stripe_invoice_item_id: Option<String>,
     failure_reason: Option<String>,
     created_time: DateTime<Utc>,
-    basis: Option<Json<Basis>>,
 }
 
-impl TryFrom<Entry> for (Charge, Option<Basis>) {
+impl TryFrom<Entry> for Charge {
     type Error = sqlx::Error;
     fn try_from(row: Entry) -> Result<Self, sqlx::Error> {
-        let charge = Charge {
+        Ok(Self {
             charge_id: row.charge_id,
             attempt: row.attempt,
             eco_id: row.eco_id,
@@ -45,8 +48,7 @@ impl TryFrom<Entry> for (Charge, Option<Basis>) {
             stripe_invoice_item_id: row.stripe_invoice_item_id,
             failure_reason: row.failure_reason,
             created_time: row.created_time,
-        };
-        Ok((charge, row.basis.map(|basis| basis.0)))
+        })
     }
 }
 
@@ -61,8 +63,7 @@ pub async fn list(
     let rows = sqlx::query_as!(
         Entry,
         r#"select charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to, amount_micros,
-                  currency_code, status, stripe_invoice_item_id, failure_reason, created_time,
-                  basis as "basis: Json<Basis>"
+                  currency_code, status, stripe_invoice_item_id, failure_reason, created_time
            from eco_overage_charges
            where eco_id = $1
              and ($2::timestamptz is null or (created_time, charge_id, attempt) < ($2, $3, $4))
@@ -76,17 +77,16 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
-    rows.into_iter().map(|row| Ok(<(Charge, Option<Basis>)>::try_from(row)?.0)).collect()
+    rows.into_iter().map(Charge::try_from).collect()
 }
 
-/// A charge with what it follows from: the first attempt of it that is in force, else the last.
+/// A charge: the first attempt of it that is in force, else the last.
 #[tracing::instrument(name = "db.eco_overage_charges.find", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn find(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<Option<(Charge, Option<Basis>)>> {
+pub async fn find(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<Option<Charge>> {
     let row = sqlx::query_as!(
         Entry,
         r#"select charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to, amount_micros,
-                  currency_code, status, stripe_invoice_item_id, failure_reason, created_time,
-                  basis as "basis: Json<Basis>"
+                  currency_code, status, stripe_invoice_item_id, failure_reason, created_time
            from eco_overage_charges
            where charge_id = $1
            order by status not in ('pending', 'succeeded'),
@@ -97,4 +97,27 @@ pub async fn find(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<Option
     .fetch_optional(db)
     .await?;
     row.map(TryFrom::try_from).transpose()
+}
+
+/// What an attempt of a charge follows from.
+#[tracing::instrument(name = "db.eco_overage_charges.kept", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn kept(db: &mut PgConnection, charge_id: Uuid, attempt: i32) -> sqlx::Result<Kept> {
+    let row = sqlx::query!(
+        r#"select h.basis as "basis: Json<Basis>", h.taken_over_time, f.basis as "first?: Json<Basis>"
+           from eco_overage_charges h
+           left join lateral (
+               select o.basis from eco_overage_charges o
+               where o.charge_id = h.charge_id and o.sequence = h.sequence and o.basis is not null
+               order by o.attempt limit 1) f on true
+           where h.charge_id = $1 and h.attempt = $2"#,
+        charge_id,
+        attempt,
+    )
+    .fetch_one(db)
+    .await?;
+    let first = row.first.map(|first| first.0);
+    Ok(Kept {
+        basis: row.basis.map(|basis| basis.0),
+        taken_over: row.taken_over_time.map(|time| TakenOver { time, first }),
+    })
 }

@@ -86,3 +86,68 @@ pub async fn set_aside(
         basis: None,
     }))
 }
+
+/// Takes an item that is at Stripe into the ledger, as an attempt that succeeded when the item was made; false: the
+/// ledger has it, or has another charge in its place.
+#[tracing::instrument(name = "db.eco_overage_charges.adopt", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn adopt(
+    db: &mut PgConnection,
+    intent: &Intent,
+    item_id: &str,
+    made: DateTime<Utc>,
+) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "insert into eco_overage_charges
+             (charge_id, attempt, eco_id, period_start, period_end, sequence, units_from, units_to, amount_micros,
+              amount_minor, currency_code, status, idempotency_key, payload, stripe_invoice_item_id, created_time,
+              sent_time, finished_time, taken_over_time, basis)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'succeeded', $12, $13, $14, $15, $15, now(), now(), $16)
+         on conflict do nothing",
+        intent.charge_id,
+        intent.attempt,
+        intent.eco_id,
+        intent.period.start,
+        intent.period.end,
+        intent.sequence,
+        intent.difference.units_from,
+        intent.difference.units_to,
+        intent.difference.amount.0,
+        intent.item.amount_minor,
+        intent.item.currency,
+        intent.key(),
+        Json(&intent.item) as _,
+        item_id,
+        made,
+        intent.basis.as_ref().map(Json) as _,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// An attempt that was taken for failed has its item at Stripe after all; false: it is not in that state any more, its
+/// charge has another live attempt, or its item was taken back.
+#[tracing::instrument(name = "db.eco_overage_charges.revive", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn revive(
+    db: &mut PgConnection,
+    charge_id: Uuid,
+    attempt: i32,
+    item_id: &str,
+) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "update eco_overage_charges h
+         set status = 'succeeded', stripe_invoice_item_id = $3, failure_reason = null, recheck_time = null,
+             finished_time = now()
+         where charge_id = $1 and attempt = $2 and status in ('failed', 'superseded')
+           and failure_reason is distinct from 'TAKEN_BACK'
+           and not exists (select from eco_overage_charges o
+                           where o.eco_id = h.eco_id and o.period_start = h.period_start
+                             and o.sequence = h.sequence and o.status in ('pending', 'succeeded'))",
+        charge_id,
+        attempt,
+        item_id,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}

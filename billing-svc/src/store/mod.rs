@@ -47,6 +47,7 @@ pub mod webhook_deliveries;
 pub mod webhook_endpoints;
 pub mod webhook_messages;
 pub mod webhook_secrets;
+pub mod withheld;
 
 /// A word of the database that the code does not know.
 pub fn unknown_word(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {

@@ -70,6 +70,13 @@ pub struct Seen {
     recheck_times: Vec<DateTime<Utc>>,
 }
 
+impl Seen {
+    /// When the last of them is to be rechecked.
+    pub fn last_due(&self) -> Option<DateTime<Utc>> {
+        self.recheck_times.iter().max().copied()
+    }
+}
+
 /// How the ledger has a charge, before its items are listed.
 #[tracing::instrument(name = "db.eco_overage_charges.seen", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn seen(db: &mut PgConnection, charge_id: Uuid) -> sqlx::Result<Seen> {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::unknown_word;
 use crate::domain::{
-    books::{BookInvoice, BookItem, LedgerRow, RESOLVED_WITHIN, charge_of, period_of},
+    books::{BookInvoice, BookItem, Home, LedgerRow, RESOLVED_WITHIN, charge_of, period_of},
     reconciliation::Scope,
 };
 
@@ -90,6 +90,23 @@ pub async fn customers(db: &mut PgConnection, accounts: &[String]) -> sqlx::Resu
         accounts,
     )
     .fetch_all(db)
+    .await
+}
+
+/// Where an account's items belong; `None`: there is no such account.
+#[tracing::instrument(name = "db.eco_identities.home", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn home(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<Home>> {
+    sqlx::query_as!(
+        Home,
+        r#"select currency_code as currency,
+                  array(select i.stripe_customer_id where i.stripe_customer_id is not null
+                        union
+                        select h.payload ->> 'customer' from eco_overage_charges h where h.eco_id = i.eco_id)
+                      as "customers!"
+           from eco_identities i where eco_id = $1"#,
+        eco_id,
+    )
+    .fetch_optional(db)
     .await
 }
 

@@ -2,6 +2,7 @@
 //! or credits what is missing then, so that Stripe holds what is due; nobody else's charges wait for it.
 
 use anyhow::{Context, Result, ensure};
+use chrono::{DateTime, Utc};
 use hyper::Method;
 use nexus_kit::status::reason;
 use nexus_proto::billing::v1::ProcessOverageRequest;
@@ -15,23 +16,23 @@ use crate::{
 };
 
 /// Another server has taken over.
-const FAILED_OVER: &str = "update eco_database_identity set timeline_id = timeline_id + 1";
+pub(crate) const FAILED_OVER: &str = "update eco_database_identity set timeline_id = timeline_id + 1";
 
-async fn item_of(sim: &Sim, eco_id: &str) -> Result<Value> {
+pub(crate) async fn item_of(sim: &Sim, eco_id: &str) -> Result<Value> {
     let items = sim.items().await?;
     items.into_iter().find(|item| item["metadata"]["eco_id"] == *eco_id).context("an item")
 }
 
-fn id(item: &Value) -> Result<&str> {
+pub(crate) fn id(item: &Value) -> Result<&str> {
     item["id"].as_str().context("an id")
 }
 
-async fn edit(sim: &Sim, item: &Value, form: &str) -> Result<()> {
+pub(crate) async fn edit(sim: &Sim, item: &Value, form: &str) -> Result<()> {
     sim.call(Method::POST, &format!("/v1/invoiceitems/{}", id(item)?), FORM, form.to_owned()).await?;
     Ok(())
 }
 
-async fn refused(billing: &Billing) -> Result<()> {
+pub(crate) async fn refused(billing: &Billing) -> Result<()> {
     let request = runner()?.request(ProcessOverageRequest::default());
     let refused = billing.client.clone().process_overage(request).await.err().context("a refusal")?;
     assert_eq!(reason(&refused), "RECONCILE_REQUIRED");
@@ -39,7 +40,7 @@ async fn refused(billing: &Billing) -> Result<()> {
 }
 
 /// Both sides agree, and an account's items add up to so many cents.
-async fn agree(billing: &Billing, sim: &Sim, eco_id: &str, cents: i64) -> Result<()> {
+pub(crate) async fn agree(billing: &Billing, sim: &Sim, eco_id: &str, cents: i64) -> Result<()> {
     let found = billing.differences(false).await?;
     ensure!(found.is_empty(), "{found:?}");
     assert_eq!(billing.run_all().await?.charged_count, 0);
@@ -228,6 +229,12 @@ async fn a_charge_that_stays_in_doubt_keeps_no_later_period_from_being_charged_a
     let run = billing.run_all().await?;
     let reasons: Vec<_> = run.errors.iter().map(|error| error.reason.as_str()).collect();
     assert_eq!(reasons, ["ITEM_DIFFERS"]);
+    let from: DateTime<Utc> =
+        sqlx::query_scalar("select created_time + interval '26 hours' from eco_overage_charges where sequence = 1 and status = 'pending'")
+            .fetch_one(&db.pool)
+            .await?;
+    let told = format!("must be reconciled: a repair takes it over from {} on.", from.to_rfc3339());
+    ensure!(run.errors[0].message.ends_with(&told), "{:?}", run.errors);
     assert_eq!(sim.amounts().await?, [4, 20], "the later period is charged");
     ensure!(!billing.differences(false).await?.iter().any(|(_, kind)| kind == "CHARGE_IN_DOUBT"));
     sql(&db, "update eco_overage_charges set created_time = created_time - interval '27 hours'").await?;

@@ -76,7 +76,7 @@ async fn contract<T: Books + Payments>(
     for n in 1..=230 {
         let customer = if n % 2 == 0 { one } else { two };
         match stripe.create_invoice_item(&item(customer, n), &format!("k{n}")).await {
-            Outcome::Succeeded { id } => made.push(id),
+            Outcome::Succeeded { id, .. } => made.push(id),
             other => anyhow::bail!("{other:?}"),
         }
     }

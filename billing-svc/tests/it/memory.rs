@@ -205,6 +205,7 @@ impl State {
             return match answer {
                 _ if *sent != change => unknown(Advice::Look, "the key was used with other parameters"),
                 Outcome::Unknown(doubt) => Outcome::Unknown(Doubt { advice: Advice::Look, ..doubt.clone() }),
+                Outcome::Succeeded { id, .. } => Outcome::Succeeded { id: id.clone(), replayed: true },
                 answer => answer.clone(),
             };
         }
@@ -218,7 +219,7 @@ impl State {
                 self.apply(&change);
                 unknown(Advice::Again, "an error of the other side's own")
             }
-            _ => Outcome::Succeeded { id: self.apply(&change) },
+            _ => Outcome::Succeeded { id: self.apply(&change), replayed: false },
         };
         self.answers.insert(key.to_owned(), (change, answer.clone()));
         answer
@@ -418,6 +419,11 @@ impl Payments for Memory {
                 is_invoiced: i.invoice.is_some(),
             })
             .collect();
+        futures::future::ready(Ok(found)).boxed()
+    }
+
+    fn has_item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<bool, Doubt>> {
+        let found = self.state().items.iter().any(|item| item.id == item_id);
         futures::future::ready(Ok(found)).boxed()
     }
 

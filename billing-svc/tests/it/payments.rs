@@ -54,7 +54,7 @@ async fn create(payments: &dyn Payments, item: &InvoiceItem, key: &str) -> Resul
 
 fn done(outcome: Outcome) -> Result<String> {
     match outcome {
-        Outcome::Succeeded { id } => Ok(id),
+        Outcome::Succeeded { id, .. } => Ok(id),
         other => anyhow::bail!("{other:?}"),
     }
 }
@@ -76,9 +76,18 @@ async fn contract(payments: &dyn Payments, customer: &str, other: &str) -> Resul
     let [first, second, never] = [1, 2, 3].map(Uuid::from_u128);
     let id = create(payments, &item(customer, first, 500), "k1").await?;
     // The same key: the same item. Another key: another item.
-    assert_eq!(create(payments, &item(customer, first, 500), "k1").await?, id);
+    let again = payments.create_invoice_item(&item(customer, first, 500), "k1").await;
+    assert_eq!(again, Outcome::Succeeded { id: id.clone(), replayed: true });
     let credit = create(payments, &item(customer, second, -20), "k2").await?;
     assert_ne!(credit, id);
+    let gone = payments.create_invoice_item(&item(customer, never, 7), "k0").await;
+    let Outcome::Succeeded { id: gone, replayed: false } = gone else { anyhow::bail!("{gone:?}") };
+    assert_eq!(payments.has_item(&gone).await, Ok(true));
+    assert_eq!(payments.delete_item(&gone).await, Ok(()));
+    assert_eq!(payments.has_item(&gone).await, Ok(false));
+    // Its key says that it was made.
+    let again = payments.create_invoice_item(&item(customer, never, 7), "k0").await;
+    assert_eq!(again, Outcome::Succeeded { id: gone, replayed: true });
     assert_eq!(payments.find_items(customer, first, &pace()).await, Ok(vec![pending(&id, 500)]));
     assert_eq!(payments.find_items(customer, second, &pace()).await, Ok(vec![pending(&credit, -20)]));
     assert_eq!(payments.find_items(customer, never, &pace()).await, Ok(vec![]));

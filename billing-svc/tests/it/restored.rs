@@ -32,7 +32,12 @@ async fn refused(billing: &Billing, request: ProcessOverageRequest) -> Result<()
 
 #[tokio::test]
 async fn nothing_is_charged_until_all_accounts_were_reconciled_with_stripe() -> Result<()> {
-    for other in ["system_identifier = system_identifier + 1", "timeline_id = timeline_id + 1"] {
+    for other in [
+        "system_identifier = system_identifier + 1",
+        "timeline_id = timeline_id + 1",
+        "database_oid = database_oid + 1",
+        "ledger_oid = ledger_oid + 1",
+    ] {
         let (db, sim) = (TestDb::new().await?, Sim::start().await?);
         let billing = Billing::start(&db, &sim.base).await?;
         for eco_id in ["eco_a", "eco_b"] {
@@ -66,6 +71,20 @@ async fn nothing_is_charged_until_all_accounts_were_reconciled_with_stripe() -> 
         billing.stop().await?;
     }
     Ok(())
+}
+
+/// The server is the same, and so is its timeline.
+#[tokio::test]
+async fn a_backup_that_is_loaded_into_the_same_server_is_known_for_one() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    sim.pro(&db, "eco_a").await?;
+    meter(&db, "eco_a", 100_100).await?;
+    let backup = db.restored().await?;
+    let billing = Billing::start(&backup, &sim.base).await?;
+    refused(&billing, ProcessOverageRequest::default()).await?;
+    ensure!(billing.differences(false).await?.is_empty());
+    assert_eq!(billing.run_all().await?.charged_count, 1);
+    billing.stop().await
 }
 
 /// A server takes over while a run, or a settlement, is under way.

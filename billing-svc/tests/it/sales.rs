@@ -35,7 +35,7 @@ struct Made {
 
 fn done(outcome: Outcome) -> Result<String> {
     match outcome {
-        Outcome::Succeeded { id } => Ok(id),
+        Outcome::Succeeded { id, .. } => Ok(id),
         other => anyhow::bail!("{other:?}"),
     }
 }

@@ -29,9 +29,31 @@ impl TestDb {
         let mut connection =
             PgConnection::connect_with(&server).await.context("connecting to the test server")?;
         let template = template(&mut connection, &server).await?;
+        let copy = Self::clone_of(&template).await?;
+        // It stands for one that was migrated itself.
+        sqlx::query(
+            "update eco_database_identity
+             set database_oid = (select oid::bigint from pg_database where datname = current_database())",
+        )
+        .execute(&copy.pool)
+        .await?;
+        Ok(copy)
+    }
+
+    /// A copy of it as it is now, which nobody else may be connected to, in the same server: as a backup of it is that was
+    /// loaded there.
+    pub async fn restored(&self) -> Result<Self> {
+        self.pool.close().await;
+        Self::clone_of(&self.name).await
+    }
+
+    async fn clone_of(template: &str) -> Result<Self> {
+        let server = server()?;
+        let mut connection =
+            PgConnection::connect_with(&server).await.context("connecting to the test server")?;
         let name = format!("t_{}", uuid::Uuid::new_v4().simple());
         let create = format!("create database {name} template {template} strategy wal_log");
-        connection.execute(AssertSqlSafe(create)).await.context("cloning the template")?;
+        connection.execute(AssertSqlSafe(create)).await.context("cloning a database")?;
         let pool =
             PgPoolOptions::new().max_connections(8).connect_with(server.clone().database(&name)).await?;
         let url = url(&server, &name)?;

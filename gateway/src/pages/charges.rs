@@ -73,7 +73,7 @@ pub async fn one(
         Err(Error::ExplanationNotKept) => html! {
             p class="crumb" { a href="/dashboard/billing" { "Billing" } }
             h1 { "Charge" }
-            p { "This charge was made by a version that kept no explanation with it." }
+            p { "No explanation was kept with this charge." }
         },
         // What is no id of a charge is one that does not exist.
         Err(Error::BadRequest(_)) => return Err(Error::NotFound("Charge not found")),
@@ -114,7 +114,7 @@ fn explanation(explained: &billing::ExplainChargeResponse) -> Result<Markup, Err
                 div { dt { "Charged before" } dd { (show::money(explained.billed_before_micros, currency)?) } }
                 div { dt { "This charge" } dd { strong { (show::money(charge.amount_micros, currency)?) } } }
             }
-            p class="hint" { @if explained.settled { "Rounded for good, half a cent up." } @else { "Rounded down: the period was open, what is less than a cent is carried." } }
+            p class="hint" { @if explained.settled { "Rounded for good, half up." } @else { "Rounded down: the period was open, what is less than a cent is carried." } }
         }
         dl class="facts" {
             div { dt { "State" } dd { (charge_state(charge)) @if !charge.failure_reason.is_empty() { " " (charge.failure_reason) } } }

@@ -89,7 +89,7 @@ pub(super) struct Explanation {
     charged_before: f64,
     /// ISO 4217.
     currency: String,
-    /// True: rounded for good, half a cent up. False: rounded down, the period was open.
+    /// True: rounded for good, half up. False: rounded down, the period was open.
     settled: bool,
     /// Parts of the period, each with one plan; none where an item is corrected that was invoiced twice.
     segments: Vec<Segment>,

@@ -32,15 +32,21 @@ use crate::{
     },
     error::Error,
     payments::{Payments, pace::Pace},
-    store::{charges, facts, identity, records, run_accounts},
+    store::{charges, facts, identity, records, run_accounts, withheld},
 };
 
 /// Why nothing is charged on a server that is not known, as a word.
 pub(in crate::app) const RECONCILE_REQUIRED: &str = "RECONCILE_REQUIRED";
 
+/// Why an account is not charged that a reconciliation could not compare, as a word.
+const ACCOUNT_WITHHELD: &str = "ACCOUNT_WITHHELD";
+
 /// Whether a repeat may help: the other reasons need a person, or something that a run sees.
 pub(in crate::app) fn passes(error: &AccountError) -> bool {
-    matches!(error.reason.as_str(), "IN_DOUBT" | "NOT_SENT" | "INTERNAL" | RECONCILE_REQUIRED)
+    matches!(
+        error.reason.as_str(),
+        "IN_DOUBT" | "NOT_SENT" | "INTERNAL" | RECONCILE_REQUIRED | ACCOUNT_WITHHELD
+    )
 }
 
 /// What charging an account needs.
@@ -85,6 +91,13 @@ impl ChargeContext {
     pub(super) fn untold<'e>(&self, error: Option<&'e AccountError>) -> Option<&'e AccountError> {
         error.filter(|_| self.run_id.is_none())
     }
+}
+
+fn withheld_error(eco_id: &str) -> AccountError {
+    let message = format!(
+        "Stripe has charges of {eco_id} that are not in the ledger: it is charged once a reconciliation of all accounts has taken them in."
+    );
+    AccountError::new(eco_id, ACCOUNT_WITHHELD, message)
 }
 
 /// What is done about a period.
@@ -211,13 +224,15 @@ async fn decide(
     let locked = records::lock_all(db, periods).await?;
     let all_facts = facts::read(db, &locked).await?;
     records::upsert(db, &all_facts).await?;
+    let eco_ids: Vec<&str> = locked.iter().map(|period| period.eco_id.as_str()).collect();
+    let withheld = withheld::among(db, &eco_ids).await?;
     let (mut steps, mut intents) = (HashMap::new(), Vec::new());
     for facts in &all_facts {
         let period = PeriodKey { eco_id: facts.eco_id.clone(), start: facts.period.start };
         let step = if facts.ledger.pending {
             charges::pending(db, &period).await?.map_or(Step::Nothing, Step::Resolve)
         } else {
-            decide_one(db, facts, &period, context).await?
+            decide_one(db, facts, &period, context, withheld.contains(&facts.eco_id)).await?
         };
         match &step {
             Step::Nothing => note(db, context, &facts.eco_id).await?,
@@ -240,6 +255,7 @@ async fn decide_one(
     facts: &Facts,
     period: &PeriodKey,
     context: &ChargeContext,
+    is_withheld: bool,
 ) -> Result<Step, Error> {
     match facts.next()? {
         Next::Nothing => Ok(Step::Nothing),
@@ -257,6 +273,7 @@ async fn decide_one(
             }
             Ok(Step::Parked(error))
         }
+        Next::Charge { .. } if is_withheld => Ok(Step::Parked(Some(withheld_error(&facts.eco_id)))),
         Next::Charge { customer, difference } => {
             if facts.parked.is_some() {
                 records::park(db, period, None, None).await?;

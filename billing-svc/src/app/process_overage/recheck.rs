@@ -23,13 +23,18 @@ use super::{
 use crate::{
     domain::{
         basis::Basis,
+        books::RESOLVED_WITHIN,
         charge::Intent,
         overage::{Difference, Facts, Ledger},
         run::AccountError,
     },
     error::Error,
     payments::{Advice, Doubt, FoundItem},
-    store::{charges, facts, identity, rechecks, records},
+    store::{
+        charges, facts, identity,
+        rechecks::{self, Seen},
+        records,
+    },
 };
 
 /// What one look at a charge has led to.
@@ -179,7 +184,7 @@ async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error>
         return Ok(Look::Again);
     }
     if let Some(missing) = ours.iter().find(|id| listed.iter().all(|item| item.item_id != **id)) {
-        return Ok(Look::Wrong(item_missing(replaced, missing)));
+        return Ok(Look::Wrong(item_missing(replaced, missing, &seen)));
     }
     let extra: Vec<_> = listed.iter().filter(|item| !ours.contains(&item.item_id)).collect();
     if extra.is_empty() {
@@ -188,7 +193,7 @@ async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error>
     }
     drop(connection);
     if let Some(altered) = extra.iter().find(|item| item.amount_minor != replaced.item.amount_minor) {
-        return Ok(Look::Wrong(item_differs(replaced, altered)));
+        return Ok(Look::Wrong(item_differs(replaced, altered, &seen)));
     }
     // An invoiced one takes a number of the ledger: one at a time.
     if let Some(invoiced) = extra.iter().find(|item| item.is_invoiced) {
@@ -245,18 +250,29 @@ fn later(message: &str) -> Look {
     Look::Unknown(Doubt { advice: Advice::Later, retry_after: None, message: message.to_owned() })
 }
 
-fn item_missing(intent: &Intent, item_id: &str) -> AccountError {
+/// From when on a reconciliation does something about it: before, it is a recheck's.
+fn mended(seen: &Seen) -> String {
+    match seen.last_due() {
+        Some(due) => format!("a repair mends it from {} on", (due + RESOLVED_WITHIN).to_rfc3339()),
+        None => "a repair mends it".to_owned(),
+    }
+}
+
+fn item_missing(intent: &Intent, item_id: &str, seen: &Seen) -> AccountError {
     let message = format!(
-        "Stripe no longer holds item {item_id} of charge {}; it must be reconciled.",
-        intent.charge_id
+        "Stripe no longer holds item {item_id} of charge {}; it must be reconciled: {}.",
+        intent.charge_id,
+        mended(seen)
     );
     AccountError::new(&intent.eco_id, "ITEM_MISSING", message)
 }
 
-fn item_differs(intent: &Intent, item: &FoundItem) -> AccountError {
+fn item_differs(intent: &Intent, item: &FoundItem, seen: &Seen) -> AccountError {
     let message = format!(
-        "Stripe holds a second item {} of charge {} with another amount; it must be reconciled.",
-        item.item_id, intent.charge_id
+        "Stripe holds a second item {} of charge {} with another amount; it must be reconciled: {}.",
+        item.item_id,
+        intent.charge_id,
+        mended(seen)
     );
     AccountError::new(&intent.eco_id, "ITEM_DIFFERS", message)
 }

@@ -7,6 +7,7 @@ use sqlx::Acquire;
 use super::charge::{ChargeContext, note_failure};
 use crate::{
     domain::{
+        books::RESOLVED_WITHIN,
         charge::{Intent, RECHECK_AFTER, Readiness},
         period::ParkReason,
         run::AccountError,
@@ -76,7 +77,15 @@ pub(super) async fn carry_out(
                 let before = sent;
                 sent = Sent::Perhaps;
                 match context.payments.create_invoice_item(&intent.item, &intent.key()).await {
-                    Outcome::Succeeded { id } => return succeeded(context, &intent, &id).await,
+                    Outcome::Succeeded { id, replayed } => match is_kept(context, &id, replayed).await {
+                        Ok(true) => return succeeded(context, &intent, &id).await,
+                        // It was deleted since: this key makes it no more.
+                        Ok(false) => {
+                            look = true;
+                            continue;
+                        }
+                        Err(doubt) => doubt,
+                    },
                     Outcome::FailedForGood(refusal) => {
                         let Some(next) = intent.elsewhere() else {
                             return refused(context, &intent, before, refusal).await;
@@ -119,6 +128,17 @@ pub(super) async fn carry_out(
     }))
 }
 
+/// Whether what a request has made is there: where an earlier one has, it may have been deleted since.
+async fn is_kept(context: &ChargeContext, item_id: &str, replayed: bool) -> Result<bool, Doubt> {
+    if !replayed {
+        return Ok(true);
+    }
+    if !context.turn().await {
+        return Err(Doubt::stopped());
+    }
+    context.payments.has_item(item_id).await
+}
+
 /// What looking for an intent at Stripe has led to.
 enum Looked {
     /// It is known what became of it.
@@ -140,7 +160,7 @@ async fn seen(
         Ok([item, ..]) if item.amount_minor == intent.item.amount_minor => {
             Ok(Some(succeeded(context, intent, &item.item_id).await?))
         }
-        Ok([item, ..]) => Ok(Some(altered(intent, &item.item_id))),
+        Ok([item, ..]) => Ok(Some(altered(context, intent, &item.item_id).await?)),
         Ok([]) => Ok(None),
         Err(doubt) => Err(doubt.clone()),
     })
@@ -231,13 +251,18 @@ async fn replace(context: &ChargeContext, intent: &Intent, next: &Intent) -> Res
     Ok(replaced)
 }
 
-fn altered(intent: &Intent, item_id: &str) -> ChargeOutcome {
+async fn altered(context: &ChargeContext, intent: &Intent, item_id: &str) -> Result<ChargeOutcome, Error> {
     tracing::error!(charge_id = %intent.charge_id, item_id, "Stripe has the charge with another amount");
-    ChargeOutcome::Not(AccountError::new(
-        &intent.eco_id,
-        ITEM_DIFFERS,
-        format!("Stripe holds charge {} with another amount; it must be reconciled.", intent.charge_id),
-    ))
+    let since = {
+        let mut connection = db::acquire(&context.pool).await?;
+        charges::first_written(&mut connection, intent.charge_id).await?
+    };
+    let message = format!(
+        "Stripe holds charge {} with another amount; it must be reconciled: a repair takes it over from {} on.",
+        intent.charge_id,
+        (since + RESOLVED_WITHIN).to_rfc3339()
+    );
+    Ok(ChargeOutcome::Not(AccountError::new(&intent.eco_id, ITEM_DIFFERS, message)))
 }
 
 fn not_sent(intent: &Intent) -> AccountError {

@@ -163,7 +163,7 @@ impl Periods<'_> {
     async fn report(&self, key: &PeriodKey, mut difference: Difference) -> Result<(), Error> {
         let is_computed = matches!(difference.kind, Kind::CountersSummaryDiffer | Kind::LedgerSumDiffers);
         if self.context.begun.repair && is_computed {
-            repair::recompute(&self.context.pool, key).await?;
+            repair::recompute(self.context, key).await?;
             difference.repaired = true;
         }
         self.context.add(difference);

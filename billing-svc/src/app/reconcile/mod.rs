@@ -6,7 +6,8 @@
 //! | `work` | one reconciliation: the order of its steps |
 //! | `database` | raw log, counters, segments, summary, ledger, at one snapshot |
 //! | `stripe` | ledger and Stripe |
-//! | `repair` | what can be repaired without a person |
+//! | `adopt` | takes what only Stripe has into the ledger |
+//! | `repair` | what else can be repaired without a person |
 //! | `drift` | the metrics |
 //!
 //! Nothing is held up meanwhile: flushes, refreshes and runs go on. The database is compared with itself at one
@@ -14,6 +15,7 @@
 //! charge after the other: the ledger, the item at Stripe, and the ledger again. What is in doubt, or is still to be
 //! rechecked, is a run's to resolve and no difference.
 
+mod adopt;
 mod database;
 mod drift;
 mod reconciler;

@@ -38,6 +38,8 @@ pub struct Request {
     pub scope: Scope,
     /// Whether what can be repaired is.
     pub repair: bool,
+    /// On whose behalf.
+    pub actor: String,
 }
 
 /// The answer to it.
@@ -142,6 +144,7 @@ impl Reconciler {
             };
         }
         reconciliations::fail_orphans(&mut connection).await?;
+        let actor = request.actor.clone();
         let begun = match find(&mut connection, &request).await? {
             None => {
                 let begun = Begun { reconciliation_id, scope: request.scope, repair: request.repair };
@@ -154,10 +157,10 @@ impl Reconciler {
             }
             Some(earlier) => reconciliations::restart(&mut connection, earlier.reconciliation_id).await?,
         };
-        self.spawn(connection, begun).wait(wait_until).await?.answer()
+        self.spawn(connection, begun, actor).wait(wait_until).await?.answer()
     }
 
-    fn spawn(&self, lease: PgConnection, begun: Begun) -> Current {
+    fn spawn(&self, lease: PgConnection, begun: Begun, actor: String) -> Current {
         let reconciliation_id = begun.reconciliation_id;
         let (sender, live) = watch::channel(Live::default());
         let current = Current { reconciliation_id, started: Instant::now(), live };
@@ -168,6 +171,7 @@ impl Reconciler {
             pace: self.pace.clone(),
             shutdown: self.shutdown.clone(),
             begun,
+            actor,
             live: sender,
         };
         let (killed, drift, pool) = (self.killed.clone(), self.drift.clone(), self.pool.clone());

@@ -1,5 +1,7 @@
 //! The ledger and Stripe's books.
 
+use std::collections::{BTreeSet, HashMap};
+
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::BoxFuture;
 use nexus_kit::db;
@@ -7,12 +9,13 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    repair::{self, Adoption},
+    adopt::{self, Adoption},
+    repair,
     work::Context,
 };
 use crate::{
     domain::{
-        books::{self, BookItem, Finding, LedgerRow, Repair, text},
+        books::{self, BookItem, Finding, InvoiceStatus, LedgerRow, Repair, text},
         reconciliation::{CLOCK_MARGIN, Difference, Kind},
     },
     error::Error,
@@ -41,14 +44,15 @@ const MOST_SUSPECTS: i64 = 100_000;
 const OLDEST_DRAFT: TimeDelta = TimeDelta::days(35);
 
 /// Lists the books and compares. What the ledger had at `looked_at` was at Stripe before the listing began.
-/// `last_written`: only after a restore: when the ledger was last written as far as it knows, if it ever was.
+/// `last_written`: only after a restore: when the ledger was last written as far as it knows, if it ever was. Returns the
+/// accounts that are not to be charged before they could be compared: what Stripe has of them cannot be taken in yet.
 #[tracing::instrument(name = "reconcile.stripe", skip_all)]
 pub(super) async fn compare(
     context: &Context,
     lease: &mut PgConnection,
     looked_at: DateTime<Utc>,
     last_written: Option<Option<DateTime<Utc>>>,
-) -> Result<(), Error> {
+) -> Result<BTreeSet<String>, Error> {
     let scope = &context.begun.scope;
     let first_start = scope.first_start(looked_at);
     let from = match (&scope.accounts, last_written) {
@@ -72,13 +76,13 @@ pub(super) async fn compare(
     suspects.extend(gone);
     suspects.sort_unstable();
     suspects.dedup();
-    let mut adoptions = Vec::new();
+    let mut found = Found::default();
     for charges in suspects.chunks(BATCH) {
-        look_at(context, charges, looked_at, &mut adoptions).await?;
+        look_at(context, charges, looked_at, &mut found).await?;
     }
-    for (adoption, mut difference) in repair::in_order(adoptions) {
+    for (adoption, mut difference) in adopt::in_order(found.adoptions) {
         context.go_on()?;
-        difference.repaired = repair::adopt(&context.pool, &adoption).await?;
+        difference.repaired = adopt::adopt(context, &adoption).await?;
         context.add(difference);
     }
     let mut connection = db::acquire(&context.pool).await?;
@@ -86,7 +90,26 @@ pub(super) async fn compare(
     drop(connection);
     waiting(context).await?;
     // It is not to count as one that has compared everything.
-    if are_all { Ok(()) } else { Err(Error::TooManyDifferences(MOST_SUSPECTS)) }
+    if are_all { Ok(found.withheld) } else { Err(Error::TooManyDifferences(MOST_SUSPECTS)) }
+}
+
+/// What is left to do once all charges were looked at.
+#[derive(Default)]
+struct Found {
+    /// In the order in which they were found.
+    adoptions: Vec<(Adoption, Difference)>,
+    /// Accounts that are not to be charged.
+    withheld: BTreeSet<String>,
+}
+
+impl Found {
+    /// All of them are adopted in their order; `None`: the item does not say whose it is.
+    fn adopt(&mut self, context: &Context, adoption: Option<Adoption>, difference: Difference) {
+        match adoption {
+            Some(adoption) => self.adoptions.push((adoption, difference)),
+            None => context.add(difference),
+        }
+    }
 }
 
 /// Lists items and invoices into our tables.
@@ -147,7 +170,7 @@ async fn look_at(
     context: &Context,
     charges: &[Uuid],
     now: DateTime<Utc>,
-    adoptions: &mut Vec<(Adoption, Difference)>,
+    found: &mut Found,
 ) -> Result<(), Error> {
     let before = attempts(context, charges).await?;
     for charge_id in charges {
@@ -164,21 +187,36 @@ async fn look_at(
             items.extend(ask(context, || context.books.item(id)).await?);
         }
         let rows = attempts(context, &[*charge_id]).await?.remove(charge_id).unwrap_or_default();
-        for (difference, repair) in books::compare(*charge_id, &rows, &items, now) {
-            if is_in_scope(context, &rows, &items) {
-                report(context, &rows, (difference, repair), adoptions).await?;
+        let home = {
+            let eco_id = rows.first().map(|row| row.eco_id.as_str());
+            let says = || items.iter().find_map(|item| item.metadata.get("eco_id"));
+            let eco_id = eco_id.or_else(|| says().map(String::as_str)).unwrap_or_default();
+            let mut connection = db::acquire(&context.pool).await?;
+            stripe_books::home(&mut connection, eco_id).await?
+        };
+        for (difference, repair) in books::compare(*charge_id, &rows, &items, home.as_ref(), now) {
+            let has_no_home = home.as_ref().is_none_or(|home| home.customers.is_empty());
+            if has_no_home && matches!(difference.kind, Kind::ItemOfNoAccount | Kind::ItemStray) {
+                found.withheld.insert(difference.eco_id.clone());
+            }
+            if is_in_scope(context, &rows, &items) && !is_void(context, repair.as_ref()).await? {
+                report(context, &rows, (difference, repair), found).await?;
             }
         }
     }
     Ok(())
 }
 
-async fn attempts(
-    context: &Context,
-    charges: &[Uuid],
-) -> Result<std::collections::HashMap<Uuid, Vec<LedgerRow>>, Error> {
+async fn attempts(context: &Context, charges: &[Uuid]) -> Result<HashMap<Uuid, Vec<LedgerRow>>, Error> {
     let mut connection = db::acquire(&context.pool).await?;
     Ok(stripe_books::attempts(&mut connection, charges).await?)
+}
+
+/// Whether a second item of a charge is on a void invoice: nobody is asked for it, so there is nothing to take back.
+async fn is_void(context: &Context, repair: Option<&Repair>) -> Result<bool, Error> {
+    let Some(Repair::Second(BookItem { invoice_id: Some(id), .. })) = repair else { return Ok(false) };
+    let invoice = ask(context, || context.books.invoice(id)).await?;
+    Ok(invoice.is_some_and(|invoice| invoice.status == InvoiceStatus::Void))
 }
 
 /// An item that does not say which period it is of is always told.
@@ -192,20 +230,21 @@ async fn report(
     context: &Context,
     rows: &[LedgerRow],
     (mut difference, repair): Finding,
-    adoptions: &mut Vec<(Adoption, Difference)>,
+    found: &mut Found,
 ) -> Result<(), Error> {
     if let Some(repair) = repair.filter(|_| context.begun.repair) {
         match repair {
-            Repair::Adopt(item) => match Adoption::of(item) {
-                Some(adoption) => {
-                    adoptions.push((adoption, difference));
-                    return Ok(());
-                }
-                None => tracing::warn!(item_id = difference.item_id, "an item does not say whose it is"),
-            },
+            Repair::Adopt(item) => {
+                found.adopt(context, Adoption::of(item), difference);
+                return Ok(());
+            }
+            Repair::Second(item) => {
+                found.adopt(context, Adoption::second(item, rows), difference);
+                return Ok(());
+            }
             Repair::Succeed { attempt, item_id } => {
                 if let (Some(row), Ok(charge_id)) = (of(rows, attempt), difference.charge_id.parse()) {
-                    difference.repaired = repair::succeed(&context.pool, charge_id, row, &item_id).await?;
+                    difference.repaired = repair::succeed(context, charge_id, row, &item_id).await?;
                 }
             }
             Repair::Fail { attempt } => {
@@ -213,12 +252,12 @@ async fn report(
                     // With the key of another account of Stripe's everything would be gone.
                     && ask(context, || context.books.has_had_customer(&row.customer)).await?
                 {
-                    difference.repaired = repair::fail(&context.pool, charge_id, row).await?;
+                    difference.repaired = repair::fail(context, charge_id, row).await?;
                 }
             }
             Repair::Accept { attempt, item } => {
                 if let (Some(row), Ok(charge_id)) = (of(rows, attempt), difference.charge_id.parse()) {
-                    difference.repaired = repair::accept(&context.pool, charge_id, row, &item).await?;
+                    difference.repaired = repair::accept(context, charge_id, row, &item).await?;
                 }
             }
             Repair::Delete { item_id } => {

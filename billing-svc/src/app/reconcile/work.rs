@@ -1,6 +1,6 @@
 //! One reconciliation, from its beginning to its end.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use nexus_kit::db;
 use sqlx::{Connection, PgConnection, PgPool};
@@ -16,7 +16,7 @@ use crate::{
         identity,
         lease::{self, Lease},
         reconciliations::{self, Begun},
-        stripe_books,
+        stripe_books, withheld,
     },
 };
 
@@ -25,6 +25,8 @@ use crate::{
 pub(super) struct Live {
     /// What it found so far.
     pub(super) findings: Findings,
+    /// Accounts of which ledger and Stripe do not agree.
+    pub(super) differing: BTreeSet<String>,
     /// When and how it ended; `None`: it goes on.
     pub(super) ended: Option<(Instant, Status)>,
 }
@@ -37,6 +39,8 @@ pub(super) struct Context {
     pub(super) pace: Arc<Pace>,
     pub(super) shutdown: CancellationToken,
     pub(super) begun: Begun,
+    /// On whose behalf what can be repaired is.
+    pub(super) actor: String,
     pub(super) live: watch::Sender<Live>,
 }
 
@@ -52,7 +56,12 @@ impl Context {
             "{}",
             difference.message
         );
-        self.live.send_modify(|live| live.findings.add(difference));
+        self.live.send_modify(|live| {
+            if !difference.repaired && difference.kind.is_of_ledger_and_stripe() {
+                live.differing.insert(difference.eco_id.clone());
+            }
+            live.findings.add(difference);
+        });
     }
 
     pub(super) fn count(&self, add: impl FnOnce(&mut Findings)) {
@@ -96,12 +105,17 @@ async fn compare(context: &Context, lease: &mut PgConnection) -> Result<(), Erro
     let current = identity::current(lease).await?;
     let looked_at = database::compare(context).await?;
     let last_written = if known == current { None } else { Some(stripe_books::last_written(lease).await?) };
-    stripe::compare(context, lease, looked_at, last_written).await?;
+    let withheld = stripe::compare(context, lease, looked_at, last_written).await?;
+    if context.begun.scope.is_whole() {
+        let differing = context.live.borrow().differing.iter().cloned().collect::<Vec<_>>();
+        withheld::replace(lease, &withheld.into_iter().collect::<Vec<_>>(), &differing).await?;
+    }
     if known != current && context.begun.scope.is_whole() && context.live.borrow().findings.ledger_is_whole()
     {
         tracing::warn!(
             system_identifier = current.system_identifier,
             timeline_id = current.timeline_id,
+            database_oid = current.database_oid,
             "the ledger is whole on another server than before; it is charged again from now on"
         );
         // The lease is on the server that was looked at: on another one this connection is broken.

@@ -233,7 +233,7 @@ async fn send(sales: &Sales, eco_id: &EcoId, written: &WrittenCheckout) -> Resul
     sales.events.pace.wait().await;
     let key = checkout_key(eco_id, written.number);
     match sales.port.open_checkout(&written.checkout, &key).await {
-        Outcome::Succeeded { id } => {
+        Outcome::Succeeded { id, .. } => {
             let mut connection = db::acquire(&sales.pool).await?;
             checkouts::set_session(&mut connection, eco_id, written.number, &id).await?;
             Ok(Some(id))

@@ -64,7 +64,7 @@ async fn make(sales: &Sales, written: &WrittenCustomer) -> Result<Option<Doubt>,
         outcome = create(sales, &written).await;
     }
     match outcome {
-        Outcome::Succeeded { id } => {
+        Outcome::Succeeded { id, .. } => {
             let mut transaction = db::begin(&sales.pool).await?;
             let is_its_own = accounts::set_customer(&mut transaction, &eco_id, &id).await?;
             let outcome = if is_its_own { CustomerOutcome::Made } else { CustomerOutcome::Unneeded };

@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use nexus_core::money::Micros;
 use uuid::Uuid;
 
-use super::{BookItem, CALLS, LedgerRow, PERIOD_END, PERIOD_START, amount_of, period_of, text};
+use super::{BookItem, CALLS, Home, LedgerRow, PERIOD_END, PERIOD_START, amount_of, period_of, text};
 use crate::domain::{
     charge::{CHARGE_ID, ChargeStatus},
     reconciliation::{Difference, Kind},
@@ -19,6 +19,8 @@ pub const RESOLVED_WITHIN: TimeDelta = TimeDelta::hours(26);
 pub enum Repair {
     /// The item goes into the ledger as a charge of its own.
     Adopt(BookItem),
+    /// The item goes into the ledger as a second one of its charge, which is credited then: it is on an invoice.
+    Second(BookItem),
     /// This attempt has the item.
     Succeed {
         /// The attempt.
@@ -67,8 +69,14 @@ fn in_hand_since(rows: &[LedgerRow]) -> Option<DateTime<Utc>> {
 }
 
 /// Names what differs between the attempts of one charge and the items that are at Stripe of it, or under the
-/// ids that the ledger has of it.
-pub fn compare(charge_id: Uuid, rows: &[LedgerRow], items: &[BookItem], now: DateTime<Utc>) -> Vec<Finding> {
+/// ids that the ledger has of it. `home`: of its account, if there is one.
+pub fn compare(
+    charge_id: Uuid,
+    rows: &[LedgerRow],
+    items: &[BookItem],
+    home: Option<&Home>,
+    now: DateTime<Utc>,
+) -> Vec<Finding> {
     if is_in_flight(rows, now) {
         return Vec::new();
     }
@@ -97,7 +105,8 @@ pub fn compare(charge_id: Uuid, rows: &[LedgerRow], items: &[BookItem], now: Dat
             findings.push((difference, repair));
             continue;
         }
-        let item = left.remove(0);
+        let at_home = |item: &&BookItem| item.customer == row.customer && item.currency == row.currency;
+        let item = left.remove(left.iter().position(at_home).unwrap_or_default());
         let mut differences = altered(charge_id, row, item);
         if !differences.iter().any(|(difference, _)| difference.kind.is_of_ledger_and_stripe()) {
             let known = row.item_id.as_deref().unwrap_or_default();
@@ -111,10 +120,48 @@ pub fn compare(charge_id: Uuid, rows: &[LedgerRow], items: &[BookItem], now: Dat
     let mut is_known = !live.is_empty();
     // One over nothing holds nothing of the charge.
     for item in left.into_iter().filter(|item| item.amount_minor != 0) {
-        findings.push(extra(charge_id, rows, item, is_known));
-        is_known = true;
+        match stray(charge_id, rows, item, home) {
+            Some(stray) => findings.push(stray),
+            None => {
+                findings.push(extra(charge_id, rows, item, is_known));
+                is_known = true;
+            }
+        }
     }
     findings
+}
+
+/// An item that the ledger does not have, and that its account cannot have.
+fn stray(charge_id: Uuid, rows: &[LedgerRow], item: &BookItem, home: Option<&Home>) -> Option<Finding> {
+    let BookItem { item_id, customer, .. } = item;
+    let (eco_id, amount) = (item.metadata.get("eco_id").filter(|id| !id.is_empty())?, says(item));
+    let Some(home) = home else {
+        let message = format!(
+            "There is no account {eco_id}, Stripe has item {item_id} of it over {amount}. Create the account again, \
+             under this id and with customer {customer}, and repair: it is not charged before."
+        );
+        return Some((of_item(charge_id, rows, item, Kind::ItemOfNoAccount, message), None));
+    };
+    let currency = rows.first().map_or(&home.currency, |row| &row.currency);
+    let way_out = match &item.invoice_id {
+        None => "a repair deletes it",
+        Some(_) => "void its invoice, or credit it there",
+    };
+    let why = if home.customers.is_empty() {
+        format!(
+            "and the account has no customer: if that is {customer}, let it have that one, and repair; it is not charged before"
+        )
+    } else if !home.customers.contains(customer) {
+        format!("on customer {customer}, who is not the account's: {way_out}")
+    } else if *currency != item.currency {
+        format!("and the account is charged in {currency}: {way_out}")
+    } else {
+        return None;
+    };
+    let message = format!("Stripe has item {item_id} of {eco_id} over {amount}, {why}.");
+    let is_to_go = item.invoice_id.is_none() && !home.customers.is_empty();
+    let repair = is_to_go.then(|| Repair::Delete { item_id: item_id.clone() });
+    Some((of_item(charge_id, rows, item, Kind::ItemStray, message), repair))
 }
 
 /// An item that the ledger does not have; `is_known`: it has the charge without it.
@@ -126,9 +173,11 @@ fn extra(charge_id: Uuid, rows: &[LedgerRow], item: &BookItem, is_known: bool) -
             "The ledger has charge {charge_id} without item {}, which {place} at Stripe over {amount}.",
             item.item_id
         );
-        let delete = Repair::Delete { item_id: item.item_id.clone() };
-        let repair = item.invoice_id.is_none().then_some(delete);
-        return (of_item(charge_id, rows, item, Kind::ItemDuplicated, message), repair);
+        let repair = match &item.invoice_id {
+            None => Repair::Delete { item_id: item.item_id.clone() },
+            Some(_) => Repair::Second(item.clone()),
+        };
+        return (of_item(charge_id, rows, item, Kind::ItemDuplicated, message), Some(repair));
     }
     let Some(row) = rows.iter().max_by_key(|row| row.attempt) else {
         let message =
@@ -182,13 +231,14 @@ fn in_doubt(
     Some((of_row(charge_id, row, Kind::ChargeInDoubt, message, amount), repair))
 }
 
-/// How an item is repaired that has another amount than the ledger: one over nothing is as good as none, and one in
-/// another currency cannot be added up with the others.
+/// How an item is repaired that has another amount than the ledger: one over nothing is as good as none, one in another
+/// currency cannot be added up with the others, and one on another customer is nobody's to take over.
 fn acceptance(row: &LedgerRow, item: &BookItem) -> Option<Repair> {
     let attempt = row.attempt;
     match item.amount_minor {
         0 => Some(Repair::Fail { attempt }),
-        _ => (row.currency == item.currency).then(|| Repair::Accept { attempt, item: item.clone() }),
+        _ => (row.currency == item.currency && row.customer == item.customer)
+            .then(|| Repair::Accept { attempt, item: item.clone() }),
     }
 }
 

@@ -59,8 +59,16 @@ fn item(item_id: &str) -> BookItem {
     }
 }
 
+fn home(customers: &[&str]) -> Home {
+    Home { customers: customers.iter().map(|id| (*id).to_owned()).collect(), currency: "USD".to_owned() }
+}
+
 fn kinds(rows: &[LedgerRow], items: &[BookItem]) -> Vec<(Kind, i64, Option<Repair>)> {
-    let found = compare(CHARGE, rows, items, now());
+    kinds_at(Some(&home(&["cus_a"])), rows, items)
+}
+
+fn kinds_at(home: Option<&Home>, rows: &[LedgerRow], items: &[BookItem]) -> Vec<(Kind, i64, Option<Repair>)> {
+    let found = compare(CHARGE, rows, items, home, now());
     found.into_iter().map(|(difference, repair)| (difference.kind, difference.amount.0, repair)).collect()
 }
 
@@ -143,8 +151,48 @@ fn a_second_item_is_taken_away_only_while_nobody_was_invoiced_for_it() {
     let found = kinds(&[made("ii_1")], &[item("ii_1"), item("ii_2")]);
     assert_eq!(found, [(Kind::ItemDuplicated, 5 * MICROS, Some(delete))]);
     let invoiced = BookItem { invoice_id: Some("in_1".to_owned()), ..item("ii_2") };
+    let second = Some(Repair::Second(invoiced.clone()));
     let found = kinds(&[made("ii_1")], &[item("ii_1"), invoiced]);
-    assert_eq!(found, [(Kind::ItemDuplicated, 5 * MICROS, None)]);
+    assert_eq!(found, [(Kind::ItemDuplicated, 5 * MICROS, second)]);
+}
+
+#[test]
+fn an_item_that_its_account_cannot_have_is_never_taken_over() {
+    let invoiced = |item: BookItem| BookItem { invoice_id: Some("in_1".to_owned()), ..item };
+    let on_b = BookItem { customer: "cus_b".to_owned(), ..item("ii_2") };
+    let in_yen = BookItem { currency: "JPY".to_owned(), ..item("ii_2") };
+    let amount = |item: &BookItem| amount_of(item).0;
+    for stray in [on_b, in_yen] {
+        let delete = Some(Repair::Delete { item_id: "ii_2".to_owned() });
+        for rows in [vec![], vec![row(ChargeStatus::Failed, None)], vec![made("ii_1")]] {
+            let items = |stray: &BookItem| match rows.iter().any(|row| row.item_id.is_some()) {
+                true => vec![item("ii_1"), stray.clone()],
+                false => vec![stray.clone()],
+            };
+            let found = kinds(&rows, &items(&stray));
+            assert_eq!(found, [(Kind::ItemStray, amount(&stray), delete.clone())], "{rows:?}");
+            let found = kinds(&rows, &items(&invoiced(stray.clone())));
+            assert_eq!(found, [(Kind::ItemStray, amount(&stray), None)], "{rows:?}");
+        }
+        // The charge itself is elsewhere all the same.
+        let found = kinds(&[], &[stray.clone(), item("ii_1")]);
+        assert_eq!(found[1], (Kind::ItemExtra, 5 * MICROS, Some(Repair::Adopt(item("ii_1")))));
+        // In doubt over another amount.
+        let pending = LedgerRow { created: now() - TimeDelta::hours(27), ..row(ChargeStatus::Pending, None) };
+        let found = kinds(&[pending], &[BookItem { amount_minor: 400, ..stray }]);
+        assert_eq!((found[0].0, &found[0].2), (Kind::ChargeInDoubt, &None));
+    }
+    let found = kinds_at(Some(&home(&["cus_a", "cus_b"])), &[], &[item("ii_1")]);
+    assert_eq!(found[0].0, Kind::ItemExtra, "of a customer that it had");
+    assert_eq!(kinds_at(Some(&home(&[])), &[], &[item("ii_1")]), [(Kind::ItemStray, 5 * MICROS, None)]);
+    assert_eq!(kinds_at(None, &[], &[item("ii_1")]), [(Kind::ItemOfNoAccount, 5 * MICROS, None)]);
+    // Over another amount on another customer: taken away, and not taken over.
+    let altered = BookItem { amount_minor: 300, customer: "cus_b".to_owned(), ..item("ii_1") };
+    let delete = Some(Repair::Delete { item_id: "ii_1".to_owned() });
+    assert_eq!(
+        kinds(&[made("ii_1")], &[altered]),
+        [(Kind::ItemAmountDiffers, -2 * MICROS, None), (Kind::ItemWrongCustomer, 5 * MICROS, delete)]
+    );
 }
 
 #[test]

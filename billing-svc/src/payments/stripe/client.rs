@@ -1,9 +1,15 @@
 //! Stripe's API over HTTP: a client for async-stripe's requests that keeps connections, sends our
 //! idempotency keys, and whose errors say what the headers said.
 
-use std::{fmt, future::Future, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use futures::TryFutureExt;
 use http_body_util::{BodyExt, Full};
 use hyper::{
     HeaderMap, Method, Request, Uri,
@@ -136,7 +142,7 @@ impl HttpClient {
         })
     }
 
-    async fn send(&self, request: CustomizedStripeRequest) -> Result<Bytes, RequestError> {
+    async fn send(&self, request: CustomizedStripeRequest) -> Result<(Bytes, bool), RequestError> {
         let (request, overrides) = request.into_pieces();
         let query = request.query.map(|query| format!("?{query}")).unwrap_or_default();
         let mut http = Request::new(Full::new(Bytes::from(request.body.unwrap_or_default())));
@@ -162,7 +168,7 @@ impl HttpClient {
             let (parts, body) = response.into_parts();
             let body = body.collect().await.map_err(|e| RequestError::Connection(chain(&e)))?.to_bytes();
             if parts.status.is_success() {
-                Ok(body)
+                Ok((body, is_replayed(&parts.headers)))
             } else {
                 Err(RequestError::Answer(Box::new(error_answer(
                     parts.status.as_u16(),
@@ -184,7 +190,33 @@ impl StripeClient for HttpClient {
         &self,
         request: CustomizedStripeRequest,
     ) -> impl Future<Output = Result<Bytes, RequestError>> + Send {
-        self.send(request)
+        self.send(request).map_ok(|(body, _)| body)
+    }
+}
+
+/// A client for one request, which notes whether that was answered by the stored answer of an earlier one.
+pub(super) struct Noting<'a> {
+    client: &'a HttpClient,
+    replayed: AtomicBool,
+}
+
+impl<'a> Noting<'a> {
+    pub(super) fn of(client: &'a HttpClient) -> Self {
+        Self { client, replayed: AtomicBool::new(false) }
+    }
+
+    pub(super) fn replayed(&self) -> bool {
+        self.replayed.load(Ordering::Relaxed)
+    }
+}
+
+impl StripeClient for Noting<'_> {
+    type Err = RequestError;
+
+    async fn execute(&self, request: CustomizedStripeRequest) -> Result<Bytes, RequestError> {
+        let (body, replayed) = self.client.send(request).await?;
+        self.replayed.store(replayed, Ordering::Relaxed);
+        Ok(body)
     }
 }
 
@@ -238,12 +270,16 @@ fn error_answer(status: u16, headers: &HeaderMap, body: &[u8]) -> ErrorAnswer {
     ErrorAnswer {
         status,
         retry_after: text(RETRY_AFTER.as_str()).and_then(|s| s.parse().ok()).map(Duration::from_secs),
-        replayed: text("idempotent-replayed") == Some("true"),
+        replayed: is_replayed(headers),
         should_retry: text("stripe-should-retry").and_then(|s| s.parse().ok()),
         request_id: text("request-id").map(str::to_owned),
         // A proxy on the way may answer with something else: then the status alone speaks.
         error: serde_json::from_slice::<ErrorBody>(body).map(|b| b.error).unwrap_or_default(),
     }
+}
+
+fn is_replayed(headers: &HeaderMap) -> bool {
+    headers.get("idempotent-replayed").is_some_and(|value| value == "true")
 }
 
 /// An error with its causes: the outermost of hyper's says little.

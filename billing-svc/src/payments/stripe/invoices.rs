@@ -11,8 +11,12 @@ use stripe_billing::{
 };
 
 use super::{
-    FoundInvoice, HttpClient, Pace, Place, RequestError, books::time, listing::look_through, parse_currency,
-    reading::made, unordered,
+    FoundInvoice, HttpClient, Pace, Place, RequestError,
+    books::time,
+    listing::look_through,
+    parse_currency,
+    reading::{Made, made},
+    unordered,
 };
 use crate::domain::invoice::{NewInvoice, SETTLEMENT_ID};
 
@@ -21,7 +25,7 @@ pub(super) async fn create(
     client: &HttpClient,
     invoice: &NewInvoice,
     key: &str,
-) -> Result<String, RequestError> {
+) -> Result<Made, RequestError> {
     let mut request = CreateInvoice::new()
         .customer(&invoice.customer)
         .currency(parse_currency(&invoice.currency)?)
@@ -41,7 +45,7 @@ pub(super) async fn add_items(
     invoice_id: &str,
     item_ids: &[String],
     key: &str,
-) -> Result<String, RequestError> {
+) -> Result<Made, RequestError> {
     let lines: Vec<_> = item_ids
         .iter()
         .map(|id| AddLinesInvoiceLines { invoice_item: Some(id.clone()), ..AddLinesInvoiceLines::new() })
@@ -51,11 +55,7 @@ pub(super) async fn add_items(
 }
 
 /// Finalises a draft, to be collected.
-pub(super) async fn finalize(
-    client: &HttpClient,
-    invoice_id: &str,
-    key: &str,
-) -> Result<String, RequestError> {
+pub(super) async fn finalize(client: &HttpClient, invoice_id: &str, key: &str) -> Result<Made, RequestError> {
     let request = FinalizeInvoiceInvoice::new(invoice_id).auto_advance(true);
     made(client, request, key).await
 }

@@ -1,22 +1,21 @@
 //! Invoice items: making one, all of a charge, where all are, and deleting one.
 
-use stripe_billing::invoice_item::{CreateInvoiceItem, DeleteInvoiceItem, ListInvoiceItem};
+use stripe_billing::invoice_item::{
+    CreateInvoiceItem, DeleteInvoiceItem, ListInvoiceItem, RetrieveInvoiceItem,
+};
+use stripe_client_core::StripeRequest;
 
 use super::{
     FoundItem, HttpClient, Pace, RequestError, is_missing,
     listing::look_through,
     parse_currency,
-    reading::{ListedItem, made},
+    reading::{ListedItem, Made, Named, Reading, made},
     unordered,
 };
 use crate::domain::charge::{CHARGE_ID, InvoiceItem};
 
-/// Creates an item, pending or on the draft it names; returns its id.
-pub(super) async fn create(
-    client: &HttpClient,
-    item: &InvoiceItem,
-    key: &str,
-) -> Result<String, RequestError> {
+/// Creates an item, pending or on the draft it names.
+pub(super) async fn create(client: &HttpClient, item: &InvoiceItem, key: &str) -> Result<Made, RequestError> {
     let mut request = CreateInvoiceItem::new()
         .customer(&item.customer)
         .amount(item.amount_minor)
@@ -61,6 +60,15 @@ pub(super) async fn on_invoices(
 
 fn is_of(item: &ListedItem, charge_id: &str) -> bool {
     item.metadata.as_ref().and_then(|m| m.get(CHARGE_ID)).is_some_and(|id| id == charge_id)
+}
+
+/// Whether an item is there.
+pub(super) async fn is_there(client: &HttpClient, item_id: &str) -> Result<bool, RequestError> {
+    match Reading::<_, Named>::of(RetrieveInvoiceItem::new(item_id)).customize().send(client).await {
+        Ok(_) => Ok(true),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Deletes an item; one that is not there is deleted.

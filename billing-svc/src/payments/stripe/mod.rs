@@ -19,6 +19,8 @@ use uuid::Uuid;
 
 pub use client::{ErrorAnswer, ErrorObject, HttpClient, RequestError, StripeConfigError};
 
+use reading::Made;
+
 use super::{Advice, Doubt, FoundInvoice, FoundItem, Outcome, Payments, Place, Refusal, pace::Pace};
 use crate::{
     config::{Proration, StripeArgs},
@@ -62,6 +64,16 @@ impl Payments for Stripe {
             let found = items::find_all(&self.client, customer, &charge_id.to_string(), pace).await;
             found.map_err(|e| doubt(&e))
         };
+        Box::pin(call.instrument(span))
+    }
+
+    fn has_item<'a>(&'a self, item_id: &'a str) -> BoxFuture<'a, Result<bool, Doubt>> {
+        let span = tracing::info_span!(
+            "stripe.retrieve_invoice_item",
+            otel.kind = "client",
+            server.address = "stripe"
+        );
+        let call = async move { items::is_there(&self.client, item_id).await.map_err(|e| doubt(&e)) };
         Box::pin(call.instrument(span))
     }
 
@@ -158,9 +170,9 @@ fn unordered(metadata: &BTreeMap<String, String>) -> HashMap<String, String> {
     metadata.clone().into_iter().collect()
 }
 
-fn outcome(changed: Result<String, RequestError>) -> Outcome {
-    match changed {
-        Ok(id) => Outcome::Succeeded { id },
+fn outcome(changed: Result<impl Into<Made>, RequestError>) -> Outcome {
+    match changed.map(Into::into) {
+        Ok(Made { id, replayed }) => Outcome::Succeeded { id, replayed },
         Err(RequestError::Answer(answer)) if is_final(&answer) => {
             tracing::warn!(
                 request_id = answer.request_id,
@@ -240,7 +252,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_cannot_be_read_is_that_of_something_done_which_is_looked_for() {
-        let made = outcome(Err(RequestError::Unreadable("of another kind".to_owned())));
+        let made = outcome(Err::<Made, _>(RequestError::Unreadable("of another kind".to_owned())));
         assert!(matches!(&made, Outcome::Unknown(doubt) if doubt.advice == Advice::Look), "{made:?}");
     }
 }

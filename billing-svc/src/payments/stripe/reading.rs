@@ -6,7 +6,7 @@ use std::{collections::HashMap, marker::PhantomData};
 use miniserde::Deserialize;
 use stripe_client_core::{RequestBuilder, StripeRequest};
 
-use super::{HttpClient, RequestError, once};
+use super::{HttpClient, RequestError, client::Noting, once};
 
 /// A request whose answer is read as `T`.
 pub(super) struct Reading<R, T> {
@@ -29,8 +29,22 @@ impl<R: StripeRequest, T> StripeRequest for Reading<R, T> {
 }
 
 /// What was made or changed.
+pub(super) struct Made {
+    pub(super) id: String,
+    /// Whether an earlier request with the same key did it.
+    pub(super) replayed: bool,
+}
+
+/// Of a request that is not asked whether an earlier one did it.
+impl From<String> for Made {
+    fn from(id: String) -> Self {
+        Self { id, replayed: false }
+    }
+}
+
+/// What an object is known by.
 #[derive(Deserialize)]
-struct Made {
+pub(super) struct Named {
     id: String,
 }
 
@@ -43,14 +57,16 @@ pub(super) struct ListedItem {
     pub(super) invoice: Option<String>,
 }
 
-/// Sends once, with the key; returns the id of what was made or changed.
+/// Sends once, with the key; returns what was made or changed.
 pub(super) async fn made<R: StripeRequest>(
     client: &HttpClient,
     request: R,
     key: &str,
-) -> Result<String, RequestError> {
-    let reading = Reading::<R, Made>::of(request);
-    Ok(reading.customize().request_strategy(once(key)?).send(client).await?.id)
+) -> Result<Made, RequestError> {
+    let noting = Noting::of(client);
+    let reading = Reading::<R, Named>::of(request);
+    let named = reading.customize().request_strategy(once(key)?).send(&noting).await?;
+    Ok(Made { id: named.id, replayed: noting.replayed() })
 }
 
 #[cfg(test)]
@@ -65,7 +81,7 @@ mod tests {
         assert_eq!((item.id.as_str(), item.amount, item.invoice), ("ii_1", -5, None));
         assert_eq!(item.metadata.and_then(|m| m.get("charge_id").cloned()).as_deref(), Some("x"));
         assert_eq!(
-            miniserde::json::from_str::<Made>(r#"{"id":"in_1","status":{}}"#).expect("made").id,
+            miniserde::json::from_str::<Named>(r#"{"id":"in_1","status":{}}"#).expect("made").id,
             "in_1"
         );
     }

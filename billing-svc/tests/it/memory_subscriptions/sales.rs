@@ -192,7 +192,7 @@ impl State {
                 self.apply(&asked);
                 unknown(Advice::Again, "an error of the other side's own")
             }
-            _ => Outcome::Succeeded { id: self.apply(&asked) },
+            _ => Outcome::Succeeded { id: self.apply(&asked), replayed: false },
         };
         self.sold.answers.insert(key.to_owned(), (asked, answer.clone()));
         answer

@@ -97,7 +97,7 @@ fn as_text(told: &ExplainChargeResponse) -> String {
     if !told.segments.is_empty() {
         let segments = Table::new(SEGMENTS).lines(told.segments.iter().map(segment_row));
         let in_currency = |micros| money(micros, &told.currency_code);
-        let rounded = if told.settled { "half a cent up" } else { "down, the period was open" };
+        let rounded = if told.settled { "half up" } else { "down, the period was open" };
         text.push_str(&format!("\n{segments}\n"));
         text.push_str(&fact("due", format!("{}, rounded {rounded}", in_currency(told.due_micros))));
         text.push_str(&fact("before", format!("{}, charged", in_currency(told.billed_before_micros))));
