@@ -15,6 +15,7 @@ mod ended;
 mod engine;
 mod histories;
 mod keeping;
+mod lapsed;
 mod late_items;
 mod ledger;
 mod life;
