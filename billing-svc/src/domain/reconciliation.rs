@@ -127,11 +127,17 @@ pub enum Kind {
     ChargeInDoubt,
     /// A period should have been settled long ago, and its charges are not what it owes.
     SettlementOverdue,
+    /// A subscription stands otherwise at Stripe than our tables say.
+    SubscriptionDiffers,
+    /// Stripe has a subscription of the account that our tables have not.
+    SubscriptionExtra,
+    /// The account's subscription is not at Stripe.
+    SubscriptionMissing,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::EventsCountersDiffer,
         Self::SegmentCountersDiffer,
         Self::CountersSummaryDiffer,
@@ -151,6 +157,9 @@ impl Kind {
         Self::ItemOnNoFinalisedInvoice,
         Self::ChargeInDoubt,
         Self::SettlementOverdue,
+        Self::SubscriptionDiffers,
+        Self::SubscriptionExtra,
+        Self::SubscriptionMissing,
     ];
 
     /// As a word.
@@ -175,6 +184,9 @@ impl Kind {
             Self::ItemOnNoFinalisedInvoice => "ITEM_ON_NO_FINALISED_INVOICE",
             Self::ChargeInDoubt => "CHARGE_IN_DOUBT",
             Self::SettlementOverdue => "SETTLEMENT_OVERDUE",
+            Self::SubscriptionDiffers => "SUBSCRIPTION_DIFFERS",
+            Self::SubscriptionExtra => "SUBSCRIPTION_EXTRA",
+            Self::SubscriptionMissing => "SUBSCRIPTION_MISSING",
         }
     }
 
@@ -193,7 +205,10 @@ impl Kind {
             | Self::ItemTextDiffers
             | Self::ItemOnNoFinalisedInvoice
             | Self::ChargeInDoubt
-            | Self::SettlementOverdue => false,
+            | Self::SettlementOverdue
+            | Self::SubscriptionDiffers
+            | Self::SubscriptionExtra
+            | Self::SubscriptionMissing => false,
             Self::ItemMissing
             | Self::ItemExtra
             | Self::ItemDuplicated

@@ -20,6 +20,7 @@ mod late_items;
 mod ledger;
 mod life;
 mod life_ledger;
+mod lost_events;
 mod many;
 mod memory;
 mod memory_subscriptions;
