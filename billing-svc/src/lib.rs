@@ -108,7 +108,7 @@ pub async fn serve(
     let _selling = background.spawn("sales", app::sales::worker::run(sales.clone(), shutdown.clone()));
     let worker = Worker::new(
         pool.clone(),
-        events_context,
+        events_context.clone(),
         engine.outside_runs(),
         at_once,
         (event_stored.clone(), event_applied.clone()),
@@ -129,8 +129,15 @@ pub async fn serve(
     let notifications = background.spawn("notifications", notifier.work(shutdown.clone()));
     let drift = metrics.register(Drift::register);
     let _drifting = background.spawn("drift", drift.clone().follow(pool.clone(), shutdown.clone()));
-    let reconciler =
-        Arc::new(Reconciler::new(pool.clone(), stripe.clone(), stripe, pace, drift, shutdown.clone()));
+    let reconciler = Arc::new(Reconciler::new(
+        pool.clone(),
+        stripe.clone(),
+        stripe,
+        events_context.clone(),
+        pace,
+        drift,
+        shutdown.clone(),
+    ));
     let _reconciler_with_us = reconciler.kill_guard();
     let service = grpc::Service {
         pool: pool.clone(),

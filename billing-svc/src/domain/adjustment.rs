@@ -1,10 +1,10 @@
 //! A correction of an account's usage.
 
 use chrono::{DateTime, Utc};
-use nexus_core::{id::EcoId, money};
+use nexus_core::id::EcoId;
 use uuid::Uuid;
 
-use super::overage::{ClosedSegment, Facts, Price};
+use super::overage::{ClosedSegment, Facts};
 
 /// Units that a correction has at most, either way.
 pub const MAX_UNITS: i64 = 1_000_000_000_000;
@@ -46,27 +46,19 @@ impl Adjustment {
         Some(Place { segment, units })
     }
 
-    /// The closed segments with it. Those behind it begin and end so many units later, or earlier; one that had no overage
-    /// of its counts, since its plan was not granted, goes on having what it had.
+    /// The closed segments with it. Those behind it begin and end so many units later, or earlier; one whose plan was not
+    /// granted goes on having the overage it had.
     pub fn corrected(&self, facts: &Facts, place: Place) -> Vec<ClosedSegment> {
-        let (mut before, mut after) = (0, 0);
+        let mut start = 0;
         let segments = facts.closed.iter().enumerate().map(|(number, segment)| {
             let units = segment.units + if number == place.segment { self.units } else { 0 };
-            let follows = segment.overage_units == overage(segment, before, before + segment.units);
-            let overage_units = match follows {
-                true => overage(segment, after, after + units),
-                false => segment.overage_units,
-            };
-            (before, after) = (before + segment.units, after + units);
-            ClosedSegment { units, overage_units, ..*segment }
+            let mut corrected = ClosedSegment { units, ..*segment };
+            if corrected.granted {
+                corrected.overage_units = corrected.accrues(start);
+            }
+            start += units;
+            corrected
         });
         segments.collect()
-    }
-}
-
-fn overage(segment: &ClosedSegment, start: i64, end: i64) -> i64 {
-    match segment.terms.price {
-        Price::Is(price) if price.micros == 0 => 0,
-        _ => money::overage_units(segment.terms.included, start, end),
     }
 }

@@ -100,6 +100,17 @@ pub struct Segment {
     pub price_micros: i64,
     /// Units the price is for.
     pub price_per_units: i64,
+    /// Whether the subscription granted the plan; charges of before this was kept do not say so, and count as if it did.
+    #[serde(default = "granted", skip_serializing_if = "is_granted")]
+    pub granted: bool,
+}
+
+fn granted() -> bool {
+    true
+}
+
+fn is_granted(granted: &bool) -> bool {
+    *granted
 }
 
 impl Basis {
@@ -146,6 +157,7 @@ impl Reckoning {
                 overage_units: segment.overage_units,
                 price_micros: price.micros,
                 price_per_units: price.per_units,
+                granted: segment.granted,
             };
             start_units = kept.end_units;
             kept
@@ -190,6 +202,9 @@ impl Reckoning {
         for (segment, part) in self.segments.iter().zip(self.exact_by_segment()?) {
             let Segment { plan, plan_version, start_units, end_units, overage_units, .. } = segment;
             let counted = match segment.included_units {
+                _ if !segment.granted => {
+                    format!("{} calls, while the plan was not granted", thousands(*end_units - *start_units))
+                }
                 Some(included) => {
                     format!("{} calls, less {}", thousands(*end_units), thousands(included.max(*start_units)))
                 }

@@ -33,6 +33,7 @@ fn facts() -> impl Strategy<Value = Facts> {
                         units,
                         overage_units: overage.min(units),
                         terms,
+                        granted: true,
                     })
                     .collect(),
                 open_units,
@@ -128,6 +129,7 @@ fn the_arithmetic_is_told_in_words() -> Result<(), OutOfRange> {
                 overage_units: 0,
                 price_micros: 0,
                 price_per_units: 1,
+                granted: true,
             },
             Segment {
                 plan: Plan::Pro,
@@ -138,6 +140,7 @@ fn the_arithmetic_is_told_in_words() -> Result<(), OutOfRange> {
                 overage_units: 5_005,
                 price_micros: 1_000,
                 price_per_units: 1,
+                granted: true,
             },
         ],
         currency: "USD".to_owned(),

@@ -22,6 +22,7 @@
 //! | [`stripe_change`] | what is asked of Stripe about a subscription or a checkout |
 //! | [`stripe_customer`] | a customer that is made at Stripe |
 //! | [`stripe_objects`], [`stripe_subscription`] | what is read at Stripe; what a subscription there means for ours |
+//! | [`subscription_drift`] | a subscription at Stripe beside ours, where no event has told of it |
 //! | [`threshold`] | which percentages of its limit an account's usage has reached |
 //! | [`webhook`] | customers' webhooks: what is sent, where to, when, and how it is signed |
 //! | [`told_invoice`] | an invoice as an event of Stripe's told of it |
@@ -50,6 +51,7 @@ pub mod stripe_event;
 pub mod stripe_objects;
 pub mod stripe_signature;
 pub mod stripe_subscription;
+pub mod subscription_drift;
 pub mod threshold;
 pub mod told_invoice;
 pub mod webhook;

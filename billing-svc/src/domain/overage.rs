@@ -65,6 +65,18 @@ pub struct ClosedSegment {
     pub overage_units: i64,
     /// What its plan says of overage.
     pub terms: Terms,
+    /// Whether the subscription granted its plan: only then do its units accrue overage.
+    pub granted: bool,
+}
+
+impl ClosedSegment {
+    /// Overage of its units, where its plan is granted and the period had so many units when it began.
+    pub fn accrues(&self, start: i64) -> i64 {
+        match self.terms.price {
+            Price::Is(price) if price.micros == 0 => 0,
+            _ => money::overage_units(self.terms.included, start, start + self.units),
+        }
+    }
 }
 
 /// What a plan says of overage.
@@ -231,6 +243,7 @@ impl Facts {
             units: self.open_units,
             overage_units: self.open_overage(),
             terms: self.terms,
+            granted: self.granted,
         }))
     }
 

@@ -41,7 +41,8 @@ fn charge(facts: &mut Facts) -> Result<i64, OutOfRange> {
 fn close(facts: &mut Facts, next: Terms) {
     let (units, overage_units) = (facts.open_units, facts.open_overage());
     let (plan, plan_version, terms) = (facts.plan, facts.plan_version, facts.terms);
-    facts.closed.push(ClosedSegment { plan, plan_version, units, overage_units, terms });
+    let granted = facts.granted;
+    facts.closed.push(ClosedSegment { plan, plan_version, units, overage_units, terms, granted });
     (facts.open_units, facts.terms) = (0, next);
 }
 

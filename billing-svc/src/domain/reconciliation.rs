@@ -131,11 +131,17 @@ pub enum Kind {
     ChargeInDoubt,
     /// A period should have been settled long ago, and its charges are not what it owes.
     SettlementOverdue,
+    /// A subscription stands otherwise at Stripe than our tables say.
+    SubscriptionDiffers,
+    /// Stripe has a subscription of the account that our tables have not.
+    SubscriptionExtra,
+    /// The account's subscription is not at Stripe.
+    SubscriptionMissing,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::EventsCountersDiffer,
         Self::SegmentCountersDiffer,
         Self::CountersSummaryDiffer,
@@ -157,6 +163,9 @@ impl Kind {
         Self::ItemOnNoFinalisedInvoice,
         Self::ChargeInDoubt,
         Self::SettlementOverdue,
+        Self::SubscriptionDiffers,
+        Self::SubscriptionExtra,
+        Self::SubscriptionMissing,
     ];
 
     /// As a word.
@@ -183,6 +192,9 @@ impl Kind {
             Self::ItemOnNoFinalisedInvoice => "ITEM_ON_NO_FINALISED_INVOICE",
             Self::ChargeInDoubt => "CHARGE_IN_DOUBT",
             Self::SettlementOverdue => "SETTLEMENT_OVERDUE",
+            Self::SubscriptionDiffers => "SUBSCRIPTION_DIFFERS",
+            Self::SubscriptionExtra => "SUBSCRIPTION_EXTRA",
+            Self::SubscriptionMissing => "SUBSCRIPTION_MISSING",
         }
     }
 
@@ -204,7 +216,10 @@ impl Kind {
             | Self::ItemTextDiffers
             | Self::ItemOnNoFinalisedInvoice
             | Self::ChargeInDoubt
-            | Self::SettlementOverdue => false,
+            | Self::SettlementOverdue
+            | Self::SubscriptionDiffers
+            | Self::SubscriptionExtra
+            | Self::SubscriptionMissing => false,
             Self::ItemMissing
             | Self::ItemExtra
             | Self::ItemDuplicated

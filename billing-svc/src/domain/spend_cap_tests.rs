@@ -60,7 +60,8 @@ proptest! {
         for (closed, units) in segments {
             (facts.terms, facts.open_units) = (closed, units);
             let (plan, plan_version, overage_units) = (facts.plan, facts.plan_version, facts.open_overage());
-            facts.closed.push(ClosedSegment { plan, plan_version, units, overage_units, terms: closed });
+            let segment = ClosedSegment { plan, plan_version, units, overage_units, terms: closed, granted: true };
+            facts.closed.push(segment);
         }
         (facts.terms, facts.open_units) = (terms, 0);
         let spent_before = facts.overage()?.exact;

@@ -5,7 +5,11 @@ use std::ops::Range;
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 
-use super::{Doubt, pace::Pace};
+use super::{
+    Doubt,
+    books::{Listing, Page},
+    pace::Pace,
+};
 use crate::domain::stripe_objects::{CheckoutSession, Customer, Invoice, Subscription};
 
 /// Customers, subscriptions, checkouts and invoices, read.
@@ -14,6 +18,13 @@ use crate::domain::stripe_objects::{CheckoutSession, Customer, Invoice, Subscrip
 pub trait Subscriptions: Send + Sync {
     /// A subscription, one that has ended too.
     fn subscription<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Subscription>, Doubt>>;
+
+    /// A page of all subscriptions, newest first, those that have ended too. One that is in a state which is not known here is
+    /// left out.
+    fn subscriptions<'a>(&'a self, listing: &'a Listing) -> BoxFuture<'a, Result<Page<Subscription>, Doubt>>;
+
+    /// A page of the changes of subscriptions, newest first: the subscription of each. Those of a customer are not told apart.
+    fn changes<'a>(&'a self, listing: &'a Listing) -> BoxFuture<'a, Result<Page<String>, Doubt>>;
 
     /// A checkout.
     fn checkout_session<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<CheckoutSession>, Doubt>>;

@@ -30,6 +30,7 @@ struct Row {
     closed_versions: Vec<i32>,
     closed_units: Vec<i64>,
     closed_overage: Vec<i64>,
+    closed_granted: Vec<Option<bool>>,
     closed_included: Vec<Option<i64>>,
     closed_price_micros: Vec<Option<i64>>,
     closed_price_per_units: Vec<Option<i64>>,
@@ -68,6 +69,7 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
                   coalesce(c.recorded_units, 0) + coalesce(j.units, 0) as "recorded_units!", c.last_event_time,
                   coalesce(z.plans, '{}') as "closed_plans!", coalesce(z.versions, '{}') as "closed_versions!",
                   coalesce(z.units, '{}') as "closed_units!", coalesce(z.overage, '{}') as "closed_overage!",
+                  coalesce(z.granted, '{}') as "closed_granted!: Vec<Option<bool>>",
                   coalesce(z.included, '{}') as "closed_included!: Vec<Option<i64>>",
                   coalesce(z.price_micros, '{}') as "closed_price_micros!: Vec<Option<i64>>",
                   coalesce(z.price_per_units, '{}') as "closed_price_per_units!: Vec<Option<i64>>",
@@ -130,6 +132,7 @@ pub async fn read(db: &mut PgConnection, keys: &[PeriodKey]) -> sqlx::Result<Vec
                       array_agg(g.plan_version order by g.segment) as versions,
                       array_agg(g.recorded_units order by g.segment) as units,
                       array_agg(g.overage_units order by g.segment) as overage,
+                      array_agg(g.granted order by g.segment) as granted,
                       array_agg(gp.included_units order by g.segment) as included,
                       array_agg(gr.overage_micros order by g.segment) as price_micros,
                       array_agg(gr.overage_per_units order by g.segment) as price_per_units
@@ -212,18 +215,24 @@ impl Row {
         let plans = self.closed_plans.iter().zip(&self.closed_versions);
         let prices = self.closed_price_micros.iter().zip(&self.closed_price_per_units);
         let terms = self.closed_included.iter().zip(prices).map(|(i, (m, n))| terms(*i, *m, *n));
-        let units = self.closed_units.iter().zip(&self.closed_overage);
+        let units = self.closed_units.iter().zip(&self.closed_overage).zip(&self.closed_granted);
+        let mut start = 0;
         plans
             .zip(units)
             .zip(terms)
-            .map(|(((plan, plan_version), (units, overage_units)), terms)| {
-                Ok(ClosedSegment {
+            .map(|(((plan, plan_version), ((units, overage_units), granted)), terms)| {
+                let mut segment = ClosedSegment {
                     plan: plan.parse().map_err(unknown_word)?,
                     plan_version: *plan_version,
                     units: *units,
                     overage_units: *overage_units,
                     terms,
-                })
+                    granted: granted.unwrap_or(true),
+                };
+                // Where it was not kept: what has other overage than its counts accrue was not granted.
+                segment.granted = granted.unwrap_or(segment.accrues(start) == *overage_units);
+                start += units;
+                Ok(segment)
             })
             .collect()
     }

@@ -15,6 +15,7 @@ pub mod facts;
 pub mod identity;
 pub mod lease;
 pub mod ledger_repairs;
+pub mod listed_subscriptions;
 pub mod mrr;
 pub mod notices;
 pub mod open_charges;

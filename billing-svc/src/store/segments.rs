@@ -1,4 +1,4 @@
-//! `eco_usage_segments`: the segments that changes of plan have ended. Only a correction of usage alters their counts.
+//! `eco_usage_segments`: the segments that changes of plan, or of whether it is granted, have ended. Only a correction of usage alters their counts.
 
 use chrono::{DateTime, Utc};
 use nexus_core::id::EcoId;
@@ -15,8 +15,8 @@ use crate::domain::{
 pub async fn close(db: &mut PgConnection, facts: &Facts, now: DateTime<Utc>) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into eco_usage_segments
-             (eco_id, period_start, segment, plan, plan_version, closed_time, recorded_units, overage_units)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+             (eco_id, period_start, segment, plan, plan_version, closed_time, recorded_units, overage_units, granted)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         facts.eco_id,
         facts.period.start,
         i32::try_from(facts.closed.len()).unwrap_or(i32::MAX),
@@ -25,6 +25,7 @@ pub async fn close(db: &mut PgConnection, facts: &Facts, now: DateTime<Utc>) -> 
         now,
         facts.open_units,
         facts.open_overage(),
+        facts.granted,
     )
     .execute(db)
     .await?;
@@ -36,16 +37,18 @@ pub async fn close(db: &mut PgConnection, facts: &Facts, now: DateTime<Utc>) -> 
 pub async fn correct(db: &mut PgConnection, key: &PeriodKey, closed: &[ClosedSegment]) -> sqlx::Result<()> {
     let units: Vec<i64> = closed.iter().map(|segment| segment.units).collect();
     let overage_units: Vec<i64> = closed.iter().map(|segment| segment.overage_units).collect();
+    let granted: Vec<bool> = closed.iter().map(|segment| segment.granted).collect();
     sqlx::query!(
         "with corrected as (
-             select k.segment - 1 as segment, k.recorded_units, k.overage_units
-             from unnest($3::bigint[], $4::bigint[]) with ordinality as k (recorded_units, overage_units, segment)),
+             select k.segment - 1 as segment, k.recorded_units, k.overage_units, k.granted
+             from unnest($3::bigint[], $4::bigint[], $5::bool[])
+                 with ordinality as k (recorded_units, overage_units, granted, segment)),
          before as (
              select coalesce(sum(overage_units), 0)::bigint as overage_units from eco_usage_segments
              where eco_id = $1 and period_start = $2),
          written as (
              update eco_usage_segments g
-             set recorded_units = c.recorded_units, overage_units = c.overage_units
+             set recorded_units = c.recorded_units, overage_units = c.overage_units, granted = c.granted
              from corrected c
              where g.eco_id = $1 and g.period_start = $2 and g.segment = c.segment)
          update eco_usage_records r
@@ -57,6 +60,7 @@ pub async fn correct(db: &mut PgConnection, key: &PeriodKey, closed: &[ClosedSeg
         key.start,
         &units,
         &overage_units,
+        &granted,
     )
     .execute(db)
     .await?;

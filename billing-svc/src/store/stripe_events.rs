@@ -60,6 +60,22 @@ pub async fn insert(db: &mut PgConnection, event: &NewEvent, is_handled: bool) -
     Ok(done.rows_affected() > 0)
 }
 
+/// Has a subscription looked at as if an event of it had come: one may have been lost. `cause` is why; what has one cause
+/// is looked at once.
+#[tracing::instrument(name = "db.eco_stripe_events.look_at", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn look_at(db: &mut PgConnection, subscription_id: &str, cause: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into eco_stripe_events (stripe_event_id, type, object_id, subscription_id, payload)
+         values ('look-' || $2, 'customer.subscription.updated', $1, $1, jsonb_build_object('cause', $2))
+         on conflict (stripe_event_id) do nothing",
+        subscription_id,
+        cause,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
 /// Has an event that is not processed tried at once, a parked one too. One that is being applied right now is left
 /// to that.
 #[tracing::instrument(name = "db.eco_stripe_events.hasten", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]

@@ -1,5 +1,7 @@
 //! `eco_stripe_prices`: which plan a price at Stripe is of.
 
+use std::collections::HashMap;
+
 use nexus_core::plan::Plan;
 use sqlx::PgConnection;
 
@@ -26,6 +28,19 @@ pub async fn find(db: &mut PgConnection, prices: &[Price]) -> sqlx::Result<Optio
     .await?;
     row.map(|row| Ok(PricedPlan { plan: row.plan.parse().map_err(unknown_word)?, version: row.plan_version }))
         .transpose()
+}
+
+/// The plan that each name of a price is of.
+#[tracing::instrument(name = "db.eco_stripe_prices.all", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
+pub async fn all(db: &mut PgConnection) -> sqlx::Result<HashMap<String, PricedPlan>> {
+    let rows =
+        sqlx::query!("select stripe_price, plan, plan_version from eco_stripe_prices").fetch_all(db).await?;
+    rows.into_iter()
+        .map(|row| {
+            let plan = row.plan.parse().map_err(unknown_word)?;
+            Ok((row.stripe_price, PricedPlan { plan, version: row.plan_version }))
+        })
+        .collect()
 }
 
 /// Names of the prices that a plan is sold at: those of its newest version, or of none.

@@ -145,6 +145,7 @@ impl World {
             units: facts.open_units,
             overage_units: facts.open_overage(),
             terms: facts.terms,
+            granted: facts.granted,
         });
         (facts.open_units, facts.terms, self.next_terms) = (0, new, new);
         let count = self.segments.last().map_or(0, |open| open.end);

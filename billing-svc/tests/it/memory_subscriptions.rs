@@ -12,7 +12,12 @@ use chrono::{DateTime, Utc};
 use futures::{FutureExt, future::BoxFuture};
 use nexus_billing::{
     domain::stripe_objects::{CheckoutSession, Customer, Invoice, Subscription},
-    payments::{Doubt, pace::Pace, subscriptions::Subscriptions},
+    payments::{
+        Doubt,
+        books::{Listing, Page, Place},
+        pace::Pace,
+        subscriptions::Subscriptions,
+    },
 };
 use tokio::sync::watch;
 
@@ -33,6 +38,8 @@ pub(crate) struct State {
     pub(crate) customers: HashMap<String, Customer>,
     pub(crate) prices: Vec<MemoryPrice>,
     pub(crate) sold: sales::Sold,
+    /// Changes of subscriptions, oldest first.
+    pub(crate) changes: Vec<(DateTime<Utc>, String)>,
 }
 
 impl MemorySubscriptions {
@@ -49,9 +56,48 @@ fn found<'a, T: Clone + Send + 'a>(
     futures::future::ready(Ok(objects.get(id).cloned())).boxed()
 }
 
+/// Entries a page of a listing has at most.
+const PAGE: usize = 100;
+
+/// A page of what is listed newest first.
+fn page<'a, T: Send + 'a>(
+    mut entries: Vec<(Place, T)>,
+    listing: &Listing,
+) -> BoxFuture<'a, Result<Page<T>, Doubt>> {
+    entries.retain(|(place, _)| listing.created_from.is_none_or(|from| place.created >= from));
+    if let Some(after) = &listing.after {
+        let behind = entries.iter().position(|(place, _)| place.id == after.id).map_or(0, |at| at + 1);
+        entries.drain(..behind);
+    }
+    let more = entries.len() > PAGE;
+    entries.truncate(PAGE);
+    let next = entries.last().map(|(place, _)| place.clone()).filter(|_| more);
+    futures::future::ready(Ok(Page { entries: entries.into_iter().map(|(_, entry)| entry).collect(), next }))
+        .boxed()
+}
+
 impl Subscriptions for MemorySubscriptions {
     fn subscription<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Subscription>, Doubt>> {
         found(&self.state().subscriptions, id)
+    }
+
+    fn subscriptions<'a>(&'a self, listing: &'a Listing) -> BoxFuture<'a, Result<Page<Subscription>, Doubt>> {
+        let state = self.state();
+        let wanted = state
+            .subscriptions
+            .values()
+            .filter(|s| listing.customer.as_ref().is_none_or(|c| s.customer == *c));
+        let mut entries: Vec<_> =
+            wanted.map(|s| (Place { id: s.id.clone(), created: s.created }, s.clone())).collect();
+        entries.sort_by(|(a, _), (b, _)| (b.created, &b.id).cmp(&(a.created, &a.id)));
+        page(entries, listing)
+    }
+
+    fn changes<'a>(&'a self, listing: &'a Listing) -> BoxFuture<'a, Result<Page<String>, Doubt>> {
+        let state = self.state();
+        let changes = state.changes.iter().enumerate().rev();
+        let place = |number: usize, created| Place { id: format!("evt_{number}"), created };
+        page(changes.map(|(number, (at, id))| (place(number, *at), id.clone())).collect(), listing)
     }
 
     fn checkout_session<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<CheckoutSession>, Doubt>> {

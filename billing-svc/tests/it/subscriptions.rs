@@ -1,6 +1,6 @@
 //! What every implementation of the port must do: the one in memory, and Stripe's over HTTP.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{collections::HashSet, num::NonZeroU32, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -8,7 +8,7 @@ use hyper::Method;
 use nexus_billing::{
     config::StripeArgs,
     domain::stripe_objects::{Customer, Invoice, Price, Subscription},
-    payments::{Advice, stripe::Stripe, subscriptions::Subscriptions},
+    payments::{Advice, books::Listing, stripe::Stripe, subscriptions::Subscriptions},
 };
 use nexus_core::plan::SubscriptionStatus;
 use serde_json::json;
@@ -22,6 +22,7 @@ use crate::{
 struct Made {
     customer: String,
     deleted_customer: String,
+    other_customer: String,
     price: String,
     subscription: String,
     ended: String,
@@ -52,6 +53,25 @@ async fn contract(port: &dyn Subscriptions, made: &Made) -> Result<()> {
     let ended = port.subscription(&made.ended).await.ok().flatten().context("one that has ended")?;
     assert_eq!((ended.status, ended.eco_id), (SubscriptionStatus::Canceled, None));
     ensure!(ended.ended.is_some_and(near), "{:?}", ended.ended);
+
+    // Listed as they are read one by one, those that have ended too.
+    let listed =
+        port.subscriptions(&Listing::default()).await.map_err(|doubt| anyhow::anyhow!(doubt.message))?;
+    assert_eq!(listed.next, None);
+    let ids: HashSet<&str> = listed.entries.iter().map(|found| found.id.as_str()).collect();
+    assert_eq!(ids, HashSet::from([made.subscription.as_str(), made.ended.as_str()]));
+    for found in &listed.entries {
+        assert_eq!(port.subscription(&found.id).await.ok().flatten().as_ref(), Some(found));
+    }
+    let of_other = Listing { customer: Some(made.other_customer.clone()), ..Listing::default() };
+    ensure!(port.subscriptions(&of_other).await.is_ok_and(|page| page.entries.is_empty()));
+    let since = |from| Listing { created_from: Some(from), ..Listing::default() };
+    let changes = port.changes(&since(made.around - TimeDelta::minutes(5))).await;
+    let changed: HashSet<String> =
+        changes.map_err(|d| anyhow::anyhow!(d.message))?.entries.into_iter().collect();
+    assert_eq!(changed, HashSet::from([made.subscription.clone(), made.ended.clone()]));
+    let none = port.changes(&since(made.around + TimeDelta::minutes(5))).await;
+    ensure!(none.is_ok_and(|page| page.entries.is_empty()));
 
     let customer = Customer { eco_id: Some("eco_a".to_owned()), currency: Some("usd".to_owned()) };
     assert_eq!(port.customer(&made.customer).await, Ok(Some(customer)));
@@ -91,6 +111,7 @@ async fn in_memory() -> Result<()> {
     let made = Made {
         customer: "cus_1".to_owned(),
         deleted_customer: "cus_2".to_owned(),
+        other_customer: "cus_3".to_owned(),
         price: "price_1".to_owned(),
         subscription: "sub_1".to_owned(),
         ended: "sub_2".to_owned(),
@@ -132,6 +153,7 @@ async fn in_memory() -> Result<()> {
     {
         let mut state = memory.state();
         state.subscriptions.extend([subscription, ended].map(|s| (s.id.clone(), s)));
+        state.changes = [&made.subscription, &made.ended].map(|id| (around, id.clone())).into();
         state.invoices.insert(invoice.id.clone(), invoice);
         state.customers.insert(made.customer.clone(), customer);
     }
@@ -155,10 +177,12 @@ async fn at_stripe() -> Result<()> {
     sim.call(Method::DELETE, &format!("/v1/subscriptions/{ended}"), form, String::new()).await?;
     let deleted_customer = sim.customer().await?;
     sim.call(Method::DELETE, &format!("/v1/customers/{deleted_customer}"), form, String::new()).await?;
+    let other_customer = sim.customer().await?;
     let item = format!("customer={customer}&subscription={subscription}&amount=500&currency=usd");
     sim.create("invoiceitems", &item).await?;
     let draft = sim.create("invoices", &format!("customer={customer}&subscription={subscription}")).await?;
-    let made = Made { customer, deleted_customer, price, subscription, ended, draft, around: Utc::now() };
+    let around = Utc::now();
+    let made = Made { customer, deleted_customer, other_customer, price, subscription, ended, draft, around };
     let stripe = Stripe::new(&args(&sim.base))?;
     contract(&stripe, &made).await?;
 

@@ -183,6 +183,7 @@ nexus_billing eco_stripe_customers: select insert update
 nexus_billing eco_stripe_events: select insert update
 nexus_billing eco_stripe_invoices: select insert truncate
 nexus_billing eco_stripe_items: select insert truncate
+nexus_billing eco_stripe_listed_subscriptions: select insert truncate
 nexus_billing eco_stripe_prices: select insert update delete
 nexus_billing eco_subscriptions: select insert update
 nexus_billing eco_usage_adjustments: select insert

@@ -19,7 +19,7 @@ use crate::{
     },
     store::{
         charges::{self, Made},
-        rechecks, records,
+        rechecks, records, stripe_events,
     },
 };
 
@@ -247,6 +247,13 @@ async fn replace(context: &ChargeContext, intent: &Intent, next: &Intent) -> Res
     let mut connection = db::acquire(&context.pool).await?;
     let mut transaction = connection.begin().await?;
     let replaced = charges::replace(&mut transaction, intent, next, context.run_id).await?;
+    if replaced
+        && next.item.subscription.is_none()
+        && let Some(subscription) = &intent.item.subscription
+    {
+        // It has ended, perhaps, and nobody told us of that, or will.
+        stripe_events::look_at(&mut transaction, subscription, &next.key()).await?;
+    }
     transaction.commit().await?;
     Ok(replaced)
 }

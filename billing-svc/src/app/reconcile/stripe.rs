@@ -278,7 +278,7 @@ fn of(rows: &[LedgerRow], attempt: i32) -> Option<&LedgerRow> {
 }
 
 /// Asks until there is an answer, within bounds.
-async fn ask<'a, T>(
+pub(super) async fn ask<'a, T>(
     context: &'a Context,
     call: impl Fn() -> BoxFuture<'a, Result<T, Doubt>>,
 ) -> Result<T, Error> {

@@ -7,8 +7,9 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{database, stripe};
+use super::{database, stripe, subscriptions};
 use crate::{
+    app::stripe_events,
     domain::reconciliation::{Difference, Findings, Status},
     error::Error,
     payments::{Payments, books::Books, pace::Pace},
@@ -36,6 +37,8 @@ pub(super) struct Context {
     pub(super) pool: PgPool,
     pub(super) payments: Arc<dyn Payments>,
     pub(super) books: Arc<dyn Books>,
+    /// What brings our tables to how subscriptions stand.
+    pub(super) events: stripe_events::Context,
     pub(super) pace: Arc<Pace>,
     pub(super) shutdown: CancellationToken,
     pub(super) begun: Begun,
@@ -110,6 +113,8 @@ async fn compare(context: &Context, lease: &mut PgConnection) -> Result<(), Erro
         let differing = context.live.borrow().differing.iter().cloned().collect::<Vec<_>>();
         withheld::replace(lease, &withheld.into_iter().collect::<Vec<_>>(), &differing).await?;
     }
+    // After the ledger: what ends is charged, and what was charged for it is known by then.
+    subscriptions::compare(context, lease, looked_at).await?;
     if known != current && context.begun.scope.is_whole() && context.live.borrow().findings.ledger_is_whole()
     {
         tracing::warn!(

@@ -9,12 +9,14 @@
 //! | [`worker`] | takes events that are due, one transaction each; what fails is due again later |
 //! | [`apply`] | one event: which object it leads to |
 //! | `sync` | a subscription: our tables as it stands at Stripe |
+//! | [`look`] | the same without an event, where one may have been lost |
 //! | `period` | leaves a period for another, and goes back |
 //! | [`settle`] | what is charged after that, on the draft of a cycle |
 //!
 //! That a subscription has ended is written down with what else it changes, and cleared by [`super::clear_ended`].
 
 pub mod apply;
+pub mod look;
 mod period;
 pub mod settle;
 mod sync;
@@ -23,7 +25,7 @@ pub mod worker;
 use std::sync::Arc;
 
 use nexus_kit::db;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -62,14 +64,25 @@ pub async fn bring_up(
     id: &str,
     named: Option<&str>,
 ) -> Result<(), Failure> {
+    alone(pool, context, id, async |db| sync::sync_alone(db, context, id, named).await.map(drop)).await
+}
+
+/// Does something in a transaction that has the subscription alone, and commits.
+async fn alone<T>(
+    pool: &PgPool,
+    context: &Context,
+    id: &str,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let closed = |_| Failure::Broken("nobody may bring our tables up any more");
     let _turn = context.turns.acquire().await.map_err(closed)?;
     let mut transaction = db::begin(pool).await?;
     lease::stripe_object(&mut transaction, id, worker::IDLE).await?;
-    let syncing = sync::sync_alone(&mut transaction, context, id, named);
-    let synced = tokio::time::timeout(worker::WITHIN, syncing).await;
-    synced.map_err(|_elapsed| Failure::Broken("bringing our tables up took too long"))??;
-    Ok(transaction.commit().await?)
+    let working = work(&mut transaction);
+    let done = tokio::time::timeout(worker::WITHIN, working).await;
+    let done = done.map_err(|_elapsed| Failure::Broken("bringing our tables up took too long"))??;
+    transaction.commit().await?;
+    Ok(done)
 }
 
 /// Why an event could not be applied.

@@ -84,19 +84,30 @@ pub(super) async fn sync_alone(
 ) -> Result<Synced, Failure> {
     context.pace.wait().await;
     let Some(found) = context.subscriptions.subscription(id).await? else { return Ok(Synced::Gone) };
-    let Some(eco_id) = account_of(db, context, &found, named).await? else { return Ok(Synced::NotOurs) };
-    if is_of_another_product(db, &eco_id, &found, named).await? {
+    bring_found(db, context, &found, named).await
+}
+
+/// The same for one that was read since.
+pub(super) async fn bring_found(
+    db: &mut PgConnection,
+    context: &Context,
+    found: &stripe_objects::Subscription,
+    named: Option<&str>,
+) -> Result<Synced, Failure> {
+    let id = found.id.as_str();
+    let Some(eco_id) = account_of(db, context, found, named).await? else { return Ok(Synced::NotOurs) };
+    if is_of_another_product(db, &eco_id, found, named).await? {
         return Ok(Synced::NotOurs);
     }
     subscriptions::seize(db, &eco_id).await?;
     let current = subscriptions::get(db, &eco_id).await?.ok_or_else(|| unknown(&eco_id))?;
     let rows = stripe_subscriptions::list(db, &eco_id).await?;
     let account = Account { eco_id: &eco_id, current, rows: &rows };
-    let decision = decide(&found, &rows, account.current.closed_time.is_some());
-    bring(db, &account, &found, decision.clone()).await?;
+    let decision = decide(found, &rows, account.current.closed_time.is_some());
+    bring(db, &account, found, decision.clone()).await?;
     let in_force = matches!(decision, Decision::Keep(_) | Decision::Begin(_));
     let has_ended = matches!(decision, Decision::End(_));
-    set_customer(db, &account, &found, !in_force && !has_ended).await?;
+    set_customer(db, &account, found, !in_force && !has_ended).await?;
     if has_ended {
         // One that was superseded and is still there comes into force again. It is to be read by itself: Stripe is not
         // waited for while nobody can count calls of the account.
@@ -104,12 +115,12 @@ pub(super) async fn sync_alone(
             stripe_events::apply_again(db, other).await?;
         }
     }
-    if account.current.closed_time.is_some() && !is_over(&found) {
+    if account.current.closed_time.is_some() && !is_over(found) {
         // Nobody pays for an account that is closed.
         let end = SubscriptionChange::EndNow;
         stripe_changes::insert(db, &eco_id, id, &end, Duration::ZERO).await?;
     }
-    if is_over(&found) {
+    if is_over(found) {
         // What is to be settled, collected and taken off its drafts, whatever else the account has by now.
         let ended = found.ended.unwrap_or(account.current.now).min(account.current.now);
         ended_subscriptions::note(db, &eco_id, &found.id, ended).await?;

@@ -142,7 +142,7 @@ fn range(from: Option<DateTime<Utc>>, until: Option<DateTime<Utc>>) -> Option<Ra
     (from.is_some() || until.is_some()).then_some(RangeQueryTs::Bounds(bounds))
 }
 
-fn next(has_more: bool, last: Option<Place>) -> Result<Option<Place>, RequestError> {
+pub(super) fn next(has_more: bool, last: Option<Place>) -> Result<Option<Place>, RequestError> {
     if has_more && last.is_none() {
         return Err(RequestError::Unreadable("an empty page with more to come".to_owned()));
     }

@@ -5,6 +5,7 @@ mod books;
 mod client;
 mod invoices;
 mod items;
+mod listed;
 mod listing;
 mod reading;
 mod sales;

@@ -11,12 +11,16 @@ use stripe_shared::{CheckoutSessionStatus, InvoiceBillingReason, InvoiceStatus};
 use stripe_types::{Expandable, RangeBoundsTs, RangeQueryTs, Timestamp};
 use tracing::Instrument;
 
-use super::{Doubt, RequestError, Stripe, doubt, is_missing, listing::look_through};
+use super::{Doubt, RequestError, Stripe, doubt, is_missing, listed, listing::look_through};
 use crate::{
     domain::stripe_objects::{
         CheckoutSession, CheckoutState, Customer, ECO_ID, Invoice, Price, Subscription,
     },
-    payments::{pace::Pace, subscriptions::Subscriptions},
+    payments::{
+        books::{Listing, Page},
+        pace::Pace,
+        subscriptions::Subscriptions,
+    },
 };
 
 impl Subscriptions for Stripe {
@@ -24,6 +28,19 @@ impl Subscriptions for Stripe {
         read("subscription", async move {
             subscription(RetrieveSubscription::new(id).send(&self.client).await?).map(Some)
         })
+    }
+
+    fn subscriptions<'a>(&'a self, listing: &'a Listing) -> BoxFuture<'a, Result<Page<Subscription>, Doubt>> {
+        let span =
+            tracing::info_span!("stripe.list_subscriptions", otel.kind = "client", server.address = "stripe");
+        let call = async move { listed::subscriptions(&self.client, listing).await.map_err(|e| doubt(&e)) };
+        Box::pin(call.instrument(span))
+    }
+
+    fn changes<'a>(&'a self, listing: &'a Listing) -> BoxFuture<'a, Result<Page<String>, Doubt>> {
+        let span = tracing::info_span!("stripe.list_events", otel.kind = "client", server.address = "stripe");
+        let call = async move { listed::changes(&self.client, listing).await.map_err(|e| doubt(&e)) };
+        Box::pin(call.instrument(span))
     }
 
     fn checkout_session<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<CheckoutSession>, Doubt>> {
