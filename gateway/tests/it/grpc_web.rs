@@ -150,6 +150,7 @@ async fn a_bad_key_counts_for_its_address() -> Result<()> {
     let key = suite.api_key("eco_a", false).await?;
     let bad = format!("{}x", &key[..key.len() - 1]);
     let own = usage::GetCurrentUsageRequest::default();
+    assert_eq!(Answer::of(suite.send_with(CURRENT, &key, &own).await?).await?.status, "0", "it is known");
     let refused = async {
         while suite.send_with(CURRENT, &bad, &own).await?.status() != 429 {}
         anyhow::Ok(())
