@@ -52,6 +52,12 @@ impl Proxies {
         Client(network_of_one(client))
     }
 
+    /// The other end of a connection, unless it is a proxy of ours.
+    pub fn stranger(&self, peer: IpAddr) -> Option<IpAddr> {
+        let peer = plain(peer);
+        (!self.trusts(peer)).then(|| network_of_one(peer))
+    }
+
     fn trusts(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address))
     }
@@ -116,6 +122,16 @@ mod tests {
     fn a_network_of_ipv6_is_one_client() {
         assert_eq!(client("", "2001:db8:1:2:3:4:5:6", &[]), "2001:db8:1:2::");
         assert_eq!(client("10.0.0.0/8", "10.1.2.3", &["[2001:db8:1:2::9]:443"]), "2001:db8:1:2::");
+    }
+
+    #[test]
+    fn a_proxy_of_ours_is_no_stranger() {
+        let proxies: Proxies = "10.0.0.0/8".parse().expect("networks");
+        let stranger =
+            |peer: &str| proxies.stranger(peer.parse().expect("an address")).map(|a| a.to_string());
+        assert_eq!((stranger("10.1.2.3"), stranger("::ffff:10.1.2.3")), (None, None));
+        assert_eq!(stranger("::ffff:192.0.2.1").as_deref(), Some("192.0.2.1"));
+        assert_eq!(stranger("2001:db8:1:2:3::1").as_deref(), Some("2001:db8:1:2::"));
     }
 
     #[test]

@@ -22,23 +22,34 @@ use crate::{
 /// Routes that verify a key before they read anything.
 const TAKE_KEYS: [&str; 2] = ["/api/secure/", "/nexus."];
 
+/// Routes that tell of our health.
+const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
+/// Routes that verify what they are sent, by the secret that it was signed with.
+const WEBHOOKS: &str = "/webhooks/";
+
 /// Whom a request is from. A key counts where it is verified first; elsewhere it says nothing.
 pub fn sender(app: &Gateway, request: &Request) -> Sender {
-    let caller = match authorization(request.headers()) {
+    let (path, headers) = (request.uri().path(), request.headers());
+    let caller = match authorization(headers) {
         Ok(header) => app.auth.authenticate(Some(header)),
-        Err(AuthError::Missing) => session::caller(app, request.headers()),
+        Err(AuthError::Missing) => session::caller(app, headers),
         Err(AuthError::Invalid) => Err(AuthError::Invalid),
     };
-    match caller {
-        Ok(Caller::User { eco_id, .. }) => Sender::User(eco_id),
-        Ok(Caller::Service { .. }) => Sender::Service,
-        Ok(Caller::ApiKey(_)) if TAKE_KEYS.iter().any(|route| request.uri().path().starts_with(route)) => {
-            Sender::Key
+    let known = match caller {
+        Ok(Caller::User { eco_id, .. }) => Some(Sender::User(eco_id)),
+        Ok(Caller::Service { .. }) => Some(Sender::Service),
+        Ok(Caller::ApiKey(key)) if TAKE_KEYS.iter().any(|route| path.starts_with(route)) => {
+            app.known_keys.account(&key).map(Sender::Key)
         }
-        Ok(Caller::ApiKey(_)) | Err(_) => {
-            Sender::Stranger(request.extensions().get().map(|Client(address)| *address))
-        }
-    }
+        Ok(Caller::ApiKey(_)) => None,
+        Err(_) => is_scheduler(app, headers).then_some(Sender::Service),
+    };
+    let address = request.extensions().get().map(|Client(address)| *address);
+    known.unwrap_or_else(|| match path {
+        path if HEALTH.contains(&path) => Sender::Service,
+        path if path.starts_with(WEBHOOKS) => Sender::Webhook(address),
+        _ => Sender::Stranger(address),
+    })
 }
 
 /// A person with a valid JWT. The services verify it again: what a user may see is theirs to decide.
@@ -98,15 +109,20 @@ impl FromRequestParts<App> for Admin {
     }
 }
 
-/// Whose key this is, and one more request of that account, whose place it has from now on; with a key that is not good,
-/// of where it came from.
+/// Whose key this is, and one more request of that account, whose place it has from now on. Until it is verified, a key that
+/// is not known is a stranger's: who makes keys up is held up before anybody is asked about them.
 pub async fn verified(
     app: &Gateway,
     key: &ApiKeyText,
     extensions: &Extensions,
 ) -> Result<(EcoId, VerifyApiKeyResponse), Error> {
+    let is_known = app.known_keys.account(key).is_some();
+    if !is_known {
+        app.rates.stranger(extensions)?;
+    }
     let caller = match app.backend.verify_api_key(key).await {
-        Err(Error::InvalidApiKey) => {
+        Err(Error::InvalidApiKey) if is_known => {
+            app.known_keys.forget(key);
             app.rates.stranger(extensions)?;
             return Err(Error::InvalidApiKey);
         }
@@ -114,6 +130,10 @@ pub async fn verified(
     };
     let eco_id = EcoId::parse(&caller.eco_id);
     let eco_id = eco_id.map_err(|e| Error::Internal(format!("the service sent a bad eco_id: {e}")))?;
+    if !is_known {
+        app.rates.no_stranger(extensions);
+        app.known_keys.remember(key, eco_id.clone());
+    }
     app.rates.account(&eco_id)?;
     if let Some(place) = extensions.get::<Place>() {
         place.with_key_of(&eco_id)?;
@@ -162,10 +182,10 @@ impl FromRequestParts<App> for Scheduler {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
-        let secret = app.cron_secret.as_ref().ok_or(Error::NoCronSecret)?;
-        let header = authorization(&parts.headers).ok().filter(|header| is_bearer(header));
-        let shown = header.and_then(|header| header.split_once(' '));
-        if shown.is_some_and(|(_, shown)| secret.matches(shown.trim())) {
+        if app.cron_secret.is_none() {
+            return Err(Error::NoCronSecret);
+        }
+        if is_scheduler(app, &parts.headers) {
             Span::current().record("caller", "scheduler");
             Ok(Scheduler)
         } else {
@@ -173,6 +193,13 @@ impl FromRequestParts<App> for Scheduler {
             Err(Error::Unauthorized)
         }
     }
+}
+
+fn is_scheduler(app: &Gateway, headers: &HeaderMap) -> bool {
+    let header = authorization(headers).ok().filter(|header| is_bearer(header));
+    let shown = header.and_then(|header| header.split_once(' '));
+    let secret = app.cron_secret.as_ref();
+    secret.zip(shown).is_some_and(|(secret, (_, shown))| secret.matches(shown.trim()))
 }
 
 /// The digest of a secret: compared instead of it, so that the time tells neither content nor length.

@@ -41,6 +41,16 @@ use crate::{
 
 /// A call that makes some requests at Stripe.
 const STRIPE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Those, and those that go through all accounts, which may last as long as a run may for the scheduler.
+const AT_STRIPE: [&str; 6] = [
+    "ChangePlan",
+    "CreateCheckoutSession",
+    "CancelSubscription",
+    "ReactivateSubscription",
+    "CreateAccount",
+    "CloseAccount",
+];
+const OF_ALL_ACCOUNTS: [&str; 2] = ["ProcessOverage", "Reconcile"];
 
 const NO_ACCOUNT: &str = "Account not found";
 
@@ -126,6 +136,16 @@ impl Backend {
             Service::Analytics => 2,
         };
         self.web[place].clone()
+    }
+
+    /// How long an answer to a call of gRPC-Web may take to begin: as over REST.
+    pub fn patience(&self, path: &str) -> Duration {
+        let method = path.rsplit('/').next().unwrap_or_default();
+        match method {
+            _ if AT_STRIPE.contains(&method) => STRIPE_TIMEOUT.max(self.timeout),
+            _ if OF_ALL_ACCOUNTS.contains(&method) => self.cron_timeout,
+            _ => self.timeout,
+        }
     }
 
     /// Who the gateway is for the services, for calls that others make in its name.

@@ -1,16 +1,17 @@
 //! Bodies: JSON objects. What is malformed is collected, all of it, with the names a client knows; members a
 //! route does not have are passed over, and one that is null counts as left out.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use axum::{
     body::Bytes,
-    extract::{FromRequest, OptionalFromRequest, Request, rejection::BytesRejection},
+    extract::{FromRequest, OptionalFromRequest, Request},
 };
 use http::StatusCode;
 use nexus_core::money::Micros;
 use nexus_kit::validate::Violations;
 use serde_json::{Map, Value, value::RawValue};
+use tokio::time::timeout;
 
 use crate::error::Error;
 
@@ -27,7 +28,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let bytes = read(request, state).await?;
+        let bytes = whole(request, state).await?;
         Ok(Self::of(bytes)?)
     }
 }
@@ -37,23 +38,22 @@ impl<S: Send + Sync> OptionalFromRequest<S> for Body {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Option<Self>, Error> {
-        let bytes = read(request, state).await?;
+        let bytes = whole(request, state).await?;
         if bytes.is_empty() || bytes.trim_ascii() == b"null" { Ok(None) } else { Ok(Some(Self::of(bytes)?)) }
     }
 }
 
-async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
-    <Bytes as FromRequest<S>>::from_request(request, state).await.map_err(unread)
-}
+/// Longest time that a body may take to come.
+const READ_WITHIN: Duration = Duration::from_secs(10);
 
-/// Why a body was not read: it is too long, or broke off.
-pub fn unread(rejection: BytesRejection) -> Error {
-    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { Error::PayloadTooLarge } else { not_whole() }
-}
-
-/// It broke off, or took too long.
-pub fn not_whole() -> Error {
-    Violations::one("body", "must come as a whole").into()
+/// A body as it came, in time and as a whole.
+pub async fn whole<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
+    let not_whole = || Error::from(Violations::one("body", "must come as a whole, within 10 seconds"));
+    let sent = timeout(READ_WITHIN, <Bytes as FromRequest<S>>::from_request(request, state)).await;
+    sent.map_err(|_late| not_whole())?.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Error::PayloadTooLarge,
+        _broke_off => not_whole(),
+    })
 }
 
 impl Body {
@@ -135,6 +135,16 @@ impl Body {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_not_waited_for() {
+        let never = axum::body::Body::from_stream(futures::stream::pending::<Result<Bytes, axum::Error>>());
+        let begun = tokio::time::Instant::now();
+        let read = <Body as FromRequest<()>>::from_request(Request::new(never), &()).await;
+        let error = read.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains("body: must come as a whole"), "{error}");
+        assert_eq!(begun.elapsed(), READ_WITHIN);
+    }
 
     #[test]
     fn only_objects_are_bodies() {

@@ -1,5 +1,5 @@
 //! What happens around every request, in this order: an id, a span that continues the caller's trace, a
-//! place among the requests in flight, which its answer has until it is taken, the handler with a time limit and panics
+//! place among the requests in flight, which a long answer has until it is taken, the handler with a time limit and panics
 //! caught; then the headers that every answer has, one log line, and the metrics.
 
 use std::{borrow::Cow, panic::AssertUnwindSafe, time::Instant};
@@ -27,7 +27,7 @@ use crate::{
     address::Peer,
     auth,
     error::Error,
-    pages,
+    pages, places,
     problem::{self, Failure},
 };
 
@@ -95,12 +95,15 @@ async fn limited(app: &App, mut request: Request, next: Next) -> Response {
     }
     request.extensions_mut().insert(place.clone());
     let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
-    let response = match tokio::time::timeout(app.limits.request_timeout, answer).await {
+    let mut response = match tokio::time::timeout(app.limits.request_timeout, answer).await {
         Ok(Ok(response)) => response,
         Ok(Err(_panic)) => Error::Internal("the handler panicked".to_owned()).into_response(),
         Err(_elapsed) => Error::unavailable("the request took too long").into_response(),
     };
-    response.map(|body| place.until_taken(body))
+    if !places::is_small(response.body()) {
+        response.extensions_mut().insert(place);
+    }
+    response
 }
 
 fn header_bytes(headers: &HeaderMap) -> usize {

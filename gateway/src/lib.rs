@@ -8,9 +8,11 @@
 //! | [`edge`] | around everything: compression, pages of other origins |
 //! | [`layer`] | around every request: id, span, log line, metrics, time limit, headers |
 //! | [`address`], [`rate`] | where a request came from; how fast one caller may send them |
+//! | [`per_address`] | what is shared out by address |
 //! | [`places`], [`taken`] | places of requests in flight; answers that nobody takes |
 //! | [`etag`] | reads whose answer a client has already |
 //! | [`auth`] | who is calling, as extractors |
+//! | [`known_keys`] | API keys that were good a short while ago |
 //! | [`query`], [`body`] | query parameters and JSON bodies, all violations at once |
 //! | [`routes`] | one file a group of endpoints: parse, call the service, convert the answer |
 //! | [`openapi`] | the document of all of them |
@@ -34,10 +36,12 @@ pub mod edge;
 pub mod error;
 pub mod etag;
 pub mod format;
+pub mod known_keys;
 pub mod layer;
 pub mod metering;
 pub mod openapi;
 pub mod pages;
+pub mod per_address;
 pub mod places;
 pub mod problem;
 pub mod query;
@@ -61,16 +65,18 @@ use nexus_kit::{
     serve::{self, Listeners},
 };
 use secrecy::ExposeSecret;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use address::Proxies;
 use auth::SecretDigest;
 use backend::Backend;
 use edge::Origins;
+use known_keys::KnownKeys;
 use metering::Meter;
+use per_address::PerAddress;
 use places::{Few, Places};
 use rate::Rates;
+use server::Connections;
 
 pub use config::Config;
 pub use error::{Error, StartError};
@@ -109,8 +115,10 @@ pub struct Gateway {
     pub web_calls: Few,
     /// What the pages need.
     pub pages: pages::Pages,
-    /// Room for webhooks that are read.
-    pub webhooks: Semaphore,
+    /// API keys that were good a short while ago.
+    pub known_keys: KnownKeys,
+    /// Bytes of large webhooks that are read.
+    pub webhooks: PerAddress,
     /// Whether the services are there.
     pub readiness: serve::Readiness,
 }
@@ -152,6 +160,7 @@ pub async fn serve(
         exports: routes::export::places(),
         web_calls: routes::grpc_web::places(),
         pages: pages::Pages::new(&config, shutdown.clone())?,
+        known_keys: KnownKeys::default(),
         webhooks: routes::webhooks::room(),
         rates: Rates::new(config.account_rate_per_second, config.address_rate_per_second),
         proxies: config.trusted_proxies,
@@ -166,7 +175,9 @@ pub async fn serve(
         app.readiness.clone(),
         stop_operations.clone(),
     ));
-    let served = server::serve(listeners.main, routes::router(app.clone()), tls, shutdown.clone());
+    let connections = Connections::new(app.proxies.clone());
+    let router = routes::router(app.clone());
+    let served = server::serve(listeners.main, router, tls, shutdown.clone(), connections);
     let until = async {
         shutdown.cancelled().await;
         Instant::now() + grace

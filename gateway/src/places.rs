@@ -1,17 +1,13 @@
-//! Places of requests in flight, each from its arrival until its answer is taken or given up. Each account has so many at
-//! most, whoever shows nothing good has a part of all, and each address a part of these: whatever strangers do, or one
-//! account, others find a place.
+//! Places of requests in flight, each from its arrival until its answer is made or, where that is long, taken or given up.
+//! Each account has so many at most, whoever shows nothing good has a part of all, and each address a small part of
+//! these: whatever strangers do, or one account, others find a place.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
 };
 
-use axum::body::{Body, Bytes};
-use http_body::{Frame, SizeHint};
+use http_body::Body;
 use nexus_core::id::EcoId;
 use nexus_kit::{
     metrics::{InFlight, Metrics},
@@ -19,24 +15,34 @@ use nexus_kit::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    per_address::{self, PerAddress},
+};
 
 /// Of one account's users, and a quarter of all at most: each may wait for a lock of the account's.
 const OF_USERS: u32 = 256;
-/// Of all places strangers have one in so many, and an address of these one in so many.
+/// Of all places strangers have one in so many, and who says to be Stripe, apart from them.
 const STRANGERS: u32 = 4;
+const WEBHOOKS: u32 = 8;
+/// Of these an address has one in so many, and so many at most.
 const ADDRESS: u32 = 8;
+const OF_AN_ADDRESS: u32 = 64;
+/// Up to so many bytes, an answer is nothing to speak of: it has no place while it is taken, and little time for that.
+const SMALL: u64 = 1024;
 
 /// Whom a request is from, as far as what it shows says by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sender {
     /// A user of this account.
     User(EcoId),
-    /// A program of ours.
+    /// A program of ours, the scheduler among them, or whoever asks for our health, which is cheap.
     Service,
-    /// Whoever has an API key, or has made it up.
-    Key,
-    /// Somebody at this address, if there is one.
+    /// Whoever has an API key of this account, which was good a moment ago.
+    Key(EcoId),
+    /// Whoever sends what may be a webhook, at this address.
+    Webhook(Option<IpAddr>),
+    /// Somebody at this address, if there is one; whoever has an API key that may be made up, too.
     Stranger(Option<IpAddr>),
 }
 
@@ -46,7 +52,8 @@ pub struct Places {
     metrics: Metrics,
     users: Shares,
     keys: Shares,
-    strangers: Arc<Strangers>,
+    strangers: PerAddress,
+    webhooks: PerAddress,
 }
 
 /// One of them, given back with the last of its clones.
@@ -62,25 +69,21 @@ struct Taken {
 /// Whom a place counts for; held for what it gives back.
 enum Holder {
     Nobody,
-    Service,
     Account { _share: Share },
-    Stranger { _share: Option<Stranger> },
+    Address { _share: per_address::Taken },
 }
 
 impl Places {
     /// So many.
     pub fn new(most: u32, metrics: Metrics) -> Self {
-        let strangers = (most / STRANGERS).max(1);
+        let part = |of: u32, what| PerAddress::new(most / of, (most / of / ADDRESS).min(OF_AN_ADDRESS), what);
         Self {
             most,
             metrics,
             users: Shares::of_at_most(most, OF_USERS),
             keys: Shares::of(most),
-            strangers: Arc::new(Strangers {
-                most: strangers,
-                of_an_address: (strangers / ADDRESS).max(1),
-                held: Mutex::default(),
-            }),
+            strangers: part(STRANGERS, "requests of strangers in flight"),
+            webhooks: part(WEBHOOKS, "webhooks in flight"),
         }
     }
 
@@ -88,18 +91,21 @@ impl Places {
     pub fn enter(&self, sender: &Sender) -> Result<Place, Error> {
         let holder = match sender {
             Sender::User(eco_id) => of_account(&self.users, eco_id)?,
-            Sender::Service => Holder::Service,
-            Sender::Key => Holder::Nobody,
-            Sender::Stranger(address) => {
-                let share = address.map(|address| self.strangers.enter(address)).transpose()?;
-                Holder::Stranger { _share: share }
-            }
+            Sender::Service => Holder::Nobody,
+            Sender::Key(eco_id) => of_account(&self.keys, eco_id)?,
+            Sender::Webhook(address) => Holder::Address { _share: self.webhooks.take(*address, 1)? },
+            Sender::Stranger(address) => Holder::Address { _share: self.strangers.take(*address, 1)? },
         };
         let one_of_all = self.metrics.enter(self.most);
         let one_of_all = one_of_all.ok_or_else(|| Error::unavailable("too many requests in flight"))?;
         let holder = Mutex::new(holder);
         Ok(Place(Arc::new(Taken { _one_of_all: one_of_all, holder, keys: self.keys.clone() })))
     }
+}
+
+/// Whether the body of an answer is so small that it has no place.
+pub fn is_small(body: &impl Body) -> bool {
+    body.size_hint().exact().is_some_and(|length| length <= SMALL)
 }
 
 fn of_account(shares: &Shares, eco_id: &EcoId) -> Result<Holder, Error> {
@@ -111,90 +117,11 @@ fn of_account(shares: &Shares, eco_id: &EcoId) -> Result<Holder, Error> {
 impl Place {
     /// The request was made with a key of this account.
     pub fn with_key_of(&self, eco_id: &EcoId) -> Result<(), Error> {
-        let holder = of_account(&self.0.keys, eco_id)?;
-        *self.0.holder.lock().unwrap_or_else(PoisonError::into_inner) = holder;
+        let mut holder = self.0.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*holder, Holder::Account { .. }) {
+            *holder = of_account(&self.0.keys, eco_id)?;
+        }
         Ok(())
-    }
-
-    /// The body of the answer, which has the place for as long as there is something of it. Whose key was no good has none
-    /// for what it is told.
-    pub fn until_taken(self, body: Body) -> Body {
-        let is_nobodys =
-            matches!(*self.0.holder.lock().unwrap_or_else(PoisonError::into_inner), Holder::Nobody);
-        if is_nobodys { body } else { Body::new(Placed { body, _place: self }) }
-    }
-}
-
-struct Placed {
-    body: Body,
-    _place: Place,
-}
-
-impl http_body::Body for Placed {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// What strangers have, by address.
-struct Strangers {
-    most: u32,
-    of_an_address: u32,
-    held: Mutex<Held>,
-}
-
-#[derive(Default)]
-struct Held {
-    all: u32,
-    by_address: HashMap<IpAddr, u32>,
-}
-
-/// What counts as an address's until it is dropped.
-struct Stranger {
-    of: Arc<Strangers>,
-    address: IpAddr,
-}
-
-impl Strangers {
-    fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Stranger, Error> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.all >= self.most {
-            return Err(Error::unavailable("too many requests of strangers in flight"));
-        }
-        let of_address = held.by_address.entry(address).or_default();
-        if *of_address >= self.of_an_address {
-            return Err(Error::unavailable("too many requests of this address in flight"));
-        }
-        *of_address += 1;
-        held.all += 1;
-        Ok(Stranger { of: self.clone(), address })
-    }
-}
-
-impl Drop for Stranger {
-    fn drop(&mut self) {
-        let mut held = self.of.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.all -= 1;
-        if let Some(of_address) = held.by_address.get_mut(&self.address) {
-            *of_address -= 1;
-            if *of_address == 0 {
-                held.by_address.remove(&self.address);
-            }
-        }
     }
 }
 
@@ -249,35 +176,33 @@ mod tests {
         }
         assert!(held.iter().all(|(one, another)| one.is_ok() && another.is_ok()));
         assert!(places.enter(&from(8)).is_err(), "strangers have what they may");
-        let known = [user("eco_a"), Sender::Key, Sender::Service].map(|sender| places.enter(&sender).is_ok());
-        assert_eq!(known, [true; 3]);
+        let eco_id = EcoId::parse("eco_a").expect("an id");
+        let webhook = Sender::Webhook(Some([192, 0, 2, 8].into()));
+        for known in [user("eco_a"), Sender::Key(eco_id), Sender::Service, webhook] {
+            assert!(places.enter(&known).is_ok(), "{known:?}");
+        }
         held.pop();
         assert!(places.enter(&from(8)).is_ok());
-        held.clear();
-        assert!(places.strangers.held.lock().expect("nobody panicked").by_address.is_empty());
+    }
+
+    #[test]
+    fn an_address_has_few_of_many() {
+        let places = Places::new(10_000, Metrics::new());
+        let held: Vec<_> = (0..100).flat_map(|_| places.enter(&from(1))).collect();
+        assert_eq!(held.len(), 64);
     }
 
     #[test]
     fn an_account_has_a_quarter_by_its_users_and_one_by_its_keys() {
-        let places = Places::new(8, Metrics::new());
+        let places = Places::new(16, Metrics::new());
         let eco_id = EcoId::parse("eco_a").expect("an id");
-        let _users = [places.enter(&user("eco_a")), places.enter(&user("eco_a"))];
-        assert!(places.enter(&user("eco_a")).is_err());
-        let keys: Vec<_> = (0..3).flat_map(|_| places.enter(&Sender::Key)).collect();
-        let good = keys.iter().map(|place| place.with_key_of(&eco_id).is_ok());
-        assert_eq!(good.collect::<Vec<_>>(), [true, true, false]);
-    }
-
-    #[test]
-    fn the_body_of_an_answer_has_the_place_and_whose_key_was_no_good_has_none() {
-        let metrics = Metrics::new();
-        let places = Places::new(8, metrics.clone());
-        let in_flight = || metrics.render().contains("nexus_requests_in_flight 1");
-        for sender in [user("eco_a"), from(1)] {
-            let body = places.enter(&sender).map(|place| place.until_taken(Body::from("x")));
-            assert!(body.is_ok() && in_flight(), "{sender:?}");
-        }
-        let _body = places.enter(&Sender::Key).map(|place| place.until_taken(Body::from("x")));
-        assert!(!in_flight());
+        let users: Vec<_> = (0..5).flat_map(|_| places.enter(&user("eco_a"))).collect();
+        assert_eq!(users.len(), 4);
+        let known: Vec<_> = (0..3).flat_map(|_| places.enter(&Sender::Key(eco_id.clone()))).collect();
+        assert!(known.iter().all(|place| place.with_key_of(&eco_id).is_ok()), "they have one each already");
+        let found: Vec<_> = (0..2).flat_map(|address| places.enter(&from(address))).collect();
+        let good = found.iter().map(|place| place.with_key_of(&eco_id).is_ok());
+        assert_eq!(good.collect::<Vec<_>>(), [true, false]);
+        assert!(places.enter(&from(0)).is_ok(), "it is the account's place now, no more the address's");
     }
 }

@@ -1,12 +1,14 @@
 //! How fast one caller may send requests: an account whose user or key is verified, or else an address. Beyond that it is
 //! 429 with `Retry-After`. A plan's quota is another thing: that is of calls in a billing period, and refuses otherwise.
 
-use std::{hash::Hash, net::IpAddr, num::NonZeroU32, sync::Arc, time::Duration};
-
-use governor::{
-    DefaultDirectRateLimiter, Quota, RateLimiter,
-    clock::{Clock, DefaultClock},
+use std::{
+    hash::Hash,
+    net::IpAddr,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
+
 use http::Extensions;
 use moka::sync::Cache;
 use nexus_core::id::EcoId;
@@ -15,10 +17,10 @@ use crate::{address::Client, error::Error};
 
 /// Callers that are remembered at once, of each kind. Beyond them those are forgotten that come seldom.
 const REMEMBERED: u64 = 50_000;
-/// What may come at once, in seconds of the rate.
-const BURST_SECONDS: u32 = 2;
+/// What may come at once: as much as otherwise in this time.
+const BURST: Duration = Duration::from_secs(2);
 /// By then a caller who has rested has all of it again, and nothing is lost with what was remembered of it.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(2 * BURST_SECONDS as u64);
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(4);
 
 /// The rates of all callers.
 pub struct Rates {
@@ -44,33 +46,50 @@ impl Rates {
             _ => Ok(()),
         }
     }
+
+    /// What the last one has shown does hold.
+    pub fn no_stranger(&self, extensions: &Extensions) {
+        if let (Some(addresses), Some(Client(address))) = (&self.addresses, extensions.get::<Client>()) {
+            addresses.give_back(address);
+        }
+    }
 }
 
 /// One rate, for each caller apart.
 struct Each<K> {
-    quota: Quota,
-    callers: Cache<K, Arc<DefaultDirectRateLimiter>>,
-    clock: DefaultClock,
+    /// How long a caller rests for one request.
+    rest: Duration,
+    /// When each will have rested for all that it has sent.
+    callers: Cache<K, Arc<Mutex<Instant>>>,
 }
 
 impl<K: Hash + Eq + Clone + Send + Sync + 'static> Each<K> {
     fn of(rate: u32) -> Option<Self> {
-        let rate = NonZeroU32::new(rate)?;
-        let burst = rate.saturating_mul(NonZeroU32::MIN.saturating_add(BURST_SECONDS - 1));
+        let rest = Duration::from_secs(1) / NonZeroU32::new(rate)?.get();
         let callers = Cache::builder().max_capacity(REMEMBERED).time_to_idle(FORGOTTEN_AFTER).build();
-        Some(Self {
-            quota: Quota::per_second(rate).allow_burst(burst),
-            callers,
-            clock: DefaultClock::default(),
-        })
+        Some(Self { rest, callers })
     }
 
     fn take(&self, caller: &K) -> Result<(), Error> {
-        let limiter = match self.callers.get(caller) {
-            Some(limiter) => limiter,
-            None => self.callers.get_with_by_ref(caller, || Arc::new(RateLimiter::direct(self.quota))),
+        let now = Instant::now();
+        let rested = match self.callers.get(caller) {
+            Some(rested) => rested,
+            None => self.callers.get_with_by_ref(caller, || Arc::new(Mutex::new(now))),
         };
-        limiter.check().map_err(|early| Error::TooFast { retry: early.wait_time_from(self.clock.now()) })
+        let mut rested = rested.lock().unwrap_or_else(PoisonError::into_inner);
+        let then = (*rested).max(now) + self.rest;
+        let retry = then.saturating_duration_since(now + BURST);
+        if !retry.is_zero() {
+            return Err(Error::TooFast { retry });
+        }
+        *rested = then;
+        Ok(())
+    }
+
+    fn give_back(&self, caller: &K) {
+        if let Some(rested) = self.callers.get(caller) {
+            *rested.lock().unwrap_or_else(PoisonError::into_inner) -= self.rest;
+        }
     }
 }
 
@@ -86,6 +105,21 @@ mod tests {
         let Err(Error::TooFast { retry }) = rates.account(&a) else { anyhow::bail!("a third at once") };
         assert!(retry > Duration::ZERO && retry <= Duration::from_secs(1), "{retry:?}");
         assert!(rates.account(&b).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn who_turns_out_to_be_no_stranger_does_not_count() -> anyhow::Result<()> {
+        let rates = Rates::new(0, 1);
+        let mut extensions = Extensions::new();
+        extensions.insert(Client(IpAddr::from([192, 0, 2, 1])));
+        for _ in 0..10 {
+            rates.stranger(&extensions)?;
+            rates.no_stranger(&extensions);
+        }
+        rates.stranger(&extensions)?;
+        rates.stranger(&extensions)?;
+        assert!(rates.stranger(&extensions).is_err());
         Ok(())
     }
 

@@ -1,21 +1,22 @@
 //! The HTTP server: HTTP/1.1 and HTTP/2, bounds on what a client may send and how long it may take for it, and for what it
 //! is sent; TLS where configured, and a drain.
 
-use std::{error::Error as StdError, io, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, error::Error as StdError, io, net::IpAddr, pin::pin, sync::Arc, time::Duration,
+};
 
-use axum::{Router, response::Response};
-use http::Request;
-use hyper::body::Incoming;
+use axum::Router;
+use http::{Request, Version};
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
-    service::TowerToHyperService,
 };
 use nexus_kit::{config::ServeArgs, descriptors::connection_places, serve::ServeError};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Notify,
+    sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -24,8 +25,10 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::{
-    address::Peer,
+    address::{Peer, Proxies},
+    error::Error,
     layer::{MAX_HEADER_BYTES, MAX_HEADERS},
+    per_address::{PerAddress, Taken},
     taken::{Answer, Streams, Taking},
 };
 
@@ -33,9 +36,42 @@ type AnyError = Box<dyn StdError + Send + Sync>;
 
 /// Longest a client may take for its TLS handshake, for its first request, and for the headers of each.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest that a connection of HTTP/2 stays without a request; one of HTTP/1.1 has the time for the next one's headers.
+const IDLE: Duration = Duration::from_secs(60);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// What may be under way to a server that does not read it, of a request and of a connection: a mebibyte comes in some
+/// round trips.
+const WINDOW: u32 = 128 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Names and values of all headers, with what is not counted to them.
+const MAX_HEAD: usize = MAX_HEADER_BYTES * 3 / 2;
+/// Connections at once: each may take 110 KiB before its first request (`docs/operations.md`).
+const CONNECTIONS: u32 = 3_072;
+/// An address has one in so many of them.
+const ADDRESS: u32 = 8;
 /// After an accept that failed, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Places of connections.
+pub struct Connections {
+    places: PerAddress,
+    proxies: Proxies,
+}
+
+impl Connections {
+    /// Behind proxies of ours are many clients: they have what they like.
+    pub fn new(proxies: Proxies) -> Self {
+        Self::of(CONNECTIONS, proxies)
+    }
+
+    fn of(most: u32, proxies: Proxies) -> Self {
+        Self { places: PerAddress::new(most, most / ADDRESS, "connections"), proxies }
+    }
+
+    fn enter(&self, peer: IpAddr) -> Result<Taken, Error> {
+        self.places.take(self.proxies.stranger(peer), 1)
+    }
+}
 
 /// Serves until `shutdown`, then until the last request in flight is answered. Dropped before, it cuts
 /// them off.
@@ -44,16 +80,17 @@ pub async fn serve(
     app: Router,
     tls: Option<TlsAcceptor>,
     shutdown: CancellationToken,
+    places: Connections,
 ) {
     let builder = connection_builder();
     let mut connections = JoinSet::new();
     // Without a free one, no connection is accepted.
-    let places = connection_places();
+    let files = connection_places();
     loop {
         let next = async {
-            let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+            let file = files.clone().acquire_owned().await.map_err(io::Error::other)?;
             let (stream, peer) = listener.accept().await?;
-            Ok::<_, io::Error>((stream, Peer(peer.ip()), place))
+            Ok::<_, io::Error>((stream, peer.ip(), file))
         };
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -61,11 +98,16 @@ pub async fn serve(
             accepted = next => accepted,
         };
         match accepted {
-            Ok((stream, peer, place)) => {
-                let connection = Connection { app: app.clone(), builder: builder.clone(), peer };
+            Ok((stream, peer, file)) => {
+                // At once closed, so that its client may go to another server.
+                let Ok(place) = places.enter(peer).inspect_err(|error| tracing::debug!(%error, "refused"))
+                else {
+                    continue;
+                };
+                let connection = Connection { app: app.clone(), builder: builder.clone(), peer: Peer(peer) };
                 let (tls, shutdown) = (tls.clone(), shutdown.clone());
                 connections.spawn(async move {
-                    let _place = place;
+                    let _places = (file, place);
                     if let Err(error) = connection.accepted(stream, tls, shutdown).await {
                         tracing::debug!(error, "a connection broke");
                     }
@@ -88,11 +130,13 @@ fn connection_builder() -> auto::Builder<Streams> {
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
         .max_headers(2 * MAX_HEADERS)
-        .max_buf_size(2 * MAX_HEADER_BYTES);
+        .max_buf_size(MAX_HEAD);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_header_list_size(2 * MAX_HEADER_BYTES as u32)
+        .max_header_list_size(MAX_HEAD as u32)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(256)
         .max_pending_accept_reset_streams(1024)
         .keep_alive_interval(KEEP_ALIVE)
@@ -130,32 +174,66 @@ impl Connection {
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         shutdown: CancellationToken,
     ) -> Result<(), AnyError> {
-        // The versions are told apart by the first bytes, for which hyper waits without end.
-        let first = Arc::new(Notify::new());
-        let begun = first.clone();
-        let app = self.app.map_request(move |mut request: Request<Incoming>| {
-            first.notify_one();
+        let requests = watch::Sender::new(Requests::default());
+        let idle = idle(requests.subscribe());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let open = Open::new(&requests, request.version());
             request.extensions_mut().insert(self.peer);
-            request
+            let answer = self.app.clone().oneshot(request);
+            async move { Ok::<_, Infallible>(Answer::of(answer.await?, open)) }
         });
-        let app = app.map_response(|response: Response| response.map(Answer::new));
-        let silent = async {
-            if timeout(PATIENCE, begun.notified()).await.is_ok() {
-                std::future::pending::<()>().await;
-            }
-        };
-        let service = TowerToHyperService::new(app);
         let stream = TokioIo::new(Taking::new(stream));
         let mut connection = pin!(self.builder.serve_connection(stream, service));
         tokio::select! {
             served = connection.as_mut() => return served,
-            () = silent => {
+            () = idle => {
                 connection.as_mut().graceful_shutdown();
                 return timeout(PATIENCE, connection).await.unwrap_or_else(|_| Err("no request came".into()));
             }
             () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
         }
         connection.await
+    }
+}
+
+/// Requests of a connection: whether there was one, and how many are open.
+#[derive(Default, Clone, Copy)]
+struct Requests {
+    begun: bool,
+    open: usize,
+}
+
+/// Returns once no request has come for too long. The versions are told apart by the first bytes, for which hyper waits
+/// without end.
+async fn idle(mut requests: watch::Receiver<Requests>) {
+    loop {
+        let now = *requests.borrow_and_update();
+        let patience = if now.begun { IDLE } else { PATIENCE };
+        let changed = requests.changed();
+        let is_idle =
+            if now.open == 0 { timeout(patience, changed).await.is_err() } else { changed.await.is_err() };
+        if is_idle {
+            return;
+        }
+    }
+}
+
+/// A request of HTTP/2 from its arrival until its answer is taken, among those of its connection. One of HTTP/1.1 stays
+/// open: when that is taken, the connection alone knows.
+pub struct Open(Option<watch::Sender<Requests>>);
+
+impl Open {
+    fn new(all: &watch::Sender<Requests>, version: Version) -> Self {
+        all.send_modify(|requests| *requests = Requests { begun: true, open: requests.open + 1 });
+        Self((version == Version::HTTP_2).then(|| all.clone()))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(all) = &self.0 {
+            all.send_modify(|requests| requests.open -= 1);
+        }
     }
 }
 

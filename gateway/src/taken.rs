@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use axum::body::{Body, Bytes};
+use axum::{
+    body::{Body, Bytes},
+    response::Response,
+};
 use http_body::{Frame, SizeHint};
 use hyper::rt::Executor;
 use tokio::{
@@ -20,8 +23,13 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
+use crate::{places::Place, server::Open};
+
 /// Longest that a client may take for the next piece of an answer.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The same of an answer that has no place among the requests in flight, so that there may be many: what is small, or tells
+/// that something is wrong. Whoever takes answers has room for it at once.
+const LITTLE: Duration = Duration::from_secs(2);
 /// Whoever takes so much in that time is served, however slow it is.
 const PIECE: usize = 16 * 1024;
 
@@ -30,25 +38,25 @@ tokio::task_local! {
     static STREAM: Arc<Waiting>;
 }
 
-/// Since when a client has had something to take.
+/// Until when a client may take what it has to take.
 #[derive(Debug, Default)]
 struct Waiting(Mutex<Option<Instant>>);
 
 impl Waiting {
-    fn set(&self, since: Option<Instant>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    fn set(&self, until: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
-    fn since(&self) -> Option<Instant> {
+    fn until(&self) -> Option<Instant> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns once the client has taken nothing for too long.
     async fn too_long(&self) {
         loop {
-            let since = self.since();
-            sleep_until(since.unwrap_or_else(Instant::now) + PATIENCE).await;
-            if since.is_some() && since == self.since() {
+            let until = self.until();
+            sleep_until(until.unwrap_or_else(|| Instant::now() + LITTLE)).await;
+            if until.is_some() && until == self.until() {
                 return;
             }
         }
@@ -144,12 +152,16 @@ pub struct Answer {
     rest: Bytes,
     /// Over HTTP/2.
     waiting: Option<Arc<Waiting>>,
+    place: Option<Place>,
+    _open: Open,
 }
 
 impl Answer {
     /// Of the stream that is served.
-    pub fn new(body: Body) -> Self {
-        Self { body, rest: Bytes::new(), waiting: STREAM.try_with(Arc::clone).ok() }
+    pub fn of(mut response: Response, open: Open) -> http::Response<Self> {
+        let place = response.extensions_mut().remove();
+        let waiting = STREAM.try_with(Arc::clone).ok();
+        response.map(|body| Self { body, rest: Bytes::new(), waiting, place, _open: open })
     }
 }
 
@@ -175,7 +187,8 @@ impl http_body::Body for Answer {
             }
         }
         let piece = this.rest.split_to(PIECE.min(this.rest.len().saturating_sub(1).max(1)));
-        waiting.set(Some(Instant::now()));
+        let patience = if this.place.is_some() { PATIENCE } else { LITTLE };
+        waiting.set(Some(Instant::now() + patience));
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 

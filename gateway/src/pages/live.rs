@@ -10,20 +10,19 @@ use axum::response::{
 use chrono::Utc;
 use futures::{Stream, stream};
 use http::header::CACHE_CONTROL;
-use nexus_kit::share::Share;
 use serde::Serialize;
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, Interval, MissedTickBehavior, interval, timeout_at},
-};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
 
 use super::session::Session;
-use crate::{App, error::Error};
+use crate::{
+    App,
+    error::Error,
+    places::{Few, OneOfFew},
+};
 
-/// Streams that may be open at once.
-pub const MOST: u32 = 1_024;
-/// Of these, an account's.
-pub const MOST_OF_AN_ACCOUNT: u32 = 8;
+/// Streams that may be open at once, and those of one account.
+const AT_ONCE: u32 = 1_024;
+const OF_AN_ACCOUNT: u32 = 8;
 /// How often the figures are looked at.
 const EVERY: Duration = Duration::from_secs(2);
 /// A stream ends after so long, and the browser opens another: so the load moves to servers that were started since.
@@ -71,7 +70,12 @@ struct Live<F> {
     end: Instant,
     last: Option<Figures>,
     /// Given back when the browser leaves.
-    _places: (Share, OwnedSemaphorePermit),
+    _place: OneOfFew,
+}
+
+/// Places of streams.
+pub fn places() -> Few {
+    Few::new(AT_ONCE, OF_AN_ACCOUNT, "streams of figures")
 }
 
 /// Streams what `look` finds, whenever it is something else, until the session ends.
@@ -80,9 +84,7 @@ where
     F: Fn(App, Arc<Session>) -> E + Send + 'static,
     E: Future<Output = Result<Figures, Error>> + Send + 'static,
 {
-    let account = session.user.eco_id();
-    let share = app.pages.streams.enter(account).ok_or_else(|| too_many("of this account"))?;
-    let permit = app.pages.all_streams.clone().try_acquire_owned().map_err(|_| too_many("in all"))?;
+    let place = app.pages.streams.enter(session.user.eco_id())?;
     let left = (session.expires - Utc::now()).to_std().unwrap_or_default();
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -92,15 +94,11 @@ where
         ticks,
         end: Instant::now() + left.min(LIFETIME),
         last: None,
-        _places: (share, permit),
+        _place: place,
         app,
     };
     let events = Sse::new(events(live)).keep_alive(KeepAlive::new().interval(Duration::from_secs(20)));
     Ok(([(CACHE_CONTROL, "private, no-store")], events).into_response())
-}
-
-fn too_many(whose: &str) -> Error {
-    Error::unavailable(&format!("too many streams of figures {whose} are open"))
 }
 
 fn events<F, E>(live: Live<F>) -> impl Stream<Item = Result<Event, Infallible>> + Send

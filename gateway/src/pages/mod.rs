@@ -18,18 +18,14 @@
 //!
 //! Everything works without the script. Nothing is inline: the policy of each page allows only what comes from here.
 
-use std::sync::Arc;
-
 use axum::{
     Router,
     extract::DefaultBodyLimit,
     routing::{get, post},
 };
-use nexus_kit::share::Shares;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::{App, Config, StartError};
+use crate::{App, Config, StartError, places::Few};
 
 pub mod admin;
 pub mod assets;
@@ -58,10 +54,8 @@ pub struct Pages {
     /// Cookies travel over TLS only.
     secure: bool,
     oidc: Option<oidc::Oidc>,
-    /// Streams of figures that each account has open.
-    streams: Shares,
-    /// And all together.
-    all_streams: Arc<Semaphore>,
+    /// Streams of figures.
+    streams: Few,
     /// Ends the streams, which would hold up a server that stops.
     stopping: CancellationToken,
 }
@@ -82,8 +76,7 @@ impl Pages {
             seal: session::Seal::new(&config.auth.service_token_secret),
             secure,
             public_url,
-            streams: Shares::of_at_most(live::MOST, live::MOST_OF_AN_ACCOUNT),
-            all_streams: Arc::new(Semaphore::new(live::MOST as usize)),
+            streams: live::places(),
             stopping,
         })
     }

@@ -2,8 +2,7 @@
 
 use axum::{
     Json,
-    body::Bytes,
-    extract::{State, rejection::BytesRejection},
+    extract::{Request, State},
 };
 use chrono::Utc;
 use nexus_core::money::Micros;
@@ -66,9 +65,9 @@ struct Failed {
 pub(super) async fn process_overage(
     State(app): State<App>,
     _: Scheduler,
-    sent: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Json<Run>, Error> {
-    check_body(&sent.map_err(body::unread)?)?;
+    check_body(&body::whole(request, &app).await?)?;
     let run = app.backend.process_overage().await?;
     Ok(Json(Run {
         success: true,

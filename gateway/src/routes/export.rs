@@ -124,7 +124,7 @@ pub(super) struct ExportParams {
 
 /// Usage as a file
 ///
-/// Rows by hour, endpoint, method and status class. In CSV, a text that a spreadsheet would take for a formula has a `'`
+/// Rows by hour, endpoint, method and status class. In CSV, what a spreadsheet would take for a formula has a `'`
 /// in front. A range is told whole or refused: where hours with usage are not kept any more, it is 400, and `message` says from
 /// when on they are; `/api/usage/history` has the days before. An account has two under way at most; one that is not taken for
 /// half a minute breaks off. A body that breaks off is not complete, and its connection ends without the end of the body.
@@ -200,17 +200,27 @@ impl Row {
     }
 }
 
-/// A text as RFC 4180 has it, in quotes where it must be, and never a formula.
+/// A text as RFC 4180 has it, in quotes where it must be, and never a formula: neither at its beginning, nor where a
+/// program that takes semicolons or tabs for separators would begin a cell.
 fn write_cell(text: &str, to: &mut String) {
-    let formula = if text.starts_with(FORMULA) { "'" } else { "" };
-    if text.contains([',', '"', '\r', '\n']) || text.starts_with(' ') || text.ends_with(' ') {
+    let is_quoted =
+        text.contains([',', ';', '"', '\t', '\r', '\n']) || text.starts_with(' ') || text.ends_with(' ');
+    if is_quoted {
         to.push('"');
-        to.push_str(formula);
-        to.push_str(&text.replace('"', "\"\""));
+    }
+    let mut begins = true;
+    for c in text.chars() {
+        if begins && FORMULA.contains(&c) {
+            to.push('\'');
+        }
+        if c == '"' {
+            to.push('"');
+        }
+        to.push(c);
+        begins = [';', '\t', '\r', '\n'].contains(&c);
+    }
+    if is_quoted {
         to.push('"');
-    } else {
-        to.push_str(formula);
-        to.push_str(text);
     }
 }
 
@@ -235,8 +245,11 @@ mod tests {
             ("＋1", "'＋1"),
             ("－1", "'－1"),
             ("＠SUM(A1)", "'＠SUM(A1)"),
-            ("\t=1", "'\t=1"),
-            ("\r=1", "\"'\r=1\""),
+            ("\t=1", "\"'\t'=1\""),
+            ("\r=1", "\"'\r'=1\""),
+            ("/v1/x;=1+1", "\"/v1/x;'=1+1\""),
+            ("a;b\t@x", "\"a;b\t'@x\""),
+            ("a=b-c", "a=b-c"),
             ("=HYPERLINK(\"http://x\",\"y\")", "\"'=HYPERLINK(\"\"http://x\"\",\"\"y\"\")\""),
         ] {
             let mut written = String::new();

@@ -3,7 +3,7 @@
 //!
 //! Only gRPC-Web is taken. Programs that speak gRPC itself call the services.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     Router,
@@ -16,12 +16,18 @@ use http::{Extensions, HeaderMap, HeaderName, Version, header};
 use http_body_util::BodyExt;
 use nexus_core::id::EcoId;
 use nexus_kit::{auth::Caller, rpc, status, telemetry};
-use tonic::{Status, transport::Channel};
+use tokio::time::timeout;
+use tonic::Status;
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, ServiceExt, service_fn};
 use tracing::Span;
 
-use crate::{App, auth, backend::Service, error::Error, places::Few};
+use crate::{
+    App, auth,
+    backend::{Backend, Service},
+    error::Error,
+    places::Few,
+};
 
 /// What a call may be.
 const TYPES: [&[u8]; 4] = [
@@ -50,9 +56,9 @@ pub(super) fn router() -> Router<App> {
         .route("/nexus.analytics.v1.AnalyticsService/{method}", to(Service::Analytics))
 }
 
-/// Calls at once, fewer than a connection takes, and those of one account.
-const AT_ONCE: u32 = 512;
-const OF_AN_ACCOUNT: u32 = 32;
+/// Calls at once, fewer than a connection takes, and those of one account: a sixtieth.
+const AT_ONCE: u32 = 960;
+const OF_AN_ACCOUNT: u32 = 16;
 
 /// Places of calls.
 pub fn places() -> Few {
@@ -68,8 +74,9 @@ async fn call(app: App, service: Service, request: Request) -> Result<Response, 
         Some(eco_id) => Some(app.web_calls.enter(&eco_id)?),
         None => None,
     };
-    let channel = app.backend.web_channel(service);
-    let translated = GrpcWebLayer::new().layer(service_fn(move |request| reached(channel.clone(), request)));
+    let backend = app.backend.clone();
+    let translated =
+        GrpcWebLayer::new().layer(service_fn(move |request| reached(backend.clone(), service, request)));
     let answer = translated.oneshot(handed_on(request)).await.unwrap_or_else(|never| match never {});
     // The account has its place for as long as the stream lasts.
     Ok(answer
@@ -114,19 +121,26 @@ async fn account(app: &App, headers: &HeaderMap, extensions: &Extensions) -> Res
     }
 }
 
-/// The service's answer, or the status that tells that it is away, or that no browser can make such a call.
+/// The beginning of the service's answer, or the status that tells that it is away, or that no browser can make such a call.
 async fn reached(
-    channel: Channel,
+    backend: Arc<Backend>,
+    service: Service,
     request: http::Request<tonic::body::Body>,
 ) -> Result<http::Response<tonic::body::Body>, Infallible> {
-    if rpc::client_streams(request.uri().path()) {
+    let path = request.uri().path();
+    if rpc::client_streams(path) {
         let refused = "gRPC-Web has no calls whose caller sends a stream: make it over gRPC, at the service";
         return Ok(Status::unimplemented(refused).into_http());
     }
-    Ok(channel.oneshot(request).await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "a service is away");
-        status::unavailable("SERVICE_AWAY", "the service is away", status::RETRY_SOON).into_http()
-    }))
+    let answer = timeout(backend.patience(path), backend.web_channel(service).oneshot(request)).await;
+    Ok(match answer {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "a service is away");
+            status::unavailable("SERVICE_AWAY", "the service is away", status::RETRY_SOON).into_http()
+        }
+        Err(_late) => Status::deadline_exceeded("no answer within the deadline").into_http(),
+    })
 }
 
 fn handed_on(request: Request) -> Request {

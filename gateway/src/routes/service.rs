@@ -5,8 +5,11 @@ use std::sync::LazyLock;
 use axum::{
     body::Bytes,
     extract::{Request, State},
-    http::{StatusCode, header::CONTENT_TYPE},
-    response::IntoResponse,
+    http::{
+        StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
+    response::{IntoResponse, Response},
 };
 use nexus_kit::serve;
 
@@ -27,8 +30,14 @@ pub(super) async fn healthz() -> &'static str {
     (status = 200, description = "It is; `degraded`: without a part", body = String, content_type = "text/plain"),
     (status = 503, description = "It is not yet, or reaches nothing", body = String, content_type = "text/plain"),
 ))]
-pub(super) async fn readyz(State(app): State<App>) -> (StatusCode, &'static str) {
-    serve::ready(app.readiness.clone()).await
+pub(super) async fn readyz(State(app): State<App>, request: Request) -> Result<Response, Error> {
+    // The services are asked each time.
+    app.rates.stranger(request.extensions())?;
+    let ready = serve::ready(app.readiness.clone()).await;
+    Ok(match ready.0 {
+        StatusCode::OK => ready.into_response(),
+        _ => ([(RETRY_AFTER, "1")], ready).into_response(),
+    })
 }
 
 /// This document

@@ -1,27 +1,22 @@
 //! `/webhooks/*`: what others call when something happened on their side.
 
-use std::time::Duration;
-
 use axum::{
     Json,
-    body::Bytes,
-    extract::{FromRequest, Request, State},
+    extract::{Request, State},
 };
 use http::{HeaderMap, HeaderName};
-use nexus_kit::validate::Violations;
+use nexus_kit::{serve::MAX_WEBHOOK_BYTES, validate::Violations};
 use serde::Serialize;
-use tokio::{sync::Semaphore, time::timeout};
 use utoipa::ToSchema;
 
-use crate::{App, body, error::Error, layer::declared_length};
+use crate::{App, address::Client, body, error::Error, layer::declared_length, per_address::PerAddress};
 
-/// Large webhooks that are read and handed on at once; others wait. Who sends one is known when it is whole, so that
-/// this bounds what anybody can have held here.
-const AT_ONCE: usize = 64;
+/// Bytes of large webhooks that are read and handed on at once, and those of one address. Who sends one is known when it
+/// is whole, so that this bounds what anybody can have held here; nobody waits for others, but is told to come again.
+const AT_ONCE: u32 = 64 * 1024 * 1024;
+const OF_AN_ADDRESS: u32 = 2 * MAX_WEBHOOK_BYTES as u32;
 /// Up to so many bytes, as nearly all of Stripe's have, it is not large: whoever holds up the large ones holds up no other.
 const LARGE: u64 = 16 * 1024;
-/// Longest time that one may take to come.
-const READ_WITHIN: Duration = Duration::from_secs(10);
 
 const SIGNATURE: HeaderName = HeaderName::from_static("stripe-signature");
 
@@ -32,8 +27,8 @@ pub(super) struct Received {
 }
 
 /// Room for webhooks.
-pub fn room() -> Semaphore {
-    Semaphore::new(AT_ONCE)
+pub fn room() -> PerAddress {
+    PerAddress::new(AT_ONCE, OF_AN_ADDRESS, "bytes of webhooks")
 }
 
 /// An event of Stripe's
@@ -46,15 +41,18 @@ pub fn room() -> Semaphore {
 // The body goes on byte for byte: it is what was signed. Whether the signature is good, billing-svc knows.
 pub(super) async fn stripe(State(app): State<App>, request: Request) -> Result<Json<Received>, Error> {
     let signature = signature(request.headers())?.to_owned();
-    let _room = match declared_length(request.headers()) {
+    let length = declared_length(request.headers());
+    let _room = match length {
         Some(length) if length <= LARGE => None,
-        _ => {
-            let room = app.webhooks.acquire().await;
-            Some(room.map_err(|_closed| Error::Internal("the room for webhooks is closed".to_owned()))?)
+        length => {
+            let most = MAX_WEBHOOK_BYTES as u32;
+            let size =
+                length.and_then(|length| u32::try_from(length).ok()).map_or(most, |size| size.min(most));
+            let address = request.extensions().get().map(|Client(address)| *address);
+            Some(app.webhooks.take(address, size)?)
         }
     };
-    let sent = timeout(READ_WITHIN, Bytes::from_request(request, &app)).await;
-    let payload = sent.map_err(|_late| body::not_whole())?.map_err(body::unread)?;
+    let payload = body::whole(request, &app).await?;
     let stored = app.backend.handle_stripe_event(payload, &signature).await?;
     Ok(Json(Received { received: true, duplicate: stored.duplicate }))
 }

@@ -13,7 +13,7 @@ const CURRENT: &str = "/nexus.usage.v1.UsageService/GetCurrentUsage";
 const WATCH: &str = "/nexus.billing.v1.BillingService/WatchOverageRun";
 const HISTORY: &str = "/nexus.analytics.v1.AnalyticsService/GetUsageHistory";
 /// Calls that an account may have under way.
-const SHARE: usize = 32;
+const SHARE: usize = 16;
 const BINARY: &str = "application/grpc-web+proto";
 
 /// Messages, and the status in the trailers.
@@ -150,6 +150,7 @@ async fn a_bad_key_counts_for_its_address() -> Result<()> {
     let key = suite.api_key("eco_a", false).await?;
     let bad = format!("{}x", &key[..key.len() - 1]);
     let own = usage::GetCurrentUsageRequest::default();
+    assert_eq!(Answer::of(suite.send_with(CURRENT, &key, &own).await?).await?.status, "0", "it is known");
     let refused = async {
         while suite.send_with(CURRENT, &bad, &own).await?.status() != 429 {}
         anyhow::Ok(())
@@ -223,6 +224,20 @@ async fn a_service_that_is_away_is_unavailable() -> Result<()> {
     let own = usage::GetCurrentUsageRequest::default();
     let answer = Answer::of(suite.send(CURRENT, Some(&user_token("eco_a")?), &own).await?).await?;
     assert_eq!(answer.status, "14", "UNAVAILABLE");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_service_that_does_not_answer_is_given_up_at_the_deadline() -> Result<()> {
+    let (_silent, address) = crate::shares::silent().await?;
+    let suite = Suite::start_with(|config| {
+        config.usage_addr = address;
+        config.backend_timeout = std::time::Duration::from_millis(300);
+    })
+    .await?;
+    let own = usage::GetCurrentUsageRequest::default();
+    let answer = Answer::of(suite.send(CURRENT, Some(&user_token("eco_a")?), &own).await?).await?;
+    assert_eq!(answer.status, "4", "DEADLINE_EXCEEDED");
     Ok(())
 }
 

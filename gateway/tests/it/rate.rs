@@ -81,6 +81,7 @@ async fn who_shows_nothing_good_counts_by_address() -> Result<()> {
     suite.account("eco_a", Plan::Pro).await?;
     let key = suite.api_key("eco_a", false).await?;
     let bad = format!("{}x", &key[..key.len() - 1]);
+    assert_eq!(suite.get(PING, &key).await?.status, 200, "it is known from now on");
     let from = async |address: &str, path: &str, authorization: &str| {
         let request = suite.request("GET", path)?.header("x-forwarded-for", address);
         Answer::of(request.header("authorization", authorization)).await
@@ -106,6 +107,57 @@ async fn who_shows_nothing_good_counts_by_address() -> Result<()> {
         assert_eq!(from(&address, PING, &key).await?.status, 200);
     }
     assert_eq!(from("203.0.113.1", CURRENT, "").await?.status, 401, "from another address");
+    Ok(())
+}
+
+/// Who makes keys up is held up before usage-svc is asked about them, whether or not it answers.
+#[tokio::test]
+async fn keys_that_are_not_known_count_before_anybody_is_asked_about_them() -> Result<()> {
+    let (_silent, address) = crate::shares::silent().await?;
+    let suite = Suite::start_with(|config| {
+        config.usage_addr = address;
+        config.backend_timeout = Duration::from_secs(3_600);
+        config.serve.request_timeout = Duration::from_secs(3_600);
+        config.address_rate_per_second = 1;
+    })
+    .await?;
+    let made_up = |number: usize| format!("ApiKey eco_api_{number:022}.{}", "0".repeat(22));
+    // Two at once may be asked about, and one more each second: nobody answers these.
+    let asked = (0..32).map(|number| {
+        let (suite, key) = (&suite, made_up(number));
+        Box::pin(async move { suite.get(PING, &key).await })
+    });
+    let first = futures::future::select_all(asked);
+    let (answer, ..) = tokio::time::timeout(Duration::from_secs(20), first).await?;
+    let answer = answer?;
+    assert_eq!((answer.status.as_u16(), answer.number("retry-after")?), (429, 1), "{answer:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn good_keys_do_not_count_for_their_address() -> Result<()> {
+    let suite = slow(0, 1).await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    for _ in 0..5 {
+        let key = suite.api_key("eco_a", false).await?;
+        assert_eq!(suite.get(PING, &key).await?.status, 200);
+    }
+    Ok(())
+}
+
+/// Nobody has to believe a key that was good: each request asks.
+#[tokio::test]
+async fn a_key_that_is_revoked_is_a_strangers() -> Result<()> {
+    let suite = slow(0, 1).await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    let key = suite.api_key("eco_a", false).await?;
+    assert_eq!(suite.get(PING, &key).await?.status, 200);
+    let id = key.trim_start_matches("ApiKey ").split('.').next().unwrap_or_default();
+    let revoked = suite.post_as("eco_a", "/api/keys/revoke", &json!({"key_id": id})).await?;
+    assert_eq!(revoked.status, 200);
+    let ask = async |suite: &Suite| suite.get(PING, &key).await;
+    suite.until(ask, |answer| answer.status == 401).await?;
+    refused(async || suite.get(PING, &key).await, 401).await?;
     Ok(())
 }
 

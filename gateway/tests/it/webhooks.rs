@@ -19,7 +19,7 @@ const ROUTE: &str = "/webhooks/stripe";
 // With blanks, an order and letters that no program would write again like this.
 const BODY: &str = "{ \"id\": \"evt_1\",\n \"type\":\"customer.tax_id.created\", \"object\": \"event\", \"data\": {\"object\": {\"id\": \"txi_1\", \"name\": \"Gr\\u00f6\u{df}e\"}}}\n";
 
-fn signed(suite: &Suite, body: &str) -> Result<RequestBuilder> {
+pub(crate) fn signed(suite: &Suite, body: &str) -> Result<RequestBuilder> {
     let signature = Webhook::generate_test_header(body, WEBHOOK_SECRET, None);
     Ok(suite.request("POST", ROUTE)?.header("stripe-signature", signature).body(body.to_owned()))
 }
@@ -85,6 +85,37 @@ async fn without_a_signature_the_body_is_not_waited_for() -> Result<()> {
     let mut answer = [0; 12];
     connection.read_exact(&mut answer).await?;
     assert_eq!(&answer, b"HTTP/1.1 400");
+    Ok(())
+}
+
+/// An address has room for two of the largest; nobody waits for it, and others have theirs.
+#[tokio::test]
+async fn large_events_that_do_not_come_hold_up_no_others() -> Result<()> {
+    let suite =
+        Suite::start_with(|config| config.trusted_proxies = "127.0.0.0/8".parse().expect("a network"))
+            .await?;
+    let begin = async |address: &str| {
+        let mut stream = TcpStream::connect(suite.gateway.trim_start_matches("http://")).await?;
+        let head = format!(
+            "POST {ROUTE} HTTP/1.1\r\nhost: x\r\nx-forwarded-for: {address}\r\nstripe-signature: t=1\r\n\
+             content-length: 1048576\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await?;
+        anyhow::Ok(stream)
+    };
+    let _held = [begin("192.0.2.1").await?, begin("192.0.2.1").await?];
+    suite.in_flight(2).await?;
+    let mut refused = begin("192.0.2.1").await?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(refused.read_u8().await?);
+    }
+    let answer = String::from_utf8(answer)?;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1\r\n"), "{answer}");
+    let large = signed(&suite, &format!("{BODY}{}", " ".repeat(1_000_000)))?;
+    assert_eq!(Answer::of(large.header("x-forwarded-for", "192.0.2.2")).await?.status, 200);
+    let small = signed(&suite, BODY)?.header("x-forwarded-for", "192.0.2.1");
+    assert_eq!(Answer::of(small).await?.status, 200);
     Ok(())
 }
 
