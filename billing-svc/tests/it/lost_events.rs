@@ -164,7 +164,7 @@ impl World {
 
     /// Account, kind, and whether it was repaired, of the differences.
     async fn reconcile(&self, scope: Scope, repair: bool) -> Result<Vec<(String, Kind, bool)>> {
-        let request = Request { request_id: None, scope, repair };
+        let request = Request { request_id: None, scope, repair, actor: "admin:test".to_owned() };
         let deadline = tokio::time::Instant::now() + DEADLINE;
         let Answer::Found(found) = self.reconciler.reconcile(request, Uuid::now_v7(), deadline).await? else {
             anyhow::bail!("another one is at work")
