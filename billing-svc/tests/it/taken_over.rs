@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     altered::{agree, edit, id, item_of},
     reconcile::{charged, copy, sql},
-    support::{Billing, Sim, record, runner},
+    support::{Billing, Sim, meter, runner},
 };
 
 async fn told(billing: &Billing) -> Result<String> {
@@ -37,6 +37,7 @@ async fn repairs_are_told_for_what_they_are_and_are_their_callers() -> Result<()
             "accepted" => edit(&sim, &item, "amount=4").await?,
             "adopted" => {
                 sql(&db, "delete from eco_overage_charges").await?;
+                sql(&db, "update eco_usage_records set billed_micros = 0").await?;
             }
             "revived" => {
                 sql(&db, "update eco_overage_charges set status = 'failed', stripe_invoice_item_id = null")
@@ -81,7 +82,7 @@ async fn an_item_that_was_deleted_since_is_not_taken_for_charged() -> Result<()>
     let (db, sim) = (TestDb::new().await?, Sim::start().await?);
     let billing = Billing::start(&db, &sim.base).await?;
     sim.pro(&db, "eco_a").await?;
-    record(&db, "eco_a", 100_100).await?;
+    meter(&db, "eco_a", 100_100).await?;
     sim.fault(json!({ "times": 6, "outcome": { "kind": "drop", "effect": true } })).await?;
     assert_eq!(billing.run_all().await?.errors.len(), 1);
     sim.call(hyper::Method::DELETE, "/_sim/faults", "application/json", String::new()).await?;

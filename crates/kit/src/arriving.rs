@@ -5,6 +5,9 @@
 //! Small messages do not count: their number is bounded, as that of the calls is. Of others what they say they will be
 //! counts from the beginning, since tonic's decoder makes room for all of it then.
 //!
+//! Of a call with one message its end is passed on once the caller has ended the call: whoever waits for that has nothing
+//! unpacked or decoded meanwhile.
+//!
 //! A stream keeps the room that its largest message took for as long as it lasts, as tonic's decoder does; of an account
 //! this is bounded, too. Services have streams of large batches, and are trusted not to have too many.
 
@@ -19,7 +22,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use nexus_core::id::EcoId;
 use tokio::time::{Sleep, sleep};
 use tonic::{Status, body::Body, codegen::Bytes};
@@ -45,6 +48,8 @@ const PREFIX: usize = 5;
 #[derive(Debug, Clone)]
 pub struct Arriving {
     incomplete: Room,
+    /// The same of services: no number of accounts keeps them out.
+    of_services: Room,
     /// By streams of accounts.
     kept: Room,
 }
@@ -65,13 +70,18 @@ impl Default for Arriving {
 
 impl Arriving {
     fn of(max_bytes: u32) -> Self {
-        Self { incomplete: Room::of(max_bytes), kept: Room::of(STREAMS * max_bytes) }
+        Self {
+            incomplete: Room::of(max_bytes),
+            of_services: Room::of(max_bytes),
+            kept: Room::of(STREAMS * max_bytes),
+        }
     }
 
     /// The body of a call with one message of at most so many bytes, of an account or of a service.
     pub fn bound(&self, body: Body, max_bytes: usize, eco_id: Option<&EcoId>) -> Body {
-        let held = self.incomplete.nothing(eco_id);
-        Body::new(Bounded { body, max_bytes, message: Message::default(), held, kept: None, late: None })
+        let (message, held) = (Message::default(), self.nothing(eco_id));
+        let one = Some(One::default());
+        Body::new(Bounded { body, max_bytes, one, message, held, kept: None, late: None })
     }
 
     /// The body of a call with many.
@@ -83,9 +93,14 @@ impl Arriving {
         packing: Packing,
     ) -> Body {
         let message = Message { packing, ..Message::default() };
-        let held = self.incomplete.nothing(eco_id);
+        let held = self.nothing(eco_id);
         let kept = eco_id.map(|_| self.kept.nothing(eco_id));
-        Body::new(Bounded { body, max_bytes, message, held, kept, late: None })
+        Body::new(Bounded { body, max_bytes, one: None, message, held, kept, late: None })
+    }
+
+    fn nothing(&self, eco_id: Option<&EcoId>) -> Held {
+        let room = if eco_id.is_some() { &self.incomplete } else { &self.of_services };
+        room.nothing(eco_id)
     }
 }
 
@@ -238,6 +253,8 @@ struct Bounded {
     body: Body,
     /// Of a message, as it arrives.
     max_bytes: usize,
+    /// Of a call with one message.
+    one: Option<One>,
     message: Message,
     held: Held,
     /// Of a stream of an account: what its largest message took.
@@ -246,14 +263,34 @@ struct Bounded {
     late: Option<Pin<Box<Sleep>>>,
 }
 
+/// The end of a call's one message.
+#[derive(Default)]
+struct One {
+    /// It is here, but not that of the call.
+    end: Option<Frame<Bytes>>,
+    /// The call has ended.
+    ended: bool,
+}
+
 impl Bounded {
+    /// Whether the frame is to wait for the end of the call; fails where another message begins.
+    fn waits(&mut self, frame: &Frame<Bytes>) -> Result<bool, Status> {
+        let Some(one) = &self.one else { return Ok(false) };
+        let is_more = one.end.is_some() && frame.data_ref().is_some_and(|data| !data.is_empty());
+        if is_more || self.message.ended > 0 {
+            return Err(status::malformed());
+        }
+        Ok(frame.is_data() && self.message.is_complete() && !self.body.is_end_stream())
+    }
+
     fn count(&mut self) -> Result<(), Status> {
         let bytes = self.message.arrived + self.message.missing;
         if bytes > self.max_bytes {
             return Err(status::message_too_large(self.max_bytes));
         }
         let bytes = (bytes + self.message.ended).saturating_sub(FREE_BYTES);
-        if bytes == 0 || self.message.is_complete() {
+        let waits = self.one.as_ref().is_some_and(|one| one.end.is_some());
+        if bytes == 0 || (self.message.is_complete() && !waits) {
             self.late = None;
         } else if self.late.is_none() {
             self.late = Some(Box::pin(sleep(MAX_TIME)));
@@ -275,26 +312,47 @@ impl http_body::Body for Bounded {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        this.message.next();
+        match &this.one {
+            Some(one) if one.ended => return Poll::Ready(None),
+            Some(_) => {}
+            None => this.message.next(),
+        }
         this.count()?;
-        match Pin::new(&mut this.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(data) = frame.data_ref() {
-                    this.message.take(data);
+        loop {
+            match Pin::new(&mut this.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Some(data) = frame.data_ref() {
+                        this.message.take(data);
+                    }
+                    if !this.waits(&frame)? {
+                        this.count()?;
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    if let Some(one) = &mut this.one {
+                        one.end.get_or_insert(frame);
+                    }
                     this.count()?;
                 }
-                Poll::Ready(Some(Ok(frame)))
+                Poll::Ready(None) => {
+                    let end = this.one.as_mut().and_then(|one| {
+                        one.ended = true;
+                        one.end.take()
+                    });
+                    return Poll::Ready(end.map(Ok));
+                }
+                Poll::Pending => {
+                    return match this.late.as_mut().map(|late| late.as_mut().poll(cx)) {
+                        Some(Poll::Ready(())) => Poll::Ready(Some(Err(status::deadline_exceeded()))),
+                        _ => Poll::Pending,
+                    };
+                }
+                broken => return broken,
             }
-            Poll::Pending => match this.late.as_mut().map(|late| late.as_mut().poll(cx)) {
-                Some(Poll::Ready(())) => Poll::Ready(Some(Err(status::deadline_exceeded()))),
-                _ => Poll::Pending,
-            },
-            end => end,
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.one.as_ref().is_none_or(|one| one.end.is_none()) && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -43,7 +43,7 @@ async fn next(body: &mut Body) -> Result<Option<usize>, Status> {
 #[tokio::test]
 async fn incomplete_messages_are_bounded_for_all_and_for_each_account() -> Result<(), Status> {
     let arriving = Arriving::of(8_000);
-    let begin = |eco_id| arriving.bound(body([message(LARGE, LARGE - 1)]), MAX, eco_id);
+    let begin = |eco_id: Option<&EcoId>| arriving.bound(body([message(LARGE, LARGE - 1)]), MAX, eco_id);
     let mut all = Vec::new();
     let mine = id("eco_a");
     for _ in 0..2 {
@@ -51,16 +51,24 @@ async fn incomplete_messages_are_bounded_for_all_and_for_each_account() -> Resul
         next(&mut call).await?;
         all.push(call);
     }
-    // What is said to come counts, 1,000 bytes each: two are a quarter, and another account has one, too.
+    // What is said to come counts, 1,000 bytes each: two are a quarter.
     let refused = next(&mut begin(Some(&mine))).await.expect_err("its share is held");
     assert_eq!(
         (refused.code(), refused.message()),
         (Code::Unavailable, "too much of this account is arriving at once")
     );
-    for _ in 0..6 {
-        let mut call = begin(None);
+    let services: Vec<_> = (0..8).map(|_| begin(None)).collect();
+    for mut call in services {
         next(&mut call).await?;
         all.push(call);
+    }
+    assert!(next(&mut begin(None)).await.is_err(), "theirs is held");
+    for other in ["eco_c", "eco_d", "eco_e"].map(id) {
+        for _ in 0..2 {
+            let mut call = begin(Some(&other));
+            next(&mut call).await?;
+            all.push(call);
+        }
     }
     let other = id("eco_b");
     let refused = next(&mut begin(Some(&other))).await.expect_err("all is held");
@@ -91,16 +99,50 @@ async fn a_message_that_says_it_is_longer_than_its_rpc_allows_is_refused_at_once
     Ok(())
 }
 
+/// Where a caller does not end its call, nothing is unpacked or decoded that would wait for that.
+#[tokio::test(start_paused = true)]
+async fn a_calls_one_message_is_whole_once_the_call_has_ended() -> Result<(), Status> {
+    let arriving = Arriving::of(8_000);
+    let held = || arriving.of_services.bytes.load(Ordering::Relaxed);
+    let whole = message(LARGE, 0);
+    let mut open = arriving.bound(body([whole.clone()]), MAX, None);
+    assert_eq!((next(&mut open).await?, held()), (None, 1_000));
+    let began = Instant::now();
+    let late = open.frame().await.expect("an error").expect_err("late");
+    assert_eq!((late.code(), began.elapsed().as_secs()), (Code::DeadlineExceeded, MAX_TIME.as_secs()));
+    drop(open);
+    assert_eq!(held(), 0);
+
+    let pieces = [whole.slice(..100), whole.slice(100..), Bytes::new()]
+        .map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
+    let mut ended = arriving.bound(Body::new(StreamBody::new(stream::iter(pieces))), MAX, None);
+    assert_eq!(next(&mut ended).await?, Some(100));
+    assert!(!ended.is_end_stream());
+    assert_eq!(next(&mut ended).await?, Some(whole.len() - 100));
+    assert!(ended.frame().await.is_none());
+
+    for more in [vec![message(10, 0), message(10, 0)], vec![[message(10, 0), message(10, 0)].concat().into()]]
+    {
+        let refused = next(&mut arriving.bound(body(more), MAX, None)).await.expect_err("one too many");
+        assert_eq!(
+            (refused.code(), &*status::reason(&refused)),
+            (Code::InvalidArgument, "MALFORMED_MESSAGE")
+        );
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_message_counts_until_the_next_one_is_asked_for() -> Result<(), Status> {
     let arriving = Arriving::of(8_000);
-    let held = || arriving.incomplete.bytes.load(Ordering::Relaxed);
+    let held = || arriving.of_services.bytes.load(Ordering::Relaxed);
     // In pieces, the second of which ends one message and begins the next, within its prefix.
     let (first, second) = (message(LARGE, 0), message(LARGE, 0));
     let stream = [first, second].concat();
     let cut = LARGE + PREFIX + 2;
     let pieces = [&stream[..3], &stream[3..LARGE], &stream[LARGE..cut], &stream[cut..]];
-    let mut call = arriving.bound(body(pieces.map(Bytes::copy_from_slice)), MAX, None);
+    let mut call =
+        arriving.bound_stream(body(pieces.map(Bytes::copy_from_slice)), MAX, None, Packing::default());
     let mut seen = Vec::new();
     while next(&mut call).await?.is_some() {
         seen.push(held());
@@ -148,7 +190,7 @@ async fn a_large_message_that_does_not_come_to_its_end_is_given_up() -> Result<(
     let late = call.frame().await.expect("an error").expect_err("late");
     assert_eq!((late.code(), began.elapsed().as_secs()), (Code::DeadlineExceeded, MAX_TIME.as_secs()));
     // A stream may be silent between messages.
-    let mut call = arriving.bound(body([message(LARGE, 0)]), MAX, None);
+    let mut call = arriving.bound_stream(body([message(LARGE, 0)]), MAX, None, Packing::default());
     next(&mut call).await?;
     let silent = tokio::time::timeout(2 * MAX_TIME, call.frame()).await;
     assert!(silent.is_err());

@@ -93,11 +93,7 @@ pub fn deadline_exceeded() -> Status {
 /// message is the caller's fault and not ours, and how it could not is nobody's business.
 pub fn from_transport(status: &Status) -> Status {
     match status.code() {
-        Code::Internal => with_reason(
-            Code::InvalidArgument,
-            "MALFORMED_MESSAGE",
-            "the request is not a well-formed message of this RPC",
-        ),
+        Code::Internal => malformed(),
         Code::Unimplemented => with_reason(Code::Unimplemented, "UNIMPLEMENTED", status.message()),
         Code::NotFound => not_found("NOT_FOUND", status.message()),
         Code::ResourceExhausted | Code::OutOfRange => {
@@ -105,6 +101,12 @@ pub fn from_transport(status: &Status) -> Status {
         }
         code => with_reason(code, "TRANSPORT", status.message()),
     }
+}
+
+/// What has come is not what this RPC takes.
+pub fn malformed() -> Status {
+    let message = "the request is not a well-formed message of this RPC";
+    with_reason(Code::InvalidArgument, "MALFORMED_MESSAGE", message)
 }
 
 /// The request's message is longer than any of this RPC may be.
