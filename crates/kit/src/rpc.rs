@@ -82,7 +82,7 @@ static KNOWN: LazyLock<HashMap<String, Rpc>> = LazyLock::new(|| {
             })
         })
     });
-    let others = OTHERS.map(|path| (path.to_owned(), false, false));
+    let others = OTHERS.map(|path| (path.to_owned(), false, path.starts_with("/grpc.reflection.")));
     let rpc = |(path, in_turn, client_streams): (String, bool, bool)| {
         let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
         let is_long = LONG_MESSAGES.contains(&path.as_str());
@@ -110,6 +110,7 @@ mod tests {
         let streams =
             |method: &str| Rpc::by_path(&format!("/nexus.usage.v1.UsageService/{method}")).client_streams;
         assert!(streams("StreamUsage") && streams("LeaseQuota") && !streams("BatchRecordUsage"));
+        assert_eq!(OTHERS.map(|path| Rpc::by_path(path).client_streams), [true, true, false]);
         for path in ALL_AT_ONCE.iter().chain(&OTHERS).chain(&LONG_MESSAGES) {
             assert_ne!(Rpc::by_path(path).method, "unknown", "{path}");
         }
