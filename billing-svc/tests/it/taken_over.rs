@@ -42,6 +42,7 @@ async fn repairs_are_told_for_what_they_are_and_are_their_callers() -> Result<()
             "revived" => {
                 sql(&db, "update eco_overage_charges set status = 'failed', stripe_invoice_item_id = null")
                     .await?;
+                sql(&db, "update eco_usage_records set billed_micros = 0").await?;
             }
             "given up" => {
                 sim.delete(&format!("invoiceitems/{}", id(&item)?)).await?;
