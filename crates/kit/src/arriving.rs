@@ -280,7 +280,14 @@ impl Bounded {
         if is_more || self.message.ended > 0 {
             return Err(status::malformed());
         }
-        Ok(frame.is_data() && self.message.is_complete() && !self.body.is_end_stream())
+        Ok(self.message.is_complete() && !self.body.is_end_stream())
+    }
+
+    /// The call has ended: what waited for that.
+    fn end(&mut self) -> Option<Frame<Bytes>> {
+        let one = self.one.as_mut()?;
+        one.ended = true;
+        one.end.take()
     }
 
     fn count(&mut self) -> Result<(), Status> {
@@ -320,6 +327,10 @@ impl http_body::Body for Bounded {
         this.count()?;
         loop {
             match Pin::new(&mut this.body).poll_frame(cx) {
+                // Nobody reads trailers of a request.
+                Poll::Ready(Some(Ok(frame))) if this.one.is_some() && !frame.is_data() => {
+                    return Poll::Ready(this.end().map(Ok));
+                }
                 Poll::Ready(Some(Ok(frame))) => {
                     if let Some(data) = frame.data_ref() {
                         this.message.take(data);
@@ -333,13 +344,7 @@ impl http_body::Body for Bounded {
                     }
                     this.count()?;
                 }
-                Poll::Ready(None) => {
-                    let end = this.one.as_mut().and_then(|one| {
-                        one.ended = true;
-                        one.end.take()
-                    });
-                    return Poll::Ready(end.map(Ok));
-                }
+                Poll::Ready(None) => return Poll::Ready(this.end().map(Ok)),
                 Poll::Pending => {
                     return match this.late.as_mut().map(|late| late.as_mut().poll(cx)) {
                         Some(Poll::Ready(())) => Poll::Ready(Some(Err(status::deadline_exceeded()))),

@@ -121,6 +121,11 @@ async fn a_calls_one_message_is_whole_once_the_call_has_ended() -> Result<(), St
     assert_eq!(next(&mut ended).await?, Some(whole.len() - 100));
     assert!(ended.frame().await.is_none());
 
+    let frames = [Frame::data(whole.clone()), Frame::trailers(HeaderMap::new())].map(Ok::<_, Infallible>);
+    let mut trailed = arriving.bound(Body::new(StreamBody::new(stream::iter(frames))), MAX, None);
+    assert_eq!(next(&mut trailed).await?, Some(whole.len()));
+    assert!(trailed.frame().await.is_none());
+
     for more in [vec![message(10, 0), message(10, 0)], vec![[message(10, 0), message(10, 0)].concat().into()]]
     {
         let refused = next(&mut arriving.bound(body(more), MAX, None)).await.expect_err("one too many");
