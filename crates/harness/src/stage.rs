@@ -69,6 +69,14 @@ impl Stage {
         let mut server = PgConnection::connect(&self.cluster.url("postgres")).await?;
         server.execute(AssertSqlSafe(format!("create database {name} template {TEMPLATE}"))).await?;
         server.close().await?;
+        // It stands for one that was migrated itself, and not for a backup.
+        let mut copy = PgConnection::connect(&self.cluster.url(&name)).await?;
+        copy.execute(
+            "update eco_database_identity
+             set database_oid = (select oid::bigint from pg_database where datname = current_database())",
+        )
+        .await?;
+        copy.close().await?;
         let folder = self.folder.path().join(&name);
         std::fs::create_dir(&folder)?;
         Ok(Seed { number, url: self.cluster.url(&name), name, folder })
