@@ -17,6 +17,7 @@ use futures::{StreamExt, stream::BoxStream};
 use nexus_kit::{
     auth::{Caller, Scope},
     page,
+    rpc::BySize,
     serve::MAX_WEBHOOK_BYTES,
 };
 use nexus_proto::billing::v1::{
@@ -58,12 +59,16 @@ pub struct Service {
 const MAX_MESSAGE_BYTES: usize = MAX_WEBHOOK_BYTES + 16 * 1024;
 
 /// The tonic server: message sizes bounded, compressed requests accepted.
-pub fn server(service: Service) -> BillingServiceServer<Service> {
-    BillingServiceServer::new(service)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .accept_compressed(CompressionEncoding::Zstd)
-        .accept_compressed(CompressionEncoding::Gzip)
-        .send_compressed(CompressionEncoding::Gzip)
+pub fn server(service: Service) -> BySize<BillingServiceServer<Service>> {
+    let service = Arc::new(service);
+    let bounded = |max_bytes| {
+        BillingServiceServer::from_arc(service.clone())
+            .max_decoding_message_size(max_bytes)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Gzip)
+    };
+    BySize::new(bounded, MAX_MESSAGE_BYTES)
 }
 
 #[tonic::async_trait]

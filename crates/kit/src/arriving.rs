@@ -3,7 +3,8 @@
 //! that a message may take.
 //!
 //! Small messages do not count: their number is bounded, as that of the calls is. Of others what they say they will be
-//! counts from the beginning, since tonic's decoder makes room for all of it then.
+//! counts from the beginning, since tonic's decoder makes room for all of it then: for the account all of it, among all
+//! that arrives at most a huge page of the kernel's, which is what such room takes before anything is written there.
 //!
 //! Of a call with one message its end is passed on once the caller has ended the call: whoever waits for that has nothing
 //! unpacked or decoded meanwhile.
@@ -33,12 +34,14 @@ use crate::{
     status,
 };
 
-/// Bytes that may be held at once; of one account, a quarter: the largest message of all.
+/// Bytes that may be held at once; of one account, a quarter: two of the largest messages.
 const MAX_BYTES: u32 = 64 * 1024 * 1024;
 /// So many times as much may be kept by streams.
 const STREAMS: u32 = 4;
 /// The first bytes of a message do not count.
 const FREE_BYTES: usize = 16 * 1024;
+/// What a message that is said to come takes of memory at most, before it comes.
+const HUGE_PAGE: usize = 2 * 1024 * 1024;
 /// Longest time from the first byte that counts to the last.
 const MAX_TIME: Duration = Duration::from_secs(30);
 /// Before each message of gRPC: whether it is compressed, and its length in four bytes.
@@ -119,34 +122,29 @@ impl Room {
 #[derive(Debug)]
 struct Held {
     of: Room,
+    /// Of all there is.
     bytes: usize,
+    /// Of what its account may have.
     share: Option<Share>,
 }
 
 impl Held {
-    fn resize(&mut self, bytes: usize) -> Result<(), Status> {
-        let Self { of, bytes: before, share } = self;
-        if bytes == *before {
-            return Ok(());
+    /// So many bytes, of which this many are not here yet.
+    fn resize(&mut self, bytes: usize, missing: usize) -> Result<(), Status> {
+        let size = u32::try_from(bytes).unwrap_or(u32::MAX);
+        if self.share.as_mut().is_some_and(|share| !share.resize(size)) {
+            return Err(status::overloaded("too much of this account is arriving at once"));
         }
-        if bytes > *before {
-            let more = bytes - *before;
-            let grown = |all: usize| all.checked_add(more).filter(|all| *all <= of.max_bytes);
-            if of.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).is_err() {
+        let bytes = bytes.min(bytes.saturating_sub(missing) + HUGE_PAGE);
+        if let Some(more) = bytes.checked_sub(self.bytes) {
+            let grown = |all: usize| all.checked_add(more).filter(|all| *all <= self.of.max_bytes);
+            if self.of.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).is_err() {
                 return Err(status::overloaded("too much is arriving at once"));
             }
-            let size = u32::try_from(bytes).unwrap_or(u32::MAX);
-            if share.as_mut().is_some_and(|share| !share.resize(size)) {
-                of.bytes.fetch_sub(more, Ordering::Relaxed);
-                return Err(status::overloaded("too much of this account is arriving at once"));
-            }
         } else {
-            of.bytes.fetch_sub(*before - bytes, Ordering::Relaxed);
-            if let Some(share) = share {
-                share.resize(u32::try_from(bytes).unwrap_or(u32::MAX));
-            }
+            self.of.bytes.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
         }
-        *before = bytes;
+        self.bytes = bytes;
         Ok(())
     }
 }
@@ -195,7 +193,7 @@ struct Message {
     missing: usize,
     /// Bytes that have come.
     arrived: usize,
-    /// Bytes of those that ended with what came last.
+    /// Bytes of those that ended with what came last, their prefixes among them.
     ended: usize,
     /// Bytes of the largest one so far, unpacked.
     largest: usize,
@@ -223,7 +221,7 @@ impl Message {
     fn take(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             if self.is_complete() {
-                let ended = self.ended + self.arrived;
+                let ended = self.ended + PREFIX + self.arrived;
                 *self = Self { ended, ..self.another() };
             }
             if self.prefixed < PREFIX {
@@ -297,14 +295,15 @@ impl Bounded {
         }
         let bytes = (bytes + self.message.ended).saturating_sub(FREE_BYTES);
         let waits = self.one.as_ref().is_some_and(|one| one.end.is_some());
-        if bytes == 0 || (self.message.is_complete() && !waits) {
+        // One that has begun where another ended has its time from when it is asked for: till then we hold it up.
+        if bytes == 0 || self.message.ended > 0 || (self.message.is_complete() && !waits) {
             self.late = None;
         } else if self.late.is_none() {
             self.late = Some(Box::pin(sleep(MAX_TIME)));
         }
-        self.held.resize(bytes)?;
+        self.held.resize(bytes, self.message.missing)?;
         match &mut self.kept {
-            Some(kept) => kept.resize(self.message.largest.saturating_sub(FREE_BYTES)),
+            Some(kept) => kept.resize(self.message.largest.saturating_sub(FREE_BYTES), 0),
             None => Ok(()),
         }
     }

@@ -83,6 +83,27 @@ async fn incomplete_messages_are_bounded_for_all_and_for_each_account() -> Resul
     Ok(())
 }
 
+/// It takes more accounts than a few to keep out all others by saying what will come.
+#[tokio::test]
+async fn what_is_only_said_to_come_counts_for_its_account_and_little_for_all() -> Result<(), Status> {
+    let share = 2 * HUGE_PAGE;
+    let arriving = Arriving::of(u32::try_from(4 * share).expect("bytes"));
+    let claim = |account: usize| {
+        let whose = id(&format!("eco_{account}"));
+        arriving.bound(body([message(share, share)]), MAX, Some(&whose))
+    };
+    let mut all = Vec::new();
+    for account in 0..8 {
+        let mut call = claim(account);
+        assert!(next(&mut call).await?.is_some());
+        next(&mut claim(account)).await.expect_err("its share is held");
+        all.push(call);
+    }
+    let refused = next(&mut claim(8)).await.expect_err("all is held");
+    assert_eq!(refused.message(), "too much is arriving at once");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_message_that_says_it_is_longer_than_its_rpc_allows_is_refused_at_once() -> Result<(), Status> {
     let arriving = Arriving::default();
@@ -126,8 +147,8 @@ async fn a_calls_one_message_is_whole_once_the_call_has_ended() -> Result<(), St
     assert_eq!(next(&mut trailed).await?, Some(whole.len()));
     assert!(trailed.frame().await.is_none());
 
-    for more in [vec![message(10, 0), message(10, 0)], vec![[message(10, 0), message(10, 0)].concat().into()]]
-    {
+    let two = |first: usize| [message(first, 0), message(10, 0)];
+    for more in [two(10).to_vec(), vec![two(10).concat().into()], vec![two(0).concat().into()]] {
         let refused = next(&mut arriving.bound(body(more), MAX, None)).await.expect_err("one too many");
         assert_eq!(
             (refused.code(), &*status::reason(&refused)),
@@ -152,7 +173,8 @@ async fn a_message_counts_until_the_next_one_is_asked_for() -> Result<(), Status
     while next(&mut call).await?.is_some() {
         seen.push(held());
     }
-    assert_eq!(seen, [0, 1_000, 1_000, 1_000]);
+    // And the prefix of the one that ended.
+    assert_eq!(seen, [0, 1_000, 1_005, 1_000]);
     assert_eq!(held(), 0, "what follows was asked for");
     Ok(())
 }
@@ -199,5 +221,25 @@ async fn a_large_message_that_does_not_come_to_its_end_is_given_up() -> Result<(
     next(&mut call).await?;
     let silent = tokio::time::timeout(2 * MAX_TIME, call.frame()).await;
     assert!(silent.is_err());
+    Ok(())
+}
+
+/// Each has its own time, from when it is asked for.
+#[tokio::test(start_paused = true)]
+async fn messages_that_end_and_begin_in_one_piece_are_not_late_one_for_the_other() -> Result<(), Status> {
+    let whole = [message(LARGE, 0), message(LARGE, 0), message(LARGE, 0)].concat();
+    let (send, pieces) = futures::channel::mpsc::unbounded();
+    let pieces = pieces.map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
+    let body = Body::new(StreamBody::new(pieces));
+    let mut call = Arriving::of(80_000).bound_stream(body, MAX, None, Packing::default());
+    for piece in whole.chunks(PREFIX + LARGE + 10).take(2) {
+        send.unbounded_send(Bytes::copy_from_slice(piece)).expect("it is read");
+        assert_eq!(next(&mut call).await?, Some(piece.len()));
+        assert_eq!(next(&mut call).await?, None);
+        tokio::time::advance(MAX_TIME * 2 / 3).await;
+    }
+    assert_eq!(next(&mut call).await?, None);
+    tokio::time::advance(MAX_TIME).await;
+    next(&mut call).await.expect_err("the last one is late");
     Ok(())
 }

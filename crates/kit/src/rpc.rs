@@ -1,9 +1,14 @@
 //! Every RPC that one of our servers has, by its path.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::HashMap,
+    sync::LazyLock,
+    task::{Context, Poll},
+};
 
 use prost::Message;
 use prost_types::FileDescriptorSet;
+use tonic::{codegen::Service, server::NamedService};
 
 use crate::serve::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES};
 
@@ -15,7 +20,7 @@ const ALL_AT_ONCE: [&str; 3] = [
     "/nexus.usage.v1.UsageService/CheckQuota",
 ];
 
-/// Whose messages may be longer than [`MAX_REQUEST_BYTES`]; the server that has it bounds them.
+/// Whose messages may be longer than [`MAX_REQUEST_BYTES`]; the server that has it bounds them ([`BySize`]).
 const LONG_MESSAGES: [&str; 3] = [
     "/nexus.usage.v1.UsageService/BatchRecordUsage",
     "/nexus.usage.v1.UsageService/StreamUsage",
@@ -92,6 +97,51 @@ static KNOWN: LazyLock<HashMap<String, Rpc>> = LazyLock::new(|| {
     };
     ours.chain(others).map(rpc).collect()
 });
+
+/// A service whose RPCs do not all take long messages. tonic bounds what a packed message is unpacked to by service; here
+/// those that take short ones have a server of their own.
+#[derive(Debug, Clone)]
+pub struct BySize<S> {
+    short: S,
+    long: S,
+}
+
+impl<S> BySize<S> {
+    /// `server` makes one whose messages have so many bytes at most.
+    pub fn new(server: impl Fn(usize) -> S, longest: usize) -> Self {
+        Self { short: server(MAX_REQUEST_BYTES), long: server(longest) }
+    }
+
+    fn of(&mut self, path: &str) -> &mut S {
+        if Rpc::by_path(path).max_message_bytes > MAX_REQUEST_BYTES {
+            &mut self.long
+        } else {
+            &mut self.short
+        }
+    }
+}
+
+impl<S: NamedService> NamedService for BySize<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S: Service<http::Request<B>>, B> Service<http::Request<B>> for BySize<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    /// Servers that tonic generates are always ready.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        match self.short.poll_ready(cx) {
+            Poll::Ready(Ok(())) => self.long.poll_ready(cx),
+            not_ready => not_ready,
+        }
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> S::Future {
+        self.of(request.uri().path()).call(request)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -30,8 +30,8 @@ use crate::{
     turn::Turns,
 };
 
-/// Longest batch of events that is read; 10,000 are about 2 MiB.
-pub const MAX_BATCH_BYTES: usize = 16 * 1024 * 1024;
+/// Longest batch of events that is read; 10,000 are about 2 MiB, of the longest ones 7.5 MiB.
+pub const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// Longest request without events that is read; 1,000 account ids are about 70 KiB.
 pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
 /// Longest webhook that is taken, and handed on as a part of a request.

@@ -17,6 +17,7 @@ use nexus_kit::{
     auth::{Caller, Scope},
     convert::timestamp,
     page,
+    rpc::BySize,
     serve::MAX_BATCH_BYTES,
     status,
     validate::Violations,
@@ -57,11 +58,15 @@ pub struct Service {
 
 /// The tonic server: message sizes bounded, compressed requests accepted. Its answers are sent as they are: the transport
 /// keeps the whole of one that was packed, and would count the packed bytes alone.
-pub fn server(service: Service) -> UsageServiceServer<Service> {
-    UsageServiceServer::new(service)
-        .max_decoding_message_size(MAX_BATCH_BYTES)
-        .accept_compressed(CompressionEncoding::Zstd)
-        .accept_compressed(CompressionEncoding::Gzip)
+pub fn server(service: Service) -> BySize<UsageServiceServer<Service>> {
+    let service = Arc::new(service);
+    let bounded = |max_bytes| {
+        UsageServiceServer::from_arc(service.clone())
+            .max_decoding_message_size(max_bytes)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .accept_compressed(CompressionEncoding::Gzip)
+    };
+    BySize::new(bounded, MAX_BATCH_BYTES)
 }
 
 #[tonic::async_trait]
@@ -71,11 +76,13 @@ impl UsageService for Service {
         request: Request<RecordUsageRequest>,
     ) -> Result<Response<RecordUsageResponse>, Status> {
         let key = caller::metering(&request, Scope::UsageWrite)?;
-        caller::is_still_good(Caller::of(&request)?, &self.keys).await?;
+        let caller = Caller::of(&request)?;
+        // Before the key is verified, for which it may wait: what was sent may be large, what is kept of it is not.
         let event = request.into_inner().event;
         let event = event.ok_or_else(|| status::invalid(&Violations::one("event", "is required")))?;
         caller::own_events_only(key.as_ref(), std::slice::from_ref(&event))?;
         let event = parse::single(event, key.as_ref())?;
+        caller::is_still_good(caller, &self.keys).await?;
         let outcomes = self.recorder.record(vec![event], key.as_ref()).await?;
         Ok(Response::new(answer::recorded(&outcomes, self.known.now().map(timestamp))?))
     }
@@ -85,12 +92,13 @@ impl UsageService for Service {
         request: Request<BatchRecordUsageRequest>,
     ) -> Result<Response<BatchRecordUsageResponse>, Status> {
         let key = caller::metering(&request, Scope::UsageWrite)?;
-        caller::is_still_good(Caller::of(&request)?, &self.keys).await?;
+        let caller = Caller::of(&request)?;
         let events = request.into_inner().events;
         caller::own_events_only(key.as_ref(), &events)?;
         parse::batch_size(&events).map_err(Error::Invalid)?;
         let room = self.recorder.room_now(events.len(), key.as_ref())?;
         let batch = parse::batch(events, key.as_ref()).map_err(Error::Invalid)?;
+        caller::is_still_good(caller, &self.keys).await?;
         let outcomes = self.recorder.record_in(room, batch.events).await?;
         let now = self.known.now().map(timestamp);
         Ok(Response::new(answer::batch_recorded(batch.ids, batch.places, outcomes, now)))
@@ -115,18 +123,31 @@ impl UsageService for Service {
         request: Request<CheckQuotaRequest>,
     ) -> Result<Response<CheckQuotaResponse>, Status> {
         let key = caller::metering(&request, Scope::UsageCheck)?;
-        caller::is_still_good(Caller::of(&request)?, &self.keys).await?;
+        let caller = Caller::of(&request)?;
         let check = parse::check(request.into_inner(), key.as_ref())?;
+        caller::is_still_good(caller.clone(), &self.keys).await?;
         if key.is_some_and(|key| key.test_mode) {
             // Metered apart: neither limited nor consuming.
             let standing = app::current_usage::of_open(&self.pool, &self.quota, &check.eco_id).await?;
             return Ok(Response::new(answer::unlimited(&standing)));
         }
-        let decision = match check.request_id {
-            Some(id) => self.quota_memory.run(&self.quota, &check.eco_id, check.units, id).await,
-            None => self.quota.admit(&check.eco_id, check.units).await.map_err(Into::into),
-        };
-        let decision = decision.map_err(|e| Status::from(e.as_ref()))?;
+        if check.request_id.is_none()
+            && let Some(decision) = self.quota.admit_now(&check.eco_id, check.units)
+        {
+            return Ok(Response::new(answer::checked(&check.eco_id, &decision, self.known.now())?));
+        }
+        let (decision, reservation) = match check.request_id {
+            Some(id) => {
+                self.quota_memory.run(&self.quota, &check.eco_id, check.units, id).await.map(|d| (d, None))
+            }
+            None => self.quota.reserve(&check.eco_id, check.units).await.map_err(Into::into),
+        }
+        .map_err(|e| Status::from(e.as_ref()))?;
+        // It may have waited, and the key have been revoked meanwhile.
+        caller::is_still_good(caller, &self.keys).await?;
+        if let Some(reservation) = reservation {
+            reservation.keep();
+        }
         Ok(Response::new(answer::checked(&check.eco_id, &decision, self.known.now())?))
     }
 

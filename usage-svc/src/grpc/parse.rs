@@ -61,8 +61,16 @@ pub(super) fn batch(sent: Vec<UsageEvent>, key: Option<&VerifiedKey>) -> Result<
     Ok(batch)
 }
 
+/// A field that was sent twice keeps the room of the longer text: nobody is to have us hold megabytes until the commit.
+fn fit(text: &mut String) {
+    if text.capacity() > MAX_ENDPOINT_BYTES {
+        text.shrink_to_fit();
+    }
+}
+
 /// An id as the answer repeats it. One that is no id is cut: nobody is to have us hold and send megabytes.
 fn told_id(mut id: String) -> String {
+    fit(&mut id);
     if id.len() > MAX_TOLD_ID {
         id.truncate(id.floor_char_boundary(MAX_TOLD_ID));
         id.push('…');
@@ -85,6 +93,9 @@ pub(super) fn single(mut pb: UsageEvent, key: Option<&VerifiedKey>) -> Result<Ev
 
 /// An event, its id aside. What an API key leaves out is its own: the account, and the key the call was made with.
 fn event(id: &str, mut pb: UsageEvent, key: Option<&VerifiedKey>) -> Result<Event, Violations> {
+    for text in [&mut pb.eco_id, &mut pb.endpoint, &mut pb.method, &mut pb.api_key_id] {
+        fit(text);
+    }
     let mut v = Violations::new();
     let eco_id = match key {
         Some(key) if pb.eco_id.is_empty() => Some(key.eco_id.clone()),
@@ -238,4 +249,65 @@ pub(super) fn import(file_digest: &str, shift_ms: i64) -> Result<(), Violations>
     let shift = (-MAX_SHIFT_MS..=MAX_SHIFT_MS).contains(&shift_ms);
     v.require(shift, "proposed_shift_ms", "must be within 10,000 years");
     v.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_kit::serve::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES};
+    use nexus_proto::usage::v1::BatchRecordUsageRequest;
+    use prost::Message;
+
+    use super::*;
+
+    /// Each field as long as it may be.
+    fn longest() -> UsageEvent {
+        UsageEvent {
+            event_id: Uuid::max().urn().to_string(),
+            eco_id: format!("eco_{}", "x".repeat(60)),
+            event_time: Some(convert::timestamp(DateTime::<Utc>::MAX_UTC)),
+            endpoint: "/".repeat(MAX_ENDPOINT_BYTES),
+            method: "X".repeat(MAX_METHOD_LETTERS),
+            status_code: 599,
+            response_time_ms: MAX_RESPONSE_TIME_MS,
+            units_count: i64::MAX,
+            api_key_id: format!("eco_api_{}", "x".repeat(22)),
+            admission: Uuid::max().urn().to_string(),
+        }
+    }
+
+    #[test]
+    fn a_batch_of_the_longest_events_may_be_sent() {
+        let events = vec![longest(); MAX_BATCH];
+        assert!(BatchRecordUsageRequest { events }.encoded_len() + MAX_REQUEST_BYTES < MAX_BATCH_BYTES);
+    }
+
+    #[test]
+    fn a_text_that_was_sent_twice_holds_no_more_than_the_last_one() {
+        let long = || "x".repeat(1_000_000);
+        let mut bytes = UsageEvent {
+            event_id: long(),
+            eco_id: long(),
+            endpoint: long(),
+            method: long(),
+            api_key_id: long(),
+            ..UsageEvent::default()
+        }
+        .encode_to_vec();
+        let last = UsageEvent {
+            event_time: None,
+            event_id: Uuid::now_v7().to_string(),
+            units_count: 1,
+            ..longest()
+        };
+        bytes.extend(UsageEvent { admission: String::new(), ..last }.encode_to_vec());
+        let twice = UsageEvent::decode(&*bytes).expect("an event");
+        assert!(twice.endpoint.capacity() >= 1_000_000);
+        let batch = batch(vec![twice], None).expect("a batch");
+        assert_eq!(batch.places, [Ok(0)]);
+        let Payload { endpoint, method, api_key_id, .. } = &batch.events[0].payload;
+        let key_id = api_key_id.as_ref().expect("one");
+        for text in [endpoint, method, key_id, &batch.ids[0]] {
+            assert!(text.capacity() <= MAX_ENDPOINT_BYTES, "{text}: {}", text.capacity());
+        }
+    }
 }

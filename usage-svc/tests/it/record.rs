@@ -3,10 +3,11 @@
 use anyhow::Result;
 use chrono::{DateTime, Months, TimeDelta, Utc};
 use nexus_core::plan::Plan;
-use nexus_kit::convert::timestamp;
-use nexus_proto::usage::v1::{EventOutcome, UsageEvent};
+use nexus_kit::{convert::timestamp, serve::MAX_REQUEST_BYTES};
+use nexus_proto::usage::v1::{BatchRecordUsageRequest, CheckQuotaRequest, EventOutcome, UsageEvent};
 use nexus_testkit::seed;
-use tonic::Code;
+use prost::Message;
+use tonic::{Code, codec::CompressionEncoding};
 use uuid::Uuid;
 
 use nexus_usage::app::bound_routes::{MAX_ROUTES, OTHER};
@@ -144,6 +145,28 @@ async fn a_batch_has_1_to_10000_events() -> Result<()> {
     let events = (0..10_000).map(|_| event("eco_a")).collect();
     assert_eq!(record_batch(&server, events).await?.accepted_count, 10_000);
     assert_eq!(sums(&db.pool, "eco_a").await?, plain(10_000));
+    Ok(())
+}
+
+/// A message of a few bytes may be unpacked to millions.
+#[tokio::test]
+async fn a_packed_message_is_unpacked_to_what_its_rpc_may_have() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Pro).await?;
+    for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Zstd] {
+        let mut client = server.client()?.send_compressed(encoding);
+        let mut check = async |bytes: usize| {
+            let request = CheckQuotaRequest { eco_id: "x".repeat(bytes), ..Default::default() };
+            anyhow::Ok(client.check_quota(service()?.request(request)).await)
+        };
+        refused(check(MAX_REQUEST_BYTES + 1).await?, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+        refused(check(MAX_REQUEST_BYTES - 16).await?, Code::InvalidArgument, "INVALID_ARGUMENT");
+        let events: Vec<_> = (0..10_000).map(|_| event("eco_a")).collect();
+        let batch = BatchRecordUsageRequest { events };
+        assert!(batch.encoded_len() > 2 * MAX_REQUEST_BYTES);
+        let answer = client.batch_record_usage(service()?.request(batch)).await?.into_inner();
+        assert_eq!(answer.accepted_count, 10_000);
+    }
     Ok(())
 }
 

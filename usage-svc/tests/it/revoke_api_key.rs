@@ -106,6 +106,28 @@ async fn a_call_whose_message_comes_after_the_revocation_is_refused() -> Result<
     Ok(())
 }
 
+/// It waits for units, and nothing is consumed by it.
+#[tokio::test]
+async fn a_check_that_waits_while_its_key_is_revoked_is_refused() -> Result<()> {
+    let (db, server) = server().await?;
+    account(&db, "eco_a", Plan::Free).await?;
+    let made = make_key(&server, "eco_a", false).await?;
+    verify(&server, &made.key).await??;
+    check(&server, "eco_a", 1).await?;
+    let mut locked = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("select from eco_quota_usage for update").execute(&mut *locked).await?;
+    let (mut client, key) = (server.client()?, api_key(&made.key)?);
+    let request = CheckQuotaRequest { units_count: 900, ..Default::default() };
+    let waits = tokio::spawn(async move { client.check_quota(key.request(request)).await });
+    service_waits(&db).await?;
+    revoke(&server, user("eco_a")?, &key_id(&made)).await??;
+    locked.commit().await?;
+    refused(waits.await?, Code::Unauthenticated, "INVALID_API_KEY");
+    check(&server, "eco_a", 999).await?;
+    assert_eq!(current(&server, "eco_a").await?.consumed_count, 1000);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_repeated_revocation_changes_nothing() -> Result<()> {
     let (db, server) = server().await?;

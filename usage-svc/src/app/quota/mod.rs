@@ -151,6 +151,13 @@ impl Quota {
         Ok(self.ask(eco_id, Ask::of(units)).await?.0)
     }
 
+    /// Admits units from memory alone; `None`: the database has to be asked.
+    pub fn admit_now(&self, eco_id: &EcoId, units: i64) -> Option<Decision> {
+        let (decision, _) = self.decide(eco_id, Ask::of(units))?;
+        self.0.metrics.count(&decision);
+        Some(decision)
+    }
+
     /// Admits units that go back unless the reservation is kept; `None`: there is nothing to give back. The lease is
     /// not settled before the reservation is gone, so that it must not last.
     pub async fn reserve(
