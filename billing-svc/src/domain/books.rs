@@ -54,8 +54,18 @@ pub struct LedgerRow {
 pub struct Home {
     /// Customers at Stripe that it has, or had a charge on.
     pub customers: Vec<String>,
+    /// Customers of the items in question that no account has: this one may have had them before a restore.
+    pub unclaimed: Vec<String>,
     /// ISO 4217, in capitals.
     pub currency: String,
+}
+
+impl Home {
+    /// Whether the account may have been charged on a customer that our tables do not give it.
+    pub fn may_lack(&self, customer: &str) -> bool {
+        let has = |customers: &[String]| customers.iter().any(|id| id == customer);
+        self.customers.is_empty() || (has(&self.unclaimed) && !has(&self.customers))
+    }
 }
 
 /// An invoice item.

@@ -229,6 +229,11 @@ impl Kind {
             | Self::ItemWrongCurrency => true,
         }
     }
+
+    /// Whether it is of an item whose account, or whose account's customer, may have been lost.
+    pub fn may_lack_customer(self) -> bool {
+        matches!(self, Self::ItemOfNoAccount | Self::ItemStray)
+    }
 }
 
 /// One difference between two records of the same fact.

@@ -82,6 +82,12 @@ pub fn missing(id: &str, ours: &Ours) -> Option<Difference> {
     Some(ours.difference(Kind::SubscriptionMissing, message))
 }
 
+/// What may differ, of one that could not be read, or brought to how it stands.
+pub fn unread(id: &str, ours: &Ours, why: &str) -> Difference {
+    let message = format!("Subscription {id} could not be compared: {why}");
+    ours.difference(Kind::SubscriptionDiffers, message)
+}
+
 /// Whether the subscription in force is as it stands: what of its plan waits here is paid for at Stripe already. A price
 /// that no plan is known of says nothing.
 fn is_kept(found: &Subscription, ours: &Ours, row: &Held, priced: Option<PricedPlan>) -> bool {

@@ -93,27 +93,34 @@ pub async fn customers(db: &mut PgConnection, accounts: &[String]) -> sqlx::Resu
     .await
 }
 
-/// Where an account's items belong; `None`: there is no such account.
+/// Where an account's items belong, those on these customers; `None`: there is no such account.
 #[tracing::instrument(name = "db.eco_identities.home", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn home(db: &mut PgConnection, eco_id: &str) -> sqlx::Result<Option<Home>> {
+pub async fn home(db: &mut PgConnection, eco_id: &str, customers: &[&str]) -> sqlx::Result<Option<Home>> {
     sqlx::query_as!(
         Home,
         r#"select currency_code as currency,
                   array(select i.stripe_customer_id where i.stripe_customer_id is not null
                         union
                         select h.payload ->> 'customer' from eco_overage_charges h where h.eco_id = i.eco_id)
-                      as "customers!"
+                      as "customers!",
+                  array(select c from unnest($2::text[]) c
+                        where not exists (select from eco_identities o where o.stripe_customer_id = c))
+                      as "unclaimed!"
            from eco_identities i where eco_id = $1"#,
         eco_id,
+        customers as &[&str],
     )
     .fetch_optional(db)
     .await
 }
 
-/// When the ledger was last written, as far as this database knows: what it has lost, it has lost after that.
+/// When the ledger was last written, as far as this database knows: what it has lost, it has lost after that. What a
+/// reconciliation took over since does not count.
 #[tracing::instrument(name = "db.eco_overage_charges.last_written", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
 pub async fn last_written(db: &mut PgConnection) -> sqlx::Result<Option<DateTime<Utc>>> {
-    sqlx::query_scalar!("select max(created_time) from eco_overage_charges").fetch_one(db).await
+    sqlx::query_scalar!("select max(created_time) from eco_overage_charges where taken_over_time is null")
+        .fetch_one(db)
+        .await
 }
 
 /// Charges of which ledger and listing do not say the same, and those that runs should have resolved long ago, in the

@@ -129,10 +129,10 @@ pub async fn finish(db: &mut PgConnection, event_id: &str, outcome: Outcome) -> 
     Ok(())
 }
 
-/// Has the last event of a subscription applied once more.
+/// Has the last event of a subscription applied once more; false: there is none, or it waits.
 #[tracing::instrument(name = "db.eco_stripe_events.apply_again", skip_all, err(level = "debug"), fields(otel.kind = "client", db.system.name = "postgresql"))]
-pub async fn apply_again(db: &mut PgConnection, subscription_id: &str) -> sqlx::Result<()> {
-    sqlx::query!(
+pub async fn apply_again(db: &mut PgConnection, subscription_id: &str) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
         "update eco_stripe_events set processed_time = null, outcome = null, attempts = 0, due_time = clock_timestamp()
          where stripe_event_id = (select stripe_event_id from eco_stripe_events
                                   where subscription_id = $1 and processed_time is not null
@@ -141,7 +141,7 @@ pub async fn apply_again(db: &mut PgConnection, subscription_id: &str) -> sqlx::
     )
     .execute(db)
     .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
 }
 
 /// An event could not be applied: it is due again after a while, or parked where that is `None`.

@@ -97,24 +97,25 @@ async fn what_stripe_lists_is_taken_over_by_a_repair() -> Result<()> {
 }
 
 /// Stripe in memory, where each change has the time that a test gives it.
-struct World {
-    db: TestDb,
+pub(crate) struct World {
+    pub(crate) db: TestDb,
+    pub(crate) memory: Arc<Memory>,
     stripe: Arc<MemorySubscriptions>,
     reconciler: Reconciler,
     now: DateTime<Utc>,
 }
 
 impl World {
-    async fn new() -> Result<Self> {
+    pub(crate) async fn new() -> Result<Self> {
         let (db, stripe, memory) =
             (TestDb::new().await?, Arc::new(MemorySubscriptions::default()), Arc::new(Memory::new()));
         let pace = || Arc::new(Pace::new(NonZeroU32::MAX));
         let pool = db::pool(&db.args(), Role::Billing)?;
         let context = stripe_events::Context::new(stripe.clone(), pace(), 2);
         let shutdown = CancellationToken::new();
-        let reconciler =
-            Reconciler::new(pool, memory.clone(), memory, context, pace(), Drift::default(), shutdown);
-        Ok(Self { db, stripe, reconciler, now: Utc::now() })
+        let (payments, books) = (memory.clone(), memory.clone());
+        let reconciler = Reconciler::new(pool, payments, books, context, pace(), Drift::default(), shutdown);
+        Ok(Self { db, memory, stripe, reconciler, now: Utc::now() })
     }
 
     /// An account on pro by a subscription that Stripe has, which began when it says.
@@ -173,7 +174,7 @@ impl World {
         Ok(told.map(|d| (d.eco_id, d.kind, d.repaired)).collect())
     }
 
-    async fn differences(&self, repair: bool) -> Result<Vec<(String, Kind, bool)>> {
+    pub(crate) async fn differences(&self, repair: bool) -> Result<Vec<(String, Kind, bool)>> {
         self.reconcile(Scope::default(), repair).await
     }
 }
@@ -221,7 +222,13 @@ async fn a_subscription_that_stands_otherwise_is_named_and_repaired() -> Result<
     let earlier = Scope { accounts: None, period_time: Some(world.now - TimeDelta::days(40)) };
     ensure!(world.reconcile(earlier, false).await?.is_empty(), "periods of before have no subscription");
 
+    let last: i64 =
+        sqlx::query_scalar("select max(audit_id) from eco_audit_log").fetch_one(&world.db.pool).await?;
     assert_eq!(world.differences(true).await?, differ(true));
+    let by = "select distinct subject, actor from eco_audit_log where audit_id > $1 order by 1";
+    let by: Vec<(String, String)> = sqlx::query_as(by).bind(last).fetch_all(&world.db.pool).await?;
+    let of = |subject: &str| (subject.to_owned(), "admin:test".to_owned());
+    assert_eq!(by, [of("account"), of("subscription")]);
     assert_eq!(
         accounts(&world.db).await?,
         [
@@ -264,5 +271,26 @@ async fn what_an_event_may_still_bring_is_no_difference() -> Result<()> {
     let new = Subscription { ended: None, ..new };
     world.stripe.state().subscriptions.insert(new.id.clone(), new);
     ensure!(world.differences(false).await?.iter().all(|(eco_id, ..)| eco_id != "eco_new"));
+    Ok(())
+}
+
+/// One that cannot be read, for whatever reason, is named, and the others and the ledger are compared all the same.
+#[tokio::test]
+async fn a_subscription_that_cannot_be_read_holds_up_no_other() -> Result<()> {
+    let world = World::new().await?;
+    for eco_id in ["eco_broken", "eco_ended"] {
+        world.pro(eco_id).await?;
+    }
+    for id in ["sub_broken", "sub_ended"] {
+        world.end(id, LONG);
+    }
+    world.stripe.state().unreadable = Some("sub_broken".to_owned());
+    assert_eq!(
+        world.differences(true).await?,
+        [
+            told("eco_broken", Kind::SubscriptionDiffers, false),
+            told("eco_ended", Kind::SubscriptionDiffers, true)
+        ]
+    );
     Ok(())
 }

@@ -13,7 +13,7 @@ use futures::{FutureExt, future::BoxFuture};
 use nexus_billing::{
     domain::stripe_objects::{CheckoutSession, Customer, Invoice, Subscription},
     payments::{
-        Doubt,
+        Advice, Doubt,
         books::{Listing, Page, Place},
         pace::Pace,
         subscriptions::Subscriptions,
@@ -40,6 +40,8 @@ pub(crate) struct State {
     pub(crate) sold: sales::Sold,
     /// Changes of subscriptions, oldest first.
     pub(crate) changes: Vec<(DateTime<Utc>, String)>,
+    /// A subscription that is only listed.
+    pub(crate) unreadable: Option<String>,
 }
 
 impl MemorySubscriptions {
@@ -78,7 +80,13 @@ fn page<'a, T: Send + 'a>(
 
 impl Subscriptions for MemorySubscriptions {
     fn subscription<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Subscription>, Doubt>> {
-        found(&self.state().subscriptions, id)
+        let state = self.state();
+        if state.unreadable.as_deref() == Some(id) {
+            let message = "its state is not known".to_owned();
+            let doubt = Doubt { advice: Advice::Later, retry_after: None, message };
+            return futures::future::ready(Err(doubt)).boxed();
+        }
+        found(&state.subscriptions, id)
     }
 
     fn subscriptions<'a>(&'a self, listing: &'a Listing) -> BoxFuture<'a, Result<Page<Subscription>, Doubt>> {

@@ -130,6 +130,25 @@ async fn a_late_item_that_is_invoiced_is_credited_whatever_the_period_is() -> Re
     Ok(())
 }
 
+/// Somebody has seen the second one, and voided its invoice: nobody was asked for it.
+#[tokio::test]
+async fn a_late_item_on_a_void_invoice_is_left_alone() -> Result<()> {
+    let world = World::new().await?;
+    world.late().await?;
+    let invoice = world.sim.create("invoices", &format!("customer={}", world.customer)).await?;
+    let line = format!("lines[0][invoice_item]={}", world.late_item().await?);
+    for (step, form) in [("add_lines", line.as_str()), ("finalize", ""), ("void", "")] {
+        world.sim.create(&format!("invoices/{invoice}/{step}"), form).await?;
+    }
+    world.ten_minutes_later().await?;
+    let run = world.billing.run_all().await?;
+    assert_eq!((run.processed_count, run.charged_count, run.errors.len()), (1, 0, 0));
+    assert_eq!((world.sim.amounts().await?, world.deletions().await?), (vec![10, 10], 0));
+    assert_eq!(world.billing.overage("eco_a").await?.billed_micros, 100_000);
+    world.has_recheck(false).await?;
+    world.billing.stop().await
+}
+
 #[tokio::test]
 async fn killed_before_the_credit_is_recorded_the_next_run_credits_once() -> Result<()> {
     let mut world = World::new().await?;

@@ -15,12 +15,15 @@ use nexus_kit::{
 };
 use nexus_proto::billing::v1::{ProcessOverageRequest, ReconcileRequest};
 use nexus_testkit::{db::TestDb, seed};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::{
+    altered::agree,
     memory::Memory,
-    support::{Billing, Sim, anchor, meter, only, record, runner},
+    reconcile::pairs,
+    support::{Billing, NONE_WAITS, Sim, anchor, event, meter, only, record, runner, until},
 };
 
 async fn refused(billing: &Billing, request: ProcessOverageRequest) -> Result<()> {
@@ -87,6 +90,40 @@ async fn a_backup_that_is_loaded_into_the_same_server_is_known_for_one() -> Resu
     billing.stop().await
 }
 
+/// After the backup it got another customer, by a subscription that was made for it, and was charged there.
+#[tokio::test]
+async fn what_was_charged_on_a_customer_of_later_is_not_charged_again_on_the_one_of_before() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    sim.pro(&db, "eco_a").await?;
+    meter(&db, "eco_a", 100_100).await?;
+    let (later, backup) = (db.restored().await?, db.restored().await?);
+    let billing = Billing::start(&later, &sim.base).await?;
+    billing.reconcile(ReconcileRequest::default()).await?;
+    let customer = sim.customer().await?;
+    let form =
+        format!("customer={customer}&items[0][price]={}&metadata[eco_id]=eco_a", sim.price("pro").await?);
+    let subscription = sim.create("subscriptions", &form).await?;
+    billing.event(&event("evt_1", "customer.subscription.created", json!({ "id": subscription }))).await?;
+    until(&later, NONE_WAITS).await?;
+    assert_eq!(billing.run_all().await?.charged_count, 1);
+    assert_eq!(sim.items().await?[0]["customer"], *customer);
+    sim.invoice(&customer).await?;
+    billing.stop().await?;
+
+    let billing = Billing::start(&backup, &sim.base).await?;
+    let named = pairs(&[("eco_a", "ITEM_STRAY")]);
+    assert_eq!(billing.differences(false).await?, named, "its event may come yet");
+    let run = billing.run_all().await?;
+    let reasons: Vec<_> = run.errors.iter().map(|e| e.reason.as_str()).collect();
+    assert_eq!((run.charged_count, reasons), (0, vec!["ACCOUNT_WITHHELD"]));
+    // And so it stays, as long as it is looked at without a repair.
+    assert_eq!(billing.differences(false).await?, named);
+    assert_eq!(billing.run_all().await?.charged_count, 0);
+    assert_eq!(billing.differences(true).await?, pairs(&[("eco_a", "ITEM_EXTRA")]));
+    agree(&billing, &sim, "eco_a", 10).await?;
+    billing.stop().await
+}
+
 /// A server takes over while a run, or a settlement, is under way.
 #[tokio::test]
 async fn what_is_under_way_charges_nothing_more_on_another_server() -> Result<()> {
@@ -109,4 +146,56 @@ async fn what_is_under_way_charges_nothing_more_on_another_server() -> Result<()
     sqlx::query("update eco_database_identity set timeline_id = timeline_id - 1").execute(&db.pool).await?;
     ensure!(charge_account(&engine.outside_runs(), &[period]).await.charged);
     Ok(())
+}
+
+/// A disk that was put back has the identity that it had: what its repair brings to an end is charged only once the ledger has
+/// what it lost.
+#[tokio::test]
+async fn a_repair_on_a_server_that_counts_as_known_charges_nothing_twice() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = Billing::start(&db, &sim.base).await?;
+    seed::account(&db.pool, "eco_a", Plan::Free, anchor()).await?;
+    let customer = sim.customer().await?;
+    let form =
+        format!("customer={customer}&items[0][price]={}&metadata[eco_id]=eco_a", sim.price("pro").await?);
+    let subscription = sim.create("subscriptions", &form).await?;
+    billing.event(&event("evt_1", "customer.subscription.created", json!({ "id": subscription }))).await?;
+    until(&db, NONE_WAITS).await?;
+    // Counts alone: what the raw log says is not what this is about.
+    record(&db, "eco_a", 100_500).await?;
+    billing.stop().await?;
+
+    let (later, backup) = (db.restored().await?, db.restored().await?);
+    for database in [&later, &backup] {
+        let same =
+            "update eco_database_identity set ledger_oid = 'eco_overage_charges'::regclass::oid::bigint,
+            database_oid = (select oid::bigint from pg_database where datname = current_database())";
+        sqlx::query(same).execute(&database.pool).await?;
+    }
+    let billing = Billing::start(&later, &sim.base).await?;
+    assert_eq!(billing.run_all().await?.charged_count, 1);
+    sim.invoice(&customer).await?;
+    sim.cancel(&subscription).await?;
+    billing.stop().await?;
+    // By then keys are forgotten.
+    sim.admin("/clock", json!({ "advance_seconds": 25 * 3_600 })).await?;
+
+    let billing = Billing::start(&backup, &sim.base).await?;
+    let hold = json!({ "method": "GET", "path": "/v1/invoiceitems", "hold": true });
+    sim.admin("/faults", hold).await?;
+    let listed = async {
+        sim.read("/held").await?;
+        let ended = "select count(*) from eco_ended_subscriptions";
+        assert_eq!(sqlx::query_scalar::<_, i64>(ended).fetch_one(&backup.pool).await?, 0);
+        sim.admin("/release", json!({})).await
+    };
+    let (repaired, listed) = tokio::join!(billing.differences(true), listed);
+    listed?;
+    ensure!(repaired?.contains(&("eco_a".to_owned(), "ITEM_EXTRA".to_owned())));
+    until(&backup, "select not exists (select from eco_ended_subscriptions where cleared_time is null)")
+        .await?;
+    assert_eq!(sim.amounts().await?, [50], "one item");
+    assert_eq!(billing.differences(false).await?, pairs(&[("eco_a", "EVENTS_COUNTERS_DIFFER")]));
+    assert_eq!(billing.run_all().await?.charged_count, 0);
+    billing.stop().await
 }

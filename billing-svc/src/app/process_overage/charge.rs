@@ -43,10 +43,7 @@ const ACCOUNT_WITHHELD: &str = "ACCOUNT_WITHHELD";
 
 /// Whether a repeat may help: the other reasons need a person, or something that a run sees.
 pub(in crate::app) fn passes(error: &AccountError) -> bool {
-    matches!(
-        error.reason.as_str(),
-        "IN_DOUBT" | "NOT_SENT" | "INTERNAL" | RECONCILE_REQUIRED | ACCOUNT_WITHHELD
-    )
+    matches!(error.reason.as_str(), "IN_DOUBT" | "NOT_SENT" | "INTERNAL" | RECONCILE_REQUIRED)
 }
 
 /// What charging an account needs.
@@ -93,7 +90,7 @@ impl ChargeContext {
     }
 }
 
-fn withheld_error(eco_id: &str) -> AccountError {
+pub(super) fn withheld_error(eco_id: &str) -> AccountError {
     let message = format!(
         "Stripe has charges of {eco_id} that are not in the ledger: it is charged once a reconciliation of all accounts has taken them in."
     );

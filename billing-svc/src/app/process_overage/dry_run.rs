@@ -5,7 +5,7 @@ use nexus_kit::db;
 use sqlx::{PgConnection, PgPool};
 
 use super::{
-    charge::untold_error,
+    charge::{untold_error, withheld_error},
     pages::{Pages, Reader},
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
         run::{AccountError, AccountResult, Figures, MAX_ERRORS, Totals},
     },
     error::Error,
-    store::facts,
+    store::{facts, withheld},
 };
 
 /// Planned charges that are told.
@@ -59,8 +59,11 @@ pub async fn dry_run(pool: &PgPool, accounts: Option<&[String]>) -> Result<DryRu
             break;
         }
         let periods: Vec<_> = page.into_values().flat_map(|todo| todo.periods).collect();
+        let eco_ids: Vec<&str> = periods.iter().map(|period| period.eco_id.as_str()).collect();
+        let withheld = withheld::among(&mut snapshot, &eco_ids).await?;
         for facts in facts::read(&mut snapshot, &periods).await? {
-            planner.look_at(&mut snapshot, facts).await?;
+            let is_withheld = withheld.contains(&facts.eco_id);
+            planner.look_at(&mut snapshot, facts, is_withheld).await?;
         }
     }
     snapshot.rollback().await?;
@@ -75,7 +78,7 @@ struct Planner {
 }
 
 impl Planner {
-    async fn look_at(&mut self, db: &mut PgConnection, facts: Facts) -> Result<(), Error> {
+    async fn look_at(&mut self, db: &mut PgConnection, facts: Facts, is_withheld: bool) -> Result<(), Error> {
         match facts.next()? {
             Next::Nothing | Next::Settle => {}
             // As in a run, an account goes no further than its first error.
@@ -83,6 +86,9 @@ impl Planner {
             Next::Park(reason) => {
                 let error = untold_error(db, &facts, &reason).await?;
                 self.account(&facts.eco_id).error = error;
+            }
+            Next::Charge { .. } if is_withheld => {
+                self.account(&facts.eco_id).error = Some(withheld_error(&facts.eco_id));
             }
             Next::Charge { difference, .. } => self.charge(facts, difference)?,
         }

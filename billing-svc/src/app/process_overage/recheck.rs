@@ -29,7 +29,7 @@ use crate::{
         run::AccountError,
     },
     error::Error,
-    payments::{Advice, Doubt, FoundItem},
+    payments::{Advice, Doubt, FoundItem, Place},
     store::{
         charges, facts, identity,
         rechecks::{self, Seen},
@@ -173,10 +173,19 @@ async fn look(context: &ChargeContext, replaced: &Intent) -> Result<Look, Error>
     };
     let listed =
         context.payments.find_items(&replaced.item.customer, replaced.charge_id, &context.pace).await;
-    let listed = match listed {
+    let mut listed = match listed {
         Ok(listed) => listed,
         Err(doubt) => return Ok(Look::Unknown(doubt)),
     };
+    let is_ours = |item: &FoundItem| seen.items.contains(&item.item_id);
+    if listed.iter().any(|item| item.is_invoiced && !is_ours(item)) {
+        let places = match context.payments.places(&replaced.item.customer, &context.pace).await {
+            Ok(places) => places,
+            Err(doubt) => return Ok(Look::Unknown(doubt)),
+        };
+        // Nobody is asked for what is on a void invoice: there is nothing to take back.
+        listed.retain(|item| is_ours(item) || places.get(&item.item_id) != Some(&Place::Void));
+    }
     let mut connection = db::acquire(&context.pool).await?;
     let ours = charges::items(&mut connection, replaced.charge_id).await?;
     // What was listed is of neither: an item may have been made meanwhile, or taken back.

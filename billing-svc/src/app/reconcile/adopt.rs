@@ -126,7 +126,13 @@ async fn adopt_lost(db: &mut PgConnection, adoption: &Adoption, facts: &Facts) -
     }
     intent.difference.units_from = units;
     intent.difference.units_to += units;
-    Ok(ledger_repairs::adopt(db, &intent, &adoption.item.item_id, adoption.item.created).await?)
+    let (item_id, created) = (&adoption.item.item_id, adoption.item.created);
+    if ledger_repairs::adopt(db, &intent, item_id, created).await? {
+        return Ok(true);
+    }
+    // Its number may have gone to another charge since it was lost. One that the ledger has is refused again.
+    intent.sequence = facts.ledger.last_sequence + 1;
+    Ok(ledger_repairs::adopt(db, &intent, item_id, created).await?)
 }
 
 /// The next run takes it back: by a correction of its own where it is all that is too much, else with whatever else the

@@ -1,6 +1,6 @@
 //! The ledger and Stripe's books.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::BoxFuture;
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     domain::{
-        books::{self, BookItem, Finding, InvoiceStatus, LedgerRow, Repair, text},
+        books::{self, BookItem, Finding, Home, InvoiceStatus, LedgerRow, Repair, text},
         reconciliation::{CLOCK_MARGIN, Difference, Kind},
     },
     error::Error,
@@ -28,6 +28,7 @@ use crate::{
         open_charges::{self, Unlisted},
         reconciliations,
         stripe_books::{self, Waiting},
+        withheld,
     },
 };
 
@@ -45,14 +46,15 @@ const OLDEST_DRAFT: TimeDelta = TimeDelta::days(35);
 
 /// Lists the books and compares. What the ledger had at `looked_at` was at Stripe before the listing began.
 /// `last_written`: only after a restore: when the ledger was last written as far as it knows, if it ever was. Returns the
-/// accounts that are not to be charged before they could be compared: what Stripe has of them cannot be taken in yet.
+/// accounts that are not to be charged before they could be compared, for what Stripe has of them cannot be taken in yet,
+/// and from when that is.
 #[tracing::instrument(name = "reconcile.stripe", skip_all)]
 pub(super) async fn compare(
     context: &Context,
     lease: &mut PgConnection,
     looked_at: DateTime<Utc>,
     last_written: Option<Option<DateTime<Utc>>>,
-) -> Result<BTreeSet<String>, Error> {
+) -> Result<BTreeMap<String, DateTime<Utc>>, Error> {
     let scope = &context.begun.scope;
     let first_start = scope.first_start(looked_at);
     let from = match (&scope.accounts, last_written) {
@@ -60,6 +62,9 @@ pub(super) async fn compare(
         (None, None) => Some(first_start),
         (None, Some(Some(last))) => Some(first_start.min(last)),
     };
+    // Whoever is withheld stays so as long as the item is listed.
+    let withheld_from = withheld::oldest_item(lease).await?;
+    let from = from.map(|from| withheld_from.map_or(from, |oldest| from.min(oldest)));
     stripe_books::clear(lease).await?;
     list(context, lease, from).await?;
     let gone = look_up(context, lease).await?;
@@ -76,7 +81,7 @@ pub(super) async fn compare(
     suspects.extend(gone);
     suspects.sort_unstable();
     suspects.dedup();
-    let mut found = Found::default();
+    let mut found = Found { restored: last_written.is_some(), ..Found::default() };
     for charges in suspects.chunks(BATCH) {
         look_at(context, charges, looked_at, &mut found).await?;
     }
@@ -98,11 +103,26 @@ pub(super) async fn compare(
 struct Found {
     /// In the order in which they were found.
     adoptions: Vec<(Adoption, Difference)>,
-    /// Accounts that are not to be charged.
-    withheld: BTreeSet<String>,
+    /// Whether the database may have lost what it knew.
+    restored: bool,
+    /// Accounts that are not to be charged, and since when there are items of them.
+    withheld: BTreeMap<String, DateTime<Utc>>,
 }
 
 impl Found {
+    /// An item is not the account's, as far as our tables know. If it is, they have lost its customer.
+    fn withhold(&mut self, eco_id: &str, home: Option<&Home>, item: &BookItem) {
+        let may_lack = match home {
+            Some(home) if self.restored => home.may_lack(&item.customer),
+            Some(home) => home.customers.is_empty(),
+            None => true,
+        };
+        if may_lack {
+            let oldest = self.withheld.entry(eco_id.to_owned()).or_insert(item.created);
+            *oldest = item.created.min(*oldest);
+        }
+    }
+
     /// All of them are adopted in their order; `None`: the item does not say whose it is.
     fn adopt(&mut self, context: &Context, adoption: Option<Adoption>, difference: Difference) {
         match adoption {
@@ -191,15 +211,19 @@ async fn look_at(
             let eco_id = rows.first().map(|row| row.eco_id.as_str());
             let says = || items.iter().find_map(|item| item.metadata.get("eco_id"));
             let eco_id = eco_id.or_else(|| says().map(String::as_str)).unwrap_or_default();
+            let customers: Vec<&str> = items.iter().map(|item| item.customer.as_str()).collect();
             let mut connection = db::acquire(&context.pool).await?;
-            stripe_books::home(&mut connection, eco_id).await?
+            stripe_books::home(&mut connection, eco_id, &customers).await?
         };
         for (difference, repair) in books::compare(*charge_id, &rows, &items, home.as_ref(), now) {
-            let has_no_home = home.as_ref().is_none_or(|home| home.customers.is_empty());
-            if has_no_home && matches!(difference.kind, Kind::ItemOfNoAccount | Kind::ItemStray) {
-                found.withheld.insert(difference.eco_id.clone());
+            let item = items.iter().find(|item| item.item_id == difference.item_id);
+            if is_asked_of_nobody(context, difference.kind, item).await? {
+                continue;
             }
-            if is_in_scope(context, &rows, &items) && !is_void(context, repair.as_ref()).await? {
+            if let Some(item) = item.filter(|_| difference.kind.may_lack_customer()) {
+                found.withhold(&difference.eco_id, home.as_ref(), item);
+            }
+            if is_in_scope(context, &rows, &items) {
                 report(context, &rows, (difference, repair), found).await?;
             }
         }
@@ -212,9 +236,11 @@ async fn attempts(context: &Context, charges: &[Uuid]) -> Result<HashMap<Uuid, V
     Ok(stripe_books::attempts(&mut connection, charges).await?)
 }
 
-/// Whether a second item of a charge is on a void invoice: nobody is asked for it, so there is nothing to take back.
-async fn is_void(context: &Context, repair: Option<&Repair>) -> Result<bool, Error> {
-    let Some(Repair::Second(BookItem { invoice_id: Some(id), .. })) = repair else { return Ok(false) };
+/// Whether an item that is one too many is on a void invoice: there is nothing to take back.
+async fn is_asked_of_nobody(context: &Context, kind: Kind, item: Option<&BookItem>) -> Result<bool, Error> {
+    let is_too_many = matches!(kind, Kind::ItemDuplicated | Kind::ItemStray | Kind::ItemOfNoAccount);
+    let invoice_id = item.filter(|_| is_too_many).and_then(|item| item.invoice_id.as_ref());
+    let Some(id) = invoice_id else { return Ok(false) };
     let invoice = ask(context, || context.books.invoice(id)).await?;
     Ok(invoice.is_some_and(|invoice| invoice.status == InvoiceStatus::Void))
 }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use nexus_kit::db;
 use sqlx::PgConnection;
 
 use super::{stripe::ask, work::Context};
@@ -25,6 +26,9 @@ use crate::{
 const EVENT_WITHIN: TimeDelta = TimeDelta::hours(1);
 /// Subscriptions that are looked at once more, at most: beyond that something else is wrong than lost events.
 const MOST_SUSPECTS: usize = 100_000;
+
+/// Subscriptions that cannot be looked at, at most: beyond that it is Stripe, or we.
+const MOST_UNREAD: usize = 20;
 
 /// Compares all that accounts have now; earlier periods have nothing of theirs.
 #[tracing::instrument(name = "reconcile.subscriptions", skip_all)]
@@ -45,10 +49,20 @@ pub(super) async fn compare(
         return Ok(());
     }
     let changed = changed(context, &suspects, now - EVENT_WITHIN).await?;
+    let mut unread = 0;
     for id in suspects.iter().take(MOST_SUSPECTS) {
-        let Some(difference) = look(context, id).await? else { continue };
-        let is_asked_for = scope.accounts.as_ref().is_none_or(|ids| ids.contains(&difference.eco_id));
-        if is_asked_for && !changed.contains(id) {
+        let difference = match look(context, id).await? {
+            Ok(difference) => difference,
+            Err(why) if unread == MOST_UNREAD => return Err(Error::BooksUnread(why)),
+            // It keeps no other from being compared, nor the ledger.
+            Err(why) => {
+                unread += 1;
+                tracing::warn!(subscription = id, why, "a subscription could not be looked at");
+                let ours = listed_subscriptions::ours(lease, &[(id.as_str(), "", None)]).await?;
+                ours.into_iter().flatten().next().map(|ours| subscription_drift::unread(id, &ours, &why))
+            }
+        };
+        if let Some(difference) = difference.filter(|_| !changed.contains(id)) {
             context.add(difference);
         }
     }
@@ -123,23 +137,40 @@ async fn changed(
     }
 }
 
-/// Looks at one once more, and brings our tables to how it stands where that is asked for: before its event comes, too.
-async fn look(context: &Context, id: &str) -> Result<Option<Difference>, Error> {
-    let repair = context.begun.repair;
+/// Looks at one once more, and brings our tables to how it stands where that is asked for: before its event comes, too. An
+/// error within: this one could not be looked at.
+async fn look(context: &Context, id: &str) -> Result<Result<Option<Difference>, String>, Error> {
+    let is_asked_for = |difference: &Difference| {
+        let accounts = context.begun.scope.accounts.as_ref();
+        accounts.is_none_or(|ids| ids.contains(&difference.eco_id))
+    };
+    match look_once(context, id, None).await? {
+        Ok(Some(difference)) if !is_asked_for(&difference) => Ok(Ok(None)),
+        Ok(Some(_)) if context.begun.repair => look_once(context, id, Some(&context.actor)).await,
+        looked => Ok(looked),
+    }
+}
+
+async fn look_once(
+    context: &Context,
+    id: &str,
+    repairer: Option<&str>,
+) -> Result<Result<Option<Difference>, String>, Error> {
     let looked = ask(context, || {
         Box::pin(async move {
-            match look_at(&context.pool, &context.events, id, repair).await {
+            match look_at(&context.pool, &context.events, id, repairer).await {
                 Err(Failure::Stripe(doubt)) => Err(doubt),
                 looked => Ok(looked),
             }
         })
     });
-    match looked.await? {
-        Ok(difference) => Ok(difference),
-        Err(Failure::Own(error)) => Err(error),
-        Err(failure) => {
-            tracing::warn!(subscription = id, %failure, "a subscription could not be looked at");
-            Ok(None)
-        }
+    match looked.await {
+        Ok(Ok(difference)) => Ok(Ok(difference)),
+        // Whoever is at work on it brings our tables to it.
+        Ok(Err(Failure::Busy)) => Ok(Ok(None)),
+        Ok(Err(Failure::Own(Error::Database(error)))) if db::is_unavailable(&error) => Err(error.into()),
+        Ok(Err(failure)) => Ok(Err(failure.to_string())),
+        Err(Error::BooksUnread(why)) => Ok(Err(why)),
+        Err(error) => Err(error),
     }
 }

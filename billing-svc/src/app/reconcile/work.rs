@@ -26,7 +26,7 @@ use crate::{
 pub(super) struct Live {
     /// What it found so far.
     pub(super) findings: Findings,
-    /// Accounts of which ledger and Stripe do not agree.
+    /// Accounts of which ledger and Stripe do not agree, or may not.
     pub(super) differing: BTreeSet<String>,
     /// When and how it ended; `None`: it goes on.
     pub(super) ended: Option<(Instant, Status)>,
@@ -60,7 +60,9 @@ impl Context {
             difference.message
         );
         self.live.send_modify(|live| {
-            if !difference.repaired && difference.kind.is_of_ledger_and_stripe() {
+            let kind = difference.kind;
+            let is_open = kind.is_of_ledger_and_stripe() || kind.may_lack_customer();
+            if !difference.repaired && is_open {
                 live.differing.insert(difference.eco_id.clone());
             }
             live.findings.add(difference);
@@ -107,16 +109,23 @@ async fn compare(context: &Context, lease: &mut PgConnection) -> Result<(), Erro
     let known = identity::remembered(lease).await?;
     let current = identity::current(lease).await?;
     let looked_at = database::compare(context).await?;
-    let last_written = if known == current { None } else { Some(stripe_books::last_written(lease).await?) };
+    let restored = known != current;
+    let last_written = if restored { Some(stripe_books::last_written(lease).await?) } else { None };
+    // An item belongs to whoever has its customer, and a lost event may have given one.
+    let customers_may_be_lost = restored || withheld::oldest_item(lease).await?.is_some();
+    if customers_may_be_lost {
+        subscriptions::compare(context, lease, looked_at).await?;
+    }
     let withheld = stripe::compare(context, lease, looked_at, last_written).await?;
     if context.begun.scope.is_whole() {
         let differing = context.live.borrow().differing.iter().cloned().collect::<Vec<_>>();
-        withheld::replace(lease, &withheld.into_iter().collect::<Vec<_>>(), &differing).await?;
+        withheld::replace(lease, &withheld, &differing).await?;
     }
-    // After the ledger: what ends is charged, and what was charged for it is known by then.
-    subscriptions::compare(context, lease, looked_at).await?;
-    if known != current && context.begun.scope.is_whole() && context.live.borrow().findings.ledger_is_whole()
-    {
+    if !customers_may_be_lost {
+        // What ends is charged at once, and what was charged for it is known by now.
+        subscriptions::compare(context, lease, looked_at).await?;
+    }
+    if restored && context.begun.scope.is_whole() && context.live.borrow().findings.ledger_is_whole() {
         tracing::warn!(
             system_identifier = current.system_identifier,
             timeline_id = current.timeline_id,

@@ -1,5 +1,6 @@
 //! A subscription that may stand otherwise at Stripe than our tables say: an event of it may have been lost.
 
+use nexus_kit::db;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use super::{Context, Failure, alone, sync::bring_found};
@@ -13,26 +14,27 @@ use crate::{
 };
 
 /// Reads a subscription at Stripe while nobody else brings our tables to how it stands, and tells what differs, if anything;
-/// `repair`: our tables are brought to it, as by an event.
+/// `repairer`: on whose behalf our tables are brought to it, as by an event.
 pub async fn look_at(
     pool: &PgPool,
     context: &Context,
     id: &str,
-    repair: bool,
+    repairer: Option<&str>,
 ) -> Result<Option<Difference>, Failure> {
-    alone(pool, context, id, async |db| {
+    alone(pool, context, id, async |connection| {
         context.pace.wait().await;
         let Some(found) = context.subscriptions.subscription(id).await? else {
-            let ours = listed_subscriptions::ours(db, &[(id, "", None)]).await?;
+            let ours = listed_subscriptions::ours(connection, &[(id, "", None)]).await?;
             return Ok(ours.into_iter().flatten().next().and_then(|ours| missing(id, &ours)));
         };
-        let Some(mut difference) = difference(db, &found).await? else { return Ok(None) };
-        if repair {
-            let mut savepoint = db.begin().await?;
+        let Some(mut difference) = difference(connection, &found).await? else { return Ok(None) };
+        if let Some(actor) = repairer {
+            db::set_actor(connection, actor).await?;
+            let mut savepoint = connection.begin().await?;
             match bring_found(&mut savepoint, context, &found, None).await {
                 Ok(_) => {
                     savepoint.commit().await?;
-                    difference.repaired = self::difference(db, &found).await?.is_none();
+                    difference.repaired = self::difference(connection, &found).await?.is_none();
                 }
                 Err(Failure::Refused(why)) => {
                     savepoint.rollback().await?;

@@ -112,7 +112,9 @@ pub(super) async fn bring_found(
         // One that was superseded and is still there comes into force again. It is to be read by itself: Stripe is not
         // waited for while nobody can count calls of the account.
         for other in superseded(&rows, id) {
-            stripe_events::apply_again(db, other).await?;
+            if !stripe_events::apply_again(db, other).await? {
+                stripe_events::look_at(db, other, &format!("end-of-{id}")).await?;
+            }
         }
     }
     if account.current.closed_time.is_some() && !is_over(found) {

@@ -147,9 +147,10 @@ fn stray(charge_id: Uuid, rows: &[LedgerRow], item: &BookItem, home: Option<&Hom
         None => "a repair deletes it",
         Some(_) => "void its invoice, or credit it there",
     };
-    let why = if home.customers.is_empty() {
+    let why = if home.may_lack(customer) {
         format!(
-            "and the account has no customer: if that is {customer}, let it have that one, and repair; it is not charged before"
+            "on customer {customer}: if that is the account's, let it have it, and repair; else void or delete the item. The \
+             account is not charged before"
         )
     } else if !home.customers.contains(customer) {
         format!("on customer {customer}, who is not the account's: {way_out}")
@@ -159,7 +160,7 @@ fn stray(charge_id: Uuid, rows: &[LedgerRow], item: &BookItem, home: Option<&Hom
         return None;
     };
     let message = format!("Stripe has item {item_id} of {eco_id} over {amount}, {why}.");
-    let is_to_go = item.invoice_id.is_none() && !home.customers.is_empty();
+    let is_to_go = item.invoice_id.is_none() && !home.may_lack(customer);
     let repair = is_to_go.then(|| Repair::Delete { item_id: item_id.clone() });
     Some((of_item(charge_id, rows, item, Kind::ItemStray, message), repair))
 }

@@ -60,7 +60,8 @@ fn item(item_id: &str) -> BookItem {
 }
 
 fn home(customers: &[&str]) -> Home {
-    Home { customers: customers.iter().map(|id| (*id).to_owned()).collect(), currency: "USD".to_owned() }
+    let customers = customers.iter().map(|id| (*id).to_owned()).collect();
+    Home { customers, unclaimed: Vec::new(), currency: "USD".to_owned() }
 }
 
 fn kinds(rows: &[LedgerRow], items: &[BookItem]) -> Vec<(Kind, i64, Option<Repair>)> {
@@ -186,6 +187,12 @@ fn an_item_that_its_account_cannot_have_is_never_taken_over() {
     assert_eq!(found[0].0, Kind::ItemExtra, "of a customer that it had");
     assert_eq!(kinds_at(Some(&home(&[])), &[], &[item("ii_1")]), [(Kind::ItemStray, 5 * MICROS, None)]);
     assert_eq!(kinds_at(None, &[], &[item("ii_1")]), [(Kind::ItemOfNoAccount, 5 * MICROS, None)]);
+    // On a customer whom nobody has: somebody is to say whether it was the account's.
+    let nobodys = Home { unclaimed: vec!["cus_z".to_owned()], ..home(&["cus_a"]) };
+    let on_z = BookItem { customer: "cus_z".to_owned(), ..item("ii_2") };
+    let found = kinds_at(Some(&nobodys), &[made("ii_1")], &[item("ii_1"), on_z]);
+    assert_eq!(found, [(Kind::ItemStray, 5 * MICROS, None)]);
+    assert!(nobodys.may_lack("cus_z") && !nobodys.may_lack("cus_a") && !nobodys.may_lack("cus_b"));
     // Over another amount on another customer: taken away, and not taken over.
     let altered = BookItem { amount_minor: 300, customer: "cus_b".to_owned(), ..item("ii_1") };
     let delete = Some(Repair::Delete { item_id: "ii_1".to_owned() });
