@@ -130,7 +130,10 @@ pub fn over_limit(refused: &Refused, now: DateTime<Utc>, rng: &mut impl Rng) -> 
 
 fn unavailable(status: &Status) -> Error {
     let retry = retry_info(status).unwrap_or(RETRY_SOON).clamp(RETRY_SOON, Duration::from_secs(60));
-    Error::Unavailable { retry, reason: describe(status) }
+    match reason(status).as_str() {
+        "OVERLOADED" => Error::Overloaded { retry, reason: describe(status) },
+        _ => Error::Unavailable { retry, reason: describe(status) },
+    }
 }
 
 fn retry_info(status: &Status) -> Option<Duration> {
