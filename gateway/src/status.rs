@@ -161,3 +161,19 @@ fn bad_request(status: &Status) -> Error {
     }
     Error::BadRequest(violations)
 }
+
+#[cfg(test)]
+mod tests {
+    use nexus_kit::status::{overloaded, unavailable};
+
+    use super::*;
+
+    /// Whoever asks may be why a service is overloaded, and is not why it is away.
+    #[test]
+    fn a_service_that_is_away_is_told_from_one_that_is_overloaded() {
+        let away = unavailable("DATABASE_UNAVAILABLE", "the database is unavailable", RETRY_SOON);
+        assert!(matches!(of_api_key(&away), Error::Unavailable { .. }));
+        assert!(matches!(of_api_key(&Status::unavailable("no connection")), Error::Unavailable { .. }));
+        assert!(matches!(of_api_key(&overloaded("too many reads wait")), Error::Overloaded { .. }));
+    }
+}
