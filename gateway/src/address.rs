@@ -3,14 +3,22 @@
 use std::{
     net::{IpAddr, Ipv6Addr},
     str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// By which other proxies say the same; it is not read.
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 /// What one customer of a provider has at least, and so may change at will within: 64 bits.
 const NETWORK_OF_ONE: u128 = u128::MAX << 64;
+/// What many have: 56. By that is counted what a few must not take from all.
+const NETWORK_OF_MANY: u128 = u128::MAX << 72;
 
 /// The other end of a connection; the server puts it beside each request.
 #[derive(Debug, Clone, Copy)]
@@ -21,8 +29,12 @@ pub struct Peer(pub IpAddr);
 pub struct Client(pub IpAddr);
 
 /// Networks of proxies whose word is taken.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Proxies(Vec<IpNet>);
+#[derive(Debug, Clone, Default)]
+pub struct Proxies {
+    networks: Vec<IpNet>,
+    /// Whether it was told that another's was not.
+    told: Arc<AtomicBool>,
+}
 
 impl FromStr for Proxies {
     type Err = String;
@@ -32,7 +44,8 @@ impl FromStr for Proxies {
         let network = |entry: &str| {
             entry.parse().map_err(|_| format!("`{entry}` is not a network such as 10.0.0.0/8 or ::1/128"))
         };
-        entries.map(network).collect::<Result<_, _>>().map(Self)
+        let networks = entries.map(network).collect::<Result<_, _>>()?;
+        Ok(Self { networks, ..Self::default() })
     }
 }
 
@@ -49,17 +62,24 @@ impl Proxies {
                 None => break,
             }
         }
-        Client(network_of_one(client))
+        Client(network(client, NETWORK_OF_ONE))
+    }
+
+    /// Whether this peer says whom a request is from and is not believed, for the first time that anybody does: a proxy
+    /// that was not named, behind which all are one address, or a client that makes it up.
+    pub fn first_not_believed(&self, peer: IpAddr, headers: &HeaderMap) -> bool {
+        let says = headers.contains_key(FORWARDED_FOR) || headers.contains_key(FORWARDED);
+        says && !self.trusts(plain(peer)) && !self.told.swap(true, Ordering::Relaxed)
     }
 
     /// The other end of a connection, unless it is a proxy of ours.
-    pub fn stranger(&self, peer: IpAddr) -> Option<IpAddr> {
+    pub fn untrusted_peer(&self, peer: IpAddr) -> Option<IpAddr> {
         let peer = plain(peer);
-        (!self.trusts(peer)).then(|| network_of_one(peer))
+        (!self.trusts(peer)).then(|| network(peer, NETWORK_OF_MANY))
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|network| network.contains(&address))
+        self.networks.iter().any(|network| network.contains(&address))
     }
 }
 
@@ -75,10 +95,11 @@ fn plain(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-fn network_of_one(address: IpAddr) -> IpAddr {
+/// An address of IPv4; of IPv6 the network that it is in.
+fn network(address: IpAddr, mask: u128) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & NETWORK_OF_ONE)),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & mask)),
     }
 }
 
@@ -125,13 +146,26 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_of_ours_is_no_stranger() {
+    fn who_connects_is_an_address_unless_it_is_a_proxy_of_ours() {
         let proxies: Proxies = "10.0.0.0/8".parse().expect("networks");
-        let stranger =
-            |peer: &str| proxies.stranger(peer.parse().expect("an address")).map(|a| a.to_string());
-        assert_eq!((stranger("10.1.2.3"), stranger("::ffff:10.1.2.3")), (None, None));
-        assert_eq!(stranger("::ffff:192.0.2.1").as_deref(), Some("192.0.2.1"));
-        assert_eq!(stranger("2001:db8:1:2:3::1").as_deref(), Some("2001:db8:1:2::"));
+        let untrusted =
+            |peer: &str| proxies.untrusted_peer(peer.parse().expect("an address")).map(|a| a.to_string());
+        assert_eq!((untrusted("10.1.2.3"), untrusted("::ffff:10.1.2.3")), (None, None));
+        assert_eq!(untrusted("::ffff:192.0.2.1").as_deref(), Some("192.0.2.1"));
+        // Whoever has 256 networks of 64 bits is one of them.
+        assert_eq!(untrusted("2001:db8:1:2ff:3::1").as_deref(), Some("2001:db8:1:200::"));
+        assert_eq!(untrusted("2001:db8:1:201::1").as_deref(), Some("2001:db8:1:200::"));
+    }
+
+    #[test]
+    fn that_somebody_is_not_believed_is_told_once() {
+        let proxies: Proxies = "10.0.0.0/8".parse().expect("networks");
+        let says = |name| HeaderMap::from_iter([(name, "198.51.100.7".parse().expect("a value"))]);
+        let told = |peer: [u8; 4], headers| proxies.first_not_believed(peer.into(), &headers);
+        assert!(!told([192, 0, 2, 1], HeaderMap::new()) && !told([10, 1, 2, 3], says(FORWARDED_FOR)));
+        assert!(told([192, 0, 2, 1], says(FORWARDED_FOR)));
+        assert!(!told([192, 0, 2, 2], says(FORWARDED_FOR)));
+        assert!(Proxies::default().first_not_believed([192, 0, 2, 1].into(), &says(FORWARDED)));
     }
 
     #[test]

@@ -110,21 +110,27 @@ impl FromRequestParts<App> for Admin {
 }
 
 /// Whose key this is, and one more request of that account, whose place it has from now on. Until it is verified, a key that
-/// is not known is a stranger's: who makes keys up is held up before anybody is asked about them.
+/// is not known is a stranger's: who makes keys up is held up before anybody is asked about them, and so is an account
+/// whose key is known.
 pub async fn verified(
     app: &Gateway,
     key: &ApiKeyText,
     extensions: &Extensions,
 ) -> Result<(EcoId, VerifyApiKeyResponse), Error> {
-    let is_known = app.known_keys.account(key).is_some();
-    if !is_known {
-        app.rates.stranger(extensions)?;
-    }
+    let is_known = match app.known_keys.account(key) {
+        Some(eco_id) => app.rates.account(&eco_id).map(|()| true)?,
+        None => app.rates.stranger(extensions).map(|()| false)?,
+    };
     let caller = match app.backend.verify_api_key(key).await {
         Err(Error::InvalidApiKey) if is_known => {
             app.known_keys.forget(key);
             app.rates.stranger(extensions)?;
             return Err(Error::InvalidApiKey);
+        }
+        Err(error @ Error::Unavailable { .. }) if !is_known => {
+            // Nobody knows what the key is. A service that is overloaded may be so by made-up ones: these count.
+            app.rates.no_stranger(extensions);
+            return Err(error);
         }
         verified => verified?,
     };
@@ -133,8 +139,8 @@ pub async fn verified(
     if !is_known {
         app.rates.no_stranger(extensions);
         app.known_keys.remember(key, eco_id.clone());
+        app.rates.account(&eco_id)?;
     }
-    app.rates.account(&eco_id)?;
     if let Some(place) = extensions.get::<Place>() {
         place.with_key_of(&eco_id)?;
     }
@@ -182,16 +188,12 @@ impl FromRequestParts<App> for Scheduler {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
-        if app.cron_secret.is_none() {
-            return Err(Error::NoCronSecret);
-        }
         if is_scheduler(app, &parts.headers) {
             Span::current().record("caller", "scheduler");
-            Ok(Scheduler)
-        } else {
-            app.rates.stranger(&parts.extensions)?;
-            Err(Error::Unauthorized)
+            return Ok(Scheduler);
         }
+        app.rates.stranger(&parts.extensions)?;
+        Err(if app.cron_secret.is_none() { Error::NoCronSecret } else { Error::Unauthorized })
     }
 }
 

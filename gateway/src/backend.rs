@@ -39,9 +39,9 @@ use crate::{
     token::ServiceTokens,
 };
 
-/// A call that makes some requests at Stripe.
+/// How long a call may take that makes some requests at Stripe, or as long as any other where that is longer.
 const STRIPE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Those, and those that go through all accounts, which may last as long as a run may for the scheduler.
+/// Calls that do.
 const AT_STRIPE: [&str; 6] = [
     "ChangePlan",
     "CreateCheckoutSession",
@@ -50,6 +50,7 @@ const AT_STRIPE: [&str; 6] = [
     "CreateAccount",
     "CloseAccount",
 ];
+/// Calls that go through all accounts. They may take as long as a run may for the scheduler.
 const OF_ALL_ACCOUNTS: [&str; 2] = ["ProcessOverage", "Reconcile"];
 
 const NO_ACCOUNT: &str = "Account not found";
@@ -138,14 +139,10 @@ impl Backend {
         self.web[place].clone()
     }
 
-    /// How long an answer to a call of gRPC-Web may take to begin: as over REST.
-    pub fn patience(&self, path: &str) -> Duration {
-        let method = path.rsplit('/').next().unwrap_or_default();
-        match method {
-            _ if AT_STRIPE.contains(&method) => STRIPE_TIMEOUT.max(self.timeout),
-            _ if OF_ALL_ACCOUNTS.contains(&method) => self.cron_timeout,
-            _ => self.timeout,
-        }
+    /// How long a service may take to answer, or to begin to: `/nexus.….BillingService/ChangePlan` or
+    /// `BillingService.ChangePlan`. Whoever goes on without the answer may wait for less.
+    pub fn patience(&self, rpc: &str) -> Duration {
+        patience(rpc, self.timeout, self.cron_timeout)
     }
 
     /// Who the gateway is for the services, for calls that others make in its name.
@@ -165,7 +162,20 @@ impl Backend {
         &self,
         rpc: &'static str,
         user: &User,
+        message: M,
+        send: impl FnOnce(Request<M>) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.ask_within(self.patience(rpc), rpc, user, message, send).await
+    }
+
+    async fn ask_within<M, T, F>(
+        &self,
         timeout: Duration,
+        rpc: &'static str,
+        user: &User,
         message: M,
         send: impl FnOnce(Request<M>) -> F,
     ) -> Result<T, Status>
@@ -173,6 +183,15 @@ impl Backend {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         call(rpc, of_user(user, timeout)?, timeout, message, send).await
+    }
+}
+
+fn patience(rpc: &str, usual: Duration, of_a_run: Duration) -> Duration {
+    let method = rpc.rsplit(['/', '.']).next().unwrap_or_default();
+    match method {
+        _ if AT_STRIPE.contains(&method) => STRIPE_TIMEOUT.max(usual),
+        _ if OF_ALL_ACCOUNTS.contains(&method) => of_a_run,
+        _ => usual,
     }
 }
 
@@ -236,4 +255,34 @@ where
         answer.map(Response::into_inner)
     };
     work.instrument(span).await
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use prost_types::FileDescriptorSet;
+
+    use super::*;
+
+    #[test]
+    fn who_asks_for_an_rpc_by_whichever_name_has_the_same_patience() -> anyhow::Result<()> {
+        let seconds =
+            |rpc: &str, usual| patience(rpc, Duration::from_secs(usual), Duration::from_secs(55)).as_secs();
+        for (method, patience) in [("ChangePlan", 20), ("Reconcile", 55), ("GetAccount", 5)] {
+            assert_eq!(seconds(&format!("BillingService.{method}"), 5), patience, "{method}");
+            assert_eq!(
+                seconds(&format!("/nexus.billing.v1.BillingService/{method}"), 5),
+                patience,
+                "{method}"
+            );
+        }
+        assert_eq!(seconds("BillingService.ChangePlan", 30), 30);
+        let files = FileDescriptorSet::decode(nexus_proto::DESCRIPTOR_SET)?.file;
+        let rpcs: Vec<_> =
+            files.iter().flat_map(|file| &file.service).flat_map(|service| &service.method).collect();
+        for named in AT_STRIPE.iter().chain(&OF_ALL_ACCOUNTS) {
+            assert!(rpcs.iter().any(|rpc| rpc.name() == *named), "{named}");
+        }
+        Ok(())
+    }
 }

@@ -43,6 +43,10 @@ impl<S: Send + Sync> OptionalFromRequest<S> for Body {
     }
 }
 
+/// Bytes that a body may have, of JSON or of a form. The longest that says something is a key's to make, with a name of 100
+/// characters and 32 scopes of 100: 21 KiB, if each character is escaped.
+pub const MAX_BYTES: usize = 32 * 1024;
+
 /// Longest time that a body may take to come.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 

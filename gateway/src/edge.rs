@@ -20,7 +20,7 @@ use tower_http::{
     cors::{AllowOrigin, CorsLayer},
 };
 
-use crate::{etag, layer};
+use crate::{etag, fixed::AsItIs, layer};
 
 /// Shorter bodies grow, or gain nothing.
 const WORTH_IT: u64 = 1024;
@@ -81,10 +81,19 @@ async fn keep_to_tls(mut response: Response) -> Response {
     response
 }
 
-fn is_compressed(_: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions) -> bool {
+fn is_compressed(_: StatusCode, _: Version, headers: &HeaderMap, extensions: &Extensions) -> bool {
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    is_of_compressed_type(kind) && extensions.get::<AsItIs>().is_none()
+}
+
+fn is_of_compressed_type(kind: &str) -> bool {
     let kind = kind.split(';').next().unwrap_or_default().trim();
     COMPRESSED.contains(&kind)
+}
+
+/// Whether a body of this type and length is one to compress.
+pub fn is_worth_packing(kind: &str, length: u64) -> bool {
+    length >= WORTH_IT && is_of_compressed_type(kind)
 }
 
 /// Without cookies: who calls shows a header, which no browser adds by itself.

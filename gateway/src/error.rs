@@ -131,6 +131,9 @@ pub enum Error {
     /// A service is away, or we are overloaded; `reason` is for the log.
     #[error("{reason}")]
     Unavailable { retry: Duration, reason: String },
+    /// A service is there, and has as much to do as it can, which may be because of who asks; `reason` is for the log.
+    #[error("{reason}")]
+    Overloaded { retry: Duration, reason: String },
     /// Our own fault; the text is for the log.
     #[error("{0}")]
     Internal(String),
@@ -177,7 +180,9 @@ impl Error {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "Request header fields too large")
             }
             Error::LimitExceeded(_) => (StatusCode::TOO_MANY_REQUESTS, "API limit exceeded"),
-            Error::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "Service unavailable"),
+            Error::Unavailable { .. } | Error::Overloaded { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "Service unavailable")
+            }
             Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "Internal server error"),
         }
     }
@@ -212,7 +217,7 @@ impl Error {
                 "You send more requests than you may. Wait for as long as Retry-After says, and send fewer a second.".into(),
             )],
             Error::PayloadTooLarge => {
-                vec![("message", "A body may have 262144 bytes at most, a webhook's 1048576.".into())]
+                vec![("message", "A body may have 32768 bytes at most, a webhook's 1048576.".into())]
             }
             Error::UnsupportedMediaType(expected) => {
                 vec![("message", format!("Content-Type must be {expected}.").into())]
@@ -241,7 +246,10 @@ impl Error {
             Error::Unauthorized => challenge(&mut headers, Scheme::Bearer),
             Error::MissingApiKey | Error::InvalidApiKey => challenge(&mut headers, Scheme::ApiKey),
             Error::LimitExceeded(over) => headers = over.headers.clone(),
-            Error::Unavailable { retry, .. } | Error::TooMany { retry, .. } | Error::TooFast { retry } => {
+            Error::Unavailable { retry, .. }
+            | Error::Overloaded { retry, .. }
+            | Error::TooMany { retry, .. }
+            | Error::TooFast { retry } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(format::seconds_up(*retry).max(1)));
             }
             _ => {}

@@ -1,6 +1,6 @@
 //! What happens around every request, in this order: an id, a span that continues the caller's trace, a
-//! place among the requests in flight, which a long answer has until it is taken, the handler with a time limit and panics
-//! caught; then the headers that every answer has, one log line, and the metrics.
+//! place among the requests in flight, which an answer of an account and a long one have until they are taken, the handler
+//! with a time limit and panics caught; then the headers that every answer has, one log line, and the metrics.
 
 use std::{borrow::Cow, panic::AssertUnwindSafe, time::Instant};
 
@@ -60,6 +60,12 @@ pub async fn around(State(app): State<App>, mut request: Request, next: Next) ->
     telemetry::continue_trace(&span, request.headers());
     request.extensions_mut().insert(Arrival(arrival));
     if let Some(Peer(peer)) = request.extensions().get().copied() {
+        if app.proxies.first_not_believed(peer, request.headers()) {
+            tracing::warn!(
+                %peer,
+                "it says whom a request is from and is not believed: if it is a proxy, name it in TRUSTED_PROXIES, or all who come through it are one address"
+            );
+        }
         let client = app.proxies.client(peer, request.headers());
         request.extensions_mut().insert(client);
     }
@@ -100,7 +106,7 @@ async fn limited(app: &App, mut request: Request, next: Next) -> Response {
         Ok(Err(_panic)) => Error::Internal("the handler panicked".to_owned()).into_response(),
         Err(_elapsed) => Error::unavailable("the request took too long").into_response(),
     };
-    if !places::is_small(response.body()) {
+    if place.is_of_account() || !places::is_small(response.body()) {
         response.extensions_mut().insert(place);
     }
     response

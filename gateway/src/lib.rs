@@ -10,6 +10,7 @@
 //! | [`address`], [`rate`] | where a request came from; how fast one caller may send them |
 //! | [`per_address`] | what is shared out by address |
 //! | [`places`], [`taken`] | places of requests in flight; answers that nobody takes |
+//! | [`fixed`] | bodies that are the same for everybody |
 //! | [`etag`] | reads whose answer a client has already |
 //! | [`auth`] | who is calling, as extractors |
 //! | [`known_keys`] | API keys that were good a short while ago |
@@ -35,6 +36,7 @@ pub mod convert;
 pub mod edge;
 pub mod error;
 pub mod etag;
+pub mod fixed;
 pub mod format;
 pub mod known_keys;
 pub mod layer;

@@ -169,8 +169,7 @@ fn complete(operation: &mut Value) {
         "usage" | "keys" | "subscriptions" => (Some("user"), &[UNAUTHORIZED, TOO_FAST]),
         "admin" => (Some("user"), &[UNAUTHORIZED, FORBIDDEN, TOO_FAST]),
         "tracked" => (Some("api_key"), &[UNAUTHORIZED, OVER_LIMIT]),
-        "scheduler" => (Some("scheduler"), &[UNAUTHORIZED]),
-        "stripe" => (None, &[]),
+        "scheduler" => (Some("scheduler"), &[UNAUTHORIZED, TOO_FAST]),
         _ => (None, &[TOO_FAST]),
     };
     operation["security"] = scheme.map_or(json!([]), |scheme| json!([{ scheme: [] }]));

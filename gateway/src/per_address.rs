@@ -1,5 +1,6 @@
-//! What is shared out by address: to whom nothing else is known of. An address has a small part of it, so that it takes
-//! many addresses to keep the others out.
+//! What is shared out by address: to whom nothing else is known of. An address has a small part of it, so that one alone
+//! keeps nobody out. Whoever has as many addresses as there are parts can keep out all who come by an address: what may be
+//! kept from them is for those who need none.
 
 use std::{
     collections::HashMap,
@@ -12,6 +13,8 @@ use crate::error::Error;
 /// So much of something.
 pub struct PerAddress {
     most: u32,
+    /// Beyond which no address has any more.
+    of_addresses: u32,
     of_an_address: u32,
     what: &'static str,
     held: Arc<Mutex<Held>>,
@@ -33,14 +36,21 @@ pub struct Taken {
 impl PerAddress {
     /// So much in all, so much of an address, of these.
     pub fn new(most: u32, of_an_address: u32, what: &'static str) -> Self {
-        Self { most: most.max(1), of_an_address: of_an_address.max(1), what, held: Arc::default() }
+        let most = most.max(1);
+        Self { most, of_addresses: most, of_an_address: of_an_address.max(1), what, held: Arc::default() }
+    }
+
+    /// The last of it is for who counts without an address.
+    pub fn keeping(self, reserve: u32) -> Self {
+        Self { of_addresses: self.most.saturating_sub(reserve).max(1), ..self }
     }
 
     /// Takes so much for an address; without one it counts in all alone.
     pub fn take(&self, address: Option<IpAddr>, size: u32) -> Result<Taken, Error> {
         let too_many = |whose: &str| Error::unavailable(&format!("too many {} {whose}", self.what));
         let mut held = lock(&self.held);
-        if held.all.saturating_add(size) > self.most {
+        let most = if address.is_some() { self.of_addresses } else { self.most };
+        if held.all.saturating_add(size) > most {
             return Err(too_many("in all"));
         }
         if let Some(address) = address {
@@ -91,5 +101,17 @@ mod tests {
         drop(first);
         assert!(room.take(address(3), 3).is_ok());
         assert!(!lock(&room.held).by_address.contains_key(&[192, 0, 2, 3].into()), "nothing is kept of it");
+    }
+
+    #[test]
+    fn the_last_of_it_is_for_who_counts_without_an_address() {
+        let room = PerAddress::new(10, 4, "things").keeping(3);
+        let address = |number| Some(IpAddr::from([192, 0, 2, number]));
+        let held = [room.take(address(1), 4), room.take(address(2), 3)];
+        assert!(held.iter().all(Result::is_ok) && room.take(address(3), 1).is_err());
+        let _last = room.take(None, 3).expect("the last");
+        assert!(room.take(None, 1).is_err());
+        drop(held);
+        assert!(room.take(address(3), 4).is_ok() && room.take(address(3), 5).is_err());
     }
 }

@@ -20,7 +20,7 @@ const REMEMBERED: u64 = 50_000;
 /// What may come at once: as much as otherwise in this time.
 const BURST: Duration = Duration::from_secs(2);
 /// By then a caller who has rested has all of it again, and nothing is lost with what was remembered of it.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(4);
+const FORGOTTEN_AFTER: Duration = BURST.saturating_mul(2);
 
 /// The rates of all callers.
 pub struct Rates {

@@ -16,7 +16,7 @@ use nexus_kit::{config::ServeArgs, descriptors::connection_places, serve::ServeE
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -34,10 +34,12 @@ use crate::{
 
 type AnyError = Box<dyn StdError + Send + Sync>;
 
-/// Longest a client may take for its TLS handshake, for its first request, and for the headers of each.
+/// Longest a client may take for its TLS handshake, and for its first request.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Longest that a connection of HTTP/2 stays without a request; one of HTTP/1.1 has the time for the next one's headers.
-const IDLE: Duration = Duration::from_secs(60);
+/// Longest that a connection stays without another request: longer than the 60 s that proxies keep idle ones for, which
+/// would else send requests on one that ends. Over HTTP/1.1 it is for the next one's headers as well: hyper does not tell
+/// whether they have begun.
+const IDLE: Duration = Duration::from_secs(75);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// What may be under way to a server that does not read it, of a request and of a connection: a mebibyte comes in some
 /// round trips.
@@ -47,13 +49,17 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const MAX_HEAD: usize = MAX_HEADER_BYTES * 3 / 2;
 /// Connections at once: each may take 110 KiB before its first request (`docs/operations.md`).
 const CONNECTIONS: u32 = 3_072;
-/// An address has one in so many of them.
-const ADDRESS: u32 = 8;
+/// An address has one in so many of them: 128, of which a browser takes one over HTTP/2 and six over HTTP/1.1.
+const ADDRESS: u32 = 24;
+/// The last one in so many are for proxies that are trusted.
+const PROXIES: u32 = 4;
 /// After an accept that failed, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Places of connections.
 pub struct Connections {
+    /// Of all servers of the process.
+    files: Arc<Semaphore>,
     places: PerAddress,
     proxies: Proxies,
 }
@@ -61,15 +67,18 @@ pub struct Connections {
 impl Connections {
     /// Behind proxies of ours are many clients: they have what they like.
     pub fn new(proxies: Proxies) -> Self {
-        Self::of(CONNECTIONS, proxies)
+        Self::of(CONNECTIONS, connection_places(), proxies)
     }
 
-    fn of(most: u32, proxies: Proxies) -> Self {
-        Self { places: PerAddress::new(most, most / ADDRESS, "connections"), proxies }
+    /// So many, and no more than there are files for.
+    fn of(most: u32, files: Arc<Semaphore>, proxies: Proxies) -> Self {
+        let most = u32::try_from(files.available_permits()).map_or(most, |files| most.min(files));
+        let places = PerAddress::new(most, most / ADDRESS, "connections").keeping(most / PROXIES);
+        Self { files, places, proxies }
     }
 
     fn enter(&self, peer: IpAddr) -> Result<Taken, Error> {
-        self.places.take(self.proxies.stranger(peer), 1)
+        self.places.take(self.proxies.untrusted_peer(peer), 1)
     }
 }
 
@@ -84,11 +93,10 @@ pub async fn serve(
 ) {
     let builder = connection_builder();
     let mut connections = JoinSet::new();
-    // Without a free one, no connection is accepted.
-    let files = connection_places();
     loop {
         let next = async {
-            let file = files.clone().acquire_owned().await.map_err(io::Error::other)?;
+            // Without a free one, no connection is accepted.
+            let file = places.files.clone().acquire_owned().await.map_err(io::Error::other)?;
             let (stream, peer) = listener.accept().await?;
             Ok::<_, io::Error>((stream, peer.ip(), file))
         };
@@ -128,7 +136,7 @@ fn connection_builder() -> auto::Builder<Streams> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(IDLE)
         .max_headers(2 * MAX_HEADERS)
         .max_buf_size(MAX_HEAD);
     builder
@@ -186,9 +194,11 @@ impl Connection {
         let mut connection = pin!(self.builder.serve_connection(stream, service));
         tokio::select! {
             served = connection.as_mut() => return served,
-            () = idle => {
+            begun = idle => {
                 connection.as_mut().graceful_shutdown();
-                return timeout(PATIENCE, connection).await.unwrap_or_else(|_| Err("no request came".into()));
+                // What is on its way from who has sent nothing in time is not waited for.
+                let rest = if begun { PATIENCE } else { Duration::ZERO };
+                return timeout(rest, connection).await.unwrap_or_else(|_| Err("no request came".into()));
             }
             () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
         }
@@ -203,9 +213,9 @@ struct Requests {
     open: usize,
 }
 
-/// Returns once no request has come for too long. The versions are told apart by the first bytes, for which hyper waits
-/// without end.
-async fn idle(mut requests: watch::Receiver<Requests>) {
+/// Returns once no request has come for too long: whether there was one before. The versions are told apart by the first
+/// bytes, for which hyper waits without end.
+async fn idle(mut requests: watch::Receiver<Requests>) -> bool {
     loop {
         let now = *requests.borrow_and_update();
         let patience = if now.begun { IDLE } else { PATIENCE };
@@ -213,7 +223,7 @@ async fn idle(mut requests: watch::Receiver<Requests>) {
         let is_idle =
             if now.open == 0 { timeout(patience, changed).await.is_err() } else { changed.await.is_err() };
         if is_idle {
-            return;
+            return now.begun;
         }
     }
 }

@@ -183,41 +183,66 @@ async fn a_connection_without_requests_is_closed_and_one_that_waits_for_an_answe
         tokio::spawn(async move { stream.read_to_end(&mut Vec::new()).await });
         anyhow::Ok(())
     };
-    assert_eq!(open_for(async |stream| over_2("/large", stream).await).await?, 60);
-    assert!(open_for(async |stream| over_2("/seldom", stream).await).await? >= ANSWERED + 60);
-    assert_eq!(open_for(async |stream| over_1("/large", stream).await).await?, 10);
-    assert!(open_for(async |stream| over_1("/seldom", stream).await).await? >= ANSWERED + 10);
+    assert_eq!(open_for(async |stream| over_2("/large", stream).await).await?, 75);
+    assert!(open_for(async |stream| over_2("/seldom", stream).await).await? >= ANSWERED + 75);
+    assert_eq!(open_for(async |stream| over_1("/large", stream).await).await?, 75);
+    assert!(open_for(async |stream| over_1("/seldom", stream).await).await? >= ANSWERED + 75);
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_request_that_does_not_come_is_waited_for_shortly() -> anyhow::Result<()> {
+    for begun in ["", "PRI", "GET / HT", "GET / HTTP/1.1\r\nhost: x\r\nx-long: "] {
+        let begin = async |mut stream: DuplexStream| {
+            stream.write_all(begun.as_bytes()).await?;
+            tokio::spawn(async move { stream.read_to_end(&mut Vec::new()).await });
+            anyhow::Ok(())
+        };
+        assert_eq!(open_for(begin).await?, 10, "{begun}");
+    }
     Ok(())
 }
 
 #[tokio::test]
-async fn an_address_has_its_share_of_connections_and_others_and_proxies_theirs() -> anyhow::Result<()> {
-    const MOST: u32 = 16;
-    for (proxies, many) in [("", 2), ("127.0.0.1/32", MOST)] {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        let places = Connections::of(MOST, proxies.parse().map_err(anyhow::Error::msg)?);
-        let app = app(&Arc::new(Semaphore::new(1)));
-        let served = tokio::spawn(serve(listener, app, None, CancellationToken::new(), places));
-        let from = async |host: u8| {
-            let socket = tokio::net::TcpSocket::new_v4()?;
-            socket.bind(([127, 0, 0, host], 0).into())?;
-            let mut stream = socket.connect(address).await?;
-            let mut head = [0; 12];
-            let is_served = stream.write_all(b"GET /none HTTP/1.1\r\nhost: x\r\n\r\n").await.is_ok()
-                && stream.read_exact(&mut head).await.is_ok();
-            anyhow::Ok(is_served.then_some(stream))
-        };
-        let mut held = Vec::new();
-        for _ in 0..many {
-            held.push(from(1).await?.ok_or_else(|| anyhow::anyhow!("a place"))?);
-        }
-        assert!(from(1).await?.is_none(), "{proxies}: one too many");
-        assert_eq!(from(2).await?.is_some(), many < MOST, "{proxies}: another address");
-        held.pop();
-        while from(1).await?.is_none() {}
-        served.abort();
+async fn an_address_has_its_share_of_connections_and_the_last_are_for_proxies() -> anyhow::Result<()> {
+    const MOST: u32 = 48;
+    const PROXY: u8 = 100;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let proxies = format!("127.0.0.{PROXY}/32").parse().map_err(anyhow::Error::msg)?;
+    let places = Connections::of(MOST, Arc::new(Semaphore::new(1_000)), proxies);
+    let app = app(&Arc::new(Semaphore::new(1)));
+    let served = tokio::spawn(serve(listener, app, None, CancellationToken::new(), places));
+    let from = async |host: u8| {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind(([127, 0, 0, host], 0).into())?;
+        let mut stream = socket.connect(address).await?;
+        let mut head = [0; 12];
+        let is_served = stream.write_all(b"GET /none HTTP/1.1\r\nhost: x\r\n\r\n").await.is_ok()
+            && stream.read_exact(&mut head).await.is_ok();
+        anyhow::Ok(is_served.then_some(stream))
+    };
+    let mut held = Vec::new();
+    for host in (1..=18).flat_map(|host| [host, host]).chain([PROXY; 12]) {
+        held.push(from(host).await?.ok_or_else(|| anyhow::anyhow!("a place for {host}"))?);
+        assert!(host != 1 || held.len() < 2 || from(1).await?.is_none(), "one too many");
+        assert!(held.len() < 36 || from(19).await?.is_none(), "one address too many");
     }
+    assert!(from(PROXY).await?.is_none(), "all are taken");
+    held.pop();
+    while from(PROXY).await?.is_none() {}
+    served.abort();
+    Ok(())
+}
+
+#[tokio::test]
+async fn there_are_no_more_places_than_files() -> anyhow::Result<()> {
+    let places = Connections::of(48, Arc::new(Semaphore::new(4)), Proxies::default());
+    let from = |host: u8| places.enter([192, 0, 2, host].into());
+    let held = [from(1)?, from(2)?, from(3)?];
+    assert!(from(1).is_err() && from(4).is_err());
+    drop(held);
+    assert!(from(1).is_ok());
     Ok(())
 }
 

@@ -130,7 +130,10 @@ pub fn over_limit(refused: &Refused, now: DateTime<Utc>, rng: &mut impl Rng) -> 
 
 fn unavailable(status: &Status) -> Error {
     let retry = retry_info(status).unwrap_or(RETRY_SOON).clamp(RETRY_SOON, Duration::from_secs(60));
-    Error::Unavailable { retry, reason: describe(status) }
+    match reason(status).as_str() {
+        "OVERLOADED" => Error::Overloaded { retry, reason: describe(status) },
+        _ => Error::Unavailable { retry, reason: describe(status) },
+    }
 }
 
 fn retry_info(status: &Status) -> Option<Duration> {
@@ -157,4 +160,20 @@ fn bad_request(status: &Status) -> Error {
             .add(renamed.map_or(violation.field.as_str(), |(_, ours)| ours), violation.description.as_str());
     }
     Error::BadRequest(violations)
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_kit::status::{overloaded, unavailable};
+
+    use super::*;
+
+    /// Whoever asks may be why a service is overloaded, and is not why it is away.
+    #[test]
+    fn a_service_that_is_away_is_told_from_one_that_is_overloaded() {
+        let away = unavailable("DATABASE_UNAVAILABLE", "the database is unavailable", RETRY_SOON);
+        assert!(matches!(of_api_key(&away), Error::Unavailable { .. }));
+        assert!(matches!(of_api_key(&Status::unavailable("no connection")), Error::Unavailable { .. }));
+        assert!(matches!(of_api_key(&overloaded("too many reads wait")), Error::Overloaded { .. }));
+    }
 }

@@ -2,7 +2,7 @@
 
 use nexus_proto::{billing::v1 as billing, usage::v1 as usage};
 
-use super::{Backend, NO_ACCOUNT, STRIPE_TIMEOUT, left_out, refused};
+use super::{Backend, NO_ACCOUNT, left_out, refused};
 use crate::{auth::User, error::Error};
 
 impl Backend {
@@ -11,7 +11,7 @@ impl Backend {
         let mut client = self.users.billing.clone();
         let request = billing::GetAccountRequest { eco_id: eco_id.to_owned() };
         let send = |r| async move { client.get_account(r).await };
-        let answer = self.ask("BillingService.GetAccount", user, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.GetAccount", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))?.account.ok_or_else(left_out("account"))
     }
 
@@ -24,7 +24,7 @@ impl Backend {
         let mut client = self.users.usage.clone();
         let request = usage::GetCurrentUsageRequest { eco_id: eco_id.to_owned() };
         let send = |r| async move { client.get_current_usage(r).await };
-        let answer = self.ask("UsageService.GetCurrentUsage", user, self.timeout, request, send).await;
+        let answer = self.ask("UsageService.GetCurrentUsage", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))
     }
 
@@ -33,7 +33,7 @@ impl Backend {
         let mut client = self.users.billing.clone();
         let request = billing::GetOverageRequest { eco_id: eco_id.to_owned() };
         let send = |r| async move { client.get_overage(r).await };
-        let answer = self.ask("BillingService.GetOverage", user, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.GetOverage", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))
     }
 
@@ -45,7 +45,7 @@ impl Backend {
     ) -> Result<billing::SetSpendCapResponse, Error> {
         let mut client = self.users.billing.clone();
         let send = |r| async move { client.set_spend_cap(r).await };
-        let answer = self.ask("BillingService.SetSpendCap", user, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.SetSpendCap", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))
     }
 
@@ -58,7 +58,7 @@ impl Backend {
             page_token: String::new(),
         };
         let send = |r| async move { client.list_invoices(r).await };
-        let answer = self.ask("BillingService.ListInvoices", user, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.ListInvoices", user, request, send).await;
         Ok(answer.map_err(refused(NO_ACCOUNT))?.invoices)
     }
 
@@ -70,7 +70,7 @@ impl Backend {
     ) -> Result<billing::ListChargesResponse, Error> {
         let mut client = self.users.billing.clone();
         let send = |r| async move { client.list_charges(r).await };
-        let answer = self.ask("BillingService.ListCharges", user, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.ListCharges", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))
     }
 
@@ -83,7 +83,7 @@ impl Backend {
         let mut client = self.users.billing.clone();
         let request = billing::ExplainChargeRequest { charge_id: charge_id.to_owned() };
         let send = |r| async move { client.explain_charge(r).await };
-        let answer = self.ask("BillingService.ExplainCharge", user, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.ExplainCharge", user, request, send).await;
         answer.map_err(refused("Charge not found"))
     }
 
@@ -96,7 +96,7 @@ impl Backend {
             page_token: String::new(),
         };
         let send = |r| async move { client.list_audit_log(r).await };
-        let answer = self.ask("BillingService.ListAuditLog", admin, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.ListAuditLog", admin, request, send).await;
         answer.map(|log| log.entries).map_err(refused(NO_ACCOUNT))
     }
 
@@ -105,7 +105,7 @@ impl Backend {
         let mut client = self.users.billing.clone();
         let request = billing::ListPlansRequest::default();
         let send = |r| async move { client.list_plans(r).await };
-        let answer = self.ask("BillingService.ListPlans", user, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.ListPlans", user, request, send).await;
         answer.map(|listed| listed.plans).map_err(refused("Plans not found"))
     }
 
@@ -114,7 +114,7 @@ impl Backend {
         let mut client = self.users.billing.clone();
         let request = billing::GetSubscriptionRequest { eco_id: eco_id.to_owned() };
         let send = |r| async move { client.get_subscription(r).await };
-        let answer = self.ask("BillingService.GetSubscription", user, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.GetSubscription", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))?.subscription.ok_or_else(left_out("subscription"))
     }
 
@@ -126,7 +126,7 @@ impl Backend {
     ) -> Result<billing::ChangePlanResponse, Error> {
         let mut client = self.users.billing.clone();
         let send = |r| async move { client.change_plan(r).await };
-        let answer = self.ask("BillingService.ChangePlan", user, STRIPE_TIMEOUT, request, send).await;
+        let answer = self.ask("BillingService.ChangePlan", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))
     }
 
@@ -138,8 +138,7 @@ impl Backend {
     ) -> Result<billing::CreateCheckoutSessionResponse, Error> {
         let mut client = self.users.billing.clone();
         let send = |r| async move { client.create_checkout_session(r).await };
-        let answer =
-            self.ask("BillingService.CreateCheckoutSession", user, STRIPE_TIMEOUT, request, send).await;
+        let answer = self.ask("BillingService.CreateCheckoutSession", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))
     }
 
@@ -151,7 +150,7 @@ impl Backend {
     ) -> Result<billing::Subscription, Error> {
         let mut client = self.users.billing.clone();
         let send = |r| async move { client.cancel_subscription(r).await };
-        let answer = self.ask("BillingService.CancelSubscription", user, STRIPE_TIMEOUT, request, send).await;
+        let answer = self.ask("BillingService.CancelSubscription", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))?.subscription.ok_or_else(left_out("subscription"))
     }
 
@@ -163,8 +162,7 @@ impl Backend {
     ) -> Result<billing::Subscription, Error> {
         let mut client = self.users.billing.clone();
         let send = |r| async move { client.reactivate_subscription(r).await };
-        let answer =
-            self.ask("BillingService.ReactivateSubscription", user, STRIPE_TIMEOUT, request, send).await;
+        let answer = self.ask("BillingService.ReactivateSubscription", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))?.subscription.ok_or_else(left_out("subscription"))
     }
 }

@@ -24,7 +24,7 @@ impl Backend {
         let mut client = self.users.analytics.clone();
         let request = analytics::GetUsageHistoryRequest { eco_id: eco_id.to_owned(), days_count };
         let send = |r| async move { client.get_usage_history(r).await };
-        let answer = self.ask("AnalyticsService.GetUsageHistory", user, self.timeout, request, send).await;
+        let answer = self.ask("AnalyticsService.GetUsageHistory", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))
     }
 
@@ -36,7 +36,7 @@ impl Backend {
     ) -> Result<analytics::ListEndpointStatsResponse, Error> {
         let mut client = self.users.analytics.clone();
         let send = |r| async move { client.list_endpoint_stats(r).await };
-        let answer = self.ask("AnalyticsService.ListEndpointStats", user, self.timeout, request, send).await;
+        let answer = self.ask("AnalyticsService.ListEndpointStats", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))
     }
 
@@ -49,7 +49,7 @@ impl Backend {
         let mut client = self.users.analytics.clone();
         let request = analytics::ForecastUsageRequest { eco_id: eco_id.to_owned() };
         let send = |r| async move { client.forecast_usage(r).await };
-        let answer = self.ask("AnalyticsService.ForecastUsage", user, self.timeout, request, send).await;
+        let answer = self.ask("AnalyticsService.ForecastUsage", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))
     }
 
@@ -58,7 +58,7 @@ impl Backend {
         let mut client = self.users.analytics.clone();
         let request = analytics::GetOverviewRequest {};
         let send = |r| async move { client.get_overview(r).await };
-        let answer = self.ask("AnalyticsService.GetOverview", admin, self.timeout, request, send).await;
+        let answer = self.ask("AnalyticsService.GetOverview", admin, request, send).await;
         answer.map_err(refused(NOTHING))
     }
 
@@ -71,8 +71,7 @@ impl Backend {
         let mut client = self.users.analytics.clone();
         let request = analytics::GetTotalUsageHistoryRequest { days_count };
         let send = |r| async move { client.get_total_usage_history(r).await };
-        let answer =
-            self.ask("AnalyticsService.GetTotalUsageHistory", admin, self.timeout, request, send).await;
+        let answer = self.ask("AnalyticsService.GetTotalUsageHistory", admin, request, send).await;
         answer.map_err(refused(NOTHING))
     }
 
@@ -84,7 +83,7 @@ impl Backend {
     ) -> Result<analytics::ListUsersResponse, Error> {
         let mut client = self.users.analytics.clone();
         let send = |r| async move { client.list_users(r).await };
-        let answer = self.ask("AnalyticsService.ListUsers", admin, self.timeout, request, send).await;
+        let answer = self.ask("AnalyticsService.ListUsers", admin, request, send).await;
         answer.map_err(refused(NOTHING))
     }
 
@@ -96,7 +95,7 @@ impl Backend {
     ) -> Result<analytics::GetRevenueHistoryResponse, Error> {
         let mut client = self.users.analytics.clone();
         let send = |r| async move { client.get_revenue_history(r).await };
-        let answer = self.ask("AnalyticsService.GetRevenueHistory", admin, self.timeout, request, send).await;
+        let answer = self.ask("AnalyticsService.GetRevenueHistory", admin, request, send).await;
         answer.map_err(refused(NOTHING))
     }
 

@@ -16,7 +16,7 @@ impl Backend {
     ) -> Result<usage::CreateApiKeyResponse, Error> {
         let mut client = self.users.usage.clone();
         let send = |r| async move { client.create_api_key(r).await };
-        let answer = self.ask("UsageService.CreateApiKey", user, self.timeout, request, send).await;
+        let answer = self.ask("UsageService.CreateApiKey", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))
     }
 
@@ -28,7 +28,7 @@ impl Backend {
     ) -> Result<usage::ListApiKeysResponse, Error> {
         let mut client = self.users.usage.clone();
         let send = |r| async move { client.list_api_keys(r).await };
-        let answer = self.ask("UsageService.ListApiKeys", user, self.timeout, request, send).await;
+        let answer = self.ask("UsageService.ListApiKeys", user, request, send).await;
         answer.map_err(refused(NO_ACCOUNT))
     }
 
@@ -40,7 +40,7 @@ impl Backend {
     ) -> Result<usage::RevokeApiKeyResponse, Error> {
         let mut client = self.users.usage.clone();
         let send = |r| async move { client.revoke_api_key(r).await };
-        let answer = self.ask("UsageService.RevokeApiKey", user, self.timeout, request, send).await;
+        let answer = self.ask("UsageService.RevokeApiKey", user, request, send).await;
         answer.map_err(refused(NO_KEY))
     }
 
@@ -52,7 +52,7 @@ impl Backend {
     ) -> Result<usage::RotateApiKeyResponse, Error> {
         let mut client = self.users.usage.clone();
         let send = |r| async move { client.rotate_api_key(r).await };
-        let answer = self.ask("UsageService.RotateApiKey", user, self.timeout, request, send).await;
+        let answer = self.ask("UsageService.RotateApiKey", user, request, send).await;
         answer.map_err(refused(NO_KEY))
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     status::{self, Credentials},
 };
 
+const RUN: &str = "BillingService.ProcessOverage";
 /// Between the run's answer and the scheduler's.
 const CRON_MARGIN: Duration = Duration::from_secs(1);
 
@@ -21,8 +22,8 @@ impl Backend {
         let mut client = self.own.billing.clone();
         let send = |r| async move { client.process_overage(r).await };
         let request = billing::ProcessOverageRequest::default();
-        let timeout = self.cron_timeout.saturating_sub(CRON_MARGIN);
-        call("BillingService.ProcessOverage", self.own(timeout)?, timeout, request, send)
+        let timeout = self.patience(RUN).saturating_sub(CRON_MARGIN);
+        call(RUN, self.own(timeout)?, timeout, request, send)
             .await
             .map_err(|s| status::rest(&s, Credentials::Gateway, "Not found"))
     }

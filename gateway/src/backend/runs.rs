@@ -8,8 +8,8 @@ use tonic::{Code, Status};
 use super::{Backend, left_out, refused};
 use crate::{auth::User, error::Error};
 
-/// How long a page waits for a reconciliation, which goes on without it.
-const RECONCILE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a page waits for what goes on without it.
+const OF_A_PAGE: Duration = Duration::from_secs(10);
 
 const NO_RUN: &str = "Run not found";
 
@@ -23,7 +23,7 @@ impl Backend {
         let mut client = self.users.billing.clone();
         let request = billing::ListOverageRunsRequest { page_size: 20, page_token: page_token.to_owned() };
         let send = |r| async move { client.list_overage_runs(r).await };
-        let answer = self.ask("BillingService.ListOverageRuns", admin, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.ListOverageRuns", admin, request, send).await;
         answer.map_err(refused(NO_RUN))
     }
 
@@ -32,7 +32,7 @@ impl Backend {
         let mut client = self.users.billing.clone();
         let request = billing::GetOverageRunRequest { run_id: run_id.to_owned() };
         let send = |r| async move { client.get_overage_run(r).await };
-        let answer = self.ask("BillingService.GetOverageRun", admin, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.GetOverageRun", admin, request, send).await;
         answer.map_err(no_such_run)?.run.ok_or_else(left_out("run"))
     }
 
@@ -50,8 +50,7 @@ impl Backend {
             page_token: page_token.to_owned(),
         };
         let send = |r| async move { client.list_overage_run_errors(r).await };
-        let answer =
-            self.ask("BillingService.ListOverageRunErrors", admin, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.ListOverageRunErrors", admin, request, send).await;
         answer.map_err(no_such_run)
     }
 
@@ -60,7 +59,7 @@ impl Backend {
         let mut client = self.users.billing.clone();
         let request = billing::ProcessOverageRequest { dry_run: true, ..Default::default() };
         let send = |r| async move { client.process_overage(r).await };
-        let answer = self.ask("BillingService.ProcessOverage", admin, self.cron_timeout, request, send).await;
+        let answer = self.ask("BillingService.ProcessOverage", admin, request, send).await;
         answer.map_err(refused("Not found"))
     }
 
@@ -69,7 +68,9 @@ impl Backend {
         let mut client = self.users.billing.clone();
         let request = billing::ReconcileRequest { request_id: request_id.to_owned(), ..Default::default() };
         let send = |r| async move { client.reconcile(r).await };
-        let answer = self.ask("BillingService.Reconcile", admin, RECONCILE_PATIENCE, request, send).await;
+        let rpc = "BillingService.Reconcile";
+        let patience = self.patience(rpc).min(OF_A_PAGE);
+        let answer = self.ask_within(patience, rpc, admin, request, send).await;
         answer.map_err(refused("Not found"))
     }
 }
@@ -80,7 +81,7 @@ impl Backend {
         let mut client = self.users.billing.clone();
         let request = billing::ListReconciliationsRequest { page_size: 5, page_token: String::new() };
         let send = |r| async move { client.list_reconciliations(r).await };
-        let answer = self.ask("BillingService.ListReconciliations", admin, self.timeout, request, send).await;
+        let answer = self.ask("BillingService.ListReconciliations", admin, request, send).await;
         Ok(answer.map_err(refused("Not found"))?.reconciliations)
     }
 }

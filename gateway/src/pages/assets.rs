@@ -4,23 +4,22 @@
 use std::sync::LazyLock;
 
 use axum::response::{IntoResponse, Response};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderMap, header::CACHE_CONTROL};
 use sha2::{Digest, Sha256};
 
 use super::session::Anybody;
-use crate::{error::Error, query::Named};
+use crate::{error::Error, fixed::Fixed, query::Named};
 
 /// A file.
 pub struct Asset {
     name: String,
-    kind: &'static str,
-    content: &'static str,
+    file: Fixed,
 }
 
 impl Asset {
-    fn new(stem: &str, extension: &str, kind: &'static str, content: &'static str) -> Self {
+    fn new(stem: &str, extension: &str, kind: &str, content: &'static str) -> Self {
         let hash = hex::encode(&Sha256::digest(content.as_bytes())[..8]);
-        Self { name: format!("{stem}-{hash}.{extension}"), kind, content }
+        Self { name: format!("{stem}-{hash}.{extension}"), file: Fixed::new(kind, content) }
     }
 
     /// Where it is served.
@@ -41,9 +40,9 @@ pub static ICON: LazyLock<Asset> =
     LazyLock::new(|| Asset::new("icon", "svg", "image/svg+xml", include_str!("assets/icon.svg")));
 
 /// Serves a file. One of another version is not there: its name would say what it is not.
-pub async fn serve(_: Anybody, Named(file): Named) -> Result<Response, Error> {
+pub async fn serve(_: Anybody, Named(file): Named, headers: HeaderMap) -> Result<Response, Error> {
     let all: [&'static Asset; 3] = [&STYLE, &SCRIPT, &ICON];
     let asset = all.into_iter().find(|asset| asset.name == file).ok_or(Error::NotFound("Not found"))?;
-    let headers = [(CONTENT_TYPE, asset.kind), (CACHE_CONTROL, "public, max-age=31536000, immutable")];
-    Ok((headers, asset.content).into_response())
+    let for_ever = [(CACHE_CONTROL, "public, max-age=31536000, immutable")];
+    Ok((for_ever, asset.file.answer(&headers).await?).into_response())
 }

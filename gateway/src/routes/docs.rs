@@ -8,14 +8,16 @@ use std::{
 
 use axum::{
     Router,
-    body::Bytes,
-    http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY},
+    http::{
+        HeaderMap,
+        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY},
+    },
     response::{IntoResponse, Response},
     routing::get,
 };
 use utoipa_swagger_ui::{Config, serve};
 
-use crate::{App, error::Error, pages::session::Anybody, query::Named};
+use crate::{App, error::Error, fixed::Fixed, pages::session::Anybody, query::Named};
 
 /// Scripts, styles and calls of this server; images that the style has in itself.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -43,12 +45,12 @@ const START: &str = r##"SwaggerUIBundle({ url: "/openapi.json", dom_id: "#docs",
 /// What the page needs of the library.
 const FILES: [&str; 3] = ["swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"];
 
-/// These files by their names, each with its type: once in memory, however many answers have them.
-static LIBRARY: LazyLock<HashMap<&str, (String, Bytes)>> = LazyLock::new(|| {
+/// These files by their names.
+static LIBRARY: LazyLock<HashMap<&str, Fixed>> = LazyLock::new(|| {
     let config = Arc::new(Config::from("/openapi.json"));
     let file = |name| {
         let file = serve(name, config.clone()).ok().flatten().expect("a file that is built in");
-        (name, (file.content_type, file.bytes.into_owned().into()))
+        (name, Fixed::new(&file.content_type, file.bytes.into_owned()))
     };
     FILES.into_iter().map(file).collect()
 });
@@ -59,29 +61,25 @@ pub(super) fn router() -> Router<App> {
 }
 
 async fn page(_: Anybody) -> Result<Response, Error> {
-    Ok(answer("text/html; charset=utf-8", PAGE))
+    Ok(answer(([(CONTENT_TYPE, "text/html; charset=utf-8")], PAGE)))
 }
 
-async fn file(_: Anybody, Named(name): Named) -> Result<Response, Error> {
+async fn file(_: Anybody, Named(name): Named, headers: HeaderMap) -> Result<Response, Error> {
     if name == "start.js" {
-        return Ok(answer("text/javascript; charset=utf-8", START));
+        return Ok(answer(([(CONTENT_TYPE, "text/javascript; charset=utf-8")], START)));
     }
-    of_library(&name)
+    of_library(&name, &headers).await
 }
 
-fn of_library(name: &str) -> Result<Response, Error> {
-    let (content_type, bytes) = LIBRARY.get(name).ok_or(Error::NotFound("Not found"))?;
-    Ok(answer(content_type, bytes.clone()))
+async fn of_library(name: &str, asked: &HeaderMap) -> Result<Response, Error> {
+    let file = LIBRARY.get(name).ok_or(Error::NotFound("Not found"))?;
+    Ok(answer(file.answer(asked).await?))
 }
 
-fn answer(content_type: &str, body: impl IntoResponse) -> Response {
-    let headers = [
-        (CONTENT_TYPE, content_type),
-        (CACHE_CONTROL, HOUR),
-        (CONTENT_SECURITY_POLICY, POLICY),
-        (REFERRER_POLICY, "no-referrer"),
-    ];
-    (headers, body).into_response()
+fn answer(file: impl IntoResponse) -> Response {
+    let headers =
+        [(CACHE_CONTROL, HOUR), (CONTENT_SECURITY_POLICY, POLICY), (REFERRER_POLICY, "no-referrer")];
+    (headers, file).into_response()
 }
 
 #[cfg(test)]
@@ -92,8 +90,11 @@ mod tests {
 
     #[tokio::test]
     async fn however_many_have_a_file_it_is_in_memory_once() -> anyhow::Result<()> {
-        let bytes =
-            async || anyhow::Ok(to_bytes(of_library("swagger-ui-bundle.js")?.into_body(), usize::MAX).await?);
+        let asked = HeaderMap::new();
+        let bytes = async || {
+            let answer = of_library("swagger-ui-bundle.js", &asked).await?;
+            anyhow::Ok(to_bytes(answer.into_body(), usize::MAX).await?)
+        };
         let (one, another) = (bytes().await?, bytes().await?);
         assert!(one.len() > 1_000_000 && one.as_ptr() == another.as_ptr());
         Ok(())

@@ -3,7 +3,7 @@
 //!
 //! Only gRPC-Web is taken. Programs that speak gRPC itself call the services.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, error::Error as StdError, iter, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use nexus_core::id::EcoId;
 use nexus_kit::{auth::Caller, rpc, status, telemetry};
 use tokio::time::timeout;
-use tonic::Status;
+use tonic::{Status, TimeoutExpired, metadata::MetadataMap};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, ServiceExt, service_fn};
 use tracing::Span;
@@ -77,7 +77,9 @@ async fn call(app: App, service: Service, request: Request) -> Result<Response, 
     let backend = app.backend.clone();
     let translated =
         GrpcWebLayer::new().layer(service_fn(move |request| reached(backend.clone(), service, request)));
-    let answer = translated.oneshot(handed_on(request)).await.unwrap_or_else(|never| match never {});
+    let patience = app.backend.patience(request.uri().path());
+    let answer =
+        translated.oneshot(handed_on(request, patience)).await.unwrap_or_else(|never| match never {});
     // The account has its place for as long as the stream lasts.
     Ok(answer
         .map(|body| {
@@ -135,15 +137,27 @@ async fn reached(
     let answer = timeout(backend.patience(path), backend.web_channel(service).oneshot(request)).await;
     Ok(match answer {
         Ok(Ok(answer)) => answer,
+        Ok(Err(error)) if is_late(&error) => late(),
         Ok(Err(error)) => {
             tracing::warn!(%error, "a service is away");
             status::unavailable("SERVICE_AWAY", "the service is away", status::RETRY_SOON).into_http()
         }
-        Err(_late) => Status::deadline_exceeded("no answer within the deadline").into_http(),
+        Err(_elapsed) => late(),
     })
 }
 
-fn handed_on(request: Request) -> Request {
+fn late() -> http::Response<tonic::body::Body> {
+    Status::deadline_exceeded("no answer within the deadline").into_http()
+}
+
+/// Whether the channel's own timer was the first.
+fn is_late(error: &(dyn StdError + 'static)) -> bool {
+    let mut causes = iter::successors(Some(error), |error: &&(dyn StdError + 'static)| (*error).source());
+    causes.any(|error| error.is::<TimeoutExpired>())
+}
+
+/// With the caller's deadline or, without one, ours, so that the service does not go on for nobody.
+fn handed_on(request: Request, patience: Duration) -> Request {
     let (mut parts, body) = request.into_parts();
     let mut headers = HeaderMap::new();
     for name in HANDED_ON {
@@ -151,9 +165,14 @@ fn handed_on(request: Request) -> Request {
             headers.insert(name, value.clone());
         }
     }
-    let mut metadata = tonic::metadata::MetadataMap::from_headers(headers);
-    telemetry::propagate_trace_to_rpc(&mut metadata);
-    parts.headers = metadata.into_headers();
+    let has_deadline = headers.contains_key("grpc-timeout");
+    let metadata = MetadataMap::from_headers(headers);
+    let mut request = tonic::Request::from_parts(metadata, tonic::Extensions::new(), ());
+    if !has_deadline {
+        request.set_timeout(patience);
+    }
+    telemetry::propagate_trace_to_rpc(request.metadata_mut());
+    parts.headers = request.into_parts().0.into_headers();
     parts.version = Version::HTTP_2;
     Request::from_parts(parts, body)
 }

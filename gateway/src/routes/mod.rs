@@ -5,7 +5,7 @@ use axum::{
     extract::DefaultBodyLimit,
     middleware::{from_fn, from_fn_with_state},
 };
-use nexus_kit::serve::{MAX_REQUEST_BYTES, MAX_WEBHOOK_BYTES};
+use nexus_kit::serve::MAX_WEBHOOK_BYTES;
 use utoipa::{OpenApi, openapi::OpenApi as Document};
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouterExt},
@@ -13,7 +13,7 @@ use utoipa_axum::{
 };
 
 use crate::{
-    App, edge,
+    App, body, edge,
     error::Error,
     etag, layer, openapi,
     pages::{self, session::Anybody},
@@ -45,7 +45,7 @@ pub fn router(app: App) -> Router {
         .merge(pages::router())
         .fallback(|_: Anybody| async { Error::NotFound("Not found") })
         .method_not_allowed_fallback(|_: Anybody| async { Error::MethodNotAllowed })
-        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .layer(DefaultBodyLimit::max(body::MAX_BYTES))
         .layer(from_fn_with_state(app.clone(), layer::around));
     let (origins, secure) = (app.origins.clone(), app.pages.is_secure());
     edge::around(router.with_state(app), &origins, secure)

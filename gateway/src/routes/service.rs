@@ -3,17 +3,13 @@
 use std::sync::LazyLock;
 
 use axum::{
-    body::Bytes,
     extract::{Request, State},
-    http::{
-        StatusCode,
-        header::{CONTENT_TYPE, RETRY_AFTER},
-    },
+    http::{StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
 use nexus_kit::serve;
 
-use crate::{App, error::Error, openapi};
+use crate::{App, error::Error, fixed::Fixed, openapi};
 
 /// Whether this server lives
 #[utoipa::path(get, path = "/healthz", tag = "service", responses(
@@ -44,11 +40,11 @@ pub(super) async fn readyz(State(app): State<App>, request: Request) -> Result<R
 #[utoipa::path(get, path = "/openapi.json", tag = "service", responses(
     (status = 200, description = "OpenAPI 3.1", body = serde_json::Value),
 ))]
-pub(super) async fn document(State(app): State<App>, request: Request) -> Result<impl IntoResponse, Error> {
-    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
+pub(super) async fn document(State(app): State<App>, request: Request) -> Result<Response, Error> {
+    static DOCUMENT: LazyLock<Fixed> = LazyLock::new(|| {
         let document = openapi::document(super::described()).expect("our own words are JSON");
-        document.to_string().into()
+        Fixed::new("application/json", document.to_string())
     });
     app.rates.stranger(request.extensions())?;
-    Ok(([(CONTENT_TYPE, "application/json")], DOCUMENT.clone()))
+    DOCUMENT.answer(request.headers()).await
 }

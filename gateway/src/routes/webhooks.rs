@@ -38,8 +38,18 @@ pub fn room() -> PerAddress {
     params(("Stripe-Signature" = String, Header, description = "`t=…,v1=…`, made within the last five minutes")),
     request_body(content = serde_json::Value, description = "The event, byte for byte as it was signed"),
     responses((status = 200, body = Received, description = "It is stored")))]
-// The body goes on byte for byte: it is what was signed. Whether the signature is good, billing-svc knows.
 pub(super) async fn stripe(State(app): State<App>, request: Request) -> Result<Json<Received>, Error> {
+    let extensions = request.extensions().clone();
+    let received = receive(&app, request).await;
+    // Stripe is never held up: what it did not send is one more request of a stranger.
+    if let Err(Error::BadRequest(_) | Error::PayloadTooLarge | Error::NoWebhookSecret) = &received {
+        app.rates.stranger(&extensions)?;
+    }
+    received
+}
+
+// The body goes on byte for byte: it is what was signed. Whether the signature is good, billing-svc knows.
+async fn receive(app: &App, request: Request) -> Result<Json<Received>, Error> {
     let signature = signature(request.headers())?.to_owned();
     let length = declared_length(request.headers());
     let _room = match length {
@@ -52,7 +62,7 @@ pub(super) async fn stripe(State(app): State<App>, request: Request) -> Result<J
             Some(app.webhooks.take(address, size)?)
         }
     };
-    let payload = body::whole(request, &app).await?;
+    let payload = body::whole(request, app).await?;
     let stored = app.backend.handle_stripe_event(payload, &signature).await?;
     Ok(Json(Received { received: true, duplicate: stored.duplicate }))
 }

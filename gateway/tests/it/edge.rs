@@ -139,6 +139,23 @@ async fn long_answers_are_compressed_for_who_takes_it_and_have_a_tag_of_their_ow
     Ok(())
 }
 
+/// Whoever asks for it has nothing done for it.
+#[tokio::test]
+async fn what_is_the_same_for_everybody_is_packed_once_or_not_at_all() -> Result<()> {
+    let suite = Suite::start().await?;
+    for path in [LONG, "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"] {
+        let forms =
+            [("gzip, zstd", Some("zstd")), ("gzip;q=0.5", Some("gzip")), ("x-gzip", None), ("", None)];
+        for (accept, told) in forms {
+            let answer = suite.fetch(path, &[("accept-encoding", accept)]).await?;
+            assert_eq!(header(&answer, "content-encoding"), told, "{path} {accept}");
+            assert_eq!(header(&answer, "vary"), Some("accept-encoding"), "{path} {accept}");
+            assert!(header(&answer, "content-length").is_some(), "{path} {accept}: {answer:?}");
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn pages_of_other_origins_may_call_where_they_are_named() -> Result<()> {
     let suite =

@@ -1,11 +1,14 @@
 //! gRPC-Web, as a browser speaks it: over HTTP/1.1, with the trailers in the body.
 
 use anyhow::{Context, Result, bail};
+use axum::{Router, routing::post};
+use http::HeaderMap;
 use nexus_core::plan::Plan;
 use nexus_proto::{analytics::v1 as analytics, billing::v1 as billing, usage::v1 as usage};
 use nexus_testkit::settings::{ADMIN, user_token};
 use prost::Message;
-use reqwest::Response;
+use reqwest::{RequestBuilder, Response};
+use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::suite::{Suite, event};
 
@@ -28,13 +31,17 @@ impl Suite {
     }
 
     async fn send_with(&self, path: &str, authorization: &str, message: &impl Message) -> Result<Response> {
+        Ok(self.call(path, authorization, message)?.send().await?)
+    }
+
+    fn call(&self, path: &str, authorization: &str, message: &impl Message) -> Result<RequestBuilder> {
         let mut body = vec![0];
         body.extend(u32::try_from(message.encoded_len())?.to_be_bytes());
         body.extend(message.encode_to_vec());
         let request = self.request("POST", path)?.header("content-type", BINARY).header("x-grpc-web", "1");
         let request =
             if authorization.is_empty() { request } else { request.header("authorization", authorization) };
-        Ok(request.body(body).send().await?)
+        Ok(request.body(body))
     }
 }
 
@@ -238,6 +245,33 @@ async fn a_service_that_does_not_answer_is_given_up_at_the_deadline() -> Result<
     let own = usage::GetCurrentUsageRequest::default();
     let answer = Answer::of(suite.send(CURRENT, Some(&user_token("eco_a")?), &own).await?).await?;
     assert_eq!(answer.status, "4", "DEADLINE_EXCEEDED");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_service_is_told_until_when_somebody_waits_for_it() -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = format!("http://{}", listener.local_addr()?);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let never = async move |headers: HeaderMap| {
+        let deadline = headers.get("grpc-timeout").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        tell.send(deadline).expect("the test is there");
+        std::future::pending::<()>().await;
+    };
+    tokio::spawn(axum::serve(listener, Router::new().route(CURRENT, post(never))).into_future());
+    let suite = Suite::start_with(|config| {
+        config.usage_addr = address;
+        config.backend_timeout = std::time::Duration::from_secs(1_000);
+    })
+    .await?;
+    let bearer = format!("Bearer {}", user_token("eco_a")?);
+    let call = || suite.call(CURRENT, &bearer, &usage::GetCurrentUsageRequest::default());
+    let ours = tokio::spawn(call()?.send());
+    assert_eq!(told.recv().await.context("a call")?.as_deref(), Some("1000000m"));
+    ours.abort();
+    let own = Answer::of(call()?.header("grpc-timeout", "50m").send().await?).await?;
+    assert_eq!(told.recv().await.context("another")?.as_deref(), Some("50m"));
+    assert_eq!(own.status, "4", "DEADLINE_EXCEEDED");
     Ok(())
 }
 

@@ -223,3 +223,23 @@ async fn only_users_of_open_accounts_change_keys() -> Result<()> {
     assert_eq!(suite.post_as("eco_a", REVOKE, &json!({"key_id": id})).await?.status, 200);
     Ok(())
 }
+
+/// Of all that a route may be sent, with each character escaped.
+#[tokio::test]
+async fn the_longest_body_that_is_good_is_taken() -> Result<()> {
+    let suite = Suite::start().await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    let name = r"\ud83d\ude80".repeat(100);
+    let scopes = vec![format!("\"{}\"", r"\u0061".repeat(100)); 32].join(",");
+    let id = "018f9d2c-7c1e-7000-8000-000000000001";
+    let body = format!(r#"{{"name":"{name}","scopes":[{scopes}],"testMode":false,"request_id":"{id}"}}"#);
+    assert!(body.len() > 20_000, "{}", body.len());
+    let request = suite.request("POST", "/api/keys/generate")?.bearer_auth(user_token("eco_a")?);
+    let made = Answer::of(request.body(body)).await?;
+    assert_eq!(
+        (made.status.as_u16(), &made.body["name"]),
+        (200, &"\u{1f680}".repeat(100).into()),
+        "{made:?}"
+    );
+    Ok(())
+}

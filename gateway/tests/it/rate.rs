@@ -6,15 +6,19 @@ use anyhow::Result;
 use nexus_core::plan::Plan;
 use nexus_testkit::settings::{ADMIN, user_token};
 use serde_json::json;
+use stripe_webhook::Webhook;
 
 use crate::{
     answer::{Answer, assert_answer},
     suite::{CRON_SECRET, Suite},
     visitor::Visitor,
+    webhooks::signed,
 };
 
 const CURRENT: &str = "/api/usage/current";
 const PING: &str = "/api/secure/ping";
+const EVENT: &str = r#"{"id": "evt_1", "object": "event", "type": "customer.tax_id.created",
+                        "data": {"object": {"id": "txi_1"}}}"#;
 
 /// A suite where an account, or an address, may send one request a second, and two at once.
 async fn slow(account_rate: u32, address_rate: u32) -> Result<Suite> {
@@ -134,6 +138,37 @@ async fn keys_that_are_not_known_count_before_anybody_is_asked_about_them() -> R
     Ok(())
 }
 
+/// A key that is known costs usage-svc nothing beyond the rate of its account.
+#[tokio::test]
+async fn a_known_key_counts_for_its_account_before_anybody_is_asked_about_it() -> Result<()> {
+    let suite = slow(1, 0).await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    let key = suite.api_key("eco_a", false).await?;
+    assert_eq!(suite.get(PING, &key).await?.status, 200);
+    suite.cut_usage();
+    refused(async || suite.get(PING, &key).await, 503).await?;
+    Ok(())
+}
+
+/// 503 says what is the matter, and 429 would not.
+#[tokio::test]
+async fn a_key_of_which_nobody_can_say_whether_it_is_good_does_not_count() -> Result<()> {
+    let suite = slow(0, 1).await?;
+    suite.account("eco_a", Plan::Pro).await?;
+    let (key, known) = (suite.api_key("eco_a", false).await?, suite.api_key("eco_a", false).await?);
+    assert_eq!(suite.get(PING, &known).await?.status, 200);
+    suite.cut_usage();
+    for _ in 0..5 {
+        assert_eq!(suite.get(PING, &key).await?.status, 503);
+        assert_eq!(suite.get(PING, &known).await?.status, 503);
+    }
+    suite.mend_usage();
+    suite.until(async |suite| suite.get(PING, &known).await, |answer| answer.status == 200).await?;
+    refused(async || suite.get(CURRENT, "").await, 401).await?;
+    assert_eq!(suite.get(PING, &known).await?.status, 200, "it is known yet");
+    Ok(())
+}
+
 #[tokio::test]
 async fn good_keys_do_not_count_for_their_address() -> Result<()> {
     let suite = slow(0, 1).await?;
@@ -217,8 +252,36 @@ async fn health_the_scheduler_and_stripe_are_never_held_up() -> Result<()> {
     for _ in 0..5 {
         assert_eq!(suite.get("/healthz", "").await?.status, 200);
         assert_eq!(suite.run_overage().await?.status, 200);
-        assert_eq!(Answer::of(suite.request("POST", "/webhooks/stripe")?).await?.status, 400);
+        assert_eq!(Answer::of(signed(&suite, EVENT)?).await?.status, 200);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn webhooks_that_stripe_did_not_sign_count_by_address() -> Result<()> {
+    let suite = slow(0, 1).await?;
+    let foreign = Webhook::generate_test_header(EVENT, "whsec_other", None);
+    for (number, signature) in ["", foreign.as_str()].into_iter().enumerate() {
+        let send = async || {
+            let request = suite.request("POST", "/webhooks/stripe")?.body(EVENT);
+            let request = request.header("x-forwarded-for", format!("198.51.100.{number}"));
+            Answer::of(request.header("stripe-signature", signature)).await
+        };
+        let answer = refused(send, 400).await?;
+        assert_eq!(answer.body["error"], "Too many requests", "{signature}");
+    }
+    Ok(())
+}
+
+/// Each of its answers is an error in the log.
+#[tokio::test]
+async fn a_scheduler_that_is_not_configured_is_told_so_no_faster_than_by_the_rate() -> Result<()> {
+    let suite = Suite::start_with(|config| {
+        config.address_rate_per_second = 1;
+        config.cron_secret = None;
+    })
+    .await?;
+    refused(async || suite.run_overage().await, 500).await?;
     Ok(())
 }
 

@@ -77,10 +77,10 @@ async fn bodies_and_headers_have_bounds() -> Result<()> {
         let mut connection = TcpStream::connect(address).await?;
         let header = format!(
             "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\
-             transfer-encoding: chunked\r\n\r\n40001\r\n"
+             transfer-encoding: chunked\r\n\r\n8001\r\n"
         );
         connection.write_all(header.as_bytes()).await?;
-        connection.write_all(&vec![b' '; 256 * 1024 + 1]).await?;
+        connection.write_all(&vec![b' '; 32 * 1024 + 1]).await?;
         let mut answer = Vec::new();
         while !answer.ends_with(b"}") {
             answer.push(connection.read_u8().await?);

@@ -37,6 +37,12 @@ if (main && "EventSource" in window) {
     }
   };
 
+  // A browser tries again by itself what broke, and not what was refused.
+  const REFUSED_FOR = 30_000;
+  const failed = (event) => {
+    if (event.target.readyState === EventSource.CLOSED) setTimeout(follow, REFUSED_FOR);
+  };
+
   // A page that nobody sees holds no connection: a browser has few of them.
   const follow = () => {
     if (document.hidden) {
@@ -45,6 +51,7 @@ if (main && "EventSource" in window) {
     } else if (!source || source.readyState === EventSource.CLOSED) {
       source = new EventSource(main.dataset.live);
       source.addEventListener("message", show);
+      source.addEventListener("error", failed);
     }
   };
   document.addEventListener("visibilitychange", follow);

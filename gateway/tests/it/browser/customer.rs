@@ -5,7 +5,10 @@ use nexus_core::plan::Plan;
 use serde_json::json;
 
 use super::driver::browser_or_leave_out;
-use crate::suite::{Suite, event};
+use crate::{
+    suite::{Suite, event},
+    visitor::Visitor,
+};
 
 #[tokio::test]
 async fn a_customer_signs_in_and_sees_the_figures_that_the_api_gives() -> Result<()> {
@@ -193,4 +196,30 @@ async fn everything_can_be_done_without_scripts() -> Result<()> {
         "what needs a script is not shown without"
     );
     Ok(())
+}
+
+/// Of streams an account has eight; a browser gives up one that is refused.
+#[tokio::test]
+async fn figures_go_on_once_there_is_room_for_their_stream() -> Result<()> {
+    let suite = Suite::start().await?;
+    let browser = browser_or_leave_out!(&suite);
+    suite.account("eco_pro", Plan::Pro).await?;
+    let visitor = Visitor::of(&suite, "eco_pro")?;
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(visitor.request("GET", "/dashboard/live")?.send().await?);
+    }
+    // Half a minute is over at once.
+    let hurry = "window.refused = 0; const wait = window.setTimeout; \
+                 window.setTimeout = (then, ms) => { window.refused += ms === 30000; wait(then, ms / 100); };";
+    browser.cdp("Page.addScriptToEvaluateOnNewDocument", json!({"source": hurry})).await?;
+    browser.sign_in("eco_pro", "/dashboard").await?;
+    let refused = async {
+        while browser.driver.execute("return window.refused", vec![]).await?.json() == &json!(0) {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), refused).await.context("never refused")??;
+    drop(held);
+    suite.record(vec![event("eco_pro", "/v1/x", 200, 250)]).await?;
+    browser.until_text("[data-figure=calls]", "250").await
 }
