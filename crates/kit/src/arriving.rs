@@ -195,7 +195,9 @@ struct Message {
     arrived: usize,
     /// Bytes of those that ended with what came last, their prefixes among them.
     ended: usize,
-    /// Bytes of the largest one so far, unpacked.
+    /// Bytes of this one, unpacked.
+    unpacked: usize,
+    /// Bytes of the largest one that is complete, unpacked.
     largest: usize,
 }
 
@@ -206,7 +208,8 @@ impl Message {
 
     /// Of the same call.
     fn another(&self) -> Self {
-        Self { packing: self.packing, largest: self.largest, ..Self::default() }
+        let largest = self.largest.max(self.unpacked);
+        Self { packing: self.packing, largest, ..Self::default() }
     }
 
     /// The next one is asked for.
@@ -233,7 +236,7 @@ impl Message {
                     let [packed, length @ ..] = self.prefix;
                     self.missing = u32::from_be_bytes(length) as usize;
                     let packing = if packed == 0 { Packing::default() } else { self.packing };
-                    self.largest = self.largest.max(packing.unpacked(self.missing));
+                    self.unpacked = packing.unpacked(self.missing);
                 }
             } else {
                 let taken = data.len().min(self.missing);
@@ -296,14 +299,20 @@ impl Bounded {
         let bytes = (bytes + self.message.ended).saturating_sub(FREE_BYTES);
         let waits = self.one.as_ref().is_some_and(|one| one.end.is_some());
         // One that has begun where another ended has its time from when it is asked for: till then we hold it up.
-        if bytes == 0 || self.message.ended > 0 || (self.message.is_complete() && !waits) {
+        let is_small = bytes == 0 && (self.kept.is_none() || self.message.unpacked <= FREE_BYTES);
+        if is_small || self.message.ended > 0 || (self.message.is_complete() && !waits) {
             self.late = None;
         } else if self.late.is_none() {
             self.late = Some(Box::pin(sleep(MAX_TIME)));
         }
         self.held.resize(bytes, self.message.missing)?;
         match &mut self.kept {
-            Some(kept) => kept.resize(self.message.largest.saturating_sub(FREE_BYTES), 0),
+            Some(kept) => {
+                let Message { unpacked, largest, .. } = self.message;
+                let is_to_come =
+                    if self.message.is_complete() { 0 } else { unpacked.saturating_sub(largest) };
+                kept.resize(unpacked.max(largest).saturating_sub(FREE_BYTES), is_to_come)
+            }
             None => Ok(()),
         }
     }

@@ -101,6 +101,41 @@ async fn what_is_only_said_to_come_counts_for_its_account_and_little_for_all() -
     }
     let refused = next(&mut claim(8)).await.expect_err("all is held");
     assert_eq!(refused.message(), "too much is arriving at once");
+
+    // The same of what streams keep, of which there is more, and of packed ones, whose few bytes become many.
+    let stream = |account: usize, missing: usize| {
+        let whose = id(&format!("eco_{account}"));
+        let mut bytes = message(FREE_BYTES, missing).to_vec();
+        bytes[0] = 1;
+        let body = body([bytes.into()]);
+        arriving.bound_stream(body, MAX, Some(&whose), Packing(STREAMS as usize * share / FREE_BYTES))
+    };
+    let mut kept = Vec::new();
+    for account in 0..8 * STREAMS as usize {
+        let mut call = stream(account, FREE_BYTES);
+        assert!(next(&mut call).await?.is_some(), "{account}");
+        kept.push(call);
+    }
+    next(&mut stream(100, FREE_BYTES)).await.expect_err("all is held");
+    kept.clear();
+    // What has come counts.
+    for account in 0..STREAMS as usize * 4 * share / MAX_BATCH_BYTES {
+        let mut call = stream(account, 0);
+        assert!(next(&mut call).await?.is_some());
+        kept.push(call);
+    }
+    next(&mut stream(100, 0)).await.expect_err("all is held");
+    Ok(())
+}
+
+/// Few bytes that become many are held for by the stream that they are of.
+#[tokio::test(start_paused = true)]
+async fn a_small_packed_message_of_a_stream_has_its_time_as_well() -> Result<(), Status> {
+    let bytes = [&[1, 0, 0, 0, 200][..], &[7; 100]].concat().into();
+    let mut call = Arriving::default().bound_stream(body([bytes]), MAX, Some(&id("eco_a")), Packing(1_032));
+    next(&mut call).await?;
+    let late = call.frame().await.expect("an error").expect_err("late");
+    assert_eq!(late.code(), Code::DeadlineExceeded);
     Ok(())
 }
 

@@ -16,6 +16,11 @@ const LEAST: usize = 10_000;
 /// Accounts beyond which those that have nothing here are forgotten.
 const MANY: usize = 1_000;
 
+/// What keys of all accounts may take together of room for so many: the rest is for services.
+pub(super) fn of_all_keys(all: usize) -> usize {
+    (all - all / PART).max(LEAST).min(all)
+}
+
 /// What one account may have. It is the same one for as long as somebody has some of it.
 #[derive(Debug)]
 pub(super) struct AccountRoom {

@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     flush::FlushError,
     locked::{LOCK_WAIT, Lock},
-    record_usage::{Submission, answer},
+    record_usage::{Submission, Taken, answer},
     writer::{Lacking, Writer},
 };
 
@@ -55,7 +55,7 @@ impl Share {
     fn admit(&self, call: &mut Submission) -> bool {
         let places = u32::try_from(call.events.len().min(self.capacity)).unwrap_or(u32::MAX);
         let room = self.room.clone().try_acquire_many_owned(places);
-        room.map(|room| call.room = room).is_ok()
+        room.map(|room| call.room = Taken::aside(room)).is_ok()
     }
 }
 

@@ -3,13 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use moka::{future::Cache, policy::EvictionPolicy};
-use nexus_core::id::EcoId;
+use nexus_core::id::{ApiKeyText, EcoId};
 use nexus_kit::validate::Violations;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::quota::{Decision, Quota, Verdict};
+use super::{
+    quota::{Decision, Quota, Verdict},
+    verify_api_key::Keys,
+};
 use crate::error::Error;
 
 /// How long an answer is remembered for a repeated request.
@@ -29,6 +32,23 @@ enum Undecided {
     /// It consumed nothing, and units may come back.
     Refused(Decision),
     Failed(Arc<Error>),
+}
+
+/// Admits units to a caller. A key is verified once more when they are there, for it may have been revoked while they were
+/// waited for.
+pub async fn admit(
+    quota: &Quota,
+    (eco_id, units): (&EcoId, i64),
+    (keys, key): (&Keys, Option<&ApiKeyText>),
+) -> Result<Decision, Error> {
+    let (decision, reservation) = quota.reserve(eco_id, units).await?;
+    if let Some(key) = key {
+        keys.verify(key).await?;
+    }
+    if let Some(reservation) = reservation {
+        reservation.keep();
+    }
+    Ok(decision)
 }
 
 impl Default for Memory {
@@ -55,14 +75,15 @@ impl Memory {
     pub async fn run(
         &self,
         quota: &Quota,
-        eco_id: &EcoId,
-        units: i64,
+        (eco_id, units): (&EcoId, i64),
         request_id: Uuid,
+        (keys, key): (&Keys, Option<&ApiKeyText>),
     ) -> Result<Decision, Arc<Error>> {
         let left = CancellationToken::new();
         let _here = left.clone().drop_guard();
-        let key = (eco_id.clone(), request_id);
+        let request = (eco_id.clone(), request_id);
         let (quota, account, memory) = (quota.clone(), eco_id.clone(), self.0.clone());
+        let (keys, api_key) = (keys.clone(), key.cloned());
         // A task of its own: what is decided is remembered, whenever the caller goes away.
         let task = async move {
             loop {
@@ -70,7 +91,7 @@ impl Memory {
                     tokio::select! {
                         biased;
                         () = left.cancelled() => Err(Undecided::Left),
-                        decision = quota.admit(&account, units) => match decision {
+                        decision = admit(&quota, (&account, units), (&keys, api_key.as_ref())) => match decision {
                             Ok(refused) if matches!(refused.verdict, Verdict::Refused(_)) => {
                                 Err(Undecided::Refused(refused))
                             }
@@ -79,7 +100,7 @@ impl Memory {
                         }
                     }
                 };
-                let decided = memory.try_get_with(key.clone(), decide).await;
+                let decided = memory.try_get_with(request.clone(), decide).await;
                 match decided.map_err(Arc::unwrap_or_clone) {
                     Ok(decision) | Err(Undecided::Refused(decision)) => return Ok(decision),
                     Err(Undecided::Failed(error)) => return Err(error),

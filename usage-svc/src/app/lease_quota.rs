@@ -81,7 +81,8 @@ impl Session {
         self.verify().await
     }
 
-    async fn verify(&self) -> Result<(), Error> {
+    /// Verifies the key, from memory as a rule.
+    pub async fn verify(&self) -> Result<(), Error> {
         if let Some(key) = &self.key {
             self.keys.verify(key).await?;
         }

@@ -25,7 +25,7 @@ use tokio::{
 use tracing::Span;
 
 use super::{
-    account_room::{AccountRooms, Places},
+    account_room::{self, AccountRooms, Places},
     aside::Share,
     flush::FlushError,
 };
@@ -43,7 +43,7 @@ pub(super) struct Submission {
     pub(super) span: Span,
     pub(super) arrived: Instant,
     /// Room in the queue, or among what is set aside, until the answer is out.
-    pub(super) room: OwnedSemaphorePermit,
+    pub(super) room: Taken,
     /// The same of its account's part, where a key sends them.
     pub(super) own: Option<Arc<Places>>,
 }
@@ -68,11 +68,37 @@ struct Part {
     positions: Vec<usize>,
 }
 
+/// What events hold of the room for all.
+#[derive(Debug)]
+pub(super) struct Taken {
+    _all: OwnedSemaphorePermit,
+    /// Where a key sends them.
+    _of_keys: Option<OwnedSemaphorePermit>,
+}
+
+impl Taken {
+    /// Of room that has nothing to do with keys.
+    pub(super) fn aside(all: OwnedSemaphorePermit) -> Self {
+        Self { _all: all, _of_keys: None }
+    }
+}
+
 /// Room in the queues for events that are to come.
 #[derive(Debug)]
 pub struct Room {
     all: OwnedSemaphorePermit,
+    of_keys: Option<OwnedSemaphorePermit>,
     own: Option<Arc<Places>>,
+}
+
+impl Room {
+    fn split(&mut self, events: usize) -> Option<Taken> {
+        let of_keys = match &mut self.of_keys {
+            Some(of_keys) => Some(of_keys.split(events)?),
+            None => None,
+        };
+        Some(Taken { _all: self.all.split(events)?, _of_keys: of_keys })
+    }
 }
 
 /// The bounded queues to the writers.
@@ -81,6 +107,8 @@ pub struct Recorder {
     queues: Arc<[mpsc::Sender<Submission>]>,
     /// Room for events, in all queues together.
     room: Arc<Semaphore>,
+    /// Of that, what keys may take together: the rest is for services, which record for everybody.
+    of_keys: Arc<Semaphore>,
     /// For events that wait for room: as many again.
     waiting: Arc<Semaphore>,
     /// Of both, what each account may take by its keys.
@@ -96,9 +124,10 @@ impl Recorder {
         // A submission has at least one event, so the semaphore is full first.
         let (queues, far_ends): (Vec<_>, _) = (0..writers).map(|_| mpsc::channel(capacity)).unzip();
         let room = Arc::new(Semaphore::new(capacity));
+        let of_keys = Arc::new(Semaphore::new(account_room::of_all_keys(capacity)));
         let waiting = Arc::new(Semaphore::new(capacity));
         let (accounts, aside) = (AccountRooms::of(capacity), Share::of(capacity));
-        (Self { queues: queues.into(), room, waiting, accounts, capacity, aside }, far_ends)
+        (Self { queues: queues.into(), room, of_keys, waiting, accounts, capacity, aside }, far_ends)
     }
 
     pub(super) fn share(&self) -> Share {
@@ -125,8 +154,18 @@ impl Recorder {
             Some(key) => Some(self.accounts.get(&key.eco_id).take(places).ok_or(Error::Overloaded)?),
             None => None,
         };
-        let all = self.room.clone().try_acquire_many_owned(places).map_err(|_| Error::Overloaded)?;
-        Ok(Room { all, own: own.map(Arc::new) })
+        self.common_now(places, own.map(Arc::new)).map_err(|_| Error::Overloaded)
+    }
+
+    /// Room among all, and among keys where it is a key's; else its own is given back.
+    fn common_now(&self, places: u32, own: Option<Arc<Places>>) -> Result<Room, Option<Arc<Places>>> {
+        let take = |of: &Arc<Semaphore>| of.clone().try_acquire_many_owned(places).ok();
+        let of_keys = own.as_ref().map(|_| take(&self.of_keys));
+        match (take(&self.room), of_keys) {
+            (Some(all), None) => Ok(Room { all, of_keys: None, own }),
+            (Some(all), Some(Some(of_keys))) => Ok(Room { all, of_keys: Some(of_keys), own }),
+            _ => Err(own),
+        }
     }
 
     /// Waits for room for so many events. As many as there is room for may wait, all in all and of the key's account:
@@ -140,12 +179,17 @@ impl Recorder {
             }
             None => None,
         };
-        if let Ok(all) = self.room.clone().try_acquire_many_owned(places) {
-            return Ok(Room { all, own });
-        }
+        let own = match self.common_now(places, own) {
+            Ok(room) => return Ok(room),
+            Err(own) => own,
+        };
         let _waits = self.waiting.clone().try_acquire_many_owned(places).map_err(|_| Error::Overloaded)?;
-        let all = self.room.clone().acquire_many_owned(places).await.map_err(|_| Error::Stopping)?;
-        Ok(Room { all, own })
+        let take = async |of: &Arc<Semaphore>| {
+            of.clone().acquire_many_owned(places).await.map_err(|_| Error::Stopping)
+        };
+        // A key's first among keys: what waits for that keeps no service out.
+        let of_keys = if own.is_some() { Some(take(&self.of_keys).await?) } else { None };
+        Ok(Room { all: take(&self.room).await?, of_keys, own })
     }
 
     /// The same as [`Self::record`], of events for which there is room.
@@ -158,19 +202,18 @@ impl Recorder {
         fits.and_then(|n| u32::try_from(n).ok()).ok_or(Error::Overloaded)
     }
 
-    async fn submit(&self, events: Vec<Event>, room: Room) -> Result<Vec<Outcome>, Error> {
-        let Room { mut all, own } = room;
+    async fn submit(&self, events: Vec<Event>, mut room: Room) -> Result<Vec<Outcome>, Error> {
         let mut outcomes = vec![Outcome::Accepted; events.len()];
         let mut waiting = Vec::new();
         for (queue, part) in self.queues.iter().zip(self.divide(events)) {
             if part.events.is_empty() {
                 continue;
             }
-            let room = all.split(part.events.len()).expect("there is room for all of its parts");
+            let taken = room.split(part.events.len()).expect("there is room for all of its parts");
             let (answer, answered) = oneshot::channel();
             let (span, arrived) = (Span::current(), Instant::now());
             let submission =
-                Submission { events: part.events, answer, span, arrived, room, own: own.clone() };
+                Submission { events: part.events, answer, span, arrived, room: taken, own: room.own.clone() };
             queue.try_send(submission).map_err(|e| match e {
                 mpsc::error::TrySendError::Full(_) => Error::Overloaded,
                 mpsc::error::TrySendError::Closed(_) => Error::Stopping,
@@ -222,4 +265,38 @@ fn writer_of(eco_id: &EcoId, writers: usize) -> usize {
     let mut hasher = DefaultHasher::new();
     eco_id.hash(&mut hasher);
     (hasher.finish() % writers as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: usize) -> VerifiedKey {
+        let eco_id = EcoId::parse(&format!("eco_{number}")).expect("an id");
+        VerifiedKey { key_id: String::new(), eco_id, scopes: Default::default(), test_mode: false }
+    }
+
+    /// However many accounts there are.
+    #[tokio::test]
+    async fn keys_leave_a_quarter_of_the_room_to_services() {
+        let (recorder, _queues) = Recorder::new(1, 40_000);
+        let mut held: Vec<_> =
+            (0..3).map(|n| recorder.room_now(10_000, Some(&key(n))).expect("there is room")).collect();
+        assert!(recorder.room_now(1, Some(&key(3))).is_err());
+        let waits = tokio::spawn({
+            let recorder = recorder.clone();
+            async move { recorder.room_in_turn(5_000, Some(&key(3))).await.is_ok() }
+        });
+        while recorder.waiting.available_permits() == 40_000 {
+            tokio::task::yield_now().await;
+        }
+        let of_a_service = recorder.room_in_turn(10_000, None).await.expect("a quarter");
+        held.pop();
+        assert!(waits.await.expect("it does not panic"));
+        drop((held, of_a_service));
+        assert_eq!(
+            (recorder.room.available_permits(), recorder.of_keys.available_permits()),
+            (40_000, 30_000)
+        );
+    }
 }

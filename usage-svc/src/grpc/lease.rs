@@ -187,6 +187,13 @@ impl Stream {
             Ok(answer) => answer,
             Err(error) => return ControlFlow::Break(Some(error.into())),
         };
+        // What it waited for may have taken long.
+        if answer.granted.is_some()
+            && let Err(error) = session.verify().await
+        {
+            session.withdraw(answer.granted);
+            return ControlFlow::Break(Some(error.into()));
+        }
         let sent = self.send(answer::leased(answer, self.known.now().map(timestamp))).await;
         if sent.is_break() {
             session.withdraw(answer.granted);

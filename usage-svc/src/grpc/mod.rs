@@ -136,18 +136,17 @@ impl UsageService for Service {
         {
             return Ok(Response::new(answer::checked(&check.eco_id, &decision, self.known.now())?));
         }
-        let (decision, reservation) = match check.request_id {
-            Some(id) => {
-                self.quota_memory.run(&self.quota, &check.eco_id, check.units, id).await.map(|d| (d, None))
-            }
-            None => self.quota.reserve(&check.eco_id, check.units).await.map_err(Into::into),
-        }
-        .map_err(|e| Status::from(e.as_ref()))?;
-        // It may have waited, and the key have been revoked meanwhile.
-        caller::is_still_good(caller, &self.keys).await?;
-        if let Some(reservation) = reservation {
-            reservation.keep();
-        }
+        let api_key = match &caller {
+            Caller::ApiKey(text) => Some(text),
+            _ => None,
+        };
+        let about = (&check.eco_id, check.units);
+        let keys = (&self.keys, api_key);
+        let decision = match check.request_id {
+            Some(id) => self.quota_memory.run(&self.quota, about, id, keys).await,
+            None => app::check_quota::admit(&self.quota, about, keys).await.map_err(Into::into),
+        };
+        let decision = decision.map_err(|e| Status::from(e.as_ref()))?;
         Ok(Response::new(answer::checked(&check.eco_id, &decision, self.known.now())?))
     }
 

@@ -109,27 +109,28 @@ pub(super) fn record(
     Ok(Box::pin(acknowledged.chain(last.filter_map(std::future::ready))))
 }
 
-/// Takes a batch in, once there is room for it; there may be none, where reading failed. What it says is read only then.
+/// Takes a batch in, once there is room for it; there may be none, where reading failed. What it says is read only then, and
+/// nothing else of it kept.
 async fn taken(
     batch: Result<StreamUsageRequest, Status>,
     sender: Sender,
     recorder: Recorder,
-) -> Result<(StreamUsageRequest, Room), Status> {
-    let batch = batch?;
-    caller::own_events_only(sender.key(), &batch.events)?;
-    parse::batch_size(&batch.events).map_err(Error::Invalid)?;
-    let room = recorder.room_in_turn(batch.events.len(), sender.key()).await?;
-    Ok((batch, room))
+) -> Result<(i64, parse::Batch, Room), Status> {
+    let StreamUsageRequest { batch_id, events } = batch?;
+    caller::own_events_only(sender.key(), &events)?;
+    parse::batch_size(&events).map_err(Error::Invalid)?;
+    let room = recorder.room_in_turn(events.len(), sender.key()).await?;
+    let batch = parse::batch(events, sender.key()).map_err(Error::Invalid)?;
+    Ok((batch_id, batch, room))
 }
 
 /// Records one batch.
 async fn one(
-    batch: Result<(StreamUsageRequest, Room), Status>,
+    batch: Result<(i64, parse::Batch, Room), Status>,
     sender: Sender,
     Server { keys, recorder, known }: Server,
 ) -> Result<StreamUsageResponse, Status> {
-    let (StreamUsageRequest { batch_id, events }, room) = batch?;
-    let batch = parse::batch(events, sender.key()).map_err(Error::Invalid)?;
+    let (batch_id, batch, room) = batch?;
     sender.verify_again(&keys).await?;
     let outcomes = recorder.record_in(room, batch.events).await?;
     let answer = answer::batch_recorded(batch.ids, batch.places, outcomes, known.now().map(timestamp));

@@ -7,13 +7,19 @@ use nexus_core::plan::Plan;
 use nexus_kit::auth::Scope;
 use nexus_proto::usage::v1::{
     ApiKey, ApiKeyStatus, BatchRecordUsageRequest, BatchRecordUsageResponse, CheckQuotaRequest,
-    CheckQuotaResponse, GetCurrentUsageRequest, GetCurrentUsageResponse, RecordUsageRequest,
-    RecordUsageResponse, RevokeApiKeyRequest,
+    CheckQuotaResponse, GetCurrentUsageRequest, GetCurrentUsageResponse, LeaseQuotaRequest,
+    RecordUsageRequest, RecordUsageResponse, RevokeApiKeyRequest,
 };
-use nexus_testkit::settings::ADMIN;
-use tokio::{sync::oneshot, task::JoinHandle};
+use nexus_testkit::{db::TestDb, settings::ADMIN};
+use sqlx::{Postgres, Transaction};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, client::Grpc, codegen::http::uri::PathAndQuery, transport::Endpoint};
 use tonic_prost::ProstCodec;
+use uuid::Uuid;
 
 use crate::support::*;
 
@@ -109,23 +115,62 @@ async fn a_call_whose_message_comes_after_the_revocation_is_refused() -> Result<
 /// It waits for units, and nothing is consumed by it.
 #[tokio::test]
 async fn a_check_that_waits_while_its_key_is_revoked_is_refused() -> Result<()> {
+    for request_id in [String::new(), Uuid::from_u128(1).to_string()] {
+        let (db, server) = server().await?;
+        account(&db, "eco_a", Plan::Free).await?;
+        let made = make_key(&server, "eco_a", false).await?;
+        verify(&server, &made.key).await??;
+        check(&server, "eco_a", 1).await?;
+        let locked = hold_quota(&db).await?;
+        let (mut client, key) = (server.client()?, api_key(&made.key)?);
+        let request = CheckQuotaRequest { units_count: 900, request_id, ..Default::default() };
+        let waits = tokio::spawn(async move { client.check_quota(key.request(request)).await });
+        service_waits(&db).await?;
+        revoke(&server, user("eco_a")?, &key_id(&made)).await??;
+        locked.commit().await?;
+        refused(waits.await?, Code::Unauthenticated, "INVALID_API_KEY");
+        check(&server, "eco_a", 999).await?;
+        assert_eq!(current(&server, "eco_a").await?.consumed_count, 1000);
+    }
+    Ok(())
+}
+
+/// The same of units that are to be handed out.
+#[tokio::test]
+async fn a_lease_that_waits_while_its_key_is_revoked_is_not_granted() -> Result<()> {
     let (db, server) = server().await?;
     account(&db, "eco_a", Plan::Free).await?;
     let made = make_key(&server, "eco_a", false).await?;
     verify(&server, &made.key).await??;
     check(&server, "eco_a", 1).await?;
-    let mut locked = nexus_kit::db::begin(&db.pool).await?;
-    sqlx::query("select from eco_quota_usage for update").execute(&mut *locked).await?;
-    let (mut client, key) = (server.client()?, api_key(&made.key)?);
-    let request = CheckQuotaRequest { units_count: 900, ..Default::default() };
-    let waits = tokio::spawn(async move { client.check_quota(key.request(request)).await });
+    let locked = hold_quota(&db).await?;
+    let (wishes, stream) = mpsc::channel(1);
+    let first = LeaseQuotaRequest {
+        client_id: Uuid::from_u128(1).to_string(),
+        want_count: 900,
+        ..Default::default()
+    };
+    wishes.send(first).await?;
+    let key = api_key(&made.key)?;
+    let mut client = server.client()?;
+    let call = tokio::spawn(async move {
+        let mut answers = client.lease_quota(key.request(ReceiverStream::new(stream))).await?.into_inner();
+        answers.message().await
+    });
     service_waits(&db).await?;
     revoke(&server, user("eco_a")?, &key_id(&made)).await??;
     locked.commit().await?;
-    refused(waits.await?, Code::Unauthenticated, "INVALID_API_KEY");
+    refused(call.await?, Code::Unauthenticated, "INVALID_API_KEY");
     check(&server, "eco_a", 999).await?;
     assert_eq!(current(&server, "eco_a").await?.consumed_count, 1000);
     Ok(())
+}
+
+/// Grants wait until the transaction ends.
+async fn hold_quota(db: &TestDb) -> Result<Transaction<'static, Postgres>> {
+    let mut locked = nexus_kit::db::begin(&db.pool).await?;
+    sqlx::query("select from eco_quota_usage for update").execute(&mut *locked).await?;
+    Ok(locked)
 }
 
 #[tokio::test]
