@@ -90,18 +90,21 @@ async fn a_backup_that_is_loaded_into_the_same_server_is_known_for_one() -> Resu
     billing.stop().await
 }
 
-/// After the backup it got another customer, by a subscription that was made for it, and was charged there.
-#[tokio::test]
-async fn what_was_charged_on_a_customer_of_later_is_not_charged_again_on_the_one_of_before() -> Result<()> {
+/// After the backup it got another customer, by a subscription that was made for it, and was charged there. `known`: the
+/// server is the one that it was.
+async fn charged_on_a_customer_of_later(known: bool) -> Result<()> {
     let (db, sim) = (TestDb::new().await?, Sim::start().await?);
     sim.pro(&db, "eco_a").await?;
     meter(&db, "eco_a", 100_100).await?;
     let (later, backup) = (db.restored().await?, db.restored().await?);
+    if known {
+        sqlx::query(IS_KNOWN).execute(&backup.pool).await?;
+    }
     let billing = Billing::start(&later, &sim.base).await?;
     billing.reconcile(ReconcileRequest::default()).await?;
     let customer = sim.customer().await?;
-    let form =
-        format!("customer={customer}&items[0][price]={}&metadata[eco_id]=eco_a", sim.price("pro").await?);
+    let price = sim.price("pro").await?;
+    let form = format!("customer={customer}&items[0][price]={price}&metadata[eco_id]=eco_a");
     let subscription = sim.create("subscriptions", &form).await?;
     billing.event(&event("evt_1", "customer.subscription.created", json!({ "id": subscription }))).await?;
     until(&later, NONE_WAITS).await?;
@@ -111,18 +114,42 @@ async fn what_was_charged_on_a_customer_of_later_is_not_charged_again_on_the_one
     billing.stop().await?;
 
     let billing = Billing::start(&backup, &sim.base).await?;
+    let withheld = async || -> Result<()> {
+        let run = billing.run_all().await?;
+        let reasons: Vec<_> = run.errors.iter().map(|e| e.reason.as_str()).collect();
+        assert_eq!((run.charged_count, reasons), (0, vec!["ACCOUNT_WITHHELD"]));
+        Ok(())
+    };
     let named = pairs(&[("eco_a", "ITEM_STRAY")]);
-    assert_eq!(billing.differences(false).await?, named, "its event may come yet");
-    let run = billing.run_all().await?;
-    let reasons: Vec<_> = run.errors.iter().map(|e| e.reason.as_str()).collect();
-    assert_eq!((run.charged_count, reasons), (0, vec!["ACCOUNT_WITHHELD"]));
-    // And so it stays, as long as it is looked at without a repair.
-    assert_eq!(billing.differences(false).await?, named);
-    assert_eq!(billing.run_all().await?.charged_count, 0);
+    if !known {
+        // And so it stays, as long as it is looked at without a repair.
+        for _ in 0..2 {
+            assert_eq!(billing.differences(false).await?, named, "its event may come yet");
+            withheld().await?;
+        }
+    }
+    // It brings the customer, and the next one what was charged there.
+    assert_eq!(billing.differences(true).await?, named);
+    withheld().await?;
     assert_eq!(billing.differences(true).await?, pairs(&[("eco_a", "ITEM_EXTRA")]));
     agree(&billing, &sim, "eco_a", 10).await?;
     billing.stop().await
 }
+
+#[tokio::test]
+async fn what_was_charged_on_a_customer_of_later_is_not_charged_again_on_the_one_of_before() -> Result<()> {
+    charged_on_a_customer_of_later(false).await
+}
+
+#[tokio::test]
+async fn nor_is_it_where_the_server_counts_as_known() -> Result<()> {
+    charged_on_a_customer_of_later(true).await
+}
+
+/// The database counts as the one that it was.
+const IS_KNOWN: &str =
+    "update eco_database_identity set ledger_oid = 'eco_overage_charges'::regclass::oid::bigint,
+    database_oid = (select oid::bigint from pg_database where datname = current_database())";
 
 /// A server takes over while a run, or a settlement, is under way.
 #[tokio::test]
@@ -180,6 +207,9 @@ async fn a_repair_on_a_server_that_counts_as_known_charges_nothing_twice() -> Re
     // By then keys are forgotten.
     sim.admin("/clock", json!({ "advance_seconds": 25 * 3_600 })).await?;
 
+    // Somebody else's.
+    let withheld = "insert into eco_withheld_accounts (eco_id, oldest_item_time) values ('eco_z', now())";
+    sqlx::query(withheld).execute(&backup.pool).await?;
     let billing = Billing::start(&backup, &sim.base).await?;
     let hold = json!({ "method": "GET", "path": "/v1/invoiceitems", "hold": true });
     sim.admin("/faults", hold).await?;

@@ -124,6 +124,28 @@ async fn a_second_item_on_a_void_invoice_is_no_difference() -> Result<()> {
     billing.stop().await
 }
 
+/// Somebody has voided the first invoice, and made another one: which of the two is to be paid is a person's to say.
+#[tokio::test]
+async fn a_second_item_is_not_taken_back_where_the_first_one_is_void() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    let billing = charged(&db, &sim, &["eco_a"]).await?;
+    let item = item_of(&sim, "eco_a").await?;
+    let form = format!("customer={}&pending_invoice_items_behavior=include", customer(&item)?);
+    let invoice = sim.create("invoices", &form).await?;
+    for step in ["finalize", "void"] {
+        sim.create(&format!("invoices/{invoice}/{step}"), "").await?;
+    }
+    copy(&sim, &item, &[]).await?;
+    sim.invoice(customer(&item)?).await?;
+    for _ in 0..2 {
+        let found = billing.differences(true).await?;
+        ensure!(found.contains(&("eco_a".to_owned(), "ITEM_DUPLICATED".to_owned())), "{found:?}");
+        assert_eq!(billing.run_all().await?.charged_count, 0);
+    }
+    assert_eq!(sim.amounts().await?, [10, 10]);
+    billing.stop().await
+}
+
 /// Cut off before it has taken the last item in, by a server that has an earlier one in the ledger; two go on at once.
 #[tokio::test]
 async fn killed_amid_the_repair_the_others_go_on_and_nothing_is_credited_twice() -> Result<()> {

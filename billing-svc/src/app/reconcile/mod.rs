@@ -6,6 +6,7 @@
 //! | `work` | one reconciliation: the order of its steps |
 //! | `database` | raw log, counters, segments, summary, ledger, at one snapshot |
 //! | `stripe` | ledger and Stripe |
+//! | `strays` | items that are nobody's as far as our tables know: whose accounts are not charged |
 //! | `subscriptions` | the accounts' subscriptions and Stripe's |
 //! | `adopt` | takes what only Stripe has into the ledger |
 //! | `repair` | what else can be repaired without a person |
@@ -21,6 +22,7 @@ mod database;
 mod drift;
 mod reconciler;
 mod repair;
+mod strays;
 mod stripe;
 mod subscriptions;
 mod work;

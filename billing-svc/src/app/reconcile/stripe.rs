@@ -1,6 +1,6 @@
 //! The ledger and Stripe's books.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::BoxFuture;
@@ -11,11 +11,12 @@ use uuid::Uuid;
 use super::{
     adopt::{self, Adoption},
     repair,
+    strays::Strays,
     work::Context,
 };
 use crate::{
     domain::{
-        books::{self, BookItem, Finding, Home, InvoiceStatus, LedgerRow, Repair, text},
+        books::{self, BookItem, Finding, InvoiceStatus, LedgerRow, Repair, text},
         reconciliation::{CLOCK_MARGIN, Difference, Kind},
     },
     error::Error,
@@ -46,15 +47,14 @@ const OLDEST_DRAFT: TimeDelta = TimeDelta::days(35);
 
 /// Lists the books and compares. What the ledger had at `looked_at` was at Stripe before the listing began.
 /// `last_written`: only after a restore: when the ledger was last written as far as it knows, if it ever was. Returns the
-/// accounts that are not to be charged before they could be compared, for what Stripe has of them cannot be taken in yet,
-/// and from when that is.
+/// items that are no account's as far as our tables know, and whose accounts are not to be charged for that.
 #[tracing::instrument(name = "reconcile.stripe", skip_all)]
 pub(super) async fn compare(
     context: &Context,
     lease: &mut PgConnection,
     looked_at: DateTime<Utc>,
     last_written: Option<Option<DateTime<Utc>>>,
-) -> Result<BTreeMap<String, DateTime<Utc>>, Error> {
+) -> Result<Strays, Error> {
     let scope = &context.begun.scope;
     let first_start = scope.first_start(looked_at);
     let from = match (&scope.accounts, last_written) {
@@ -95,7 +95,7 @@ pub(super) async fn compare(
     drop(connection);
     waiting(context).await?;
     // It is not to count as one that has compared everything.
-    if are_all { Ok(found.withheld) } else { Err(Error::TooManyDifferences(MOST_SUSPECTS)) }
+    if are_all { Ok(found.strays) } else { Err(Error::TooManyDifferences(MOST_SUSPECTS)) }
 }
 
 /// What is left to do once all charges were looked at.
@@ -105,24 +105,10 @@ struct Found {
     adoptions: Vec<(Adoption, Difference)>,
     /// Whether the database may have lost what it knew.
     restored: bool,
-    /// Accounts that are not to be charged, and since when there are items of them.
-    withheld: BTreeMap<String, DateTime<Utc>>,
+    strays: Strays,
 }
 
 impl Found {
-    /// An item is not the account's, as far as our tables know. If it is, they have lost its customer.
-    fn withhold(&mut self, eco_id: &str, home: Option<&Home>, item: &BookItem) {
-        let may_lack = match home {
-            Some(home) if self.restored => home.may_lack(&item.customer),
-            Some(home) => home.customers.is_empty(),
-            None => true,
-        };
-        if may_lack {
-            let oldest = self.withheld.entry(eco_id.to_owned()).or_insert(item.created);
-            *oldest = item.created.min(*oldest);
-        }
-    }
-
     /// All of them are adopted in their order; `None`: the item does not say whose it is.
     fn adopt(&mut self, context: &Context, adoption: Option<Adoption>, difference: Difference) {
         match adoption {
@@ -213,16 +199,21 @@ async fn look_at(
             let eco_id = eco_id.or_else(|| says().map(String::as_str)).unwrap_or_default();
             let customers: Vec<&str> = items.iter().map(|item| item.customer.as_str()).collect();
             let mut connection = db::acquire(&context.pool).await?;
-            stripe_books::home(&mut connection, eco_id, &customers).await?
+            // Only a restore loses a customer.
+            let customers = if found.restored { &customers[..] } else { &[] };
+            stripe_books::home(&mut connection, eco_id, customers).await?
         };
+        let is_waived = is_waived(context, &rows, &items).await?;
         for (difference, repair) in books::compare(*charge_id, &rows, &items, home.as_ref(), now) {
             let item = items.iter().find(|item| item.item_id == difference.item_id);
             if is_asked_of_nobody(context, difference.kind, item).await? {
                 continue;
             }
             if let Some(item) = item.filter(|_| difference.kind.may_lack_customer()) {
-                found.withhold(&difference.eco_id, home.as_ref(), item);
+                found.strays.add(&difference.eco_id, home.as_ref(), item);
             }
+            // Which of the two is to be paid is not known here.
+            let repair = repair.filter(|repair| !(is_waived && matches!(repair, Repair::Second(_))));
             if is_in_scope(context, &rows, &items) {
                 report(context, &rows, (difference, repair), found).await?;
             }
@@ -236,13 +227,30 @@ async fn attempts(context: &Context, charges: &[Uuid]) -> Result<HashMap<Uuid, V
     Ok(stripe_books::attempts(&mut connection, charges).await?)
 }
 
+/// Whether an item that the ledger has is on a void invoice, where there are others.
+async fn is_waived(context: &Context, rows: &[LedgerRow], items: &[BookItem]) -> Result<bool, Error> {
+    let ours = |item: &&BookItem| rows.iter().any(|row| row.item_id.as_ref() == Some(&item.item_id));
+    for item in items.iter().filter(ours).filter(|_| items.len() > 1) {
+        if is_on_void_invoice(context, item).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn is_on_void_invoice(context: &Context, item: &BookItem) -> Result<bool, Error> {
+    let Some(id) = &item.invoice_id else { return Ok(false) };
+    let invoice = ask(context, || context.books.invoice(id)).await?;
+    Ok(invoice.is_some_and(|invoice| invoice.status == InvoiceStatus::Void))
+}
+
 /// Whether an item that is one too many is on a void invoice: there is nothing to take back.
 async fn is_asked_of_nobody(context: &Context, kind: Kind, item: Option<&BookItem>) -> Result<bool, Error> {
     let is_too_many = matches!(kind, Kind::ItemDuplicated | Kind::ItemStray | Kind::ItemOfNoAccount);
-    let invoice_id = item.filter(|_| is_too_many).and_then(|item| item.invoice_id.as_ref());
-    let Some(id) = invoice_id else { return Ok(false) };
-    let invoice = ask(context, || context.books.invoice(id)).await?;
-    Ok(invoice.is_some_and(|invoice| invoice.status == InvoiceStatus::Void))
+    match item.filter(|_| is_too_many) {
+        Some(item) => is_on_void_invoice(context, item).await,
+        None => Ok(false),
+    }
 }
 
 /// An item that does not say which period it is of is always told.

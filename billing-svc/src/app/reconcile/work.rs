@@ -111,19 +111,19 @@ async fn compare(context: &Context, lease: &mut PgConnection) -> Result<(), Erro
     let looked_at = database::compare(context).await?;
     let restored = known != current;
     let last_written = if restored { Some(stripe_books::last_written(lease).await?) } else { None };
-    // An item belongs to whoever has its customer, and a lost event may have given one.
-    let customers_may_be_lost = restored || withheld::oldest_item(lease).await?.is_some();
-    if customers_may_be_lost {
+    if restored {
+        // Nothing is charged meanwhile. An item belongs to whoever has its customer, and a lost event may have given one.
         subscriptions::compare(context, lease, looked_at).await?;
     }
-    let withheld = stripe::compare(context, lease, looked_at, last_written).await?;
+    let mut strays = stripe::compare(context, lease, looked_at, last_written).await?;
+    if !restored {
+        // What ends is charged at once: what was charged for it has to be known before.
+        subscriptions::compare(context, lease, looked_at).await?;
+        strays.belong_since(lease).await?;
+    }
     if context.begun.scope.is_whole() {
         let differing = context.live.borrow().differing.iter().cloned().collect::<Vec<_>>();
-        withheld::replace(lease, &withheld, &differing).await?;
-    }
-    if !customers_may_be_lost {
-        // What ends is charged at once, and what was charged for it is known by now.
-        subscriptions::compare(context, lease, looked_at).await?;
+        withheld::replace(lease, &strays.withheld, &differing).await?;
     }
     if restored && context.begun.scope.is_whole() && context.live.borrow().findings.ledger_is_whole() {
         tracing::warn!(
