@@ -199,7 +199,7 @@ nexus_billing eco_webhook_deliveries: select insert update delete
 nexus_billing eco_webhook_endpoints: select insert update delete
 nexus_billing eco_webhook_messages: select insert update delete
 nexus_billing eco_webhook_secrets: select insert update delete
-nexus_billing eco_withheld_accounts: select insert delete
+nexus_billing eco_withheld_accounts: select insert update delete
 nexus_usage _sqlx_migrations: select
 nexus_usage eco_api_key_rotations: select insert update
 nexus_usage eco_api_keys: select insert update
