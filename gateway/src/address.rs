@@ -15,10 +15,8 @@ use ipnet::IpNet;
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// By which other proxies say the same; it is not read.
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
-/// What one customer of a provider has at least, and so may change at will within: 64 bits.
-const NETWORK_OF_ONE: u128 = u128::MAX << 64;
-/// What many have: 56. By that is counted what a few must not take from all.
-const NETWORK_OF_MANY: u128 = u128::MAX << 72;
+/// What many customers of providers have, and so may change at will within: 56 bits.
+const NETWORK_OF_ONE: u128 = u128::MAX << 72;
 
 /// The other end of a connection; the server puts it beside each request.
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +60,7 @@ impl Proxies {
                 None => break,
             }
         }
-        Client(network(client, NETWORK_OF_ONE))
+        Client(network_of_one(client))
     }
 
     /// Whether this peer says whom a request is from and is not believed, for the first time that anybody does: a proxy
@@ -75,7 +73,7 @@ impl Proxies {
     /// The other end of a connection, unless it is a proxy of ours.
     pub fn untrusted_peer(&self, peer: IpAddr) -> Option<IpAddr> {
         let peer = plain(peer);
-        (!self.trusts(peer)).then(|| network(peer, NETWORK_OF_MANY))
+        (!self.trusts(peer)).then(|| network_of_one(peer))
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
@@ -96,10 +94,10 @@ fn plain(address: IpAddr) -> IpAddr {
 }
 
 /// An address of IPv4; of IPv6 the network that it is in.
-fn network(address: IpAddr, mask: u128) -> IpAddr {
+fn network_of_one(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & mask)),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & NETWORK_OF_ONE)),
     }
 }
 
@@ -141,8 +139,8 @@ mod tests {
 
     #[test]
     fn a_network_of_ipv6_is_one_client() {
-        assert_eq!(client("", "2001:db8:1:2:3:4:5:6", &[]), "2001:db8:1:2::");
-        assert_eq!(client("10.0.0.0/8", "10.1.2.3", &["[2001:db8:1:2::9]:443"]), "2001:db8:1:2::");
+        assert_eq!(client("", "2001:db8:1:2ff:3:4:5:6", &[]), "2001:db8:1:200::");
+        assert_eq!(client("10.0.0.0/8", "10.1.2.3", &["[2001:db8:1:201::9]:443"]), "2001:db8:1:200::");
     }
 
     #[test]

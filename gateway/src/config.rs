@@ -52,7 +52,7 @@ pub struct Config {
     /// Requests a second that one account may send, and twice as many at once; 0: as many as it likes
     #[arg(long, env = "ACCOUNT_RATE_PER_SECOND", default_value_t = 500, value_name = "N")]
     pub account_rate_per_second: u32,
-    /// The same of one address (of IPv6, a network of 64 bits) whose requests show no user and no good API key
+    /// The same of one address (of IPv6, a network of 56 bits) whose requests show no user and no good API key
     #[arg(long, env = "ADDRESS_RATE_PER_SECOND", default_value_t = 20, value_name = "N")]
     pub address_rate_per_second: u32,
     /// Networks of the proxies in front, whose X-Forwarded-For says whom a request is from, comma separated, e.g. 10.0.0.0/8

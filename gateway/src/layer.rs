@@ -1,6 +1,6 @@
 //! What happens around every request, in this order: an id, a span that continues the caller's trace, a
-//! place among the requests in flight, which an answer of an account and a long one have until they are taken, the handler
-//! with a time limit and panics caught; then the headers that every answer has, one log line, and the metrics.
+//! place among the requests in flight, which a long answer has until it is taken, the handler with a time limit and panics
+//! caught; then the headers that every answer has, one log line, and the metrics.
 
 use std::{borrow::Cow, panic::AssertUnwindSafe, time::Instant};
 
@@ -106,7 +106,7 @@ async fn limited(app: &App, mut request: Request, next: Next) -> Response {
         Ok(Err(_panic)) => Error::Internal("the handler panicked".to_owned()).into_response(),
         Err(_elapsed) => Error::unavailable("the request took too long").into_response(),
     };
-    if place.is_of_account() || !places::is_small(response.body()) {
+    if !places::is_small(response.body()) {
         response.extensions_mut().insert(place);
     }
     response

@@ -1,5 +1,4 @@
-//! Places of requests in flight, each from its arrival until its answer is taken or given up. A small one of somebody who
-//! has no account keeps none once it is made.
+//! Places of requests in flight, each from its arrival until its answer is made or, where that is long, taken or given up.
 //! Each account has so many at most, whoever shows nothing good has a part of all, and each address a small part of
 //! these: whatever strangers do, or one account, others find a place.
 
@@ -29,8 +28,7 @@ const WEBHOOKS: u32 = 8;
 /// Of these an address has one in so many, and so many at most.
 const ADDRESS: u32 = 8;
 const OF_AN_ADDRESS: u32 = 64;
-/// Up to so many bytes, an answer is nothing to speak of: of who has no account it has no place while it is taken, and
-/// little time for that.
+/// Up to so many bytes, an answer is nothing to speak of: it has no place while it is taken, and little time for that.
 const SMALL: u64 = 1024;
 
 /// Whom a request is from, as far as what it shows says by itself.
@@ -105,7 +103,7 @@ impl Places {
     }
 }
 
-/// Whether the body of an answer is so small that it needs no place.
+/// Whether the body of an answer is so small that it has no place.
 pub fn is_small(body: &impl Body) -> bool {
     body.size_hint().exact().is_some_and(|length| length <= SMALL)
 }
@@ -117,11 +115,6 @@ fn of_account(shares: &Shares, eco_id: &EcoId) -> Result<Holder, Error> {
 }
 
 impl Place {
-    /// Whether it counts for an account.
-    pub fn is_of_account(&self) -> bool {
-        matches!(*self.0.holder.lock().unwrap_or_else(PoisonError::into_inner), Holder::Account { .. })
-    }
-
     /// The request was made with a key of this account.
     pub fn with_key_of(&self, eco_id: &EcoId) -> Result<(), Error> {
         let mut holder = self.0.holder.lock().unwrap_or_else(PoisonError::into_inner);

@@ -63,12 +63,12 @@ pub fn convert(response: Response) -> Response {
     let Some(failure) = response.extensions().get::<Failure>().cloned() else {
         return response;
     };
-    let (parts, _plain) = response.into_parts();
+    let headers = response.headers().clone();
     let mut problem = (failure.status, Json(InOrder(problem(&failure)))).into_response();
-    problem.headers_mut().extend(parts.headers);
+    problem.headers_mut().extend(headers);
     problem.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
     problem.headers_mut().remove(CONTENT_LENGTH);
-    *problem.extensions_mut() = parts.extensions;
+    problem.extensions_mut().insert(failure);
     problem
 }
 

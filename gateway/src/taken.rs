@@ -28,7 +28,7 @@ use crate::{places::Place, server::Open};
 /// Longest that a client may take for the next piece of an answer.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The same of an answer that has no place among the requests in flight, so that there may be many: what is small, or tells
-/// that something is wrong, and is of somebody who has no account. Whoever takes answers has room for it at once.
+/// that something is wrong. Whoever takes answers has room for it at once.
 const LITTLE: Duration = Duration::from_secs(2);
 /// Whoever takes so much in that time is served, however slow it is.
 const PIECE: usize = 16 * 1024;

@@ -25,14 +25,14 @@ pub fn convert(response: Response) -> Response {
     let Some(failure) = response.extensions().get::<Failure>().cloned() else {
         return response;
     };
-    let (mut parts, _plain) = response.into_parts();
-    parts.headers.remove(CONTENT_TYPE);
-    parts.headers.remove(CONTENT_LENGTH);
+    let mut headers = response.headers().clone();
+    headers.remove(CONTENT_TYPE);
+    headers.remove(CONTENT_LENGTH);
     let (title, text) = words(&failure);
     let mut page = Bare { title, main: main(&failure, title, text) }.into_response();
     *page.status_mut() = failure.status;
-    page.headers_mut().extend(parts.headers);
-    *page.extensions_mut() = parts.extensions;
+    page.headers_mut().extend(headers);
+    page.extensions_mut().insert(failure);
     page
 }
 

@@ -11,7 +11,6 @@ use tokio::net::TcpStream;
 
 use crate::suite::Suite;
 
-const CURRENT: &str = "/api/usage/current";
 const EXPORT: &str = "/api/usage/export?start=2026-11-01&end=2026-11-30";
 
 /// Somebody who has no room for any answer.
@@ -130,26 +129,5 @@ async fn long_answers_that_strangers_do_not_take_leave_places_to_who_is_known() 
         untaken.push(hoarder.get("/openapi.json", &[("authorization", &bearer)]).await?);
     }
     assert_eq!(suite.get_as("eco_a", "/api/usage/current").await?.status, 200);
-    Ok(())
-}
-
-/// So that it may take its time: there are no more of them than it has places.
-#[tokio::test]
-async fn an_answer_of_an_account_counts_until_it_is_taken_however_small_it_is() -> Result<()> {
-    let suite = Suite::start_with(|config| config.serve.max_in_flight = 12).await?;
-    suite.account("eco_a", Plan::Pro).await?;
-    let mut hoarder = Hoarder::new(&suite).await?;
-    let token = user_token("eco_a")?;
-    let (bearer, cookie) = (format!("Bearer {token}"), format!("nexus_session={token}"));
-    let problem = [("authorization", bearer.as_str()), ("accept", "application/problem+json")];
-    let untaken = [
-        hoarder.get(CURRENT, &problem[..1]).await?,
-        hoarder.get("/api/usage/history?days=0", &problem).await?,
-        hoarder.get("/dashboard/keys/x", &[("cookie", &cookie), ("accept", "text/html")]).await?,
-    ];
-    assert_eq!(untaken.each_ref().map(|answer| answer.status().as_u16()), [200, 400, 404]);
-    assert_eq!(suite.get_as("eco_a", CURRENT).await?.status, 503);
-    drop(untaken);
-    suite.until(async |suite| suite.get_as("eco_a", CURRENT).await, |answer| answer.status == 200).await?;
     Ok(())
 }
