@@ -146,6 +146,32 @@ async fn nor_is_it_where_the_server_counts_as_known() -> Result<()> {
     charged_on_a_customer_of_later(true).await
 }
 
+/// The customer was changed by hand: nothing but a person brings it back, however often it is repaired.
+#[tokio::test]
+async fn an_item_that_waits_on_a_lost_customer_is_kept_until_somebody_decides() -> Result<()> {
+    let (db, sim) = (TestDb::new().await?, Sim::start().await?);
+    sim.pro(&db, "eco_a").await?;
+    meter(&db, "eco_a", 100_100).await?;
+    let (later, backup) = (db.restored().await?, db.restored().await?);
+    let customer = sim.customer().await?;
+    let set = "update eco_identities set stripe_customer_id = $1 where eco_id = 'eco_a'";
+    sqlx::query(set).bind(&customer).execute(&later.pool).await?;
+    let billing = Billing::start(&later, &sim.base).await?;
+    billing.reconcile(ReconcileRequest::default()).await?;
+    assert_eq!(billing.run_all().await?.charged_count, 1);
+    billing.stop().await?;
+
+    let billing = Billing::start(&backup, &sim.base).await?;
+    for _ in 0..3 {
+        assert_eq!(billing.differences(true).await?, pairs(&[("eco_a", "ITEM_STRAY")]));
+        assert_eq!((billing.run_all().await?.charged_count, sim.amounts().await?), (0, vec![10]));
+    }
+    sqlx::query(set).bind(&customer).execute(&backup.pool).await?;
+    assert_eq!(billing.differences(true).await?, pairs(&[("eco_a", "ITEM_EXTRA")]));
+    agree(&billing, &sim, "eco_a", 10).await?;
+    billing.stop().await
+}
+
 /// The database counts as the one that it was.
 const IS_KNOWN: &str =
     "update eco_database_identity set ledger_oid = 'eco_overage_charges'::regclass::oid::bigint,

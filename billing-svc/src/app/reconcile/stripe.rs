@@ -199,8 +199,10 @@ async fn look_at(
             let eco_id = eco_id.or_else(|| says().map(String::as_str)).unwrap_or_default();
             let customers: Vec<&str> = items.iter().map(|item| item.customer.as_str()).collect();
             let mut connection = db::acquire(&context.pool).await?;
-            // Only a restore loses a customer.
-            let customers = if found.restored { &customers[..] } else { &[] };
+            // Only a restore loses a customer; whoever is withheld may still have to be given it.
+            let may_lack =
+                found.restored || withheld::among(&mut connection, &[eco_id]).await?.contains(eco_id);
+            let customers = if may_lack { &customers[..] } else { &[] };
             stripe_books::home(&mut connection, eco_id, customers).await?
         };
         let is_waived = is_waived(context, &rows, &items).await?;
@@ -213,7 +215,8 @@ async fn look_at(
                 found.strays.add(&difference.eco_id, home.as_ref(), item);
             }
             // Which of the two is to be paid is not known here.
-            let repair = repair.filter(|repair| !(is_waived && matches!(repair, Repair::Second(_))));
+            let is_kept = is_waived && difference.kind == Kind::ItemDuplicated;
+            let repair = repair.filter(|_| !is_kept);
             if is_in_scope(context, &rows, &items) {
                 report(context, &rows, (difference, repair), found).await?;
             }
